@@ -1,0 +1,1 @@
+"""Time: loops, retries, audits, drains, and the HTTP servers that show them."""

@@ -1,0 +1,1 @@
+"""From operations to the kernel and back: codecs are sans-IO, sockets are thin."""

@@ -1,0 +1,1 @@
+"""From the API (or from manifest files) to decoded objects."""

@@ -1,0 +1,165 @@
+"""The Kubernetes objects that the agent reads, reduced to the fields it uses.
+
+These frozen structs are what flows from ``kube/`` into ``plan/``. Every other field is skipped while decoding,
+which is what keeps memory and CPU small. Names of fields are the API's in snake case; the meaning of each field
+is that of the Kubernetes API reference (core/v1 Service and Node, discovery.k8s.io/v1 EndpointSlice).
+A field that the API leaves out is ``None`` only where "absent" means something else than the zero value.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+PortNumber = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+
+class Struct(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
+    """Base of all objects: frozen, outside the garbage collector (they hold no cycles), camelCase on the wire."""
+
+
+class ObjectMeta(Struct):
+    """``metadata`` of any object."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    creation_timestamp: datetime | None = None
+    deletion_timestamp: datetime | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class ClientIPConfig(Struct):
+    """``sessionAffinityConfig.clientIP``; the timeout is in seconds."""
+
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(Struct):
+    """``spec.sessionAffinityConfig``."""
+
+    client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
+
+
+class ServicePort(Struct):
+    """One element of a Service's ``spec.ports``."""
+
+    port: PortNumber
+    name: str = ""
+    protocol: str = "TCP"
+    node_port: PortNumber = 0
+
+
+class ServiceSpec(Struct):
+    """A Service's ``spec``."""
+
+    type: str = "ClusterIP"
+    cluster_ip: str = msgspec.field(default="", name="clusterIP")
+    cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
+    ip_families: list[str] | None = None
+    ports: list[ServicePort] | None = None
+    session_affinity: str = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
+    internal_traffic_policy: str | None = None
+    external_traffic_policy: str | None = None
+
+
+class Service(Struct):
+    """core/v1 Service."""
+
+    metadata: ObjectMeta
+    spec: ServiceSpec = ServiceSpec()
+
+
+class EndpointConditions(Struct):
+    """Conditions of one endpoint; ``None`` is "unknown" and is given its meaning by the plan, not here."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class ForZone(Struct):
+    """One element of ``hints.forZones``."""
+
+    name: str
+
+
+class ForNode(Struct):
+    """One element of ``hints.forNodes``."""
+
+    name: str
+
+
+class EndpointHints(Struct):
+    """``hints`` of one endpoint."""
+
+    for_zones: list[ForZone] | None = None
+    for_nodes: list[ForNode] | None = None
+
+
+class Endpoint(Struct):
+    """One element of an EndpointSlice's ``endpoints``."""
+
+    addresses: list[str]
+    conditions: EndpointConditions = EndpointConditions()
+    node_name: str | None = None
+    hints: EndpointHints | None = None
+
+
+class EndpointPort(Struct):
+    """One element of an EndpointSlice's ``ports``; a nil name is not the same as an empty one."""
+
+    name: str | None = None
+    port: PortNumber | None = None
+    protocol: str = "TCP"
+
+
+class EndpointSlice(Struct):
+    """discovery.k8s.io/v1 EndpointSlice."""
+
+    metadata: ObjectMeta
+    address_type: str
+    endpoints: list[Endpoint] | None = None
+    ports: list[EndpointPort] | None = None
+
+
+class NodeAddress(Struct):
+    """One element of a Node's ``status.addresses``."""
+
+    type: str
+    address: str
+
+
+class Taint(Struct):
+    """One element of a Node's ``spec.taints``."""
+
+    key: str
+
+
+class NodeSpec(Struct):
+    """A Node's ``spec``."""
+
+    pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
+    taints: list[Taint] | None = None
+
+
+class NodeStatus(Struct):
+    """A Node's ``status``."""
+
+    addresses: list[NodeAddress] | None = None
+
+
+class Node(Struct):
+    """core/v1 Node."""
+
+    metadata: ObjectMeta
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+
+KubernetesObject = Service | EndpointSlice | Node

@@ -1,0 +1,1 @@
+"""From objects to the tables that the kernel should hold: pure functions and values."""

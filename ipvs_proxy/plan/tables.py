@@ -1,0 +1,192 @@
+"""The nouns of the plan: what a kernel table holds, and the operations that change it.
+
+Everything here is a value. Addresses are packed bytes in network order (4 for IPv4, 16 for IPv6), so the family of a
+key is the length of its address, comparing is cheap and a codec writes them as they are. Ports are integers in host
+order. The kernel layer executes operations; nothing in this module knows how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from ipaddress import ip_address
+from typing import NamedTuple
+
+
+class Protocol(IntEnum):
+    """IP protocol numbers of the protocols that a Service can have (RFC 5237 registry)."""
+
+    TCP = 6
+    UDP = 17
+    SCTP = 132
+
+
+class Family(IntEnum):
+    """Address families, with the kernel's numbers (AF_INET, AF_INET6 on Linux)."""
+
+    IPV4 = 2
+    IPV6 = 10
+
+    @property
+    def label(self) -> str:
+        """``IPv4`` or ``IPv6``, as in the Kubernetes API and kube-proxy's metrics."""
+        return "IPv4" if self is Family.IPV4 else "IPv6"
+
+
+def family_of(address: bytes) -> Family:
+    """Give the family of a packed address."""
+    return Family.IPV4 if len(address) == 4 else Family.IPV6
+
+
+def text_of(address: bytes) -> str:
+    """Give the canonical text form of a packed address (RFC 5952 for IPv6)."""
+    return str(ip_address(address))
+
+
+def endpoint_text(address: bytes, port: int) -> str:
+    """``10.0.0.1:53`` or ``[fd00::1]:53``."""
+    return f"[{text_of(address)}]:{port}" if len(address) == 16 else f"{text_of(address)}:{port}"
+
+
+class VirtualServerKey(NamedTuple):
+    """What the kernel identifies a virtual server by."""
+
+    address: bytes
+    protocol: int
+    port: int
+
+    def __str__(self) -> str:
+        return f"{endpoint_text(self.address, self.port)}/{Protocol(self.protocol).name}"
+
+
+class RealServerKey(NamedTuple):
+    """What the kernel identifies a real server of one virtual server by."""
+
+    address: bytes
+    port: int
+
+    def __str__(self) -> str:
+        return endpoint_text(self.address, self.port)
+
+
+#: Forwarding methods (``IP_VS_CONN_F_*`` in linux/ip_vs.h); Kubernetes needs masquerading, which is NAT.
+MASQUERADE = 0
+
+
+class RealServer(NamedTuple):
+    """The settings of a real server. ``weight`` 0 means: no new connections, existing ones go on."""
+
+    weight: int = 1
+    forwarding: int = MASQUERADE
+    upper_threshold: int = 0
+    lower_threshold: int = 0
+
+
+ACTIVE = RealServer(weight=1)
+DRAINING = RealServer(weight=0)
+
+#: ``IP_VS_SVC_F_*`` of linux/ip_vs.h.
+PERSISTENT = 0x0001
+HASHED = 0x0002
+ONE_PACKET = 0x0004
+SCHED1 = 0x0008
+SCHED2 = 0x0010
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualServer:
+    """A virtual server and its real servers.
+
+    ``flags`` are ``IP_VS_SVC_F_*`` without HASHED, which the kernel always adds. ``timeout`` is the persistence timeout in seconds,
+    0 without PERSISTENT. ``netmask`` is the prefix length that groups clients for persistence, ``None`` for the whole address.
+    ``lingering`` are real servers that are not wanted for new connections but still answer existing ones (serving and
+    terminating): a plan names them so that a drain does not cut them; in what is read from a kernel it is empty.
+    """
+
+    key: VirtualServerKey
+    scheduler: str
+    flags: int = 0
+    timeout: int = 0
+    netmask: int | None = None
+    real_servers: dict[RealServerKey, RealServer] = field(default_factory=dict)
+    lingering: frozenset[RealServerKey] = frozenset()
+
+    @property
+    def settings(self) -> tuple[str, int, int, int | None]:
+        """What SET_SERVICE can change: scheduler, flags, timeout, netmask."""
+        return (self.scheduler, self.flags, self.timeout, self.netmask)
+
+
+class SetEntry(NamedTuple):
+    """A member of an ipset, in the order of the longest set type, ``hash:ip,port,net``.
+
+    ``bitmap:port`` uses only ``port``, ``hash:ip`` only ``address``, ``hash:ip,port`` the first three, ``hash:ip,port,ip`` the first four.
+    """
+
+    address: bytes = b""
+    protocol: int = 0
+    port: int = 0
+    source: bytes = b""
+    prefix_length: int | None = None
+
+
+class SetType(Enum):
+    """The ipset types in use, with the kernel's names."""
+
+    HASH_IP = "hash:ip"
+    HASH_IP_PORT = "hash:ip,port"
+    HASH_IP_PORT_IP = "hash:ip,port,ip"
+    HASH_IP_PORT_NET = "hash:ip,port,net"
+    BITMAP_PORT = "bitmap:port"
+
+
+class SetDefinition(NamedTuple):
+    """One ipset: its name (at most 31 characters), type and family, and the comment of the rules that refer to it."""
+
+    name: str
+    type: SetType
+    family: Family
+    comment: str
+
+
+class Verb(Enum):
+    """What an operation does to its object."""
+
+    ADD = "add"
+    SET = "set"
+    DELETE = "delete"
+
+
+class VirtualServerOperation(NamedTuple):
+    """Add, set or delete a virtual server; real servers have operations of their own. DELETE reads only the key."""
+
+    verb: Verb
+    virtual_server: VirtualServer
+
+
+class RealServerOperation(NamedTuple):
+    """Add, set or delete one real server of a virtual server. DELETE ignores ``real_server``."""
+
+    verb: Verb
+    virtual_server: VirtualServerKey
+    key: RealServerKey
+    real_server: RealServer
+
+
+class AddressOperation(NamedTuple):
+    """Add or delete an address on the dummy link."""
+
+    verb: Verb
+    address: bytes
+
+
+class SetEntryOperation(NamedTuple):
+    """Add or delete a member of an ipset."""
+
+    verb: Verb
+    set_name: str
+    entry: SetEntry
+
+
+IpvsOperation = VirtualServerOperation | RealServerOperation
+Operation = IpvsOperation | AddressOperation | SetEntryOperation
