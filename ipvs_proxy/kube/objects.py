@@ -20,7 +20,7 @@ class Struct(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_default
     """Base of all objects: frozen, outside the garbage collector (they hold no cycles), camelCase on the wire."""
 
 
-class ObjectMeta(Struct):
+class ObjectMeta(Struct, frozen=True):
     """``metadata`` of any object."""
 
     name: str
@@ -33,19 +33,19 @@ class ObjectMeta(Struct):
     annotations: dict[str, str] | None = None
 
 
-class ClientIPConfig(Struct):
+class ClientIPConfig(Struct, frozen=True):
     """``sessionAffinityConfig.clientIP``; the timeout is in seconds."""
 
     timeout_seconds: int | None = None
 
 
-class SessionAffinityConfig(Struct):
+class SessionAffinityConfig(Struct, frozen=True):
     """``spec.sessionAffinityConfig``."""
 
     client_ip: ClientIPConfig | None = msgspec.field(default=None, name="clientIP")
 
 
-class ServicePort(Struct):
+class ServicePort(Struct, frozen=True):
     """One element of a Service's ``spec.ports``."""
 
     port: PortNumber
@@ -54,7 +54,7 @@ class ServicePort(Struct):
     node_port: PortNumber = 0
 
 
-class ServiceSpec(Struct):
+class ServiceSpec(Struct, frozen=True):
     """A Service's ``spec``."""
 
     type: str = "ClusterIP"
@@ -68,14 +68,14 @@ class ServiceSpec(Struct):
     external_traffic_policy: str | None = None
 
 
-class Service(Struct):
+class Service(Struct, frozen=True):
     """core/v1 Service."""
 
     metadata: ObjectMeta
     spec: ServiceSpec = ServiceSpec()
 
 
-class EndpointConditions(Struct):
+class EndpointConditions(Struct, frozen=True):
     """Conditions of one endpoint; ``None`` is "unknown" and is given its meaning by the plan, not here."""
 
     ready: bool | None = None
@@ -83,26 +83,26 @@ class EndpointConditions(Struct):
     terminating: bool | None = None
 
 
-class ForZone(Struct):
+class ForZone(Struct, frozen=True):
     """One element of ``hints.forZones``."""
 
     name: str
 
 
-class ForNode(Struct):
+class ForNode(Struct, frozen=True):
     """One element of ``hints.forNodes``."""
 
     name: str
 
 
-class EndpointHints(Struct):
+class EndpointHints(Struct, frozen=True):
     """``hints`` of one endpoint."""
 
     for_zones: list[ForZone] | None = None
     for_nodes: list[ForNode] | None = None
 
 
-class Endpoint(Struct):
+class Endpoint(Struct, frozen=True):
     """One element of an EndpointSlice's ``endpoints``."""
 
     addresses: list[str]
@@ -111,7 +111,7 @@ class Endpoint(Struct):
     hints: EndpointHints | None = None
 
 
-class EndpointPort(Struct):
+class EndpointPort(Struct, frozen=True):
     """One element of an EndpointSlice's ``ports``; a nil name is not the same as an empty one."""
 
     name: str | None = None
@@ -119,7 +119,7 @@ class EndpointPort(Struct):
     protocol: str = "TCP"
 
 
-class EndpointSlice(Struct):
+class EndpointSlice(Struct, frozen=True):
     """discovery.k8s.io/v1 EndpointSlice."""
 
     metadata: ObjectMeta
@@ -128,33 +128,33 @@ class EndpointSlice(Struct):
     ports: list[EndpointPort] | None = None
 
 
-class NodeAddress(Struct):
+class NodeAddress(Struct, frozen=True):
     """One element of a Node's ``status.addresses``."""
 
     type: str
     address: str
 
 
-class Taint(Struct):
+class Taint(Struct, frozen=True):
     """One element of a Node's ``spec.taints``."""
 
     key: str
 
 
-class NodeSpec(Struct):
+class NodeSpec(Struct, frozen=True):
     """A Node's ``spec``."""
 
     pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
     taints: list[Taint] | None = None
 
 
-class NodeStatus(Struct):
+class NodeStatus(Struct, frozen=True):
     """A Node's ``status``."""
 
     addresses: list[NodeAddress] | None = None
 
 
-class Node(Struct):
+class Node(Struct, frozen=True):
     """core/v1 Node."""
 
     metadata: ObjectMeta

@@ -1,8 +1,8 @@
 """The ipsets: kube-proxy's names, types and comments, for both families.
 
 The table is that of kube-proxy's IPVS mode, so that a node can be taken over in place and tools that look at the sets
-go on working. IPv6 names start with ``KUBE-6-`` and are cut at 31 characters, as ipset allows no more (``IPSET_MAXNAMELEN`` of
-linux/netfilter/ipset/ip_set.h is 32 with the final zero).
+go on working. IPv6 names start with ``KUBE-6-`` and are cut at 31 characters, as ipset allows no more
+(``IPSET_MAXNAMELEN`` of linux/netfilter/ipset/ip_set.h is 32 with the final zero).
 """
 
 from __future__ import annotations

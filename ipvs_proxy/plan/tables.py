@@ -97,10 +97,11 @@ SCHED2 = 0x0010
 class VirtualServer:
     """A virtual server and its real servers.
 
-    ``flags`` are ``IP_VS_SVC_F_*`` without HASHED, which the kernel always adds. ``timeout`` is the persistence timeout in seconds,
-    0 without PERSISTENT. ``netmask`` is the prefix length that groups clients for persistence, ``None`` for the whole address.
-    ``lingering`` are real servers that are not wanted for new connections but still answer existing ones (serving and
-    terminating): a plan names them so that a drain does not cut them; in what is read from a kernel it is empty.
+    ``flags`` are ``IP_VS_SVC_F_*`` without HASHED, which the kernel always adds. ``timeout`` is the persistence timeout
+    in seconds, 0 without PERSISTENT. ``netmask`` is the prefix length that groups clients for persistence, ``None`` for
+    the whole address. ``lingering`` are real servers that are not wanted for new connections but still answer existing
+    ones (serving and terminating): a plan names them so that a drain does not cut them; in what is read from a kernel
+    it is empty.
     """
 
     key: VirtualServerKey
@@ -120,7 +121,8 @@ class VirtualServer:
 class SetEntry(NamedTuple):
     """A member of an ipset, in the order of the longest set type, ``hash:ip,port,net``.
 
-    ``bitmap:port`` uses only ``port``, ``hash:ip`` only ``address``, ``hash:ip,port`` the first three, ``hash:ip,port,ip`` the first four.
+    ``bitmap:port`` uses only ``port``, ``hash:ip`` only ``address``, ``hash:ip,port`` the first three,
+    ``hash:ip,port,ip`` the first four.
     """
 
     address: bytes = b""

@@ -1,0 +1,43 @@
+"""Why something is in the plan or left out: one vocabulary for logs, metrics, events and explanations."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """A reason; the value is the form that people and machines see."""
+
+    # An endpoint is used.
+    READY = "ready"
+    TERMINATING_FALLBACK = "serving-terminating-fallback"
+
+    # An endpoint is not used.
+    NOT_READY = "not-ready"
+    TERMINATING = "terminating"
+    OTHER_ZONE = "other-zone"
+    OTHER_NODE = "other-node"
+    NOT_LOCAL = "not-local"
+    NO_ADDRESS = "no-address"
+    INVALID_ADDRESS = "invalid-address"
+
+    # A port of an EndpointSlice, or a whole slice, is not used.
+    NO_PORT_NAME = "no-port-name"
+    NO_PORT_NUMBER = "no-port-number"
+    UNSUPPORTED_ADDRESS_TYPE = "unsupported-address-type"
+    UNKNOWN_PROTOCOL = "unknown-protocol"
+
+    # A Service, or one of its ports, asks for nothing here.
+    HEADLESS = "headless"
+    EXTERNAL_NAME = "external-name"
+    OTHER_PROXY = "other-service-proxy"
+    NO_CLUSTER_IP = "no-cluster-ip"
+    INVALID_CLUSTER_IP = "invalid-cluster-ip"
+    INVALID_PORT = "invalid-port"
+    INVALID_AFFINITY_TIMEOUT = "invalid-affinity-timeout"
+    DUPLICATE_PORT = "duplicate-port"
+    OLDER_SERVICE_WINS = "older-service-wins"
+
+    # An object of a kernel table is wanted.
+    CLUSTER_IP = "cluster-ip"
+    LOCAL_ENDPOINT = "local-endpoint"
