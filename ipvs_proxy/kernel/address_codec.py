@@ -1,0 +1,143 @@
+"""Links and addresses over rtnetlink, as bytes: linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final, NamedTuple
+
+from ipvs_proxy.kernel.netlink import (
+    CREATE,
+    EXCLUSIVE,
+    NESTED,
+    REQUEST,
+    MalformedMessage,
+    Request,
+    attribute,
+    attributes,
+    text,
+    text_attribute,
+)
+from ipvs_proxy.plan.tables import AddressOperation, Family, Verb, family_of
+
+# nlmsg_type
+NEW_LINK: Final = 16
+DELETE_LINK: Final = 17
+_GET_LINK: Final = 18
+NEW_ADDRESS: Final = 20
+DELETE_ADDRESS: Final = 21
+_GET_ADDRESS: Final = 22
+
+# IFLA_*
+_LINK_NAME: Final = 3
+_LINK_INFO: Final = 18
+_INFO_KIND: Final = 1
+
+# IFA_*
+_ADDRESS: Final = 1
+_LOCAL: Final = 2
+_FLAGS: Final = 8
+
+#: IFA_F_NODAD and IFA_F_NOPREFIXROUTE.
+_NO_DUPLICATE_DETECTION: Final = 0x02
+_NO_PREFIX_ROUTE: Final = 0x200
+
+#: struct ifinfomsg: family, type, index, flags, change.
+_LINK: Final = Struct("=BxHiII")
+#: struct ifaddrmsg: family, prefix length, flags, scope, index.
+_ADDRESS_HEADER: Final = Struct("=BBBBI")
+#: An address of each family to add or delete, as one pack: header, local address, for IPv6 the flags.
+_IPV4: Final = Struct("=BBBBI HH4s")
+_IPV6: Final = Struct("=BBBBI HH16s HHI")
+
+#: IFNAMSIZ without the final zero.
+NAME_LENGTH: Final = 15
+
+
+class Link(NamedTuple):
+    """A network interface: its index, name and kind (``dummy``, ``veth``, ...; empty for hardware)."""
+
+    ifindex: int
+    name: str
+    kind: str
+
+
+class Address(NamedTuple):
+    """An address of an interface, packed, with its prefix length and the interface's index."""
+
+    ifindex: int
+    address: bytes
+    prefix_length: int
+
+
+def encode_get_link(name: str) -> Request:
+    """Give the request for one link."""
+    return Request(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + text_attribute(_LINK_NAME, name))
+
+
+def encode_new_dummy(name: str) -> Request:
+    """Give the message that creates a dummy link, down."""
+    kind = attribute(_LINK_INFO | NESTED, attribute(_INFO_KIND, b"dummy"))
+    payload = _LINK.pack(0, 0, 0, 0, 0) + text_attribute(_LINK_NAME, name) + kind
+    return Request(NEW_LINK, payload, REQUEST | CREATE | EXCLUSIVE)
+
+
+def encode_dump_addresses(family: Family, *, ifindex: int) -> Request:
+    """Give the request for the addresses of one family on one link; the filter needs a strict socket."""
+    return Request(_GET_ADDRESS, _ADDRESS_HEADER.pack(family, 0, 0, 0, ifindex))
+
+
+def encode_address(operation: AddressOperation, *, ifindex: int) -> Request:
+    """Give the message that adds or deletes an address, /32 or /128 with global scope.
+
+    IPv6 addresses are added without duplicate address detection, which has nobody to ask on a dummy link and would
+    leave them tentative for a moment, and without a prefix route: the local route that every address gets is what
+    attracts packets, and without the other one the kernel does not search all addresses of the link when one is
+    deleted.
+
+    Raises:
+        ValueError: if the address has not 4 or 16 bytes, or the verb is SET.
+
+    """
+    verb, address = operation
+    if verb is Verb.SET or len(address) not in {4, 16}:
+        raise ValueError(f"{operation!r} is no operation on an address")
+    kind, flags = (NEW_ADDRESS, REQUEST | CREATE | EXCLUSIVE) if verb is Verb.ADD else (DELETE_ADDRESS, REQUEST)
+    if family_of(address) is Family.IPV4:
+        return Request(kind, _IPV4.pack(Family.IPV4, 32, 0, 0, ifindex, 8, _LOCAL, address), flags)
+    address_flags = _NO_DUPLICATE_DETECTION | _NO_PREFIX_ROUTE
+    return Request(
+        kind, _IPV6.pack(Family.IPV6, 128, 0, 0, ifindex, 20, _LOCAL, address, 8, _FLAGS, address_flags), flags
+    )
+
+
+def decode_link(payload: bytes) -> Link:
+    """Read a link from a reply or a notification.
+
+    Raises:
+        MalformedMessage: if it is none.
+
+    """
+    if len(payload) < _LINK.size:
+        raise MalformedMessage(f"{len(payload)} bytes are too few for a link")
+    ifindex = int(_LINK.unpack_from(payload)[2])
+    found = attributes(payload, _LINK.size)
+    kind = attributes(found.get(_LINK_INFO, b"")).get(_INFO_KIND, b"")
+    return Link(ifindex, text(found.get(_LINK_NAME, b"")), text(kind))
+
+
+def decode_address(payload: bytes) -> Address:
+    """Read an address from a reply or a notification.
+
+    Raises:
+        MalformedMessage: if it is none.
+
+    """
+    if len(payload) < _ADDRESS_HEADER.size:
+        raise MalformedMessage(f"{len(payload)} bytes are too few for an address")
+    family, prefix_length, _, _, ifindex = _ADDRESS_HEADER.unpack_from(payload)
+    found = attributes(payload, _ADDRESS_HEADER.size)
+    # On a point-to-point link the other attribute is the peer's.
+    address = found.get(_LOCAL) or found.get(_ADDRESS) or b""
+    if len(address) != {Family.IPV4: 4, Family.IPV6: 16}.get(family):
+        raise MalformedMessage(f"{address!r} is no address of family {family}")
+    return Address(ifindex, address, prefix_length)

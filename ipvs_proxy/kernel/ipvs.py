@@ -1,0 +1,265 @@
+"""The kernel's IPVS table: read it, change it, ask it.
+
+Reading takes one dump of the virtual servers and one dump per virtual server for its real servers, because a socket
+carries one dump at a time and the kernel dumps real servers of one virtual server only. A dump that is taken while
+somebody deletes virtual servers can leave out others, without a sign of it; ``read`` therefore ends with a second list
+of virtual servers and reads again until both agree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from errno import EEXIST, EINVAL, ENOENT, EPROTONOSUPPORT, ESRCH
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from ipvs_proxy.kernel import ipvs_codec as codec
+from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.kernel.ipvs_codec import Connections, ForeignVirtualServer, Timeouts
+from ipvs_proxy.kernel.netlink import Request
+from ipvs_proxy.kernel.socket import NETLINK_GENERIC, NetlinkSocket, Traffic
+from ipvs_proxy.plan.tables import (
+    IpvsOperation,
+    Protocol,
+    RealServer,
+    RealServerKey,
+    Verb,
+    VirtualServer,
+    VirtualServerKey,
+    VirtualServerOperation,
+)
+
+__all__ = ["Connections", "ForeignVirtualServer", "Ipvs", "IpvsTable", "Timeouts"]
+
+#: The table is read so many times while somebody else adds and deletes virtual servers.
+READ_ATTEMPTS: Final = 5
+
+#: TEST-NET-2 of RFC 5737: no traffic goes there. kube-proxy probes with the same address and first port.
+_PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
+_PROBE_PORTS: Final = range(20000, 20100)
+
+_NOTHING: Final[Mapping[VirtualServerKey, VirtualServer]] = MappingProxyType({})
+
+
+class IpvsTable(NamedTuple):
+    """What IPVS holds: virtual servers with their real servers, and those that can never be ours."""
+
+    virtual_servers: dict[VirtualServerKey, VirtualServer]
+    foreign: list[ForeignVirtualServer]
+
+
+class Ipvs:
+    """IPVS of the network namespace of the thread that makes this object. One thread at a time may use it.
+
+    Raises:
+        Unusable: if the kernel has no IPVS.
+
+    """
+
+    def __init__(self, *, traffic: Traffic | None = None) -> None:
+        self._socket = NetlinkSocket(NETLINK_GENERIC, traffic=traffic)
+        self._family_id = self._find_family()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was sent to the kernel so far."""
+        return self._socket.traffic
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+
+    def read(self, known: Mapping[VirtualServerKey, VirtualServer] = _NOTHING) -> IpvsTable:
+        """Read the whole table.
+
+        ``known`` is what the caller believes it to be: keys and whole virtual servers that are still right are given
+        back as the same objects, so that a large table is not in memory twice.
+
+        Raises:
+            OSError: if the kernel refuses, or if virtual servers come and go during each attempt.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        before = self._list(known)
+        for _ in range(READ_ATTEMPTS):
+            for key, server in before.virtual_servers.items():
+                server.real_servers.clear()
+                server.real_servers.update(self._read_real_servers(key, known))
+            after = self._list(known)
+            if before.virtual_servers.keys() == after.virtual_servers.keys():
+                unchanged = {
+                    key: known[key] for key, found in before.virtual_servers.items() if known.get(key) == found
+                }
+                return IpvsTable(before.virtual_servers | unchanged, after.foreign)
+            before = after
+        raise OSError(f"virtual servers came or went during each of {READ_ATTEMPTS} attempts to read them")
+
+    def read_virtual_servers(self) -> IpvsTable:
+        """Read the virtual servers without real servers: one dump, with the weakness that this module's text names."""
+        return self._list(_NOTHING)
+
+    def read_one(self, key: VirtualServerKey) -> VirtualServer | None:
+        """Read one virtual server with its real servers; ``None`` if it does not exist.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        server = self._get(key)
+        if server is not None:
+            server.real_servers.update(self._read_real_servers(key, _NOTHING))
+        return server
+
+    def connections(self, key: VirtualServerKey) -> dict[RealServerKey, Connections]:
+        """Count the connections of each real server of a virtual server; nothing if it does not exist.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        return {entry.key: entry.connections for entry in self._dump_real_servers(key)}
+
+    def apply(self, operations: Sequence[IpvsOperation]) -> list[int]:
+        """Carry operations out in order; give for each 0, the errno of its failure, or UNKNOWN (-1).
+
+        EEXIST: it exists already. ESRCH: no such virtual server. ENOENT: no such real server, or no such scheduler.
+        EINVAL: values that the kernel does not take, among them those that do not fit its types.
+        """
+        results = [EINVAL] * len(operations)
+        indices: list[int] = []
+        requests: list[Request] = []
+        for index, request in enumerate(self._encode(operations)):
+            if request is not None:
+                indices.append(index)
+                requests.append(request)
+        for index, result in zip(indices, self._socket.execute(requests), strict=True):
+            results[index] = result
+        return results
+
+    def probe_scheduler(self, name: str) -> None:
+        """Make sure that the kernel has a scheduler, by means of a virtual server that no traffic reaches.
+
+        Raises:
+            Unusable: if the kernel does not have it.
+            OSError: if the kernel refuses for another reason.
+
+        """
+        unknown = Unusable(f"the kernel has no scheduler {name!r}: load the module ip_vs_{name} or choose another one")
+        for port in _PROBE_PORTS:
+            server = VirtualServer(VirtualServerKey(_PROBE_ADDRESS, Protocol.TCP, port), name)
+            (code,) = self.apply([VirtualServerOperation(Verb.ADD, server)])
+            if code == EEXIST:  # somebody's own: leave it alone
+                continue
+            if code in {ENOENT, EINVAL}:
+                raise unknown
+            if code:
+                raise OSError(code, f"probing the scheduler {name!r}: {_text_of(code)}")
+            found = self._get(server.key)
+            self.apply([VirtualServerOperation(Verb.DELETE, server)])
+            # The kernel takes "none" and then has a virtual server that schedules nothing.
+            if found is None or found.scheduler != name or name == "none":
+                raise unknown
+            return
+        raise Unusable(f"198.51.100.0 has virtual servers on all of the ports {_PROBE_PORTS[0]}-{_PROBE_PORTS[-1]}")
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Set how long connections without packets are kept; 0 leaves a timeout as it is.
+
+        Raises:
+            OSError: if the kernel refuses.
+
+        """
+        (code,) = self._socket.execute([codec.encode_set_timeouts(timeouts, family_id=self._family_id)])
+        if code:
+            raise OSError(code, f"setting the timeouts {timeouts}: {_text_of(code)}")
+
+    def timeouts(self) -> Timeouts:
+        """Read how long connections without packets are kept."""
+        return codec.decode_timeouts(self._ask_one(codec.encode_get_timeouts(family_id=self._family_id)))
+
+    def version(self) -> str:
+        """Read IPVS's version, such as ``1.2.1``."""
+        return codec.decode_version(self._ask_one(codec.encode_get_version(family_id=self._family_id)))
+
+    def _encode(self, operations: Sequence[IpvsOperation]) -> list[Request | None]:
+        """Give each operation's message, ``None`` for one that cannot be said in the kernel's types."""
+        family_id = self._family_id
+        requests: list[Request | None] = []
+        named: VirtualServerKey | None = None
+        name = b""
+        for operation in operations:
+            try:
+                if isinstance(operation, VirtualServerOperation):
+                    requests.append(codec.encode_virtual_server(operation, family_id=family_id))
+                    continue
+                if operation.virtual_server is not named:
+                    name, named = codec.encode_key(operation.virtual_server), operation.virtual_server
+                requests.append(codec.encode_real_server(operation, family_id=family_id, server=name))
+            except ValueError:
+                requests.append(None)
+        return requests
+
+    def _list(self, known: Mapping[VirtualServerKey, VirtualServer]) -> IpvsTable:
+        table = IpvsTable({}, [])
+        for payload in self._socket.dump(codec.encode_dump_virtual_servers(family_id=self._family_id)):
+            found = codec.decode_virtual_server(payload)
+            if isinstance(found, ForeignVirtualServer):
+                table.foreign.append(found)
+            elif (same := known.get(found.key)) is not None:
+                table.virtual_servers[same.key] = VirtualServer(same.key, *found.settings)
+            else:
+                table.virtual_servers[found.key] = found
+        return table
+
+    def _get(self, key: VirtualServerKey) -> VirtualServer | None:
+        try:
+            found = codec.decode_virtual_server(
+                self._ask_one(codec.encode_get_virtual_server(key, family_id=self._family_id))
+            )
+        except OSError as error:
+            if error.errno == ESRCH:
+                return None
+            raise
+        return found if isinstance(found, VirtualServer) else None
+
+    def _read_real_servers(
+        self, key: VirtualServerKey, known: Mapping[VirtualServerKey, VirtualServer]
+    ) -> dict[RealServerKey, RealServer]:
+        entries = self._dump_real_servers(key)
+        same = known.get(key)
+        if same is None:
+            return {entry.key: entry.real_server for entry in entries}
+        keys = {known_key: known_key for known_key in same.real_servers}
+        return {keys.get(entry.key, entry.key): entry.real_server for entry in entries}
+
+    def _dump_real_servers(self, key: VirtualServerKey) -> list[codec.DestinationEntry]:
+        """Read the real servers of a virtual server; the kernel answers with none if it does not exist."""
+        request = codec.encode_dump_real_servers(key, family_id=self._family_id)
+        return [
+            codec.decode_real_server(payload, virtual_address=key.address) for payload in self._socket.dump(request)
+        ]
+
+    def _ask_one(self, request: Request) -> bytes:
+        replies = self._socket.ask(request)
+        if not replies:
+            raise OSError("IPVS confirmed a question without answering it")
+        return replies[0]
+
+    def _find_family(self) -> int:
+        """Ask for the number of IPVS's generic-netlink family, which makes the kernel load the module."""
+        try:
+            return codec.decode_family(self._ask_one(codec.encode_get_family()))
+        except OSError as error:
+            self.close()
+            if error.errno in {ENOENT, EPROTONOSUPPORT}:
+                raise Unusable(
+                    "the kernel has no IPVS: load the module ip_vs, or use a kernel with CONFIG_IP_VS"
+                ) from error
+            raise
+
+
+def _text_of(code: int) -> str:
+    return os.strerror(code) if code > 0 else "no answer from the kernel"

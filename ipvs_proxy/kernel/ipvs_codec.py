@@ -1,0 +1,395 @@
+"""IPVS over generic netlink, as bytes: the commands and attributes of linux/ip_vs.h.
+
+A table can have a hundred thousand real servers, so one request is one ``Struct.pack``, and a real server in a dump is
+one ``Struct.unpack`` as long as the kernel lays its attributes out as kernels since 5.3 do. Any other layout is walked
+attribute by attribute: slower, with the same result.
+"""
+
+from __future__ import annotations
+
+import sys
+from struct import Struct
+from struct import error as StructError  # noqa: N812  an exception, in spite of its name
+from typing import Final, NamedTuple
+
+from ipvs_proxy.kernel.netlink import (
+    ATTRIBUTE,
+    NESTED,
+    MalformedMessage,
+    Request,
+    attribute,
+    attributes,
+    integer,
+    text,
+    text_attribute,
+)
+from ipvs_proxy.plan.tables import (
+    ACTIVE,
+    DRAINING,
+    HASHED,
+    PERSISTENT,
+    Protocol,
+    RealServer,
+    RealServerKey,
+    RealServerOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerKey,
+    VirtualServerOperation,
+    family_of,
+)
+
+_VERSION: Final = 1
+
+# enum: IPVS_CMD_*
+_SERVICE_COMMANDS: Final = {Verb.ADD: 1, Verb.SET: 2, Verb.DELETE: 3}
+_DESTINATION_COMMANDS: Final = {Verb.ADD: 5, Verb.SET: 6, Verb.DELETE: 7}
+_GET_SERVICE: Final = 4
+_GET_DESTINATION: Final = 8
+_SET_CONFIG: Final = 12
+_GET_CONFIG: Final = 13
+_GET_INFO: Final = 15
+
+# enum: IPVS_CMD_ATTR_*
+_SERVICE: Final = 1
+_DESTINATION: Final = 2
+
+# enum: IPVS_SVC_ATTR_*
+_AF, _PROTOCOL, _ADDRESS, _PORT, _FWMARK, _SCHEDULER, _FLAGS, _TIMEOUT, _NETMASK = range(1, 10)
+
+# enum: IPVS_DEST_ATTR_*; 10 and 12 are statistics
+_D_ADDRESS, _D_PORT, _D_FORWARDING, _D_WEIGHT, _D_UPPER, _D_LOWER, _D_ACTIVE, _D_INACTIVE, _D_PERSISTENT = range(1, 10)
+_D_FAMILY: Final = 11
+_D_TUNNEL_TYPE, _D_TUNNEL_PORT, _D_TUNNEL_FLAGS = 13, 14, 15
+
+_FORWARDING_MASK: Final = 0x7  # IP_VS_CONN_F_FWD_MASK
+_SCHEDULER_LENGTH: Final = 15  # IP_VS_SCHEDNAME_MAXLEN without the final zero
+
+_AF_INET: Final = 2
+_AF_INET6: Final = 10
+_ALL: Final = 0xFFFFFFFF
+
+#: struct genlmsghdr: command, version, reserved.
+_GENERIC: Final = Struct("=BBxx")
+#: The nested attribute that names a virtual server: family, protocol, address, port.
+_KEY: Final = Struct("=HH HHHxx HHHxx HH16s HH2sxx")
+#: What it takes besides to add or set a virtual server: flags and their mask, timeout, netmask.
+_SETTINGS: Final = Struct("=HHII HHI HH4s")
+#: The nested attribute that names a real server, and the one that describes it.
+_DESTINATION_KEY: Final = Struct("=HH HH16s HH2sxx HHHxx")
+_DESTINATION_FULL: Final = Struct("=HH HH16s HH2sxx HHHxx HHI HHI HHI HHI")
+#: A real server in a dump of a kernel since 5.3: the nested attribute, then header and value of each attribute in it.
+_DUMPED: Final = Struct("=HH I16s I2sxx II II IBxxx I2sxx IHxx II II II II II IHxx")
+_DUMPED_HEADERS: Final = tuple(
+    int.from_bytes(ATTRIBUTE.pack(4 + length, kind), sys.byteorder)
+    for kind, length in (
+        *((_D_ADDRESS, 16), (_D_PORT, 2), (_D_FORWARDING, 4), (_D_WEIGHT, 4)),
+        *((_D_TUNNEL_TYPE, 1), (_D_TUNNEL_PORT, 2), (_D_TUNNEL_FLAGS, 2)),
+        *((_D_UPPER, 4), (_D_LOWER, 4), (_D_ACTIVE, 4), (_D_INACTIVE, 4), (_D_PERSISTENT, 4), (_D_FAMILY, 2)),
+    )
+)
+
+_PROTOCOLS: Final = frozenset(Protocol)
+
+
+class Connections(NamedTuple):
+    """What a real server is busy with: established connections, others, persistence templates."""
+
+    active: int
+    inactive: int
+    persistent: int
+
+
+class ForeignVirtualServer(NamedTuple):
+    """A virtual server that cannot be ours: of a firewall mark, or of a protocol that Services do not have."""
+
+    family: int
+    fwmark: int
+    protocol: int
+    address: bytes
+    port: int
+    scheduler: str
+
+
+class DestinationEntry(NamedTuple):
+    """A real server as the kernel lists it."""
+
+    key: RealServerKey
+    real_server: RealServer
+    connections: Connections
+
+
+class Timeouts(NamedTuple):
+    """How long IPVS keeps connections without packets, in seconds."""
+
+    tcp: int
+    tcp_fin: int
+    udp: int
+
+
+def encode_key(key: VirtualServerKey) -> bytes:
+    """Give the nested attribute that names a virtual server.
+
+    Raises:
+        ValueError: if the address has not 4 or 16 bytes or the port not 16 bits.
+
+    """
+    address, protocol, port = key
+    try:
+        return _KEY.pack(
+            *(_KEY.size, _SERVICE | NESTED),
+            *(6, _AF, _af_of(address)),
+            *(6, _PROTOCOL, protocol),
+            *(20, _ADDRESS, address),
+            *(6, _PORT, port.to_bytes(2, "big")),
+        )
+    except (StructError, OverflowError) as error:
+        raise ValueError(f"{key!r} is no virtual server") from error
+
+
+def encode_virtual_server(operation: VirtualServerOperation, *, family_id: int) -> Request:
+    """Give the message that adds, sets or deletes a virtual server.
+
+    Raises:
+        ValueError: if a setting is outside what the kernel's types hold.
+
+    """
+    verb, server = operation
+    key = encode_key(server.key)
+    header = _GENERIC.pack(_SERVICE_COMMANDS[verb], _VERSION)
+    if verb is Verb.DELETE:
+        return Request(family_id, header + key)
+    scheduler, flags, timeout, netmask = server.settings
+    if not 0 < len(scheduler.encode()) <= _SCHEDULER_LENGTH:
+        raise ValueError(f"{scheduler!r} is no scheduler's name: it needs 1 to {_SCHEDULER_LENGTH} bytes")
+    try:
+        settings = text_attribute(_SCHEDULER, scheduler) + _SETTINGS.pack(
+            *(12, _FLAGS, flags, _ALL),
+            *(8, _TIMEOUT, timeout),
+            *(8, _NETMASK, _encode_netmask(netmask, ipv6=len(server.key.address) == 16)),
+        )
+    except (StructError, OverflowError) as error:
+        raise ValueError(f"{server.key} has settings that the kernel cannot take: {server.settings!r}") from error
+    return Request(family_id, header + attribute(_SERVICE | NESTED, key[4:] + settings))
+
+
+def encode_real_server(operation: RealServerOperation, *, family_id: int, server: bytes) -> Request:
+    """Give the message that adds, sets or deletes a real server; ``server`` is its virtual server's ``encode_key``.
+
+    Raises:
+        ValueError: if a setting is outside what the kernel's types hold.
+
+    """
+    verb, _, (address, port), (weight, forwarding, upper, lower) = operation
+    header = _GENERIC.pack(_DESTINATION_COMMANDS[verb], _VERSION) + server
+    try:
+        key = (20, _D_ADDRESS, address, 6, _D_PORT, port.to_bytes(2, "big"), 6, _D_FAMILY, _af_of(address))
+        if verb is Verb.DELETE:
+            destination = _DESTINATION_KEY.pack(_DESTINATION_KEY.size, _DESTINATION | NESTED, *key)
+        else:
+            destination = _DESTINATION_FULL.pack(
+                *(_DESTINATION_FULL.size, _DESTINATION | NESTED),
+                *key,
+                *(8, _D_FORWARDING, forwarding),
+                *(8, _D_WEIGHT, weight),
+                *(8, _D_UPPER, upper),
+                *(8, _D_LOWER, lower),
+            )
+    except (StructError, OverflowError) as error:
+        raise ValueError(f"{operation!r} has a value that the kernel cannot take") from error
+    return Request(family_id, header + destination)
+
+
+def encode_dump_virtual_servers(*, family_id: int) -> Request:
+    """Give the request for all virtual servers."""
+    return Request(family_id, _GENERIC.pack(_GET_SERVICE, _VERSION))
+
+
+def encode_get_virtual_server(key: VirtualServerKey, *, family_id: int) -> Request:
+    """Give the request for one virtual server."""
+    return Request(family_id, _GENERIC.pack(_GET_SERVICE, _VERSION) + encode_key(key))
+
+
+def encode_dump_real_servers(key: VirtualServerKey, *, family_id: int) -> Request:
+    """Give the request for the real servers of one virtual server."""
+    return Request(family_id, _GENERIC.pack(_GET_DESTINATION, _VERSION) + encode_key(key))
+
+
+def encode_set_timeouts(timeouts: Timeouts, *, family_id: int) -> Request:
+    """Give the message that sets IPVS's timeouts; the kernel leaves one that is 0 as it is."""
+    values = b"".join(attribute(4 + index, value.to_bytes(4, sys.byteorder)) for index, value in enumerate(timeouts))
+    return Request(family_id, _GENERIC.pack(_SET_CONFIG, _VERSION) + values)
+
+
+def encode_get_timeouts(*, family_id: int) -> Request:
+    """Give the request for IPVS's timeouts."""
+    return Request(family_id, _GENERIC.pack(_GET_CONFIG, _VERSION))
+
+
+def encode_get_version(*, family_id: int) -> Request:
+    """Give the request for IPVS's version."""
+    return Request(family_id, _GENERIC.pack(_GET_INFO, _VERSION))
+
+
+def decode_timeouts(payload: bytes) -> Timeouts:
+    """Read the answer to ``encode_get_timeouts``.
+
+    Raises:
+        MalformedMessage: if it is no such answer.
+
+    """
+    found = attributes(payload, 4)
+    return Timeouts(integer(found, 4), integer(found, 5), integer(found, 6))
+
+
+def decode_version(payload: bytes) -> str:
+    """Read the answer to ``encode_get_version``: ``1.2.1``.
+
+    Raises:
+        MalformedMessage: if it is no such answer.
+
+    """
+    version = integer(attributes(payload, 4), 1)
+    return f"{version >> 16 & 0xFF}.{version >> 8 & 0xFF}.{version & 0xFF}"
+
+
+def decode_virtual_server(payload: bytes) -> VirtualServer | ForeignVirtualServer:
+    """Read a virtual server, without real servers, from a reply to GET_SERVICE.
+
+    What has no meaning without PERSISTENT, timeout and netmask, is given as 0 and ``None`` then.
+
+    Raises:
+        MalformedMessage: if it is no such reply.
+
+    """
+    found = attributes(_nested(payload, _SERVICE))
+    af, fwmark = integer(found, _AF), integer(found, _FWMARK, 0)
+    protocol = integer(found, _PROTOCOL, 0)
+    address, port = _decode_address(found.get(_ADDRESS, bytes(16)), af), _decode_port(found.get(_PORT, b"\0\0"))
+    scheduler = text(found.get(_SCHEDULER, b""))
+    if fwmark or protocol not in _PROTOCOLS:
+        return ForeignVirtualServer(af, fwmark, protocol, address, port, scheduler)
+    # struct ip_vs_flags: flags, mask
+    flags = integer({_FLAGS: found.get(_FLAGS, b"")[:4]}, _FLAGS) & ~HASHED
+    persistent = bool(flags & PERSISTENT)
+    return VirtualServer(
+        VirtualServerKey(address, protocol, port),
+        scheduler,
+        flags,
+        integer(found, _TIMEOUT, 0) if persistent else 0,
+        _decode_netmask(found.get(_NETMASK, b""), ipv6=af == _AF_INET6) if persistent else None,
+    )
+
+
+def decode_real_server(payload: bytes, *, virtual_address: bytes) -> DestinationEntry:
+    """Read a real server from a reply to GET_DEST; before Linux 3.18 its family is its virtual server's.
+
+    Raises:
+        MalformedMessage: if it is no such reply.
+
+    """
+    if len(payload) >= 4 + _DUMPED.size:
+        length, kind, *fields = _DUMPED.unpack_from(payload, 4)
+        if (
+            tuple(fields[::2]) == _DUMPED_HEADERS
+            and kind & ~NESTED == _DESTINATION
+            and _DUMPED.size <= length <= len(payload) - 4
+        ):
+            address, port, forwarding, weight, _, _, _, upper, lower, active, inactive, persistent, af = fields[1::2]
+            key = RealServerKey(_decode_address(address, af), int.from_bytes(port, "big"))
+            server = _real_server(weight, forwarding & _FORWARDING_MASK, upper, lower)
+            return DestinationEntry(key, server, Connections(active, inactive, persistent))
+    return _walk_real_server(payload, virtual_address)
+
+
+def _walk_real_server(payload: bytes, virtual_address: bytes) -> DestinationEntry:
+    found = attributes(_nested(payload, _DESTINATION))
+    af = integer(found, _D_FAMILY, _af_of(virtual_address))
+    key = RealServerKey(_decode_address(found.get(_D_ADDRESS, b""), af), _decode_port(found.get(_D_PORT, b"")))
+    server = _real_server(
+        integer(found, _D_WEIGHT),
+        integer(found, _D_FORWARDING) & _FORWARDING_MASK,
+        integer(found, _D_UPPER, 0),
+        integer(found, _D_LOWER, 0),
+    )
+    counts = Connections(integer(found, _D_ACTIVE, 0), integer(found, _D_INACTIVE, 0), integer(found, _D_PERSISTENT, 0))
+    return DestinationEntry(key, server, counts)
+
+
+def _real_server(weight: int, forwarding: int, upper: int, lower: int) -> RealServer:
+    """Give the settings, the two usual ones as the shared values: they are most of a table."""
+    settings = (weight, forwarding, upper, lower)
+    if settings == ACTIVE:
+        return ACTIVE
+    return DRAINING if settings == DRAINING else RealServer(*settings)
+
+
+def _nested(payload: bytes, kind: int) -> bytes:
+    nested = attributes(payload, 4).get(kind)
+    if nested is None:
+        raise MalformedMessage(f"attribute {kind} is missing")
+    return nested
+
+
+def _af_of(address: bytes) -> int:
+    if len(address) not in {4, 16}:
+        raise ValueError(f"{address!r} is no packed address")
+    return family_of(address)
+
+
+def _decode_address(field: bytes, af: int) -> bytes:
+    """Cut union nf_inet_addr, 16 bytes, to the length of its family."""
+    if len(field) == 16:
+        if af == _AF_INET:
+            return field[:4]
+        if af == _AF_INET6:
+            return field
+    raise MalformedMessage(f"{field!r} is no address of family {af}")
+
+
+def _decode_port(field: bytes) -> int:
+    if len(field) != 2:
+        raise MalformedMessage(f"{field!r} is no port")
+    return int.from_bytes(field, "big")
+
+
+def _encode_netmask(prefix_length: int | None, *, ipv6: bool) -> bytes:
+    """Give a mask in network order for IPv4 and a prefix length in host order for IPv6, as the kernel wants them."""
+    if ipv6:
+        return (128 if prefix_length is None else prefix_length).to_bytes(4, sys.byteorder)
+    length = 32 if prefix_length is None else prefix_length
+    if not 0 <= length <= 32:
+        raise OverflowError(f"{length} is no IPv4 prefix length")
+    return (_ALL << (32 - length) & _ALL).to_bytes(4, "big")
+
+
+def _decode_netmask(field: bytes, *, ipv6: bool) -> int | None:
+    if len(field) != 4:
+        raise MalformedMessage(f"{field!r} is no netmask")
+    length = int.from_bytes(field, sys.byteorder) if ipv6 else int.from_bytes(field, "big").bit_count()
+    return None if length == (128 if ipv6 else 32) else length
+
+
+# The generic-netlink controller: its own family number, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME.
+_CONTROLLER: Final = 0x10
+_GET_FAMILY: Final = 3
+_FAMILY_ID: Final = 1
+_FAMILY_NAME: Final = 2
+
+
+def encode_get_family() -> Request:
+    """Give the request for the number under which the kernel registered IPVS.
+
+    It is one message, and asking for it through pyroute2 would cost the agent 0.3 s of imports at its start.
+    """
+    return Request(_CONTROLLER, _GENERIC.pack(_GET_FAMILY, 1) + text_attribute(_FAMILY_NAME, "IPVS"))
+
+
+def decode_family(payload: bytes) -> int:
+    """Read the answer to ``encode_get_family``.
+
+    Raises:
+        MalformedMessage: if it is no such answer.
+
+    """
+    return integer(attributes(payload, 4), _FAMILY_ID)
