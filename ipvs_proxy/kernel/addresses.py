@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP
-from ipaddress import IPv6Address
 from typing import Final
 
 from ipvs_proxy.kernel.address_codec import (
@@ -29,6 +28,8 @@ from ipvs_proxy.plan.tables import AddressOperation, Family
 
 #: The name that kube-proxy uses, so that its link is taken over in place.
 LINK: Final = "kube-ipvs0"
+
+_IPV6_LOOPBACK: Final = bytes(15) + b"\1"
 
 
 class Addresses:
@@ -147,16 +148,14 @@ def find_link(socket: NetlinkSocket, name: str) -> Link | None:
 
     """
     try:
-        replies = socket.ask(encode_get_link(name))
+        return decode_link(socket.ask(encode_get_link(name)))
     except OSError as error:
         if error.errno == ENODEV:
             return None
         raise
-    return decode_link(replies[0]) if replies else None
 
 
 def _is_local(address: bytes) -> bool:
     if len(address) == 4:
         return address[0] == 127
-    parsed = IPv6Address(address)
-    return parsed.is_loopback or parsed.is_link_local
+    return address == _IPV6_LOOPBACK or (address[0] == 0xFE and address[1] & 0xC0 == 0x80)

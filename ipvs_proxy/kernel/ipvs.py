@@ -178,11 +178,11 @@ class Ipvs:
 
     def timeouts(self) -> Timeouts:
         """Read how long connections without packets are kept."""
-        return codec.decode_timeouts(self._ask_one(codec.encode_get_timeouts(family_id=self._family_id)))
+        return codec.decode_timeouts(self._socket.ask(codec.encode_get_timeouts(family_id=self._family_id)))
 
     def version(self) -> str:
         """Read IPVS's version, such as ``1.2.1``."""
-        return codec.decode_version(self._ask_one(codec.encode_get_version(family_id=self._family_id)))
+        return codec.decode_version(self._socket.ask(codec.encode_get_version(family_id=self._family_id)))
 
     def _encode(self, operations: Sequence[IpvsOperation]) -> list[Request | None]:
         """Give each operation's message, ``None`` for one that cannot be said in the kernel's types."""
@@ -217,7 +217,7 @@ class Ipvs:
     def _get(self, key: VirtualServerKey) -> VirtualServer | None:
         try:
             found = codec.decode_virtual_server(
-                self._ask_one(codec.encode_get_virtual_server(key, family_id=self._family_id))
+                self._socket.ask(codec.encode_get_virtual_server(key, family_id=self._family_id))
             )
         except OSError as error:
             if error.errno == ESRCH:
@@ -242,16 +242,10 @@ class Ipvs:
             codec.decode_real_server(payload, virtual_address=key.address) for payload in self._socket.dump(request)
         ]
 
-    def _ask_one(self, request: Request) -> bytes:
-        replies = self._socket.ask(request)
-        if not replies:
-            raise OSError("IPVS confirmed a question without answering it")
-        return replies[0]
-
     def _find_family(self) -> int:
         """Ask for the number of IPVS's generic-netlink family, which makes the kernel load the module."""
         try:
-            return codec.decode_family(self._ask_one(codec.encode_get_family()))
+            return codec.decode_family(self._socket.ask(codec.encode_get_family()))
         except OSError as error:
             self.close()
             if error.errno in {ENOENT, EPROTONOSUPPORT}:

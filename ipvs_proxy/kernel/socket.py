@@ -128,16 +128,18 @@ class NetlinkSocket:
                 failures[start + index] = outcome
         return failures
 
-    def ask(self, request: Request) -> list[bytes]:
-        """Send one request that reads; give the payloads of the replies.
+    def ask(self, request: Request) -> bytes:
+        """Ask for one object; give the payload of the reply.
 
         Raises:
             OSError: with the errno of the kernel's refusal, or that of the socket.
-            MalformedMessage: if the reply is garbage.
+            MalformedMessage: if the reply is garbage, or there is none.
 
         """
         replies, _ = self._query(request, ACK)
-        return replies
+        if not replies:
+            raise MalformedMessage("the kernel confirmed a question without answering it")
+        return replies[0]
 
     def dump(self, request: Request) -> list[bytes]:
         """Read a table; give the payloads of all replies. A dump during which the table changed is taken again.
