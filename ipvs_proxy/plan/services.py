@@ -44,7 +44,8 @@ SERVICE_NAME = "kubernetes.io/service-name"
 DEFAULT_AFFINITY_TIMEOUT = 10_800
 MAX_AFFINITY_TIMEOUT = 86_400
 
-_OLDEST_LAST = datetime.max.replace(tzinfo=UTC)
+#: When a Service of unknown age counts as created: after all others.
+_YOUNGEST = datetime.max.replace(tzinfo=UTC)
 
 
 class ServiceName(NamedTuple):
@@ -76,7 +77,7 @@ class Fragment:
     """
 
     name: ServiceName
-    created: datetime = _OLDEST_LAST
+    created: datetime = _YOUNGEST
     virtual_servers: dict[VirtualServerKey, tuple[VirtualServer, Reason]] = field(default_factory=dict)
     addresses: dict[bytes, Reason] = field(default_factory=dict)
     entries: dict[tuple[str, SetEntry], Reason] = field(default_factory=dict)
@@ -91,7 +92,7 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], context: Con
     skipped = _skip_reason(service)
     if skipped is not None:
         return Fragment(name, omissions=[Omission(f"service {name}", skipped)])
-    fragment = Fragment(name, created=service.metadata.creation_timestamp or _OLDEST_LAST)
+    fragment = Fragment(name, created=_created(service))
     pieces = list(slices)
     for family in context.families:
         address = _cluster_address(service, family)
@@ -101,7 +102,17 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], context: Con
                 fragment.omissions.append(Omission(f"service {name} {family.label}", address))
         else:
             _plan_family(service, pieces, address, context, fragment)
+    # What is wrong in both families, such as a slice of no known address type, is told once.
+    fragment.omissions[:] = dict.fromkeys(fragment.omissions)
     return fragment
+
+
+def _created(service: Service) -> datetime:
+    """Give the time of creation, always with a time zone: a manifest may leave it out, and UTC is meant."""
+    created = service.metadata.creation_timestamp
+    if created is None:
+        return _YOUNGEST
+    return created if created.tzinfo is not None else created.replace(tzinfo=UTC)
 
 
 def _skip_reason(service: Service) -> Reason | None:

@@ -1,0 +1,57 @@
+"""The sets against kube-proxy's table: a node is taken over in place, so names, types and comments must be the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from ipvs_proxy.plan.sets import definitions, set_name
+from ipvs_proxy.plan.tables import Family
+
+# Name of IPv4, name of IPv6, type, comment of the rules.
+TABLE = """
+KUBE-LOOP-BACK | KUBE-6-LOOP-BACK | hash:ip,port,ip | \
+Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose
+KUBE-CLUSTER-IP | KUBE-6-CLUSTER-IP | hash:ip,port | Kubernetes service cluster ip + port for masquerade purpose
+KUBE-EXTERNAL-IP | KUBE-6-EXTERNAL-IP | hash:ip,port | \
+Kubernetes service external ip + port for masquerade and filter purpose
+KUBE-EXTERNAL-IP-LOCAL | KUBE-6-EXTERNAL-IP-LOCAL | hash:ip,port | \
+Kubernetes service external ip + port with externalTrafficPolicy=local
+KUBE-LOAD-BALANCER | KUBE-6-LOAD-BALANCER | hash:ip,port | Kubernetes service lb portal
+KUBE-LOAD-BALANCER-FW | KUBE-6-LOAD-BALANCER-FW | hash:ip,port | \
+Kubernetes service load balancer ip + port for load balancer with sourceRange
+KUBE-LOAD-BALANCER-LOCAL | KUBE-6-LOAD-BALANCER-LOCAL | hash:ip,port | \
+Kubernetes service load balancer ip + port with externalTrafficPolicy=local
+KUBE-LOAD-BALANCER-SOURCE-IP | KUBE-6-LOAD-BALANCER-SOURCE-IP | hash:ip,port,ip | \
+Kubernetes service load balancer ip + port + source IP for packet filter purpose
+KUBE-LOAD-BALANCER-SOURCE-CIDR | KUBE-6-LOAD-BALANCER-SOURCE-CID | hash:ip,port,net | \
+Kubernetes service load balancer ip + port + source cidr for packet filter purpose
+KUBE-NODE-PORT-TCP | KUBE-6-NODE-PORT-TCP | bitmap:port | Kubernetes nodeport TCP port for masquerade purpose
+KUBE-NODE-PORT-LOCAL-TCP | KUBE-6-NODE-PORT-LOCAL-TCP | bitmap:port | \
+Kubernetes nodeport TCP port with externalTrafficPolicy=local
+KUBE-NODE-PORT-UDP | KUBE-6-NODE-PORT-UDP | bitmap:port | Kubernetes nodeport UDP port for masquerade purpose
+KUBE-NODE-PORT-LOCAL-UDP | KUBE-6-NODE-PORT-LOCAL-UDP | bitmap:port | \
+Kubernetes nodeport UDP port with externalTrafficPolicy=local
+KUBE-NODE-PORT-SCTP-HASH | KUBE-6-NODE-PORT-SCTP-HASH | hash:ip,port | \
+Kubernetes nodeport SCTP port for masquerade purpose with type 'hash ip:port'
+KUBE-NODE-PORT-LOCAL-SCTP-HASH | KUBE-6-NODE-PORT-LOCAL-SCTP-HAS | hash:ip,port | \
+Kubernetes nodeport SCTP port with externalTrafficPolicy=local with type 'hash ip:port'
+KUBE-HEALTH-CHECK-NODE-PORT | KUBE-6-HEALTH-CHECK-NODE-PORT | bitmap:port | Kubernetes health check node port
+KUBE-IPVS-IPS | KUBE-6-IPVS-IPS | hash:ip | Addresses on the ipvs interface
+"""
+ROWS = [line.split(" | ") for line in TABLE.strip().splitlines()]
+
+
+@pytest.mark.parametrize(("ipv4", "ipv6", "kind", "comment"), ROWS, ids=[row[0] for row in ROWS])
+def test_each_set_is_that_of_kube_proxy(ipv4: str, ipv6: str, kind: str, comment: str) -> None:
+    base = ipv4.removeprefix("KUBE-")
+    for family, name in ((Family.IPV4, ipv4), (Family.IPV6, ipv6)):
+        found = definitions(family)[base]
+        assert (found.name, found.type.value, found.family, found.comment) == (name, kind, family, comment)
+        assert set_name(base, family) == name
+
+
+@pytest.mark.parametrize("family", Family)
+def test_there_are_no_other_sets_and_no_name_is_too_long_or_twice(family: Family) -> None:
+    names = [definition.name for definition in definitions(family).values()]
+    assert len(names) == len(set(names)) == len(ROWS) == 17
+    assert max(map(len, names)) <= 31
