@@ -1,9 +1,11 @@
 """The difference between what is desired and what the kernel holds, as operations in a safe order.
 
-The order within one round: what makes a connection work comes first and the address that attracts connections last; for
-removals the members of the sets go first, so that the filter chains refuse new connections to an address (and never let
-them reach a port of the node itself) while the virtual server and the address go. A crash at any point leaves nothing
-behind that the next start would not recognise as ours: a virtual server goes before its address.
+The order within one round: what makes a connection work comes first and the address that attracts connections last. A
+local endpoint is in the hairpin set before it is a real server, because the first packet decides whether a connection
+is masqueraded; a virtual server is there before the filter chains let its port pass. For removals the members of the
+sets go first, so that the filter chains refuse new connections to an address (and never let them reach a port of the
+node itself) while the virtual server and the address go. A virtual server goes before its address, so what a crash
+leaves in between is either known as ours by its address or attracts no connections.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.sets import IPVS_IPS, set_name
+from ipvs_proxy.plan.sets import IPVS_IPS, LOOP_BACK, set_name
 from ipvs_proxy.plan.tables import (
     DRAINING,
     AddressOperation,
@@ -33,6 +35,7 @@ from ipvs_proxy.plan.tables import (
 T = TypeVar("T")
 
 _ADDRESS_SETS = frozenset(set_name(IPVS_IPS, family) for family in Family)
+_HAIRPIN_SETS = frozenset(set_name(LOOP_BACK, family) for family in Family)
 
 
 @dataclass(slots=True)
@@ -92,8 +95,9 @@ def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -
     entries = list(_entry_difference(desired, actual, touched.entries))
     addresses = list(_address_difference(desired, actual, touched.addresses))
     return [
+        *(operation for operation in entries if operation.verb is Verb.ADD and _names_hairpin(operation)),
         *(operation for operation in ipvs if not _removes_virtual_server(operation)),
-        *(operation for operation in entries if operation.verb is Verb.ADD),
+        *(operation for operation in entries if operation.verb is Verb.ADD and not _names_hairpin(operation)),
         *(operation for operation in addresses if operation.verb is Verb.ADD),
         *(operation for operation in entries if operation.verb is Verb.DELETE and not _names_address(operation)),
         *(operation for operation in ipvs if _removes_virtual_server(operation)),
@@ -165,6 +169,10 @@ def _removes_virtual_server(operation: IpvsOperation) -> bool:
 
 def _names_address(operation: SetEntryOperation) -> bool:
     return operation.set_name in _ADDRESS_SETS
+
+
+def _names_hairpin(operation: SetEntryOperation) -> bool:
+    return operation.set_name in _HAIRPIN_SETS
 
 
 def _entry_difference(

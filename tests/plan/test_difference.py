@@ -1,0 +1,367 @@
+"""From desired and actual to operations: what each difference leads to, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ipvs_proxy.kube.objects import ServicePort
+from ipvs_proxy.plan.desired import DesiredTables, Touched
+from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch, virtual_server_difference
+from ipvs_proxy.plan.services import Context, Fragment, plan_service
+from ipvs_proxy.plan.tables import (
+    ACTIVE,
+    DRAINING,
+    PERSISTENT,
+    AddressOperation,
+    IpvsOperation,
+    Operation,
+    Protocol,
+    RealServer,
+    RealServerKey,
+    RealServerOperation,
+    SetEntry,
+    SetEntryOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerOperation,
+)
+from tests.support.fake_kernel import FakeKernel
+from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+
+ADD, SET, DELETE = Verb.ADD, Verb.SET, Verb.DELETE
+A, B = real("10.0.0.1"), real("10.0.0.2")
+TCP, UDP, SCTP = (virtual("10.96.0.10", 80, protocol) for protocol in Protocol)
+
+
+def server(
+    key: object = TCP, *, real_servers: dict[RealServerKey, RealServer] | None = None, **more: object
+) -> VirtualServer:
+    return VirtualServer(key, "rr", real_servers=real_servers or {}, **more)  # type: ignore[arg-type]
+
+
+def on(key: object, verb: Verb, who: RealServerKey, what: RealServer) -> RealServerOperation:
+    return RealServerOperation(verb, key, who, what)  # type: ignore[arg-type]
+
+
+# One virtual server.
+
+BARE = server()
+STICKY = server(flags=PERSISTENT, timeout=600)
+FULL = server(real_servers={A: ACTIVE, B: ACTIVE})
+HALF = server(real_servers={A: ACTIVE})
+UDP_HALF, UDP_FULL = replace(HALF, key=UDP), replace(FULL, key=UDP)
+SCTP_HALF, SCTP_FULL = replace(HALF, key=SCTP), replace(FULL, key=SCTP)
+
+#: Case: (desired, actual, operations).
+TABLE: dict[str, tuple[VirtualServer | None, VirtualServer | None, list[IpvsOperation]]] = {
+    "absent on both sides": (None, None, []),
+    "equal": (FULL, FULL, []),
+    "missing": (BARE, None, [VirtualServerOperation(ADD, BARE)]),
+    "missing with real servers: the virtual server first": (
+        FULL,
+        None,
+        [VirtualServerOperation(ADD, FULL), on(TCP, ADD, A, ACTIVE), on(TCP, ADD, B, ACTIVE)],
+    ),
+    "not wanted: one operation, its real servers go along": (None, FULL, [VirtualServerOperation(DELETE, FULL)]),
+    "other flags and timeout: the real servers are not touched": (
+        replace(STICKY, real_servers={A: ACTIVE}),
+        HALF,
+        [VirtualServerOperation(SET, replace(STICKY, real_servers={A: ACTIVE}))],
+    ),
+    "affinity ended": (BARE, STICKY, [VirtualServerOperation(SET, BARE)]),
+    "other timeout": (STICKY, replace(STICKY, timeout=10), [VirtualServerOperation(SET, STICKY)]),
+    "other scheduler": (
+        replace(BARE, scheduler="mh", flags=16),
+        BARE,
+        [VirtualServerOperation(SET, replace(BARE, scheduler="mh", flags=16))],
+    ),
+    "other netmask": (BARE, replace(BARE, netmask=24), [VirtualServerOperation(SET, BARE)]),
+    "one more real server": (FULL, HALF, [on(TCP, ADD, B, ACTIVE)]),
+    "one more real server and other settings": (
+        replace(FULL, timeout=600, flags=1),
+        HALF,
+        [VirtualServerOperation(SET, replace(FULL, timeout=600, flags=1)), on(TCP, ADD, B, ACTIVE)],
+    ),
+    "a real server with another weight": (
+        HALF,
+        server(real_servers={A: RealServer(weight=7)}),
+        [on(TCP, SET, A, ACTIVE)],
+    ),
+    "a real server with another forwarding method": (
+        HALF,
+        server(real_servers={A: RealServer(forwarding=3)}),
+        [on(TCP, SET, A, ACTIVE)],
+    ),
+    "a real server with thresholds": (
+        HALF,
+        server(real_servers={A: RealServer(upper_threshold=9, lower_threshold=1)}),
+        [on(TCP, SET, A, ACTIVE)],
+    ),
+    "TCP that goes away drains": (HALF, FULL, [on(TCP, SET, B, DRAINING)]),
+    "SCTP that goes away drains": (SCTP_HALF, SCTP_FULL, [on(SCTP, SET, B, DRAINING)]),
+    "UDP that goes away is deleted": (UDP_HALF, UDP_FULL, [on(UDP, DELETE, B, ACTIVE)]),
+    "UDP that still answers drains": (
+        replace(UDP_HALF, lingering=frozenset({B})),
+        UDP_FULL,
+        [on(UDP, SET, B, DRAINING)],
+    ),
+    "UDP that drains and answers is left alone": (
+        replace(UDP_HALF, lingering=frozenset({B})),
+        replace(UDP_HALF, real_servers={A: ACTIVE, B: DRAINING}),
+        [],
+    ),
+    "UDP that drains and answers no longer is deleted": (
+        UDP_HALF,
+        replace(UDP_HALF, real_servers={A: ACTIVE, B: DRAINING}),
+        [on(UDP, DELETE, B, DRAINING)],
+    ),
+    "TCP that lingers drains too": (replace(HALF, lingering=frozenset({B})), FULL, [on(TCP, SET, B, DRAINING)]),
+    "a draining server is left alone": (HALF, replace(HALF, real_servers={A: ACTIVE, B: DRAINING}), []),
+    "a lingering server that is not there is not brought back": (replace(HALF, lingering=frozenset({B})), HALF, []),
+    "back from the drain: one SET": (
+        FULL,
+        replace(FULL, real_servers={A: ACTIVE, B: DRAINING}),
+        [on(TCP, SET, B, ACTIVE)],
+    ),
+    "SCTP back from the drain: one SET": (
+        SCTP_FULL,
+        replace(SCTP_FULL, real_servers={A: ACTIVE, B: DRAINING}),
+        [on(SCTP, SET, B, ACTIVE)],
+    ),
+    "all go away": (BARE, FULL, [on(TCP, SET, A, DRAINING), on(TCP, SET, B, DRAINING)]),
+    "exchanged: the new one comes before the old one drains": (
+        server(real_servers={B: ACTIVE}),
+        server(real_servers={A: ACTIVE}),
+        [on(TCP, ADD, B, ACTIVE), on(TCP, SET, A, DRAINING)],
+    ),
+    "the same address on another port is another server": (
+        server(real_servers={real("10.0.0.1", 9090): ACTIVE}),
+        HALF,
+        [on(TCP, ADD, real("10.0.0.1", 9090), ACTIVE), on(TCP, SET, A, DRAINING)],
+    ),
+    "lingering alone is no difference to the kernel": (
+        replace(FULL, lingering=frozenset({real("10.0.0.3")})),
+        FULL,
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("desired", "actual", "operations"), TABLE.values(), ids=TABLE)
+def test_virtual_server_difference(
+    desired: VirtualServer | None, actual: VirtualServer | None, operations: list[IpvsOperation]
+) -> None:
+    assert virtual_server_difference(desired, actual) == operations
+
+
+@pytest.mark.parametrize(("desired", "actual", "operations"), TABLE.values(), ids=TABLE)
+def test_the_kernel_takes_every_operation_and_then_nothing_is_left(
+    desired: VirtualServer | None, actual: VirtualServer | None, operations: list[IpvsOperation]
+) -> None:
+    kernel = FakeKernel()
+    if actual is not None:
+        kernel.virtual_servers[actual.key] = replace(actual, real_servers=dict(actual.real_servers))
+    mirror = kernel.read()
+    for operation in operations:
+        assert kernel.apply(operation) == 0
+        mirror.record(operation)
+    assert mirror == kernel.read()
+    key = (desired or actual or BARE).key
+    assert virtual_server_difference(desired, mirror.virtual_servers.get(key)) == []
+
+
+# The mirror.
+
+
+def test_the_mirror_never_shares_real_servers_with_the_plan() -> None:
+    mirror = KernelTables()
+    mirror.record(VirtualServerOperation(ADD, FULL))
+    assert mirror.virtual_servers[TCP].real_servers == {}
+    mirror.record(on(TCP, ADD, A, ACTIVE))
+    mirror.record(VirtualServerOperation(SET, replace(STICKY, real_servers={B: ACTIVE})))
+    assert mirror.virtual_servers[TCP] == replace(STICKY, real_servers={A: ACTIVE})
+    mirror.record(on(TCP, SET, A, DRAINING))
+    mirror.record(on(TCP, DELETE, A, DRAINING))
+    assert mirror.virtual_servers[TCP] == STICKY
+    assert FULL.real_servers == {A: ACTIVE, B: ACTIVE}
+
+
+def test_the_mirror_keeps_no_lingering_servers_of_the_plan() -> None:
+    mirror = KernelTables()
+    mirror.record(VirtualServerOperation(ADD, replace(BARE, lingering=frozenset({A}))))
+    assert mirror.virtual_servers == {TCP: BARE}
+
+
+@pytest.mark.parametrize("verb", Verb)
+def test_a_real_server_of_a_virtual_server_that_is_gone_is_not_recorded(verb: Verb) -> None:
+    mirror = KernelTables()
+    mirror.record(on(TCP, verb, A, ACTIVE))
+    assert mirror == KernelTables()
+
+
+def test_deletions_of_what_is_unknown_are_harmless() -> None:
+    mirror = KernelTables()
+    entry = SetEntry(b"\0\0\0\0")
+    for operation in (
+        VirtualServerOperation(DELETE, BARE),
+        AddressOperation(DELETE, b"\0\0\0\0"),
+        SetEntryOperation(DELETE, "KUBE-IPVS-IPS", entry),
+    ):
+        mirror.record(operation)
+    assert (mirror.virtual_servers, mirror.addresses, mirror.entries) == ({}, set(), {"KUBE-IPVS-IPS": set()})
+
+
+# What is looked at.
+
+
+def plan(name: str, address: str, *ports: ServicePort, pods: tuple[str, ...] = ()) -> Fragment:
+    wanted = service(name, cluster_ip=address, ports=ports or [ServicePort(80, "http")])
+    piece = endpoint_slice(*(endpoint(pod, node="here") for pod in pods), of=name)
+    return plan_service(wanted, [piece], Context("here"))
+
+
+def rounds(desired: DesiredTables, kernel: FakeKernel, mirror: KernelTables, touched: Touched) -> list[Operation]:
+    operations = difference(desired, mirror, touched)
+    for operation in operations:
+        assert kernel.apply(operation) == 0, operation
+        mirror.record(operation)
+    return operations
+
+
+def test_only_touched_keys_are_compared() -> None:
+    desired, kernel = DesiredTables(), FakeKernel()
+    desired.replace(plan("a", "10.96.0.1").name, plan("a", "10.96.0.1"))
+    touched = desired.replace(plan("b", "10.96.0.2").name, plan("b", "10.96.0.2"))
+    rounds(desired, kernel, KernelTables(), touched)
+    assert kernel.addresses == {packed("10.96.0.2")}
+
+
+def test_everything_is_both_sides() -> None:
+    desired, kernel = DesiredTables(), FakeKernel()
+    kernel.virtual_servers[virtual("10.96.0.9")] = server(virtual("10.96.0.9"))
+    kernel.addresses.add(packed("10.96.0.9"))
+    kernel.sets["KUBE-IPVS-IPS"].add(SetEntry(packed("10.96.0.9")))
+    kernel.sets["KUBE-NODE-PORT-TCP"].add(SetEntry(port=30080))
+    desired.replace(plan("a", "10.96.0.1").name, plan("a", "10.96.0.1"))
+    mirror = kernel.read()
+    rounds(desired, kernel, mirror, everything(desired, mirror))
+    assert set(kernel.virtual_servers) == {virtual("10.96.0.1")}
+    assert kernel.addresses == {packed("10.96.0.1")}
+    assert {name: members for name, members in kernel.sets.items() if members} == {
+        "KUBE-CLUSTER-IP": {SetEntry(packed("10.96.0.1"), Protocol.TCP, 80)},
+        "KUBE-IPVS-IPS": {SetEntry(packed("10.96.0.1"))},
+    }
+    assert difference(desired, mirror, everything(desired, mirror)) == []
+
+
+def test_a_set_that_is_missing_in_the_kernel_is_filled() -> None:
+    desired = DesiredTables()
+    touched = desired.replace(plan("a", "10.96.0.1").name, plan("a", "10.96.0.1"))
+    added = [operation for operation in difference(desired, KernelTables(), touched) if operation.verb is ADD]
+    assert {operation.set_name for operation in added if isinstance(operation, SetEntryOperation)} == {
+        "KUBE-CLUSTER-IP",
+        "KUBE-IPVS-IPS",
+    }
+
+
+def test_touch_gives_the_keys_of_operations() -> None:
+    entry = SetEntry(packed("10.96.0.1"))
+    assert touch(
+        [
+            on(UDP, SET, A, ACTIVE),
+            VirtualServerOperation(ADD, BARE),
+            AddressOperation(ADD, b"1234"),
+            SetEntryOperation(DELETE, "KUBE-IPVS-IPS", entry),
+        ]
+    ) == Touched({UDP, TCP}, {b"1234"}, {("KUBE-IPVS-IPS", entry)})
+    assert not touch([])
+
+
+# The order of a round.
+
+
+def rank(operation: Operation) -> str:
+    """Name the step of a round that an operation belongs to."""
+    match operation:
+        case RealServerOperation(verb):
+            return f"real server {verb.value}"
+        case VirtualServerOperation(verb):
+            return f"virtual server {verb.value}"
+        case AddressOperation(verb):
+            return f"address {verb.value}"
+        case SetEntryOperation(verb, name):
+            return f"{name} {verb.value}"
+
+
+def steps(operations: list[Operation]) -> list[str]:
+    """The steps in their order, neighbours of one kind as one."""
+    names = [rank(operation) for operation in operations]
+    return [name for number, name in enumerate(names) if number == 0 or names[number - 1] != name]
+
+
+@pytest.fixture
+def before() -> tuple[DesiredTables, FakeKernel, KernelTables]:
+    """A kernel with one Service of one port and one local pod."""
+    desired, kernel = DesiredTables(), FakeKernel()
+    mirror = kernel.read()
+    one = plan("a", "10.96.0.1", pods=("10.0.0.1",))
+    rounds(desired, kernel, mirror, desired.replace(one.name, one))
+    return desired, kernel, mirror
+
+
+def test_a_new_service_is_complete_before_its_address_attracts_connections() -> None:
+    desired = DesiredTables()
+    one = plan("a", "10.96.0.1", pods=("10.0.0.1",))
+    found = steps(difference(desired, KernelTables(), desired.replace(one.name, one)))
+    assert sorted(found[-3:-1]) == ["KUBE-CLUSTER-IP add", "KUBE-IPVS-IPS add"]
+    del found[-3:-1]
+    assert found == ["KUBE-LOOP-BACK add", "virtual server add", "real server add", "address add"]
+
+
+def test_a_service_that_goes_is_shut_before_it_is_taken_down(
+    before: tuple[DesiredTables, FakeKernel, KernelTables],
+) -> None:
+    desired, kernel, mirror = before
+    found = steps(rounds(desired, kernel, mirror, desired.replace(plan("a", "10.96.0.1").name, None)))
+    assert sorted(found[:2]) == ["KUBE-CLUSTER-IP delete", "KUBE-LOOP-BACK delete"]
+    assert found[2:] == ["virtual server delete", "address delete", "KUBE-IPVS-IPS delete"]
+
+
+def test_a_port_that_moves_is_never_open_to_the_node_itself(
+    before: tuple[DesiredTables, FakeKernel, KernelTables],
+) -> None:
+    desired, kernel, mirror = before
+    moved = plan("a", "10.96.0.1", ServicePort(81, "http"), pods=("10.0.0.1",))
+    assert steps(rounds(desired, kernel, mirror, desired.replace(moved.name, moved))) == [
+        "virtual server add",
+        "real server add",
+        "KUBE-CLUSTER-IP add",
+        "KUBE-CLUSTER-IP delete",
+        "virtual server delete",
+    ]
+
+
+def test_a_pod_can_reach_itself_from_its_first_connection(
+    before: tuple[DesiredTables, FakeKernel, KernelTables],
+) -> None:
+    desired, kernel, mirror = before
+    scaled = plan("a", "10.96.0.1", pods=("10.0.0.1", "10.0.0.2"))
+    assert steps(rounds(desired, kernel, mirror, desired.replace(scaled.name, scaled))) == [
+        "KUBE-LOOP-BACK add",
+        "real server add",
+    ]
+
+
+def test_a_service_that_goes_and_one_that_comes_in_one_round(
+    before: tuple[DesiredTables, FakeKernel, KernelTables],
+) -> None:
+    desired, kernel, mirror = before
+    new = plan("b", "10.96.0.2", pods=("10.0.0.2",))
+    touched = desired.replace(plan("a", "10.96.0.1").name, None)
+    touched.add(desired.replace(new.name, new))
+    found = rounds(desired, kernel, mirror, touched)
+    verbs = [operation.verb for operation in found]
+    # All that comes, then all that goes: connections are never refused for the sake of others.
+    assert verbs == sorted(verbs, key=[ADD, SET, DELETE].index)
