@@ -1,0 +1,260 @@
+"""The iptables rules of one family as text, from the configuration.
+
+Pure. The chains, jumps and rules are those of kube-proxy's IPVS mode, in its order. Where kube-proxy
+writes a rule only while the set that it refers to has members, it is always there: all sets exist from the start and an
+empty set matches nothing, so the text depends on the configuration alone and not on the Services.
+
+Rules are written as ``iptables-save`` prints them (1.8.9, both variants), so a rule is right if it is the same string.
+
+Two rules have two texts. ``-m physdev ! --physdev-is-in`` keeps what comes in through a bridge out of a shortcut, but
+inserting it makes the kernel load br_netfilter (``physdev_mt_check`` of net/netfilter/xt_physdev.c), which from then on
+sends all bridged traffic of the node through iptables. Where br_netfilter is not loaded, no packet comes from a bridge
+port as far as netfilter knows: the match is always true, and is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, NamedTuple
+
+from ipvs_proxy.plan import sets
+from ipvs_proxy.plan.tables import Family
+
+NAT: Final = "nat"
+FILTER: Final = "filter"
+
+SERVICES: Final = "KUBE-SERVICES"
+POSTROUTING: Final = "KUBE-POSTROUTING"
+NODE_PORT: Final = "KUBE-NODE-PORT"
+LOAD_BALANCER: Final = "KUBE-LOAD-BALANCER"
+MARK_MASQUERADE: Final = "KUBE-MARK-MASQ"
+FORWARD: Final = "KUBE-FORWARD"
+FIREWALL: Final = "KUBE-PROXY-FIREWALL"
+SOURCE_RANGES: Final = "KUBE-SOURCE-RANGES-FIREWALL"
+IPVS_FILTER: Final = "KUBE-IPVS-FILTER"
+IPVS_OUT_FILTER: Final = "KUBE-IPVS-OUT-FILTER"
+
+
+class Chain(NamedTuple):
+    """A chain of a table."""
+
+    table: str
+    name: str
+
+
+class Jump(NamedTuple):
+    """A rule that leads from a chain that is not ours to one that is."""
+
+    table: str
+    source: str
+    target: str
+    comment: str
+
+    @property
+    def text(self) -> str:
+        """The rule as ``iptables-save`` prints it."""
+        return f'-A {self.source} -m comment --comment "{self.comment}" -j {self.target}'
+
+
+CHAINS: Final = (
+    *(Chain(NAT, name) for name in (SERVICES, POSTROUTING, NODE_PORT, LOAD_BALANCER, MARK_MASQUERADE)),
+    *(Chain(FILTER, name) for name in (FORWARD, NODE_PORT, FIREWALL, SOURCE_RANGES, IPVS_FILTER, IPVS_OUT_FILTER)),
+)
+
+#: In the order in which they are inserted, each before all rules of its chain.
+JUMPS: Final = (
+    Jump(NAT, "OUTPUT", SERVICES, "kubernetes service portals"),
+    Jump(NAT, "PREROUTING", SERVICES, "kubernetes service portals"),
+    Jump(NAT, "POSTROUTING", POSTROUTING, "kubernetes postrouting rules"),
+    Jump(FILTER, "FORWARD", FORWARD, "kubernetes forwarding rules"),
+    Jump(FILTER, "INPUT", NODE_PORT, "kubernetes health check rules"),
+    Jump(FILTER, "INPUT", FIREWALL, "kube-proxy firewall rules"),
+    Jump(FILTER, "FORWARD", FIREWALL, "kube-proxy firewall rules"),
+    Jump(FILTER, "INPUT", IPVS_FILTER, "kubernetes ipvs access filter"),
+    Jump(FILTER, "OUTPUT", IPVS_OUT_FILTER, "kubernetes ipvs access filter"),
+)
+
+#: What the kernel and iptables both take as the name of a network interface.
+_INTERFACE_NAME: Final = re.compile(r"[^\s/:+!\"'\\-][^\s/:+!\"'\\]*")
+_INTERFACE_NAME_LENGTH: Final = 15
+
+
+class Rule(NamedTuple):
+    """A rule of a table, as ``iptables-save`` prints it: ``-A CHAIN ...``."""
+
+    table: str
+    text: str
+
+
+class Ruleset(NamedTuple):
+    """The rules of our chains, and the rules of other chains that lead to ours."""
+
+    chains: Mapping[Chain, Sequence[str]]
+    jumps: Sequence[Rule]
+
+
+class Interface(NamedTuple):
+    """The network interface, or with ``is_prefix`` all of that prefix, through which local pods send."""
+
+    name: str
+    is_prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleSettings:
+    """What the configuration says about the rules of one family.
+
+    ``masquerade_bit`` is the bit (0 to 31) of the packet mark that asks for masquerading. With ``masquerade_all`` all
+    traffic to cluster IPs is masqueraded; without it, what does not come from ``local``; with neither, only what the
+    node sends from a virtual server's address.
+
+    Raises:
+        ValueError: if a value cannot be written as a rule.
+
+    """
+
+    masquerade_bit: int = 14
+    masquerade_all: bool = False
+    local: IPv4Network | IPv6Network | Interface | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.masquerade_bit <= 31:
+            raise ValueError(f"the masquerade bit is {self.masquerade_bit}: a packet mark has the bits 0 to 31")
+        if isinstance(self.local, Interface):
+            name, is_prefix = self.local
+            if not _INTERFACE_NAME.fullmatch(name) or len(name.encode()) + is_prefix > _INTERFACE_NAME_LENGTH:
+                raise ValueError(f"{name!r} is no name or prefix of a network interface")
+
+    @property
+    def mark(self) -> str:
+        """The mark as ``iptables-save`` prints it."""
+        return hex(1 << self.masquerade_bit)
+
+
+def render(settings: RuleSettings, *, family: Family, random_fully: bool, bridge_netfilter: bool) -> Ruleset:
+    """Give the rules of one family.
+
+    ``random_fully``: iptables knows the option (1.6.2). ``bridge_netfilter``: br_netfilter is loaded.
+
+    Raises:
+        ValueError: if the local network is of the other family.
+
+    """
+    rules = {
+        NAT: _nat(settings, family=family, random_fully=random_fully, bridge_netfilter=bridge_netfilter),
+        FILTER: _filter(settings, family=family),
+    }
+    chains = {chain: tuple(f"-A {chain.name} {rule}" for rule in rules[chain.table][chain.name]) for chain in CHAINS}
+    return Ruleset(chains, tuple(Rule(jump.table, jump.text) for jump in JUMPS))
+
+
+class _Sets:
+    """How rules refer to the sets of one family."""
+
+    def __init__(self, family: Family) -> None:
+        self._definitions = sets.definitions(family)
+
+    def match(self, base: str, directions: str) -> str:
+        return f"-m set --match-set {self._definitions[base].name} {directions}"
+
+    def commented(self, base: str, directions: str) -> str:
+        return f"{_comment(self._definitions[base].comment)} {self.match(base, directions)}"
+
+
+def _comment(text: str) -> str:
+    quoted = re.sub(r"([\"'\\])", r"\\\1", text)
+    return f'-m comment --comment "{quoted}"'
+
+
+def _nat(
+    settings: RuleSettings, *, family: Family, random_fully: bool, bridge_netfilter: bool
+) -> dict[str, Sequence[str]]:
+    refer = _Sets(family)
+    mark = settings.mark
+    external, external_local = (refer.commented(base, "dst,dst") for base in (sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL))
+    from_outside = f"{'-m physdev ! --physdev-is-in ' * bridge_netfilter}-m addrtype ! --src-type LOCAL"
+    to_node = "-m addrtype --dst-type LOCAL"
+    return {
+        SERVICES: (
+            f"-s {'127.0.0.0/8' if family is Family.IPV4 else '::1/128'} -j RETURN",
+            f"{refer.commented(sets.LOAD_BALANCER, 'dst,dst')} -j {LOAD_BALANCER}",
+            _masquerade_cluster_ips(settings, family),
+            f"{external} -j {MARK_MASQUERADE}",
+            f"{external} {from_outside} -j ACCEPT",
+            f"{external} {to_node} -j ACCEPT",
+            f"{external_local} {from_outside} -j ACCEPT",
+            f"{external_local} {to_node} -j ACCEPT",
+            f"{to_node} -j {NODE_PORT}",
+            # The last two keep later rules, such as those of host ports, off traffic to virtual servers.
+            f"{refer.match(sets.CLUSTER_IP, 'dst,dst')} -j ACCEPT",
+            f"{refer.match(sets.LOAD_BALANCER, 'dst,dst')} -j ACCEPT",
+        ),
+        POSTROUTING: (
+            f"{refer.commented(sets.LOOP_BACK, 'dst,dst,src')} -j MASQUERADE",
+            f"-m mark ! --mark {mark}/{mark} -j RETURN",
+            f"-j MARK --set-xmark {mark}/0x0",
+            _comment("kubernetes service traffic requiring SNAT") + " -j MASQUERADE" + " --random-fully" * random_fully,
+        ),
+        NODE_PORT: tuple(
+            f"-p {protocol} {refer.commented(base, directions)} -j {target}"
+            for protocol, base, directions, target in (
+                ("tcp", sets.NODE_PORT_LOCAL_TCP, "dst", "RETURN"),
+                ("tcp", sets.NODE_PORT_TCP, "dst", MARK_MASQUERADE),
+                ("udp", sets.NODE_PORT_LOCAL_UDP, "dst", "RETURN"),
+                ("udp", sets.NODE_PORT_UDP, "dst", MARK_MASQUERADE),
+                ("sctp", sets.NODE_PORT_LOCAL_SCTP, "dst,dst", "RETURN"),
+                ("sctp", sets.NODE_PORT_SCTP, "dst,dst", MARK_MASQUERADE),
+            )
+        ),
+        LOAD_BALANCER: (
+            f"{refer.commented(sets.LOAD_BALANCER_LOCAL, 'dst,dst')} -j RETURN",
+            f"-j {MARK_MASQUERADE}",
+        ),
+        MARK_MASQUERADE: (f"-j MARK --set-xmark {mark}/{mark}",),
+    }
+
+
+def _masquerade_cluster_ips(settings: RuleSettings, family: Family) -> str:
+    local = settings.local
+    origin, directions = "", "dst,dst"
+    if settings.masquerade_all:
+        pass
+    elif local is None:
+        directions = "src,dst"
+    elif isinstance(local, Interface):
+        origin = f"! -i {local.name}{'+' * local.is_prefix} "
+    elif local.version != (4 if family is Family.IPV4 else 6):
+        raise ValueError(f"the local network {local} is not of the family {family.label}")
+    else:
+        origin = f"! -s {local} "
+    return f"{origin}{_Sets(family).commented(sets.CLUSTER_IP, directions)} -j {MARK_MASQUERADE}"
+
+
+def _filter(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str]]:
+    refer = _Sets(family)
+    mark = settings.mark
+    reject = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
+    known = (sets.LOAD_BALANCER, sets.CLUSTER_IP, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
+    return {
+        FORWARD: (
+            f"{_comment('kubernetes forwarding rules')} -m mark --mark {mark}/{mark} -j ACCEPT",
+            f"{_comment('kubernetes forwarding conntrack rule')} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        ),
+        NODE_PORT: (f"{refer.commented(sets.HEALTH_CHECK_NODE_PORT, 'dst')} -j ACCEPT",),
+        FIREWALL: (f"{refer.commented(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {SOURCE_RANGES}",),
+        SOURCE_RANGES: (
+            f"{refer.commented(sets.LOAD_BALANCER_SOURCE_CIDR, 'dst,dst,src')} -j RETURN",
+            f"{refer.commented(sets.LOAD_BALANCER_SOURCE_IP, 'dst,dst,src')} -j RETURN",
+            "-j DROP",
+        ),
+        IPVS_FILTER: (
+            *(f"{refer.match(base, 'dst,dst')} -j RETURN" for base in known),
+            f"{refer.match(sets.HEALTH_CHECK_NODE_PORT, 'dst')} -j RETURN",
+            f"-m conntrack --ctstate NEW {refer.match(sets.IPVS_IPS, 'dst')} -j REJECT --reject-with {reject}",
+        ),
+        # Its rules name virtual servers that only some sources may use; there are none of these yet.
+        IPVS_OUT_FILTER: (),
+    }

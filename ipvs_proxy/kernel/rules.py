@@ -1,0 +1,138 @@
+"""The packet rules of one family: read, find drift, repair.
+
+The rules masquerade and filter; what they apply to is in the sets. They are the same whatever Services there are: a
+rule is also there while its set is empty, which matches nothing (see ``iptables_render``). So they are written once,
+before the first virtual server, and from then on only read: an audit that finds nothing wrong writes nothing.
+
+A repair is one process and one commit for each table: nat first, then filter, as kube-proxy does. All our chains are
+set in that write, whoever filled them before; jumps are only added where they are missing, so rules of others keep
+their place. Between the two commits a node has the new nat rules and the old filter rules for some milliseconds. That
+is harmless: at a first start there is no virtual server yet; at a takeover the old and the new rules of a table are
+both right for the same sets, and the tables share nothing but the packet mark. Only where a takeover also changes the
+mark can a packet miss the rule that accepts forwarding; where the node drops by default, it is then sent again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+
+from ipvs_proxy.kernel.iptables import Iptables
+from ipvs_proxy.kernel.iptables_render import Rule, Ruleset, RuleSettings, render
+from ipvs_proxy.kernel.iptables_text import differences, missing_jumps, parse, payload, printed_forms, removal
+from ipvs_proxy.plan.tables import Family
+
+log = structlog.get_logger()
+
+#: Exists while br_netfilter is loaded (Documentation/networking/bridge.rst of the kernel).
+BRIDGE_NETFILTER: Final = Path("/proc/sys/net/bridge")
+
+
+class Rules(Protocol):
+    """What the agent asks of the packet rules of one family, however they are kept.
+
+    All calls block and raise ``Unusable`` if the rules cannot be read or written. ``writes`` counts the writes.
+    """
+
+    writes: int
+
+    def drift(self) -> list[str]:
+        """Say what is not as it should be; nothing if all is right."""
+
+    def repair(self) -> list[str]:
+        """Write what should be there if anything is not; say what was wrong."""
+
+    def cleanup(self) -> None:
+        """Take all rules away that are ours."""
+
+
+class IptablesRules:
+    """The rules as chains of iptables that refer to ipsets; all sets must exist before the first write.
+
+    Raises:
+        ValueError: if the settings are not for this family.
+
+    """
+
+    def __init__(self, family: Family, settings: RuleSettings, *, iptables: Iptables) -> None:
+        self.family = family
+        self.settings = settings
+        self.writes = 0
+        self._iptables = iptables
+        self._forms: dict[Rule, str] = {}
+        self._wanted()
+
+    def read(self) -> Ruleset:
+        """Read our chains and the rules that lead to them.
+
+        Raises:
+            Unusable: if iptables does not run.
+
+        """
+        return parse(self._iptables.save(self.family))
+
+    def drift(self) -> list[str]:
+        """Say what is not as it should be, by table and chain; nothing if all is right.
+
+        Raises:
+            Unusable: if the rules cannot be read.
+
+        """
+        return differences(self._wanted(), self.read(), forms=self._forms)
+
+    def repair(self) -> list[str]:
+        """Set our chains and add missing jumps if anything is not as it should be; say what was wrong.
+
+        Raises:
+            Unusable: if the rules cannot be read or written. A table is changed whole or not at all.
+
+        """
+        wanted, before = self._wanted(), self.read()
+        findings = differences(wanted, before, forms=self._forms)
+        if findings:
+            self._write(payload(wanted, missing_jumps(wanted, before, forms=self._forms)))
+            self._check(wanted, before)
+        return findings
+
+    def cleanup(self) -> None:
+        """Delete our jumps and chains. A chain that a rule of somebody else leads to stays, empty.
+
+        Raises:
+            Unusable: if the rules cannot be read or written.
+
+        """
+        found = self.read()
+        if found.chains:
+            self._write(removal(self._wanted(), found))
+
+    def _wanted(self) -> Ruleset:
+        return render(
+            self.settings,
+            family=self.family,
+            random_fully=self._iptables.random_fully,
+            bridge_netfilter=BRIDGE_NETFILTER.exists(),
+        )
+
+    def _write(self, text: str) -> None:
+        self.writes += 1
+        self._iptables.restore(self.family, text)
+
+    def _check(self, wanted: Ruleset, before: Ruleset) -> None:
+        """Read back what was written: learn how it is printed, and notice who else writes our chains."""
+        after = self.read()
+        forms = printed_forms(wanted, before=before, after=after)
+        if forms != {rule: self._forms.get(rule) for rule in forms}:
+            self._forms |= forms
+            rule, printed = next(iter(forms.items()))
+            log.info(
+                "rules_printed_in_other_form",
+                family=self.family.label,
+                rules=len(forms),
+                written=rule.text,
+                printed=printed,
+            )
+        left = differences(wanted, after, forms=self._forms)
+        if left:
+            log.warning("rules_changed_while_written", family=self.family.label, findings=left)
