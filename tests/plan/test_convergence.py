@@ -1,0 +1,424 @@
+"""Whatever happens to objects and kernel, in whatever order: the kernel ends up as a plan from scratch says.
+
+A state machine drives the plan as the agent does: changes, drift, refused operations and their retries, ended drains,
+restarts. The expected tables come from a union written anew here, in the plainest way, from fragments of the current
+objects; the kernel is a strict model that refuses what Linux would refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from errno import EBUSY, ESRCH
+from typing import NamedTuple
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from ipvs_proxy.kube.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePort
+from ipvs_proxy.plan.desired import DesiredTables, Touched
+from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch
+from ipvs_proxy.plan.services import Context, Fragment, ServiceName, plan_service
+from ipvs_proxy.plan.tables import (
+    ACTIVE,
+    AddressOperation,
+    Operation,
+    Protocol,
+    RealServer,
+    RealServerOperation,
+    SetEntry,
+    SetEntryOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerKey,
+    VirtualServerOperation,
+)
+from tests.support.fake_kernel import FakeKernel
+from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+
+HERE = Context("here", zone="zone-a")
+
+# Few names, addresses and ports, so that Services meet.
+NAMES = [ServiceName("default", name) for name in ("api", "dns", "web")]
+SERVICE_PORTS = [
+    ServicePort(80, "http", "TCP"),
+    ServicePort(53, "dns", "UDP"),
+    ServicePort(53, "dns-tcp", "TCP"),
+    ServicePort(80, "diameter", "SCTP"),
+    ServicePort(80, "http", "UDP"),
+]
+SLICE_PORTS = [
+    EndpointPort("http", 8080, "TCP"),
+    EndpointPort("http", 8080, "UDP"),
+    EndpointPort("dns", 5353, "UDP"),
+    EndpointPort("dns-tcp", 5353, "TCP"),
+    EndpointPort("diameter", 3868, "SCTP"),
+]
+IPV4 = ["10.96.0.1", "10.96.0.2"]
+IPV6 = ["fd00:96::1"]
+names = st.sampled_from(NAMES)
+
+
+class Wish(NamedTuple):
+    """What varies of a Service."""
+
+    families: int
+    ipv4: int
+    ports: frozenset[int]
+    sticky: bool
+    local: bool
+    age: int
+    kind: str
+
+
+wishes = st.builds(
+    Wish,
+    families=st.integers(0, 2),
+    ipv4=st.integers(0, len(IPV4) - 1),
+    ports=st.frozensets(st.integers(0, len(SERVICE_PORTS) - 1), min_size=1, max_size=3),
+    sticky=st.booleans(),
+    local=st.booleans(),
+    age=st.integers(0, 1),
+    kind=st.sampled_from(["ClusterIP"] * 7 + ["ExternalName"]),
+)
+
+#: ready, serving, terminating: the conditions of a pod's life.
+CONDITIONS = [(True, True, False), (False, False, False), (False, True, True), (False, False, True), (None, None, None)]
+pods = st.tuples(st.integers(1, 4), st.sampled_from(CONDITIONS), st.booleans())
+pieces = st.tuples(st.booleans(), st.lists(pods, max_size=4), st.sets(st.sampled_from(range(5)), min_size=2))
+
+
+def make_service(name: ServiceName, wish: Wish) -> Service:
+    addresses = [[IPV4[wish.ipv4]], IPV6, [IPV4[wish.ipv4], *IPV6]][wish.families]
+    return service(
+        name.name,
+        cluster_ip=addresses[0],
+        cluster_ips=addresses,
+        families=[["IPv4"], ["IPv6"], ["IPv4", "IPv6"]][wish.families],
+        ports=[SERVICE_PORTS[number] for number in sorted(wish.ports)],
+        affinity="ClientIP" if wish.sticky else "None",
+        internal="Local" if wish.local else None,
+        age=wish.age,
+        kind=wish.kind,
+    )
+
+
+def make_slice(
+    of: ServiceName, number: int, piece: tuple[bool, list[tuple[int, tuple[bool | None, ...], bool]], set[int]]
+) -> EndpointSlice:
+    ipv6, members, ports = piece
+    return endpoint_slice(
+        *(make_endpoint(member, ipv6=ipv6) for member in members),
+        name=f"{of.name}-{number}",
+        of=of.name,
+        ports=[SLICE_PORTS[port] for port in sorted(ports)],
+        address_type="IPv6" if ipv6 else "IPv4",
+    )
+
+
+def make_endpoint(member: tuple[int, tuple[bool | None, ...], bool], *, ipv6: bool) -> Endpoint:
+    number, (ready, serving, terminating), local = member
+    return endpoint(
+        f"fd00::{number}" if ipv6 else f"10.0.0.{number}",
+        ready=ready,
+        serving=serving,
+        terminating=terminating,
+        node="here" if local else "there",
+    )
+
+
+class Expected(NamedTuple):
+    """The tables from scratch."""
+
+    virtual_servers: dict[VirtualServerKey, VirtualServer]
+    addresses: set[bytes]
+    entries: set[tuple[str, SetEntry]]
+    owners: dict[VirtualServerKey, ServiceName]
+
+
+def union(fragments: Iterable[Fragment]) -> Expected:
+    """Merge fragments in the plainest way: the youngest first, so that the oldest is what remains."""
+    expected = Expected({}, set(), set(), {})
+    for fragment in sorted(fragments, key=lambda one: (one.created, one.name), reverse=True):
+        expected.virtual_servers.update({key: server for key, (server, _) in fragment.virtual_servers.items()})
+        expected.owners.update(dict.fromkeys(fragment.virtual_servers, fragment.name))
+        expected.addresses.update(fragment.addresses)
+        expected.entries.update(fragment.entries)
+    return expected
+
+
+class Convergence(RuleBasedStateMachine):
+    """An agent's life. ``trusted`` means that the mirror is the kernel; ``pending`` is what waits for a retry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.services: dict[ServiceName, Service] = {}
+        self.slices: dict[ServiceName, dict[int, EndpointSlice]] = {name: {} for name in NAMES}
+        self.desired = DesiredTables()
+        self.kernel = FakeKernel()
+        self.mirror = KernelTables()
+        self.trusted = True
+        self.pending = Touched()
+        #: Bit n: the n-th operation of the next round is refused.
+        self.refusals = 0
+
+    @initialize(wish=wishes, piece=pieces)
+    def start(self, wish: Wish, piece: tuple[bool, list[tuple[int, tuple[bool | None, ...], bool]], set[int]]) -> None:
+        """Start with one Service and take over an empty kernel."""
+        self.mirror = self.kernel.read()
+        self.slices[NAMES[0]][0] = make_slice(NAMES[0], 0, piece)
+        self.put_service(NAMES[0], wish)
+
+    # Changes of objects.
+
+    @rule(name=names, wish=wishes)
+    def put_service(self, name: ServiceName, wish: Wish) -> None:
+        self.services[name] = make_service(name, wish)
+        self.follow(name)
+
+    @precondition(lambda self: self.services)
+    @rule(data=st.data())
+    def delete_service(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.services)))
+        del self.services[name]
+        self.follow(name)
+
+    @rule(name=names, number=st.integers(0, 2), piece=pieces)
+    def put_slice(
+        self,
+        name: ServiceName,
+        number: int,
+        piece: tuple[bool, list[tuple[int, tuple[bool | None, ...], bool]], set[int]],
+    ) -> None:
+        self.slices[name][number] = make_slice(name, number, piece)
+        self.follow(name)
+
+    @rule(name=names, number=st.integers(0, 2))
+    def delete_slice(self, name: ServiceName, number: int) -> None:
+        if self.slices[name].pop(number, None) is not None:
+            self.follow(name)
+
+    @rule(mask=st.integers(1, 0xFFFF))
+    def refuse_some_of_the_next(self, mask: int) -> None:
+        self.refusals = mask
+
+    # What the agent does by itself.
+
+    @precondition(lambda self: bool(self.pending))
+    @rule()
+    def retry(self) -> None:
+        """Try again what was refused, after having read again what it was about."""
+        pending, self.pending = self.pending, Touched()
+        fresh = self.kernel.read()
+        for key in pending.virtual_servers:
+            self.mirror.virtual_servers.pop(key, None)
+            if key in fresh.virtual_servers:
+                self.mirror.virtual_servers[key] = fresh.virtual_servers[key]
+        self.mirror.addresses, self.mirror.entries = fresh.addresses, fresh.entries
+        self.run_round(pending)
+
+    @rule()
+    def audit(self) -> None:
+        self.mirror = self.kernel.read()
+        self.trusted = True
+        self.pending = Touched()
+        self.run_round(everything(self.desired, self.mirror))
+
+    @rule(order=st.permutations(NAMES))
+    def restart(self, order: list[ServiceName]) -> None:
+        """Start anew with nothing but the objects and what the kernel holds."""
+        was_settled = self.trusted and not self.pending
+        self.refusals = 0
+        self.desired = DesiredTables()
+        for name in order:
+            if name in self.services:
+                self.desired.replace(name, self.plan(name))
+        before = len(self.kernel.log)
+        self.audit()
+        if was_settled:
+            assert len(self.kernel.log) == before, "a restart wrote although nothing had changed"
+
+    @precondition(lambda self: self.trusted)
+    @rule()
+    def end_drains(self) -> None:
+        for key, server in self.kernel.read().virtual_servers.items():
+            wanted = self.desired.virtual_servers.get(key)
+            for real_server, found in server.real_servers.items():
+                if wanted is not None and found.weight == 0 and real_server not in wanted.real_servers:
+                    operation = RealServerOperation(Verb.DELETE, key, real_server, found)
+                    assert self.kernel.apply(operation) == 0
+                    self.mirror.record(operation)
+
+    # What others do to the kernel.
+
+    @rule(
+        operation=st.one_of(
+            st.builds(
+                VirtualServerOperation,
+                st.sampled_from(Verb),
+                st.builds(
+                    VirtualServer,
+                    st.builds(
+                        virtual,
+                        st.sampled_from([*IPV4, *IPV6, "10.96.0.9"]),
+                        st.sampled_from([53, 80]),
+                        st.sampled_from(Protocol),
+                    ),
+                    st.sampled_from(["rr", "lc"]),
+                    st.sampled_from([0, 1]),
+                    st.sampled_from([0, 600]),
+                ),
+            ),
+            st.builds(AddressOperation, st.sampled_from([Verb.ADD, Verb.DELETE]), st.sampled_from(IPV4).map(packed)),
+            st.builds(AddressOperation, st.just(Verb.ADD), st.just(packed("10.96.0.9"))),
+            st.builds(
+                SetEntryOperation,
+                st.sampled_from([Verb.ADD, Verb.DELETE]),
+                st.just("KUBE-IPVS-IPS"),
+                st.sampled_from(IPV4).map(packed).map(SetEntry),
+            ),
+        )
+    )
+    def drift(self, operation: Operation) -> None:
+        if self.kernel.apply(operation) == 0:
+            self.trusted = False
+
+    @precondition(lambda self: self.kernel.virtual_servers)
+    @rule(data=st.data(), pod=st.integers(1, 5), weight=st.sampled_from([None, 0, 1, 5]))
+    def real_server_drift(self, data: st.DataObject, pod: int, weight: int | None) -> None:
+        key = data.draw(st.sampled_from(sorted(self.kernel.virtual_servers)))
+        target = real(
+            f"10.0.0.{pod}" if len(key.address) == 4 else f"fd00::{pod}", data.draw(st.sampled_from([8080, 5353]))
+        )
+        verb = Verb.DELETE if weight is None else data.draw(st.sampled_from([Verb.ADD, Verb.SET]))
+        if self.kernel.apply(RealServerOperation(verb, key, target, RealServer(weight or 0))) == 0:
+            self.trusted = False
+
+    @rule()
+    def flush_sets(self) -> None:
+        for members in self.kernel.sets.values():
+            members.clear()
+        self.trusted = False
+
+    # The path of a change.
+
+    def plan(self, name: ServiceName) -> Fragment:
+        return plan_service(self.services[name], self.slices[name].values(), HERE)
+
+    def follow(self, name: ServiceName) -> None:
+        """Plan one Service anew and bring the kernel to it; nothing of another Service may change."""
+        owned = dict(self.desired.owners)
+        touched = self.desired.replace(name, self.plan(name) if name in self.services else None)
+        before = len(self.kernel.log)
+        self.run_round(touched, from_converged=self.trusted and not self.pending)
+        for operation, _ in self.kernel.log[before:]:
+            for key in touch([operation]).virtual_servers:
+                assert name in {owned.get(key), self.desired.owners.get(key)}, (name, operation)
+
+    def run_round(self, touched: Touched, *, from_converged: bool = False) -> None:
+        """Apply the difference as the agent does: record what succeeded, keep what failed for a retry."""
+        refusals, self.refusals = self.refusals, 0
+        strict = self.trusted and not self.pending
+        failed: list[Operation] = []
+        for number, operation in enumerate(difference(self.desired, self.mirror, touched)):
+            self.kernel.refuse = (lambda _: EBUSY) if refusals >> (number % 16) & 1 else None
+            code = self.kernel.apply(operation)
+            self.kernel.refuse = None
+            if code:
+                self.check_failure(operation, code, failed, strict=strict)
+                failed.append(operation)
+            else:
+                self.mirror.record(operation)
+                if from_converged and not failed:
+                    self.check_step(operation)
+        self.pending.add(touch(failed))
+        if not failed:
+            assert difference(self.desired, self.mirror, touched) == []
+
+    def check_failure(self, operation: Operation, code: int, failed: list[Operation], *, strict: bool) -> None:
+        """With a true mirror an operation fails only if it was refused, or needs one that was refused."""
+        if code == EBUSY or not strict:
+            return
+        assert code == ESRCH, (operation, code)
+        assert isinstance(operation, RealServerOperation)
+        assert any(
+            isinstance(earlier, VirtualServerOperation)
+            and earlier.verb is Verb.ADD
+            and earlier.virtual_server.key == operation.virtual_server
+            for earlier in failed
+        ), operation
+
+    def check_step(self, operation: Operation) -> None:
+        """After every single operation the kernel is in a state that a crash may leave."""
+        kernel, sets = self.kernel, self.kernel.sets
+        guarded = sets["KUBE-IPVS-IPS"] | sets["KUBE-6-IPVS-IPS"]
+        opened = sets["KUBE-CLUSTER-IP"] | sets["KUBE-6-CLUSTER-IP"]
+        # Every address of the link is guarded, and no port is open that has no virtual server to take it.
+        assert all(SetEntry(address) in guarded for address in kernel.addresses), operation
+        for entry in opened:
+            key = VirtualServerKey(entry.address, entry.protocol, entry.port)
+            assert entry.address not in kernel.addresses or key in kernel.virtual_servers, operation
+        # An address that comes finds all its virtual servers complete.
+        match operation:
+            case AddressOperation(Verb.ADD, address):
+                for key, wanted in self.desired.virtual_servers.items():
+                    if key.address == address:
+                        assert kernel.virtual_servers[key].settings == wanted.settings
+                        assert wanted.real_servers.items() <= kernel.virtual_servers[key].real_servers.items()
+            case RealServerOperation(Verb.ADD, key, server, _):
+                loop_back = "KUBE-LOOP-BACK" if len(key.address) == 4 else "KUBE-6-LOOP-BACK"
+                hairpin = SetEntry(server.address, key.protocol, server.port, server.address)
+                assert (loop_back, hairpin) not in self.desired.entries or hairpin in sets[loop_back]
+
+    # What always holds.
+
+    @invariant()
+    def desired_tables_are_the_union_of_the_fragments(self) -> None:
+        expected = self.expected()
+        assert self.desired.virtual_servers == expected.virtual_servers
+        assert self.desired.owners == expected.owners
+        assert self.desired.addresses.keys() == expected.addresses
+        assert self.desired.entries.keys() == expected.entries
+
+    @invariant()
+    def the_mirror_is_the_kernel(self) -> None:
+        if self.trusted:
+            assert self.mirror == self.kernel.read()
+
+    @invariant()
+    def the_kernel_is_as_desired(self) -> None:
+        if self.trusted and not self.pending:
+            self.check_converged()
+            assert difference(self.desired, self.mirror, everything(self.desired, self.mirror)) == []
+
+    def teardown(self) -> None:
+        self.refusals = 0
+        self.audit()
+        assert not self.pending
+        self.check_converged()
+
+    def expected(self) -> Expected:
+        return union(self.plan(name) for name in self.services)
+
+    def check_converged(self) -> None:
+        expected, kernel = self.expected(), self.kernel
+        assert kernel.addresses == expected.addresses
+        assert {(name, entry) for name, entries in kernel.sets.items() for entry in entries} == expected.entries
+        assert kernel.virtual_servers.keys() == expected.virtual_servers.keys()
+        for key, wanted in expected.virtual_servers.items():
+            found = kernel.virtual_servers[key]
+            draining = {
+                server: settings
+                for server, settings in found.real_servers.items()
+                if settings.weight == 0 and server not in wanted.real_servers
+            }
+            kept = {server: settings for server, settings in found.real_servers.items() if server not in draining}
+            assert replace(found, real_servers=kept) == replace(wanted, lingering=frozenset())
+            assert set(kept.values()) <= {ACTIVE}
+            # Only UDP servers that still answer may drain: nobody would ever end the others' connections.
+            assert key.protocol != Protocol.UDP or draining.keys() <= wanted.lingering
+
+
+TestConvergence = Convergence.TestCase
+TestConvergence.settings = settings(deadline=None, max_examples=120, stateful_step_count=30, report_multiple_bugs=False)
