@@ -68,7 +68,7 @@ NAME_LENGTH: Final = 31
 
 #: ``enum ipset_errno``, and the errors of the hash and bitmap types.
 _ERRORS: Final = {
-    4097: "ipset cannot make sense of the message",
+    4097: "ipset cannot make sense of it: a part is missing or of another family",
     4098: "ipset does not know this type of set",
     4099: "there are as many sets as ipset can hold",
     4100: "the set is in use: a rule or another set refers to it",

@@ -1,8 +1,9 @@
 """The ipsets that the masquerade and filter rules refer to.
 
 Sets are made with kube-proxy's parameters, and sets that exist are taken over whatever their parameters, as long as
-type and family fit. Members travel many to a message. The kernel stops a message at its first failing member and names
-it, so the rest is sent again without it: every operation gets its own result.
+type and family fit. Members travel many to a message. The kernel stops at a message's first failing member and names
+it; those behind it are then sent one to a message, so that every operation gets its own result after two rounds at
+most, however many fail.
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ class Sets:
         """Carry operations out; give for each 0, an errno or ipset's error (``describe_error``), or UNKNOWN (-1).
 
         Adding what is there and deleting what is not are successes. Operations on the same member keep their order;
-        others are gathered by set. ENOENT: the set is missing, or not one of ours. EINVAL: no member of such a set.
+        others are gathered by set and verb. ENOENT: the set is missing, or not one of ours. EINVAL: no member of such a
+        set.
         """
         results = [0] * len(operations)
         runs: dict[tuple[str, Verb], _Run] = {}
@@ -153,15 +155,16 @@ class Sets:
         return [0 if code == ENOENT else code for code in codes]
 
     def _carry_out(self, runs: list[_Run], results: list[int]) -> None:
-        """Send runs in messages; send again what comes behind a failing member, until everything has its result."""
-        pending = [part for run in runs for part in _cut(run)]
-        while pending:
-            failures = self._socket.send(
-                [codec.encode_members(run.verb, run.name, run.members, protocol=self._protocol) for run in pending]
-            )
-            pending = [
-                rest for index, outcome in failures.items() if (rest := _take_failure(pending[index], outcome, results))
-            ]
+        """Send many members to a message, then those behind a failing one by themselves; note the failures."""
+        behind = self._send([part for run in runs for part in _cut(run, MEMBERS_PER_MESSAGE)], results)
+        self._send([part for run in behind for part in _cut(run, 1)], results)
+
+    def _send(self, runs: list[_Run], results: list[int]) -> list[_Run]:
+        """Send one message a run; give what the kernel did not look at, as it stops at a failing member."""
+        failures = self._socket.send(
+            [codec.encode_members(run.verb, run.name, run.members, protocol=self._protocol) for run in runs]
+        )
+        return [rest for index, outcome in failures.items() if (rest := _note(runs[index], outcome, results)).indices]
 
     def _header(self, name: str) -> codec.SetHeader | None:
         try:
@@ -219,28 +222,22 @@ def describe_error(code: int) -> str:
     return codec.error_text(code) or os.strerror(code)
 
 
-def _cut(run: _Run) -> list[_Run]:
+def _cut(run: _Run, length: int) -> list[_Run]:
     return [
-        _Run(
-            run.verb,
-            run.name,
-            run.indices[start : start + MEMBERS_PER_MESSAGE],
-            run.members[start : start + MEMBERS_PER_MESSAGE],
-        )
-        for start in range(0, len(run.indices), MEMBERS_PER_MESSAGE)
+        _Run(run.verb, run.name, run.indices[start : start + length], run.members[start : start + length])
+        for start in range(0, len(run.indices), length)
     ]
 
 
-def _take_failure(run: _Run, outcome: Outcome, results: list[int]) -> _Run | None:
-    """Note the failure of one member, and give those behind it; or that of all, if no member is named."""
+def _note(run: _Run, outcome: Outcome, results: list[int]) -> _Run:
+    """Note the failure of one member and give those behind it; or that of all, if no member is named."""
     line = 0 if outcome.error == UNKNOWN else codec.failed_line(outcome.request)
     if not 1 <= line <= len(run.indices):
         for index in run.indices:
             results[index] = outcome.error
-        return None
+        return run._replace(indices=[], members=[])
     results[run.indices[line - 1]] = outcome.error
-    rest = run._replace(indices=run.indices[line:], members=run.members[line:])
-    return rest if rest.indices else None
+    return run._replace(indices=run.indices[line:], members=run.members[line:])
 
 
 def _fits(found: codec.SetHeader, definition: SetDefinition) -> bool:

@@ -1,0 +1,208 @@
+"""ipset messages: golden bytes, pyroute2 as the oracle, round trips, and garbage."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from struct import pack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroute2.netlink.nfnetlink.ipset import ipset_msg
+
+from ipvs_proxy.kernel import ipset_codec as codec
+from ipvs_proxy.kernel.ipset_codec import SetHeader
+from ipvs_proxy.kernel.netlink import MalformedMessage, attribute, frame, text_attribute
+from ipvs_proxy.plan.tables import Family, SetDefinition, SetEntry, SetType, Verb
+
+little_endian = pytest.mark.skipif(
+    sys.byteorder != "little", reason="the golden bytes are those of little-endian hosts"
+)
+
+VIP = bytes((10, 96, 0, 1))
+SET = SetDefinition("SET", SetType.HASH_IP_PORT, Family.IPV4, "")
+
+#: nfgenmsg {family 2}, PROTOCOL 7, SETNAME "SET"
+GOLDEN_HEAD = "02 00 0000 0500 0100 07 000000 0800 0200 53455400"
+#: IP { IPADDR_IPV4 10.96.0.1 }, PORT 80, PROTO tcp
+GOLDEN_MEMBER = "0c00 0180 0800 0140 0a600001 0600 0440 0050 0000 0500 0700 06 000000"
+
+
+def packed_addresses(family: Family):
+    length = 4 if family is Family.IPV4 else 16
+    return st.binary(min_size=length, max_size=length)
+
+
+@st.composite
+def members(draw):
+    kind, family = draw(st.sampled_from(SetType)), draw(st.sampled_from(Family))
+    address, protocol = draw(packed_addresses(family)), draw(st.integers(0, 255))
+    port, source = draw(st.integers(0, 0xFFFF)), draw(packed_addresses(family))
+    entry = {
+        SetType.BITMAP_PORT: SetEntry(port=port),
+        SetType.HASH_IP: SetEntry(address),
+        SetType.HASH_IP_PORT: SetEntry(address, protocol, port),
+        SetType.HASH_IP_PORT_IP: SetEntry(address, protocol, port, source),
+        SetType.HASH_IP_PORT_NET: SetEntry(address, protocol, port, source, draw(st.integers(0, len(source) * 8))),
+    }[kind]
+    return kind, entry
+
+
+@little_endian
+@pytest.mark.parametrize(
+    ("request_", "kind", "flags", "golden"),
+    [
+        (codec.encode_get_protocol(), 0x601, 0x1, "02 00 0000 0500 0100 06 000000"),
+        (codec.encode_get_header("SET", protocol=7), 0x60C, 0x1, GOLDEN_HEAD),
+        (codec.encode_list("SET", protocol=7), 0x607, 0x1, GOLDEN_HEAD),
+        (codec.encode_destroy("SET", protocol=7), 0x603, 0x1, GOLDEN_HEAD),
+        (
+            codec.encode_get_type(SetType.HASH_IP, Family.IPV6, protocol=7),
+            0x60D,
+            0x1,
+            "0a 00 0000 0500 0100 07 000000 0c00 0300 686173683a697000 0500 0500 0a 000000",
+        ),
+        (
+            codec.encode_create(SET, protocol=7, revision=5, hash_size=1024, maximum_members=65536),
+            0x602,
+            0x601,
+            GOLDEN_HEAD + "1100 0300 686173683a69702c706f727400 000000"
+            "0500 0400 05 000000 0500 0500 02 000000"
+            "1400 0780 0800 1240 00000400 0800 1340 00010000",
+        ),
+        (
+            codec.encode_create(
+                SET._replace(type=SetType.BITMAP_PORT), protocol=7, revision=3, hash_size=1, maximum_members=1
+            ),
+            0x602,
+            0x601,
+            "00" + GOLDEN_HEAD[2:] + "1000 0300 6269746d61703a706f727400"
+            "0500 0400 03 000000 0500 0500 00 000000"
+            "1400 0780 0600 0440 0000 0000 0600 0540 ffff 0000",
+        ),
+        (
+            codec.encode_members(
+                Verb.ADD, "SET", [codec.encode_member(SetEntry(VIP, 6, 80), SetType.HASH_IP_PORT)] * 2, protocol=7
+            ),
+            0x609,
+            0x1,
+            GOLDEN_HEAD + "0800 0900 00000000"
+            "5400 0880"
+            "2800 0780" + GOLDEN_MEMBER + "0800 0900 01000000"
+            "2800 0780" + GOLDEN_MEMBER + "0800 0900 02000000",
+        ),
+    ],
+)
+def test_golden_bytes(request_, kind, flags, golden):
+    assert request_.payload.hex() == golden.replace(" ", "")
+    assert (request_.type, request_.flags) == (kind, flags)
+
+
+@pytest.mark.parametrize(
+    ("address", "source", "texts"),
+    [
+        (VIP, bytes((10, 0, 0, 0)), ("10.96.0.1", "10.0.0.0")),
+        (bytes.fromhex("fd") + bytes(14) + b"\1", bytes.fromhex("fd01") + bytes(14), ("fd00::1", "fd01::")),
+    ],
+)
+def test_pyroute2_reads_the_members(address, source, texts):
+    entry = SetEntry(address, 17, 53, source, 8)
+    request = codec.encode_members(
+        Verb.DELETE, "SET", [codec.encode_member(entry, SetType.HASH_IP_PORT_NET)] * 3, protocol=6
+    )
+    message = ipset_msg(frame(request, sequence=1))
+    message.decode()
+    assert message.get_attr("IPSET_ATTR_SETNAME") == "SET"
+    assert message.get_attr("IPSET_ATTR_PROTOCOL") == 6
+    found = message.get_attr("IPSET_ATTR_ADT").get_attrs("IPSET_ATTR_DATA")
+    assert len(found) == 3
+    version = "IPV4" if len(address) == 4 else "IPV6"
+    for data in found:
+        assert data.get_attr("IPSET_ATTR_IP_FROM").get_attr(f"IPSET_ATTR_IPADDR_{version}") == texts[0]
+        assert data.get_attr("IPSET_ATTR_IP2").get_attr(f"IPSET_ATTR_IPADDR_{version}") == texts[1]
+        assert data.get_attr("IPSET_ATTR_PORT_FROM") == 53
+        assert data.get_attr("IPSET_ATTR_PROTO") == 17
+        assert data.get_attr("IPSET_ATTR_CIDR2") == 8
+
+
+@given(st.lists(members(), min_size=1, max_size=8))
+def test_members_come_back(drawn):
+    kind = drawn[0][0]
+    entries = [entry for other, entry in drawn if other is kind]
+    request = codec.encode_members(Verb.ADD, "SET", [codec.encode_member(entry, kind) for entry in entries], protocol=7)
+    assert list(codec.decode_members(request.payload, kind)) == entries
+
+
+def test_a_network_without_a_prefix_length_is_one_address():
+    entry = SetEntry(VIP, 6, 80, VIP)
+    request = codec.encode_members(Verb.ADD, "SET", [codec.encode_member(entry, SetType.HASH_IP_PORT_NET)], protocol=7)
+    assert list(codec.decode_members(request.payload, SetType.HASH_IP_PORT_NET)) == [entry._replace(prefix_length=32)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [
+        (SetEntry(), SetType.HASH_IP),
+        (SetEntry(b"123"), SetType.HASH_IP),
+        (SetEntry(VIP, 6, 65536), SetType.HASH_IP_PORT),
+        (SetEntry(VIP, 256, 80), SetType.HASH_IP_PORT),
+        (SetEntry(VIP, 6, 80), SetType.HASH_IP_PORT_IP),
+        (SetEntry(VIP, 6, 80, VIP, 256), SetType.HASH_IP_PORT_NET),
+        (SetEntry(port=-1), SetType.BITMAP_PORT),
+    ],
+)
+def test_what_is_no_member_is_refused(entry, kind):
+    with pytest.raises(ValueError, match=f"no member of a {kind.value} set"):
+        codec.encode_member(entry, kind)
+
+
+def test_answers_about_versions_are_read():
+    head = pack("=BBH", 2, 0, 0)
+    assert codec.decode_protocol(head + attribute(1, b"\x07") + attribute(10, b"\x06")) == (6, 7)
+    assert codec.decode_protocol(head + attribute(1, b"\x06")) == (6, 6)
+    assert codec.decode_revisions(head + attribute(4, b"\x06") + attribute(10, b"\x00")) == (0, 6)
+    assert codec.decode_header(
+        head + text_attribute(2, "SET") + text_attribute(3, "hash:ip") + attribute(5, b"\x0a")
+    ) == SetHeader("hash:ip", 10)
+
+
+def test_the_line_of_a_failure_is_read():
+    request = codec.encode_members(Verb.ADD, "SET", [], protocol=7)
+    assert codec.failed_line(request.payload) == 0
+    assert codec.failed_line(request.payload.replace(pack("=HHI", 8, 9, 0), pack("=HHI", 8, 9, 42))) == 42
+    assert codec.failed_line(b"") == 0
+    assert codec.failed_line(b"garbage" * 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "part"), [(4100, "in use"), (4103, "exists already"), (4352, "full"), (4999, "ipset's error 4999")]
+)
+def test_errors_of_ipset_have_a_text(code, part):
+    assert part in (codec.error_text(code) or "")
+
+
+def test_an_errno_is_not_ipsets():
+    assert codec.error_text(2) is None
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        codec.decode_protocol,
+        codec.decode_revisions,
+        codec.decode_header,
+        codec.failed_line,
+        *(lambda payload, kind=kind: list(codec.decode_members(payload, kind)) for kind in SetType),
+    ],
+)
+@given(data=st.data())
+def test_garbage_is_read_or_malformed(decode, data):
+    valid = codec.encode_members(
+        Verb.ADD, "S", [codec.encode_member(SetEntry(VIP, 6, 80, VIP, 8), SetType.HASH_IP_PORT_NET)] * 2, protocol=7
+    ).payload
+    damaged = bytearray(data.draw(st.binary(max_size=120) | st.just(valid)))
+    for _ in range(data.draw(st.integers(0, 4)) if damaged else 0):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(MalformedMessage):
+        decode(bytes(damaged))

@@ -1,0 +1,248 @@
+"""Sets against a real kernel; ``ipset`` is the witness."""
+
+from __future__ import annotations
+
+import socket as sockets
+from contextlib import closing
+from errno import EINVAL, ENOENT
+
+import pytest
+
+from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.kernel.sets import Sets, describe_error
+from ipvs_proxy.plan.sets import definitions
+from ipvs_proxy.plan.tables import Family, Protocol, SetDefinition, SetEntry, SetEntryOperation, SetType, Verb
+from tests.support.namespaces import fresh_namespace, missing_piece, run
+
+pytestmark = pytest.mark.skipif(missing_piece() is not None, reason=str(missing_piece()))
+
+FULL = 4352
+WRONG_FAMILY = 4106
+
+ALL = [definition for family in Family for definition in definitions(family).values()]
+ONE = SetDefinition("KUBE-CLUSTER-IP", SetType.HASH_IP_PORT, Family.IPV4, "")
+
+
+def packed(text: str) -> bytes:
+    return sockets.inet_pton(sockets.AF_INET6 if ":" in text else sockets.AF_INET, text)
+
+
+def entry(number: int) -> SetEntry:
+    return SetEntry(bytes((10, 96, number // 256, number % 256)), Protocol.TCP, 80)
+
+
+def add(member: SetEntry, name: str = ONE.name) -> SetEntryOperation:
+    return SetEntryOperation(Verb.ADD, name, member)
+
+
+def delete(member: SetEntry, name: str = ONE.name) -> SetEntryOperation:
+    return SetEntryOperation(Verb.DELETE, name, member)
+
+
+def witnessed(name: str) -> set[str]:
+    """Give the members of a set as ``ipset save`` prints them."""
+    lines = run("ipset", "save", name).splitlines()
+    return {line.split(maxsplit=2)[2] for line in lines if line.startswith("add ")}
+
+
+@pytest.fixture(autouse=True)
+def namespace():
+    with fresh_namespace():
+        yield
+
+
+@pytest.fixture
+def sets():
+    with closing(Sets([ONE])) as made:
+        made.ensure()
+        yield made
+
+
+def test_all_sets_are_made_with_kube_proxys_parameters():
+    with closing(Sets(ALL)) as sets:
+        assert sets.ensure() == [definition.name for definition in ALL]
+        assert sets.ensure() == []
+        assert sets.traffic.writes == len(ALL) == 34
+        assert sets.read() == {definition.name: set() for definition in ALL}
+    made = {line.split()[1]: line.split(maxsplit=2)[2].strip() for line in run("ipset", "save").splitlines()}
+    assert made.keys() == {definition.name for definition in ALL}
+    for definition in ALL:
+        if definition.type is SetType.BITMAP_PORT:
+            assert made[definition.name] == "bitmap:port range 0-65535"
+        else:
+            family = "inet" if definition.family is Family.IPV4 else "inet6"
+            assert made[definition.name] == f"{definition.type.value} family {family} hashsize 1024 maxelem 65536"
+
+
+@pytest.mark.parametrize("definition", ALL, ids=lambda definition: definition.name)
+def test_what_kube_proxy_made_is_taken_over(definition):
+    family = [] if definition.type is SetType.BITMAP_PORT else ["family", definition.family.label.lower()]
+    parameters = {"ipv4": "inet", "ipv6": "inet6"}
+    command = ["ipset", "create", definition.name, definition.type.value, *[parameters.get(p, p) for p in family]]
+    run(*command, *(["range", "0-65535"] if not family else ["hashsize", "4096", "maxelem", "100000"]))
+    with closing(Sets([definition])) as sets:
+        assert sets.ensure() == []
+        assert sets.traffic.writes == 0
+        assert sets.read() == {definition.name: set()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "member", "text"),
+    [
+        (SetType.HASH_IP, Family.IPV4, SetEntry(packed("10.96.0.1")), "10.96.0.1"),
+        (SetType.HASH_IP, Family.IPV6, SetEntry(packed("fd00::1")), "fd00::1"),
+        (SetType.HASH_IP_PORT, Family.IPV4, SetEntry(packed("10.96.0.1"), Protocol.UDP, 53), "10.96.0.1,udp:53"),
+        (SetType.HASH_IP_PORT, Family.IPV6, SetEntry(packed("fd00::1"), Protocol.SCTP, 9999), "fd00::1,sctp:9999"),
+        (
+            SetType.HASH_IP_PORT_IP,
+            Family.IPV4,
+            SetEntry(packed("10.0.0.1"), Protocol.TCP, 8080, packed("10.0.0.1")),
+            "10.0.0.1,tcp:8080,10.0.0.1",
+        ),
+        (
+            SetType.HASH_IP_PORT_IP,
+            Family.IPV6,
+            SetEntry(packed("fd00::1"), Protocol.TCP, 8080, packed("fd00::1")),
+            "fd00::1,tcp:8080,fd00::1",
+        ),
+        (
+            SetType.HASH_IP_PORT_NET,
+            Family.IPV4,
+            SetEntry(packed("1.2.3.4"), Protocol.TCP, 443, packed("10.0.0.0"), 8),
+            "1.2.3.4,tcp:443,10.0.0.0/8",
+        ),
+        (
+            SetType.HASH_IP_PORT_NET,
+            Family.IPV4,
+            SetEntry(packed("1.2.3.4"), Protocol.TCP, 443, packed("10.0.0.1"), 32),
+            "1.2.3.4,tcp:443,10.0.0.1",
+        ),
+        (
+            SetType.HASH_IP_PORT_NET,
+            Family.IPV6,
+            SetEntry(packed("fd00::1"), Protocol.TCP, 443, packed("2001:db8::1"), 128),
+            "fd00::1,tcp:443,2001:db8::1",
+        ),
+        (
+            SetType.HASH_IP_PORT_NET,
+            Family.IPV6,
+            SetEntry(packed("fd00::1"), Protocol.TCP, 443, packed("2001:db8::"), 32),
+            "fd00::1,tcp:443,2001:db8::/32",
+        ),
+        (SetType.BITMAP_PORT, Family.IPV4, SetEntry(port=30080), "30080"),
+        (SetType.BITMAP_PORT, Family.IPV6, SetEntry(port=65535), "65535"),
+    ],
+)
+def test_a_member_of_each_type_there_and_back(kind, family, member, text):
+    definition = SetDefinition("set", kind, family, "")
+    with closing(Sets([definition])) as sets:
+        sets.ensure()
+        assert sets.apply([add(member, "set")]) == [0]
+        assert witnessed("set") == {text}
+        assert sets.read() == {"set": {member}}
+        assert sets.apply([add(member, "set")]) == [0]
+        assert sets.apply([delete(member, "set")]) == [0]
+        assert witnessed("set") == set()
+        assert sets.apply([delete(member, "set")]) == [0]
+        run("ipset", "add", "set", text)
+        assert sets.read() == {"set": {member}}
+
+
+def test_five_hundred_failures_among_two_thousand_are_each_attributed(sets):
+    wrong = SetEntry(packed("fd00::1"), Protocol.TCP, 80)
+    operations = [add(wrong._replace(port=number) if number % 4 == 3 else entry(number)) for number in range(2000)]
+    expected = [WRONG_FAMILY if number % 4 == 3 else 0 for number in range(2000)]
+    results = sets.apply(operations)
+    assert {result for result in results if result} <= {WRONG_FAMILY, 4097, 4109}
+    assert [bool(result) for result in results] == [bool(result) for result in expected]
+    assert len(witnessed(ONE.name)) == len(sets.read()[ONE.name]) == 1500
+
+
+def test_the_order_of_operations_on_one_member_is_kept(sets):
+    first, second = entry(1), entry(2)
+    operations = [add(first), delete(first), add(first), add(second), delete(second)]
+    assert sets.apply(operations) == [0] * 5
+    assert witnessed(ONE.name) == {"10.96.0.1,tcp:80"}
+
+
+def test_a_full_set_is_reported_member_by_member():
+    with closing(Sets([ONE], hash_size=64, maximum_members=10)) as sets:
+        sets.ensure()
+        assert "hashsize 64 maxelem 10" in run("ipset", "save")
+        results = sets.apply([add(entry(number)) for number in range(12)])
+        assert results == [0] * 10 + [FULL] * 2
+        assert "maxelem" in describe_error(FULL)
+        # What is in it already, and deleting, go on working.
+        assert sets.apply([add(entry(3)), delete(entry(0))]) == [0, 0]
+        assert sets.apply([add(entry(11))]) == [0]
+
+
+def test_a_missing_set_fails_alone_and_is_absent_from_what_is_read():
+    other = ONE._replace(name="other")
+    with closing(Sets([ONE, other])) as sets:
+        sets.ensure()
+        run("ipset", "destroy", "other")
+        operations = [add(entry(1)), add(entry(1), "other"), add(entry(2), "other"), add(entry(2))]
+        assert sets.apply(operations) == [0, ENOENT, ENOENT, 0]
+        assert sets.read() == {ONE.name: {entry(1), entry(2)}}
+        assert sets.ensure() == ["other"]
+        assert sets.apply(operations) == [0, 0, 0, 0]
+
+
+def test_garbage_and_foreign_sets_fail_alone(sets):
+    operations = [
+        add(entry(1)),
+        add(SetEntry(b"123", Protocol.TCP, 80)),
+        add(SetEntry(packed("10.0.0.1"), Protocol.TCP, 65536)),
+        add(entry(1), "not-ours"),
+        add(entry(2)),
+    ]
+    assert sets.apply(operations) == [0, EINVAL, EINVAL, ENOENT, 0]
+    assert sets.read() == {ONE.name: {entry(1), entry(2)}}
+
+
+def test_sets_that_do_not_fit_are_each_named_and_the_others_are_made():
+    run("ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port", "family", "inet6")
+    run("ipset", "create", "KUBE-LOOP-BACK", "bitmap:port", "range", "0-1023")
+    with closing(Sets(definitions(Family.IPV4).values())) as sets:
+        with pytest.raises(Unusable) as refusal:
+            sets.ensure()
+        assert "KUBE-CLUSTER-IP is a hash:ip,port set of family 10, not hash:ip,port of IPv4" in str(refusal.value)
+        assert "KUBE-LOOP-BACK is a bitmap:port set of family 0, not hash:ip,port,ip of IPv4" in str(refusal.value)
+        assert len(sets.read()) == 15
+    assert len(run("ipset", "list", "-name").split()) == 17
+
+
+def test_destroy(sets):
+    run("ipset", "create", "list", "list:set")
+    run("ipset", "add", "list", ONE.name)
+    assert [describe_error(code) for code in sets.destroy([ONE.name, "missing"])] == [
+        "the set is in use: a rule or another set refers to it",
+        "Success",
+    ]
+    run("ipset", "destroy", "list")
+    assert sets.destroy([ONE.name]) == [0]
+    assert run("ipset", "list", "-name") == ""
+
+
+def test_a_large_set_is_written_and_read():
+    with closing(Sets([ONE])) as sets:
+        sets.ensure()
+        members = [entry(number) for number in range(10_000)]
+        calls = sets.traffic.system_calls
+        assert set(sets.apply([add(member) for member in members])) == {0}
+        assert sets.traffic.system_calls - calls < 50
+        assert sets.read() == {ONE.name: set(members)}
+
+
+@pytest.mark.parametrize("name", ["", "a" * 32])
+def test_a_name_that_no_set_can_have_is_refused(name):
+    with pytest.raises(ValueError, match="no set's name"):
+        Sets([ONE._replace(name=name)])
+
+
+def test_reading_writes_nothing(sets):
+    writes = sets.traffic.writes
+    sets.ensure()
+    sets.read()
+    assert sets.traffic.writes == writes == 1

@@ -1,0 +1,60 @@
+"""Network namespaces for tests of the kernel layer: a fresh one per test, in the thread that runs the test."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from ipvs_proxy.kernel.addresses import Addresses
+from ipvs_proxy.kernel.ipvs import Ipvs
+from ipvs_proxy.kernel.sets import Sets
+
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)  # os.unshare and os.setns came with Python 3.12
+
+
+@contextmanager
+def fresh_namespace() -> Iterator[None]:
+    """Move this thread, and the processes it starts, into a new network namespace with ``lo`` up; then back."""
+    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(_libc.unshare(_CLONE_NEWNET))
+        try:
+            run("ip", "link", "set", "lo", "up")
+            yield
+        finally:
+            _checked(_libc.setns(before, _CLONE_NEWNET))
+    finally:
+        os.close(before)
+
+
+def run(*command: str) -> str:
+    """Run a command in the namespace of this thread; give what it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+@cache
+def missing_piece() -> str | None:
+    """Say what this host lacks for the tests of the kernel layer; ``None`` if it lacks nothing."""
+    try:
+        with fresh_namespace():
+            Ipvs().close()
+            addresses = Addresses("probe0")
+            addresses.ensure_link()
+            addresses.close()
+            Sets([]).close()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _checked(result: int) -> None:
+    if result:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
