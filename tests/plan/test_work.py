@@ -1,0 +1,197 @@
+"""The work of a change is that of the change, however many Services there are. Counted, never timed."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+import pytest
+
+from ipvs_proxy.plan import endpoints, services
+from ipvs_proxy.plan.desired import DesiredTables, Touched
+from ipvs_proxy.plan.difference import KernelTables, difference, everything
+from ipvs_proxy.plan.services import Context, Fragment, ServiceName, plan_service
+from ipvs_proxy.plan.tables import (
+    ACTIVE,
+    DRAINING,
+    AddressOperation,
+    Operation,
+    Protocol,
+    RealServerOperation,
+    SetEntry,
+    SetEntryOperation,
+    Verb,
+    VirtualServerOperation,
+)
+from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+
+HERE = Context("here")
+MANY = 2_000
+CHANGED = ServiceName("default", "service-7")
+KEY = virtual("10.96.0.7")
+
+
+def fragment(number: int, *, pods: int = 5, local: bool = False) -> Fragment:
+    """Plan the Service of a number, with ``pods`` endpoints of which the last may be local."""
+    name = f"service-{number}"
+    members = [
+        endpoint(f"10.{number >> 8}.{number & 255}.{pod}", node="here" if local and pod == pods else "there")
+        for pod in range(1, pods + 1)
+    ]
+    wanted = service(name, cluster_ip=f"10.96.{number >> 8}.{number & 255}")
+    return plan_service(wanted, [endpoint_slice(*members, of=name)], HERE)
+
+
+def settled(count: int) -> tuple[DesiredTables, KernelTables]:
+    """Tables of so many Services, in the kernel already."""
+    desired, actual = DesiredTables(), KernelTables()
+    for number in range(1, count + 1):
+        one = fragment(number)
+        desired.replace(one.name, one)
+    for operation in difference(desired, actual, everything(desired, actual)):
+        actual.record(operation)
+    return desired, actual
+
+
+def follow(desired: DesiredTables, actual: KernelTables, new: Fragment | None) -> list[Operation]:
+    """The path of a change: from a new fragment to operations carried out."""
+    operations = difference(desired, actual, desired.replace(CHANGED, new))
+    for operation in operations:
+        actual.record(operation)
+    return operations
+
+
+@pytest.fixture(scope="module")
+def many() -> tuple[DesiredTables, KernelTables]:
+    return settled(MANY)
+
+
+def test_one_endpoint_among_2000_services_is_one_operation(many: tuple[DesiredTables, KernelTables]) -> None:
+    newcomer = real("10.0.7.6")
+    assert follow(*many, fragment(7, pods=6)) == [RealServerOperation(Verb.ADD, KEY, newcomer, ACTIVE)]
+    assert follow(*many, fragment(7, pods=5)) == [RealServerOperation(Verb.SET, KEY, newcomer, DRAINING)]
+    assert follow(*many, fragment(7, pods=6)) == [RealServerOperation(Verb.SET, KEY, newcomer, ACTIVE)]
+    assert follow(*many, fragment(7, pods=5)) == [RealServerOperation(Verb.SET, KEY, newcomer, DRAINING)]
+    assert follow(*many, fragment(7, pods=5)) == []
+
+
+def test_a_local_endpoint_is_one_operation_more(many: tuple[DesiredTables, KernelTables]) -> None:
+    pod = packed("10.0.7.7")
+    hairpin = SetEntry(pod, Protocol.TCP, 8080, pod)
+    assert follow(*many, fragment(7, pods=7, local=True))[:1] == [
+        SetEntryOperation(Verb.ADD, "KUBE-LOOP-BACK", hairpin)
+    ]
+    assert SetEntryOperation(Verb.DELETE, "KUBE-LOOP-BACK", hairpin) in follow(*many, fragment(7, pods=5))
+
+
+def test_a_service_that_goes_and_comes_back_is_its_own_operations(many: tuple[DesiredTables, KernelTables]) -> None:
+    gone, back = follow(*many, None), follow(*many, fragment(7))
+    assert Counter((type(operation), operation.verb) for operation in gone) == {
+        (VirtualServerOperation, Verb.DELETE): 1,
+        (AddressOperation, Verb.DELETE): 1,
+        (SetEntryOperation, Verb.DELETE): 2,
+    }
+    assert Counter((type(operation), operation.verb) for operation in back) == {
+        (VirtualServerOperation, Verb.ADD): 1,
+        (RealServerOperation, Verb.ADD): 5,
+        (AddressOperation, Verb.ADD): 1,
+        (SetEntryOperation, Verb.ADD): 2,
+    }
+
+
+def calls(work: Callable[[], object]) -> Counter[str]:
+    """Count the calls of Python functions while something works."""
+    counted: Counter[str] = Counter()
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            counted[frame.f_code.co_qualname] += 1
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
+def test_a_change_makes_the_same_calls_among_20_services_as_among_2000(
+    many: tuple[DesiredTables, KernelTables],
+) -> None:
+    few = settled(20)
+    for tables in (few, many):
+        follow(*tables, fragment(7))
+    for wanted in (fragment(7, pods=6), fragment(7, pods=6), fragment(7, pods=5), None, fragment(7)):
+        assert calls(lambda new=wanted: follow(*many, new)) == calls(lambda new=wanted: follow(*few, new))  # type: ignore[misc]
+
+
+def _walked(*_: object) -> NoReturn:
+    raise AssertionError("a change walked through a whole table")
+
+
+class Unwalkable:
+    """Mixed into a container: whoever goes through all of it fails; single members may be looked at."""
+
+    __iter__ = keys = values = items = copy = __or__ = __and__ = __sub__ = __xor__ = __eq__ = _walked  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]
+
+
+class UnwalkableDict(Unwalkable, dict[Any, Any]):
+    pass
+
+
+class UnwalkableSet(Unwalkable, set[Any]):
+    pass
+
+
+class UnwalkableCounter(Unwalkable, Counter[Any]):
+    pass
+
+
+def test_a_change_walks_through_no_whole_table() -> None:
+    desired, actual = settled(20)
+    desired.virtual_servers = UnwalkableDict(desired.virtual_servers)
+    desired.owners = UnwalkableDict(desired.owners)
+    desired._held = UnwalkableDict(desired._held)
+    desired._contested = UnwalkableDict(desired._contested)
+    for name in ("addresses", "entries"):
+        guarded = UnwalkableCounter()
+        for item, number in getattr(desired, name).items():
+            guarded[item] = number
+        setattr(desired, name, guarded)
+    actual.virtual_servers = UnwalkableDict(actual.virtual_servers)
+    actual.addresses = UnwalkableSet(actual.addresses)
+    actual.entries = {name: UnwalkableSet(entries) for name, entries in actual.entries.items()}
+
+    changes = (fragment(7, pods=6), fragment(7, pods=6, local=True), fragment(7, pods=5), None, fragment(7))
+    assert [len(follow(desired, actual, new)) for new in changes] == [1, 1, 2, 4, 9]
+    with pytest.raises(AssertionError, match="walked"):
+        everything(desired, actual)
+
+
+def test_a_plan_parses_each_address_once_per_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    parse = endpoints.parse_address
+
+    def counting(text: str) -> bytes | None:
+        parsed.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(endpoints, "parse_address", counting)
+    gathered: list[object] = []
+    gather = services.gather
+    monkeypatch.setattr(services, "gather", lambda *arguments: gathered.append(arguments) or gather(*arguments))
+    fragment(7, pods=100)
+    assert len(parsed) == 100
+    assert len(gathered) == 1
+
+
+def test_touched_keys_add_up_without_looking_at_the_tables(many: tuple[DesiredTables, KernelTables]) -> None:
+    touched = Touched()
+    for number in (1, 2, 1):
+        touched.add(many[0].replace(fragment(number).name, fragment(number, pods=6)))
+    assert touched == Touched({virtual("10.96.0.1"), virtual("10.96.0.2")}, set(), set())
+    assert len(difference(*many, touched)) == 2
