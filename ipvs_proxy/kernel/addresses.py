@@ -8,7 +8,7 @@ that was deleted and made anew by somebody else is not mistaken for the old one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP
+from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM
 from typing import Final
 
 from ipvs_proxy.kernel.address_codec import (
@@ -21,7 +21,7 @@ from ipvs_proxy.kernel.address_codec import (
     encode_get_link,
     encode_new_dummy,
 )
-from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.kernel.errors import MissingPiece, Unusable
 from ipvs_proxy.kernel.netlink import Request
 from ipvs_proxy.kernel.socket import NETLINK_ROUTE, NetlinkSocket, Traffic
 from ipvs_proxy.plan.tables import AddressOperation, Family
@@ -59,7 +59,8 @@ class Addresses:
         """Create the link if it is missing; tell whether it was.
 
         Raises:
-            Unusable: if there is a link of that name which is not a dummy, or the kernel has no dummy links.
+            MissingPiece: if the kernel has no dummy links, or does not let us make one.
+            Unusable: if there is a link of that name which is not a dummy.
             OSError: if the kernel refuses for another reason.
 
         """
@@ -69,7 +70,9 @@ class Addresses:
             return False
         (code,) = self._socket.execute([encode_new_dummy(self.link)])
         if code == EOPNOTSUPP:
-            raise Unusable(f"the kernel cannot make the dummy link {self.link}: load the module dummy")
+            raise MissingPiece(f"the kernel cannot make the dummy link {self.link}", "load the module dummy")
+        if code == EPERM:
+            raise MissingPiece(f"the link {self.link} may not be made", "run as root with the capability CAP_NET_ADMIN")
         if code == EEXIST:  # somebody else was faster
             return self.ensure_link()
         if code:

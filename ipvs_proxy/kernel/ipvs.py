@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from errno import EEXIST, EINVAL, ENOENT, EPROTONOSUPPORT, ESRCH
+from errno import EEXIST, EINVAL, ENOENT, EPERM, EPROTONOSUPPORT, ESRCH
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel import ipvs_codec as codec
-from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.kernel.errors import MissingPiece, Unusable
 from ipvs_proxy.kernel.ipvs_codec import Connections, ForeignVirtualServer, Timeouts
 from ipvs_proxy.kernel.netlink import Request
 from ipvs_proxy.kernel.socket import NETLINK_GENERIC, NetlinkSocket, Traffic
@@ -53,7 +53,7 @@ class Ipvs:
     """IPVS of the network namespace of the thread that makes this object. One thread at a time may use it.
 
     Raises:
-        Unusable: if the kernel has no IPVS.
+        MissingPiece: if the kernel has no IPVS, or does not let us use it.
 
     """
 
@@ -143,11 +143,14 @@ class Ipvs:
         """Make sure that the kernel has a scheduler, by means of a virtual server that no traffic reaches.
 
         Raises:
-            Unusable: if the kernel does not have it.
+            MissingPiece: if the kernel does not have it.
+            Unusable: if there is no place for the probe.
             OSError: if the kernel refuses for another reason.
 
         """
-        unknown = Unusable(f"the kernel has no scheduler {name!r}: load the module ip_vs_{name} or choose another one")
+        unknown = MissingPiece(
+            f"the kernel has no scheduler {name!r}", f"load the module ip_vs_{name} or choose another scheduler"
+        )
         for port in _PROBE_PORTS:
             server = VirtualServer(VirtualServerKey(_PROBE_ADDRESS, Protocol.TCP, port), name)
             (code,) = self.apply([VirtualServerOperation(Verb.ADD, server)])
@@ -245,14 +248,21 @@ class Ipvs:
     def _find_family(self) -> int:
         """Ask for the number of IPVS's generic-netlink family, which makes the kernel load the module."""
         try:
-            return codec.decode_family(self._socket.ask(codec.encode_get_family()))
+            family_id = codec.decode_family(self._socket.ask(codec.encode_get_family()))
+            # Anybody may ask for the family, only CAP_NET_ADMIN for IPVS itself.
+            self._socket.ask(codec.encode_get_version(family_id=family_id))
         except OSError as error:
             self.close()
             if error.errno in {ENOENT, EPROTONOSUPPORT}:
-                raise Unusable(
-                    "the kernel has no IPVS: load the module ip_vs, or use a kernel with CONFIG_IP_VS"
+                raise MissingPiece(
+                    "the kernel has no IPVS", "load the module ip_vs, or use a kernel with CONFIG_IP_VS"
+                ) from error
+            if error.errno == EPERM:
+                raise MissingPiece(
+                    "IPVS may not be read or written", "run as root with the capability CAP_NET_ADMIN"
                 ) from error
             raise
+        return family_id
 
 
 def _text_of(code: int) -> str:

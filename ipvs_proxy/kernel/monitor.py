@@ -83,6 +83,7 @@ class Monitor:
 
         Raises:
             OSError: if the socket is dead.
+            MalformedMessage: if notifications were lost and the kernel's answer about the link is garbage.
 
         """
         events: list[Event] = []

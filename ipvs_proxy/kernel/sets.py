@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from errno import EINVAL, ENOENT, EPROTONOSUPPORT
+from errno import EINVAL, ENOENT, EPERM, EPROTONOSUPPORT
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel import ipset_codec as codec
-from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.kernel.errors import MissingPiece, Unusable
 from ipvs_proxy.kernel.netlink import Outcome
 from ipvs_proxy.kernel.socket import NETLINK_NETFILTER, UNKNOWN, NetlinkSocket, Traffic
 from ipvs_proxy.plan.tables import SetDefinition, SetEntry, SetEntryOperation, SetType, Verb
@@ -40,7 +40,9 @@ class Sets:
     ``hash_size`` and ``maximum_members`` (``maxelem``) are those of hash sets that ``ensure`` creates.
 
     Raises:
-        Unusable: if the kernel has no ipset, or one that this program does not understand.
+        MissingPiece: if the kernel has no ipset, or does not let us use it.
+        Unusable: if this program does not understand the kernel's ipset.
+        ValueError: if a name is no set's.
 
     """
 
@@ -62,7 +64,7 @@ class Sets:
             self._socket = NetlinkSocket(NETLINK_NETFILTER, traffic=traffic)
         except OSError as error:
             if error.errno == EPROTONOSUPPORT:
-                raise Unusable("the kernel has no nfnetlink: load the module nfnetlink") from error
+                raise MissingPiece("the kernel has no nfnetlink", "load the module nfnetlink") from error
             raise
         self._protocol = self._negotiate()
 
@@ -205,7 +207,11 @@ class Sets:
         except OSError as error:
             self.close()
             if error.errno in {EINVAL, EPROTONOSUPPORT}:
-                raise Unusable("the kernel has no ipset: load the module ip_set") from error
+                raise MissingPiece("the kernel has no ipset", "load the module ip_set") from error
+            if error.errno == EPERM:
+                raise MissingPiece(
+                    "ipsets may not be read or written", "run as root with the capability CAP_NET_ADMIN"
+                ) from error
             raise
         lowest, highest = codec.decode_protocol(reply)
         ours = codec.PROTOCOLS

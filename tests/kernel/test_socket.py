@@ -107,7 +107,11 @@ def overrun(sequences: list[int]) -> Iterator[bytes]:
 @pytest.mark.parametrize("trouble", [lost, silent, garbled, overrun])
 def test_a_batch_without_its_last_answer_is_unknown_and_the_socket_is_replaced(trouble):
     scripts = iter([trouble, all_well])
-    socket = Scripted(next(scripts))
+
+    def script(sequences):
+        return next(scripts)(sequences)
+
+    socket = Scripted(script)
     results = socket.execute([PING] * 300)
     # What was answered is known; of the rest of the batch nothing is; the next batch goes through a new socket.
     assert results == [EEXIST] + [UNKNOWN] * 255 + [0] * 44
