@@ -138,7 +138,7 @@ def test_an_old_restore_is_not_asked_to_wait(programs, tmp_path):
         (3, "iptables-restore v1.8.9 (legacy): Kernel module xt_set is not loaded in.\n", True, "modprobe xt_set"),
         (
             4,
-            "iptables-nft-restore v1.8.9 (nf_tables): \nline 3: RULE_APPEND failed (Invalid argument): rule in KX\n",
+            "iptables-nft-restore v1.8.9 (nf_tables): \nline 3: RULE_APPEND failed (Invalid argument): rule in KX",
             False,
             (
                 "iptables-restore failed with status 4: iptables-nft-restore v1.8.9 (nf_tables): line 3: RULE_APPEND "
