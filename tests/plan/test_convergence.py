@@ -388,6 +388,11 @@ class Convergence(RuleBasedStateMachine):
                     if key.address == address:
                         assert kernel.virtual_servers[key].settings == wanted.settings
                         assert wanted.real_servers.items() <= kernel.virtual_servers[key].real_servers.items()
+            # Nobody's connections are cut: only UDP that no longer answers goes at once.
+            case RealServerOperation(Verb.DELETE, key, server, _):
+                assert key.protocol == Protocol.UDP, operation
+                assert server not in self.desired.virtual_servers[key].lingering, operation
+            # A local pod reaches itself from its first connection.
             case RealServerOperation(Verb.ADD, key, server, _):
                 loop_back = "KUBE-LOOP-BACK" if len(key.address) == 4 else "KUBE-6-LOOP-BACK"
                 hairpin = SetEntry(server.address, key.protocol, server.port, server.address)

@@ -135,7 +135,8 @@ def _walked(*_: object) -> NoReturn:
 class Unwalkable:
     """Mixed into a container: whoever goes through all of it fails; single members may be looked at."""
 
-    __iter__ = keys = values = items = copy = __or__ = __and__ = __sub__ = __xor__ = __eq__ = _walked  # type: ignore[assignment]
+    __iter__ = keys = values = items = copy = __eq__ = _walked  # type: ignore[assignment]
+    __or__ = __and__ = __sub__ = __xor__ = __ror__ = __rand__ = __rsub__ = __rxor__ = _walked
     __hash__ = None  # type: ignore[assignment]
 
 
