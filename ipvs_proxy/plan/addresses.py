@@ -6,10 +6,13 @@ leading zeros of an IPv4 octet are decimal, not octal. The same text must lead t
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from ipaddress import IPv6Address
 
 from ipvs_proxy.plan.tables import Family
+
+_IPV4 = re.compile(r"\.".join([r"([0-9]{1,16})"] * 4))
 
 
 def parse_address(text: str) -> bytes | None:
@@ -18,16 +21,16 @@ def parse_address(text: str) -> bytes | None:
     An IPv4-mapped IPv6 address is the IPv4 address it maps, as in Go's ``net.ParseIP``. Zone identifiers are refused: a
     Service address is not bound to an interface.
     """
-    octets = text.split(".")
-    if len(octets) == 4 and ":" not in text:
-        if not all(octet.isascii() and octet.isdigit() and len(octet) <= 16 for octet in octets):
-            return None
-        numbers = [int(octet) for octet in octets]
-        return bytes(numbers) if max(numbers) < 256 else None
-    return _parse_ipv6(text) if ":" in text and "%" not in text else None
+    octets = _IPV4.fullmatch(text)
+    if octets is None:
+        return _parse_ipv6(text) if ":" in text and "%" not in text else None
+    try:
+        return bytes(map(int, octets.groups()))
+    except ValueError:  # an octet above 255
+        return None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65_536)
 def _parse_ipv6(text: str) -> bytes | None:
     try:
         address = IPv6Address(text)
