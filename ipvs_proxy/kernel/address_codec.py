@@ -35,20 +35,13 @@ _INFO_KIND: Final = 1
 # IFA_*
 _ADDRESS: Final = 1
 _LOCAL: Final = 2
-_FLAGS: Final = 8
 
-#: IFA_F_NODAD and IFA_F_NOPREFIXROUTE.
-_NO_DUPLICATE_DETECTION: Final = 0x02
-_NO_PREFIX_ROUTE: Final = 0x200
+_NO_DUPLICATE_DETECTION: Final = 0x02  # IFA_F_NODAD
 
 #: struct ifinfomsg: family, type, index, flags, change.
 _LINK: Final = Struct("=BxHiII")
 #: struct ifaddrmsg: family, prefix length, flags, scope, index.
 _ADDRESS_HEADER: Final = Struct("=BBBBI")
-#: An address of each family to add or delete, as one pack: header, local address, for IPv6 the flags.
-_IPV4: Final = Struct("=BBBBI HH4s")
-_IPV6: Final = Struct("=BBBBI HH16s HHI")
-
 #: IFNAMSIZ without the final zero.
 NAME_LENGTH: Final = 15
 
@@ -89,10 +82,8 @@ def encode_dump_addresses(family: Family, *, ifindex: int) -> Request:
 def encode_address(operation: AddressOperation, *, ifindex: int) -> Request:
     """Give the message that adds or deletes an address, /32 or /128 with global scope.
 
-    IPv6 addresses are added without duplicate address detection, which has nobody to ask on a dummy link and would
-    leave them tentative for a moment, and without a prefix route: the local route that every address gets is what
-    attracts packets, and without the other one the kernel does not search all addresses of the link when one is
-    deleted.
+    IPv6 addresses are added without duplicate address detection: on a dummy link it has nobody to ask, and it would
+    leave them tentative for a moment. In all else they are what kube-proxy adds.
 
     Raises:
         ValueError: if the address has not 4 or 16 bytes, or the verb is SET.
@@ -101,13 +92,12 @@ def encode_address(operation: AddressOperation, *, ifindex: int) -> Request:
     verb, address = operation
     if verb is Verb.SET or len(address) not in {4, 16}:
         raise ValueError(f"{operation!r} is no operation on an address")
-    kind, flags = (NEW_ADDRESS, REQUEST | CREATE | EXCLUSIVE) if verb is Verb.ADD else (DELETE_ADDRESS, REQUEST)
-    if family_of(address) is Family.IPV4:
-        return Request(kind, _IPV4.pack(Family.IPV4, 32, 0, 0, ifindex, 8, _LOCAL, address), flags)
-    address_flags = _NO_DUPLICATE_DETECTION | _NO_PREFIX_ROUTE
-    return Request(
-        kind, _IPV6.pack(Family.IPV6, 128, 0, 0, ifindex, 20, _LOCAL, address, 8, _FLAGS, address_flags), flags
-    )
+    family = family_of(address)
+    address_flags = 0 if family is Family.IPV4 else _NO_DUPLICATE_DETECTION
+    payload = _ADDRESS_HEADER.pack(family, len(address) * 8, address_flags, 0, ifindex) + attribute(_LOCAL, address)
+    if verb is Verb.ADD:
+        return Request(NEW_ADDRESS, payload, REQUEST | CREATE | EXCLUSIVE)
+    return Request(DELETE_ADDRESS, payload)
 
 
 def decode_link(payload: bytes) -> Link:
