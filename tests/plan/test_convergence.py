@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import structs
 
-from ipvs_proxy.kube.objects import Endpoint, EndpointConditions, EndpointPort, EndpointSlice, Service, ServicePort
+from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch
 from ipvs_proxy.plan.services import Context, Fragment, ServiceName, plan_service
@@ -29,136 +29,28 @@ from ipvs_proxy.plan.tables import (
     RealServer,
     RealServerOperation,
     SetEntry,
-    SetEntryOperation,
     Verb,
     VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
 )
 from tests.support.fake_kernel import FakeKernel
-from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.histories import (
+    CONDITIONS,
+    NAMES,
+    Conditions,
+    Piece,
+    Wish,
+    foreign_operations,
+    make_service,
+    make_slice,
+    names,
+    pieces,
+    wishes,
+)
+from tests.support.objects import real
 
 HERE = Context("here", zone="zone-a")
-
-# Few names, addresses and ports, so that Services meet.
-NAMES = [ServiceName("default", name) for name in ("api", "dns", "web")]
-SERVICE_PORTS = [
-    ServicePort(80, "http", "TCP"),
-    ServicePort(53, "dns", "UDP"),
-    ServicePort(53, "dns-tcp", "TCP"),
-    ServicePort(80, "diameter", "SCTP"),
-    ServicePort(80, "http", "UDP"),
-]
-SLICE_PORTS = [
-    EndpointPort("http", 8080, "TCP"),
-    EndpointPort("http", 8080, "UDP"),
-    EndpointPort("dns", 5353, "UDP"),
-    EndpointPort("dns-tcp", 5353, "TCP"),
-    EndpointPort("diameter", 3868, "SCTP"),
-]
-IPV4 = ["10.96.0.1", "10.96.0.2"]
-IPV6 = ["fd00:96::1"]
-names = st.sampled_from(NAMES)
-
-
-class Wish(NamedTuple):
-    """What varies of a Service."""
-
-    families: int
-    ipv4: int
-    ports: frozenset[int]
-    sticky: bool
-    local: bool
-    age: int
-    kind: str
-
-
-wishes = st.builds(
-    Wish,
-    families=st.sampled_from([0, 1, 2, 2]),
-    ipv4=st.integers(0, len(IPV4) - 1),
-    ports=st.frozensets(st.integers(0, len(SERVICE_PORTS) - 1), min_size=2, max_size=4),
-    sticky=st.booleans(),
-    local=st.booleans(),
-    age=st.integers(0, 1),
-    kind=st.sampled_from(["ClusterIP"] * 7 + ["ExternalName"]),
-)
-
-#: ready, serving, terminating: the conditions of a pod's life.
-CONDITIONS = [(True, True, False), (False, False, False), (False, True, True), (False, False, True), (None, None, None)]
-pods = st.tuples(st.integers(1, 4), st.sampled_from([*CONDITIONS[:1] * 4, *CONDITIONS]), st.booleans())
-pieces = st.tuples(
-    st.sampled_from([False, False, True]),
-    st.lists(pods, min_size=1, max_size=4),
-    st.sets(st.sampled_from(range(5)), min_size=4),
-)
-
-
-foreign_servers = st.builds(
-    VirtualServer,
-    st.builds(
-        virtual,
-        st.sampled_from([*IPV4, *IPV6, "10.96.0.9"]),
-        st.sampled_from([53, 80]),
-        st.sampled_from(Protocol),
-    ),
-    st.sampled_from(["rr", "lc"]),
-    st.sampled_from([0, 1]),
-    st.sampled_from([0, 600]),
-)
-members = st.sampled_from([*IPV4, "10.96.0.9"]).map(packed)
-come_or_go = st.sampled_from([Verb.ADD, Verb.DELETE])
-#: What others do to the kernel, as far as it accepts it.
-foreign_operations = st.one_of(
-    st.builds(VirtualServerOperation, st.sampled_from(Verb), foreign_servers),
-    st.builds(AddressOperation, come_or_go, members),
-    st.builds(SetEntryOperation, come_or_go, st.just("KUBE-IPVS-IPS"), members.map(SetEntry)),
-    st.builds(
-        SetEntryOperation,
-        come_or_go,
-        st.just("KUBE-CLUSTER-IP"),
-        st.builds(SetEntry, members, st.sampled_from(Protocol), st.sampled_from([53, 80])),
-    ),
-)
-
-
-def make_service(name: ServiceName, wish: Wish) -> Service:
-    addresses = [[IPV4[wish.ipv4]], IPV6, [IPV4[wish.ipv4], *IPV6]][wish.families]
-    return service(
-        name.name,
-        cluster_ip=addresses[0],
-        cluster_ips=addresses,
-        families=[["IPv4"], ["IPv6"], ["IPv4", "IPv6"]][wish.families],
-        ports=[SERVICE_PORTS[number] for number in sorted(wish.ports)],
-        affinity="ClientIP" if wish.sticky else "None",
-        internal="Local" if wish.local else None,
-        age=wish.age,
-        kind=wish.kind,
-    )
-
-
-def make_slice(
-    of: ServiceName, number: int, piece: tuple[bool, list[tuple[int, tuple[bool | None, ...], bool]], set[int]]
-) -> EndpointSlice:
-    ipv6, members, ports = piece
-    return endpoint_slice(
-        *(make_endpoint(member, ipv6=ipv6) for member in members),
-        name=f"{of.name}-{number}",
-        of=of.name,
-        ports=[SLICE_PORTS[port] for port in sorted(ports)],
-        address_type="IPv6" if ipv6 else "IPv4",
-    )
-
-
-def make_endpoint(member: tuple[int, tuple[bool | None, ...], bool], *, ipv6: bool) -> Endpoint:
-    number, (ready, serving, terminating), local = member
-    return endpoint(
-        f"fd00::{number}" if ipv6 else f"10.0.0.{number}",
-        ready=ready,
-        serving=serving,
-        terminating=terminating,
-        node="here" if local else "there",
-    )
 
 
 class Expected(NamedTuple):
@@ -198,7 +90,7 @@ class Convergence(RuleBasedStateMachine):
         self.refusals = 0
 
     @initialize(wish=wishes, piece=pieces)
-    def start(self, wish: Wish, piece: tuple[bool, list[tuple[int, tuple[bool | None, ...], bool]], set[int]]) -> None:
+    def start(self, wish: Wish, piece: Piece) -> None:
         """Start with one Service and take over an empty kernel."""
         self.mirror = self.kernel.read()
         self.slices[NAMES[0]][0] = make_slice(NAMES[0], 0, piece)
@@ -223,7 +115,7 @@ class Convergence(RuleBasedStateMachine):
         self,
         name: ServiceName,
         number: int,
-        piece: tuple[bool, list[tuple[int, tuple[bool | None, ...], bool]], set[int]],
+        piece: Piece,
     ) -> None:
         self.slices[name][number] = make_slice(name, number, piece)
         self.follow(name)
@@ -235,7 +127,7 @@ class Convergence(RuleBasedStateMachine):
 
     @precondition(lambda self: any(piece.endpoints for _, _, piece in self.all_slices()))
     @rule(data=st.data(), conditions=st.sampled_from(CONDITIONS))
-    def change_a_pod(self, data: st.DataObject, conditions: tuple[bool | None, ...]) -> None:
+    def change_a_pod(self, data: st.DataObject, conditions: Conditions) -> None:
         """Let one pod become ready or unready, start to terminate, or come back."""
         name, number, piece = data.draw(st.sampled_from([one for one in self.all_slices() if one[2].endpoints]))
         endpoints = list(piece.endpoints or ())
@@ -448,4 +340,4 @@ class Convergence(RuleBasedStateMachine):
 
 
 TestConvergence = Convergence.TestCase
-TestConvergence.settings = settings(deadline=None, max_examples=150, stateful_step_count=40, report_multiple_bugs=False)
+TestConvergence.settings = settings(deadline=None, max_examples=100, stateful_step_count=40, report_multiple_bugs=False)

@@ -1,0 +1,115 @@
+"""Garbage in any field of any object: nothing is raised, and what is well next to it stays well.
+
+The structs are built without the decoder's checks, so this holds whatever the API server lets through.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ipvs_proxy.kube.objects import (
+    ClientIPConfig,
+    Endpoint,
+    EndpointConditions,
+    EndpointPort,
+    EndpointSlice,
+    ObjectMeta,
+    Service,
+    ServicePort,
+    ServiceSpec,
+    SessionAffinityConfig,
+)
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.difference import KernelTables, difference, everything
+from ipvs_proxy.plan.services import Context, plan_service
+from tests.support.objects import endpoint, endpoint_slice, service, virtual
+
+HERE = Context("node-a")
+CLUSTER_IP = "10.96.0.10"
+KEY = virtual(CLUSTER_IP)
+LOCAL = endpoint("10.0.0.1", node="node-a")
+REMOTE = endpoint("10.0.0.2", node="node-b")
+DRAINING = endpoint("10.0.0.4", ready=False, serving=True, terminating=True, node="node-a")
+
+words = st.text(max_size=12) | st.sampled_from(["", "None", "IPv4", "IPv6", "TCP", "UDP", "http", "Local", "ClientIP"])
+addresses = words | st.sampled_from(
+    [CLUSTER_IP, "fd00:96::10", "10.0.0.1", "fd00::1", "::ffff:10.0.0.1", "0.0.0.0", "ff02::1"]
+)
+numbers = st.integers(0, 65535)
+maybe = st.none() | st.booleans()
+moments = st.none() | st.datetimes() | st.datetimes(timezones=st.just(UTC))
+bad_ports = st.builds(ServicePort, port=numbers, name=words, protocol=words, node_port=numbers).filter(
+    lambda port: port.port != 80 and port.name != "good"
+)
+affinities = st.none() | st.builds(
+    SessionAffinityConfig, st.none() | st.builds(ClientIPConfig, st.none() | st.integers())
+)
+specs = st.fixed_dictionaries(
+    {
+        "type": words,
+        "cluster_ip": addresses,
+        "cluster_ips": st.none() | st.lists(addresses, max_size=3),
+        "ip_families": st.none() | st.lists(words, max_size=3),
+        "session_affinity": words,
+        "session_affinity_config": affinities,
+        "internal_traffic_policy": st.none() | words,
+        "external_traffic_policy": st.none() | words,
+    }
+)
+metas = st.builds(
+    ObjectMeta,
+    name=words,
+    namespace=words,
+    creation_timestamp=moments,
+    labels=st.none() | st.dictionaries(words, words, max_size=2),
+)
+slice_ports = st.builds(
+    EndpointPort, name=st.none() | words.filter(lambda name: name != "good"), port=st.none() | numbers, protocol=words
+)
+endpoints = st.builds(
+    Endpoint,
+    addresses=st.lists(addresses, max_size=2),
+    conditions=st.builds(EndpointConditions, maybe, maybe, maybe),
+    node_name=st.none() | words | st.just("node-a"),
+)
+slices = st.builds(
+    EndpointSlice,
+    metadata=metas,
+    address_type=words,
+    endpoints=st.none() | st.lists(endpoints, max_size=4),
+    ports=st.none() | st.lists(slice_ports, max_size=4),
+)
+
+
+@settings(deadline=None)
+@given(metas, specs, st.none() | st.lists(bad_ports, max_size=4), st.lists(slices, max_size=3))
+def test_garbage_never_raises(
+    meta: ObjectMeta, spec: dict[str, object], ports: list[ServicePort] | None, pieces: list[EndpointSlice]
+) -> None:
+    fragment = plan_service(Service(meta, ServiceSpec(ports=ports, **spec)), pieces, HERE)  # type: ignore[arg-type]
+    rival = plan_service(service(), [endpoint_slice(REMOTE)], HERE)
+    tables = DesiredTables()
+    tables.replace(fragment.name, fragment)
+    tables.replace(rival.name, rival)
+    actual = KernelTables()
+    for operation in difference(tables, actual, everything(tables, actual)):
+        actual.record(operation)
+    assert difference(tables, actual, everything(tables, actual)) == []
+    assert all(omission.where for omission in fragment.omissions)
+
+
+@settings(deadline=None)
+@given(st.lists(bad_ports, max_size=5), st.integers(0, 5), st.lists(slices, max_size=3))
+def test_garbage_never_harms_the_other_ports(
+    ports: list[ServicePort], position: int, pieces: list[EndpointSlice]
+) -> None:
+    good = ServicePort(80, "good")
+    piece = endpoint_slice(LOCAL, REMOTE, DRAINING, ports=[EndpointPort("good", 8080)])
+    alone = plan_service(service(ports=[good]), [piece], HERE)
+    crowd = plan_service(service(ports=[*ports[:position], good, *ports[position:]]), [*pieces, piece], HERE)
+    assert crowd.virtual_servers[KEY] == alone.virtual_servers[KEY]
+    assert crowd.choices[KEY] == alone.choices[KEY]
+    assert alone.entries.items() <= crowd.entries.items()

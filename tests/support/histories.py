@@ -1,0 +1,142 @@
+"""What can happen to a few Services that share addresses and ports: strategies, and the objects they stand for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from hypothesis import strategies as st
+
+from ipvs_proxy.kube.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePort
+from ipvs_proxy.plan.services import ServiceName
+from ipvs_proxy.plan.tables import (
+    AddressOperation,
+    Protocol,
+    SetEntry,
+    SetEntryOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerOperation,
+)
+from tests.support.objects import endpoint, endpoint_slice, packed, service, virtual
+
+Conditions = tuple[bool | None, bool | None, bool | None]
+#: Whether IPv6; the pods with conditions and whether local; the ports.
+Piece = tuple[bool, list[tuple[int, Conditions, bool]], set[int]]
+
+# Few names, addresses and ports, so that Services meet.
+NAMES = [ServiceName("default", name) for name in ("api", "dns", "web")]
+SERVICE_PORTS = [
+    ServicePort(80, "http", "TCP"),
+    ServicePort(53, "dns", "UDP"),
+    ServicePort(53, "dns-tcp", "TCP"),
+    ServicePort(80, "diameter", "SCTP"),
+    ServicePort(80, "http", "UDP"),
+]
+SLICE_PORTS = [
+    EndpointPort("http", 8080, "TCP"),
+    EndpointPort("http", 8080, "UDP"),
+    EndpointPort("dns", 5353, "UDP"),
+    EndpointPort("dns-tcp", 5353, "TCP"),
+    EndpointPort("diameter", 3868, "SCTP"),
+]
+IPV4 = ["10.96.0.1", "10.96.0.2"]
+IPV6 = ["fd00:96::1"]
+names = st.sampled_from(NAMES)
+
+
+class Wish(NamedTuple):
+    """What varies of a Service."""
+
+    families: int
+    ipv4: int
+    ports: frozenset[int]
+    sticky: bool
+    local: bool
+    age: int
+    kind: str
+
+
+wishes = st.builds(
+    Wish,
+    families=st.sampled_from([0, 1, 2, 2]),
+    ipv4=st.integers(0, len(IPV4) - 1),
+    ports=st.frozensets(st.integers(0, len(SERVICE_PORTS) - 1), min_size=2, max_size=4),
+    sticky=st.booleans(),
+    local=st.booleans(),
+    age=st.integers(0, 1),
+    kind=st.sampled_from(["ClusterIP"] * 7 + ["ExternalName"]),
+)
+
+#: ready, serving, terminating: the conditions of a pod's life.
+CONDITIONS = [(True, True, False), (False, False, False), (False, True, True), (False, False, True), (None, None, None)]
+pods = st.tuples(st.integers(1, 4), st.sampled_from([*CONDITIONS[:1] * 4, *CONDITIONS]), st.booleans())
+pieces = st.tuples(
+    st.sampled_from([False, False, True]),
+    st.lists(pods, min_size=1, max_size=4),
+    st.sets(st.sampled_from(range(5)), min_size=4),
+)
+
+
+foreign_servers = st.builds(
+    VirtualServer,
+    st.builds(
+        virtual,
+        st.sampled_from([*IPV4, *IPV6, "10.96.0.9"]),
+        st.sampled_from([53, 80]),
+        st.sampled_from(Protocol),
+    ),
+    st.sampled_from(["rr", "lc"]),
+    st.sampled_from([0, 1]),
+    st.sampled_from([0, 600]),
+)
+members = st.sampled_from([*IPV4, "10.96.0.9"]).map(packed)
+come_or_go = st.sampled_from([Verb.ADD, Verb.DELETE])
+#: What others do to the kernel, as far as it accepts it.
+foreign_operations = st.one_of(
+    st.builds(VirtualServerOperation, st.sampled_from(Verb), foreign_servers),
+    st.builds(AddressOperation, come_or_go, members),
+    st.builds(SetEntryOperation, come_or_go, st.just("KUBE-IPVS-IPS"), members.map(SetEntry)),
+    st.builds(
+        SetEntryOperation,
+        come_or_go,
+        st.just("KUBE-CLUSTER-IP"),
+        st.builds(SetEntry, members, st.sampled_from(Protocol), st.sampled_from([53, 80])),
+    ),
+)
+
+
+def make_service(name: ServiceName, wish: Wish) -> Service:
+    addresses = [[IPV4[wish.ipv4]], IPV6, [IPV4[wish.ipv4], *IPV6]][wish.families]
+    return service(
+        name.name,
+        cluster_ip=addresses[0],
+        cluster_ips=addresses,
+        families=[["IPv4"], ["IPv6"], ["IPv4", "IPv6"]][wish.families],
+        ports=[SERVICE_PORTS[number] for number in sorted(wish.ports)],
+        affinity="ClientIP" if wish.sticky else "None",
+        internal="Local" if wish.local else None,
+        age=wish.age,
+        kind=wish.kind,
+    )
+
+
+def make_slice(of: ServiceName, number: int, piece: Piece) -> EndpointSlice:
+    ipv6, members, ports = piece
+    return endpoint_slice(
+        *(make_endpoint(member, ipv6=ipv6) for member in members),
+        name=f"{of.name}-{number}",
+        of=of.name,
+        ports=[SLICE_PORTS[port] for port in sorted(ports)],
+        address_type="IPv6" if ipv6 else "IPv4",
+    )
+
+
+def make_endpoint(member: tuple[int, Conditions, bool], *, ipv6: bool) -> Endpoint:
+    number, (ready, serving, terminating), local = member
+    return endpoint(
+        f"fd00::{number}" if ipv6 else f"10.0.0.{number}",
+        ready=ready,
+        serving=serving,
+        terminating=terminating,
+        node="here" if local else "there",
+    )
