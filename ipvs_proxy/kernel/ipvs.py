@@ -120,7 +120,7 @@ class Ipvs:
             MalformedMessage: if a reply is garbage.
 
         """
-        return {entry.key: entry.connections for entry in self._dump_real_servers(key)}
+        return {entry.key: Connections(*entry.connections) for entry in self._dump_real_servers(key)}
 
     def apply(self, operations: Sequence[IpvsOperation]) -> list[int]:
         """Carry operations out in order; give for each 0, the errno of its failure, or UNKNOWN (-1).
@@ -234,9 +234,9 @@ class Ipvs:
         entries = self._dump_real_servers(key)
         same = known.get(key)
         if same is None:
-            return {entry.key: entry.real_server for entry in entries}
+            return {found: settings for found, settings, _ in entries}
         keys = {known_key: known_key for known_key in same.real_servers}
-        return {keys.get(entry.key, entry.key): entry.real_server for entry in entries}
+        return {keys.get(found, found): settings for found, settings, _ in entries}
 
     def _dump_real_servers(self, key: VirtualServerKey) -> list[codec.DestinationEntry]:
         """Read the real servers of a virtual server; the kernel answers with none if it does not exist."""

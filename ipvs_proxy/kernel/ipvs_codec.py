@@ -112,11 +112,11 @@ class ForeignVirtualServer(NamedTuple):
 
 
 class DestinationEntry(NamedTuple):
-    """A real server as the kernel lists it."""
+    """A real server as the kernel lists it; ``connections`` are the fields of ``Connections``."""
 
     key: RealServerKey
     real_server: RealServer
-    connections: Connections
+    connections: tuple[int, int, int]
 
 
 class Timeouts(NamedTuple):
@@ -289,16 +289,18 @@ def decode_real_server(payload: bytes, *, virtual_address: bytes) -> Destination
 
     """
     if len(payload) >= 4 + _DUMPED.size:
-        length, kind, *fields = _DUMPED.unpack_from(payload, 4)
+        fields = _DUMPED.unpack_from(payload, 4)
         if (
-            tuple(fields[::2]) == _DUMPED_HEADERS
-            and kind & ~NESTED == _DESTINATION
-            and _DUMPED.size <= length <= len(payload) - 4
+            fields[2::2] == _DUMPED_HEADERS
+            and fields[1] & ~NESTED == _DESTINATION
+            and _DUMPED.size <= fields[0] <= len(payload) - 4
         ):
-            address, port, forwarding, weight, _, _, _, upper, lower, active, inactive, persistent, af = fields[1::2]
-            key = RealServerKey(_decode_address(address, af), int.from_bytes(port, "big"))
-            server = _real_server(weight, forwarding & _FORWARDING_MASK, upper, lower)
-            return DestinationEntry(key, server, Connections(active, inactive, persistent))
+            address, port, forwarding, weight, _, _, _, upper, lower, active, inactive, persistent, af = fields[3::2]
+            return DestinationEntry(
+                RealServerKey(_decode_address(address, af), int.from_bytes(port, "big")),
+                _real_server(weight, forwarding & _FORWARDING_MASK, upper, lower),
+                (active, inactive, persistent),
+            )
     return _walk_real_server(payload, virtual_address)
 
 
@@ -312,7 +314,7 @@ def _walk_real_server(payload: bytes, virtual_address: bytes) -> DestinationEntr
         integer(found, _D_UPPER, 0),
         integer(found, _D_LOWER, 0),
     )
-    counts = Connections(integer(found, _D_ACTIVE, 0), integer(found, _D_INACTIVE, 0), integer(found, _D_PERSISTENT, 0))
+    counts = (integer(found, _D_ACTIVE, 0), integer(found, _D_INACTIVE, 0), integer(found, _D_PERSISTENT, 0))
     return DestinationEntry(key, server, counts)
 
 
