@@ -24,7 +24,9 @@ Forms = Mapping[Rule, str]
 _AS_WRITTEN: Final[Forms] = MappingProxyType({})
 _OUR_CHAINS: Final = frozenset(CHAINS)
 #: Options whose values every version prints, whatever the order and the defaults around them.
-_MEANINGFUL: Final = frozenset({"-A", "-s", "-d", "-i", "-o", "-p", "-j", "-g", "--match-set"})
+_MEANINGFUL: Final = frozenset(
+    {"-A", "-s", "-d", "-i", "-o", "-p", "-j", "-g", "--match-set", "--src-type", "--dst-type"}
+)
 
 
 def parse(saved: str) -> Ruleset:
@@ -160,6 +162,9 @@ def _meaning(rule: str) -> list[tuple[str, ...]]:
             length = 3 if word == "--match-set" else 2
             negation = words[position - 1 : position] if words[max(0, position - 1)] == "!" else []
             parts.append((*negation, *words[position : position + length]))
+        elif word.endswith("mark") and word.startswith("--"):
+            # "--or-mark 0x4000" and "--set-xmark 0x4000/0x4000" are one thing.
+            parts.append(("mark", *(value.split("/")[0] for value in words[position + 1 : position + 2])))
     return sorted(parts)
 
 

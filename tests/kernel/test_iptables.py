@@ -124,7 +124,8 @@ def test_an_old_restore_is_not_asked_to_wait(programs, tmp_path):
             2,
             (
                 "iptables-restore v1.8.9 (legacy): Couldn't load match `ipvs':No such file or directory\n\n"
-                "Error occurred at line: 3\nTry `iptables-restore -h' or 'iptables-restore --help' for more information.\n"
+                "Error occurred at line: 3\n"
+                "Try `iptables-restore -h' or 'iptables-restore --help' for more information.\n"
             ),
             True,
             "lacks the extension ipvs: install all of the package",

@@ -211,6 +211,8 @@ def test_a_jump_that_was_there_before_the_write_is_not_its_form():
     ("chain", "position", "other"),
     [
         (MARK, 0, "-A KUBE-MARK-MASQ -j ACCEPT"),
+        (MARK, 0, "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x1/0x1"),
+        (MARK, 0, "-A KUBE-MARK-MASQ -j MARK --set-xmark"),
         (Chain(NAT, SERVICES), 0, "-A KUBE-SERVICES -s 10.0.0.0/8 -j RETURN"),
         (Chain(NAT, SERVICES), 2, WANTED.chains[Chain(NAT, SERVICES)][2].replace("! -s", "-s")),
         (Chain(NAT, SERVICES), 2, WANTED.chains[Chain(NAT, SERVICES)][2].replace("KUBE-CLUSTER-IP", "OTHER")),
