@@ -102,14 +102,18 @@ class DesiredTables:
                 touched.virtual_servers.add(key)
         return touched
 
+    def conflicts_of(self, key: VirtualServerKey) -> list[Conflict]:
+        """Give the claims to one virtual server that lost, by name."""
+        winner = self.owners.get(key)
+        return [
+            Conflict(key, winner, name)
+            for name in sorted(self._contested.get(key, ()))
+            if winner is not None and name != winner
+        ]
+
     def conflicts(self) -> list[Conflict]:
         """Give every claim that lost."""
-        return [
-            Conflict(key, self.owners[key], name)
-            for key, names in self._contested.items()
-            for name in sorted(names)
-            if name != self.owners[key]
-        ]
+        return [conflict for key in self._contested for conflict in self.conflicts_of(key)]
 
     def services(self) -> Iterable[ServiceName]:
         """Give the Services that ask for anything."""
