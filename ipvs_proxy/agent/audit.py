@@ -1,0 +1,174 @@
+"""Finds drift: what somebody else changed in the kernel's tables, and repairs it.
+
+Every ``syncPeriod`` all four places are read: rules, sets, addresses and IPVS. The large read, that of the real
+servers, runs beside the writes and holds nothing up: what it finds different is read once more, one by one, with the
+writer's lock held, before it counts as drift; keys that were written meanwhile are left to the next round. Between
+audits, rtnetlink tells at once of a removed address or link. A virtual server whose address is not on our link and that
+nobody wants is not ours and stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.kernel.monitor import Change, Event
+from ipvs_proxy.plan.desired import Touched
+from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey, text_of
+
+log = structlog.get_logger(__name__)
+
+#: So many keys are read again under one hold of the writer's lock: a change waits for some milliseconds at most.
+CONFIRMED_AT_ONCE = 32
+#: So many objects are named in a log line.
+NAMED = 5
+
+
+class Kernel(Protocol):
+    """What the audit needs of the dataplane."""
+
+    def ensure_tables(self) -> list[str]:
+        """Make sure that link and sets exist; say what was missing."""
+
+    def repair_rules(self) -> list[str]:
+        """Bring the packet rules to what they should be; say what was wrong. Safe in any thread."""
+
+    def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
+        """Read one virtual server."""
+
+
+class Audit:
+    """Compares the kernel with the mirror, corrects the mirror, and has the programmer repair what differs."""
+
+    def __init__(
+        self,
+        programmer: Programmer,
+        kernel: Kernel,
+        *,
+        read_virtual_servers: Callable[[], dict[VirtualServerKey, VirtualServer]],
+        repaired: Callable[[str, int], None],
+    ) -> None:
+        """Take a reader of all virtual servers that has a socket of its own, as it is called beside the writes."""
+        self._programmer = programmer
+        self._kernel = kernel
+        self._read_virtual_servers = read_virtual_servers
+        self._repaired = repaired
+
+    async def round(self) -> None:
+        """Look at all four places once.
+
+        Raises:
+            OSError: if a table cannot be read or a rule not be written.
+
+        """
+        self._report("rules", await asyncio.to_thread(self._kernel.repair_rules))
+        await self._programmer.correct(self._correct_small_tables)
+        await self._audit_virtual_servers()
+
+    async def notice(self, events: Iterable[Event]) -> None:
+        """Repair what rtnetlink tells of, at once.
+
+        Our own writes are told of too: what the mirror does not expect to be there is no news. Additions are left to
+        the next round.
+        """
+        expected = self._programmer.actual.addresses
+        if any(
+            event.change in {Change.LINK_REMOVED, Change.LOST}
+            or (event.change is Change.ADDRESS_REMOVED and event.address in expected)
+            for event in events
+        ):
+            await self._programmer.correct(self._correct_addresses)
+
+    async def _correct_small_tables(self, _: KernelTables) -> Touched:
+        missing = await self._programmer.work(self._kernel.ensure_tables)
+        self._report("tables", missing)
+        touched = Touched(
+            addresses=await self._programmer.reread_addresses(), entries=await self._programmer.reread_entries()
+        )
+        self._report("addresses", [text_of(address) for address in touched.addresses])
+        self._report("sets", [f"{name} {entry}" for name, entry in touched.entries])
+        return touched
+
+    async def _correct_addresses(self, _: KernelTables) -> Touched:
+        self._report("tables", await self._programmer.work(self._kernel.ensure_tables))
+        touched = Touched(addresses=await self._programmer.reread_addresses())
+        self._report("addresses", [text_of(address) for address in touched.addresses])
+        return touched
+
+    async def _audit_virtual_servers(self) -> None:
+        programmer = self._programmer
+        programmer.written = written = Touched()
+        try:
+            found = await asyncio.to_thread(self._read_virtual_servers)
+        finally:
+            programmer.written = None
+        known = programmer.actual.virtual_servers
+        suspects = [
+            key
+            for key in found.keys() | known.keys()
+            if key not in written.virtual_servers
+            and not _same(found.get(key), known.get(key))
+            and (key in known or programmer.is_ours(key))
+        ]
+        programmer.foreign = {
+            key: server for key, server in found.items() if key not in known and not programmer.is_ours(key)
+        }
+        for start in range(0, len(suspects), CONFIRMED_AT_ONCE):
+            keys = suspects[start : start + CONFIRMED_AT_ONCE]
+            await programmer.correct(partial(self._confirm, keys))
+
+    async def _confirm(self, keys: Sequence[VirtualServerKey], actual: KernelTables) -> Touched:
+        """Read suspects again, now that nobody writes: only what still differs is drift."""
+        touched = Touched()
+        for key in keys:
+            found = await self._programmer.work(self._kernel.read_virtual_server, key)
+            if _same(found, actual.virtual_servers.get(key)):
+                continue
+            touched.virtual_servers.add(key)
+            if found is None:
+                actual.virtual_servers.pop(key, None)
+            else:
+                actual.virtual_servers[key] = found
+        self._report("ipvs", [str(key) for key in touched.virtual_servers])
+        return touched
+
+    def _report(self, table: str, findings: list[str]) -> None:
+        if findings:
+            self._repaired(table, len(findings))
+            log.warning("drift_repaired", table=table, count=len(findings), found=sorted(findings)[:NAMED])
+
+
+def _same(found: VirtualServer | None, known: VirtualServer | None) -> bool:
+    if found is None or known is None:
+        return found is known
+    return found.settings == known.settings and found.real_servers == known.real_servers
+
+
+async def audit_for_ever(
+    audit: Audit, *, period: float, begun: Callable[[], None], finished: Callable[[], None]
+) -> None:
+    """Run a round every ``period`` seconds; a round that fails is logged and the next one tries again."""
+    while True:
+        await asyncio.sleep(period)
+        begun()
+        try:
+            await audit.round()
+        except OSError as error:
+            log.error("audit_failed", error=str(error))
+        else:
+            finished()
+
+
+async def follow_for_ever(audit: Audit, events: AsyncIterator[list[Event]]) -> None:
+    """Hand rtnetlink's events to the audit as they come."""
+    async for batch in events:
+        try:
+            await audit.notice(batch)
+        except OSError as error:
+            log.error("repair_failed", error=str(error))

@@ -1,0 +1,245 @@
+"""From changed objects to changed tables: the loop that makes the cost of a change that of the change.
+
+The reflectors (or the manifests) call ``changed``; the Services concerned become dirty; the loop plans them anew and
+hands the keys of their fragments to the programmer. Nothing is touched until Services, EndpointSlices and the Node are
+all known. At the start the Services go in batches, the API server and the cluster's DNS in the first one, as everything
+else waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+
+import structlog
+
+from ipvs_proxy.agent.cache import Cache
+from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.kube.objects import Node, Service
+from ipvs_proxy.kube.store import Change
+from ipvs_proxy.plan.desired import Touched
+from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.services import Context, Fragment, ServiceName, plan_service
+from ipvs_proxy.plan.tables import Family, VirtualServerKey
+
+log = structlog.get_logger(__name__)
+
+KINDS = frozenset(("Service", "EndpointSlice", "Node"))
+#: Services planned and programmed at one go; planning so many takes the event loop some 10 ms.
+BATCH = 128
+#: A Service that says in the ordinary way that it is not for this proxy is no news.
+_ORDINARY = frozenset((Reason.HEADLESS, Reason.EXTERNAL_NAME, Reason.OTHER_PROXY, Reason.NO_CLUSTER_IP))
+
+
+class Recorder(Protocol):
+    """What the controller tells the metrics and the health tracker."""
+
+    def changed(self, kind: str, *, pending: int) -> None:
+        """An object of a kind changed; so many Services are dirty now."""
+
+    def skipped(self, kind: str) -> None:
+        """An object could not be decoded."""
+
+    def queued(self) -> None:
+        """There is something to do."""
+
+    def synced(self, *, seconds: float, complete: bool) -> None:
+        """The dirty Services were programmed; ``complete`` if nothing waits for a retry."""
+
+    def programmed(self, *, seconds_since_trigger: float) -> None:
+        """A change of endpoints is in the kernel now, so long after it happened in the cluster."""
+
+    def no_local_endpoints(self, services: dict[Family, int]) -> None:
+        """So many Services with a policy of Local have no endpoint here, although there are some."""
+
+    def node_changed(self, node: Node | None) -> None:
+        """The own Node changed."""
+
+
+class Controller:
+    """Keeps the dirty set and turns it into calls of the programmer."""
+
+    def __init__(
+        self, programmer: Programmer, *, context: Context, recorder: Recorder, min_sync_period: float = 0.0
+    ) -> None:
+        self.cache = Cache()
+        self.started = asyncio.Event()
+        self._programmer = programmer
+        self._context = context
+        self._recorder = recorder
+        self._min_sync_period = min_sync_period
+        self._unknown = set(KINDS)
+        self._all_known = asyncio.Event()
+        self._dirty: set[ServiceName] = set()
+        self._wake = asyncio.Event()
+        self._triggers: dict[ServiceName, list[datetime]] = {}
+        self._omissions: dict[ServiceName, list[Omission]] = {}
+        self._no_local: dict[ServiceName, set[Family]] = {}
+        self._losers: dict[VirtualServerKey, set[ServiceName]] = {}
+        self._born = datetime.now(UTC)
+
+    # The sink of the reflectors.
+
+    def changed(self, changes: Sequence[Change]) -> None:
+        """Take in changes of objects; the Services concerned become dirty."""
+        for change in changes:
+            effect = self.cache.change(change.old, change.new)
+            self._dirty |= effect.services
+            if effect.node is not None:
+                self._recorder.node_changed(effect.node)
+            if effect.zone_changed:
+                self._context = self._context._replace(zone=self.cache.zone)
+                self._dirty |= self.cache.services.keys()
+                log.info("zone_changed", zone=self.cache.zone)
+            if effect.triggered is not None and effect.triggered > self._born:
+                for name in effect.services:
+                    self._triggers.setdefault(name, []).append(effect.triggered)
+            self._recorder.changed(change.kind, pending=len(self._dirty))
+        if self._dirty:
+            self._recorder.queued()
+            self._wake.set()
+
+    def synced(self, kind: str) -> None:
+        """Note that the objects of a kind are known now."""
+        self._unknown.discard(kind)
+        if not self._unknown:
+            self._all_known.set()
+
+    def skipped(self, kind: str, key: str, error: str) -> None:
+        """Note that an object could not be decoded; its last good version stays in use."""
+        self._recorder.skipped(kind)
+        log.warning("object_skipped", kind=kind, object=key, error=error)
+
+    # The loop.
+
+    async def run(self) -> None:
+        """Wait until everything is known, take the kernel over, then follow the changes for ever."""
+        await self._all_known.wait()
+        if self.cache.node is None:
+            log.warning("node_not_found", node=self._context.node_name)
+        await self._start()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._sync()
+            await asyncio.sleep(self._min_sync_period)
+
+    async def _start(self) -> None:
+        begun = time.monotonic()
+        delay = 1.0
+        while True:
+            try:
+                await self._programmer.take_over()
+                break
+            except OSError as error:
+                log.error("kernel_not_readable", error=str(error), retry_in_seconds=delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 30.0)
+        self._dirty |= self.cache.services.keys()
+        operations = await self._sync()
+        operations += len(await self._programmer.program_everything())
+        self.started.set()
+        log.info(
+            "started",
+            services=len(self.cache.services),
+            virtual_servers=len(self._programmer.desired.virtual_servers),
+            operations=operations,
+            kernel_writes=self._programmer.kernel_writes(),
+            seconds=round(time.monotonic() - begun, 3),
+        )
+
+    async def _sync(self) -> int:
+        """Plan and program the dirty Services, in batches; give the number of operations that succeeded."""
+        begun = time.monotonic()
+        dirty, self._dirty = self._dirty, set()
+        names = sorted(dirty, key=self._order)
+        done = 0
+        for start in range(0, len(names), BATCH):
+            done += await self._sync_batch(names[start : start + BATCH])
+        seconds = time.monotonic() - begun
+        self._recorder.synced(seconds=seconds, complete=not self._programmer.retries)
+        if self.started.is_set() and done:
+            log.info(
+                "programmed",
+                services=len(names),
+                first=str(names[0]),
+                operations=done,
+                milliseconds=round(seconds * 1000, 1),
+            )
+        return done
+
+    async def _sync_batch(self, names: list[ServiceName]) -> int:
+        touched = Touched()
+        for name in names:
+            touched.add(self._plan(name))
+        operations = await self._programmer.program(touched)
+        self._recorder.no_local_endpoints(self._count_no_local())
+        now = datetime.now(UTC)
+        for name in names:
+            for moment in self._triggers.pop(name, ()):
+                self._recorder.programmed(seconds_since_trigger=(now - moment).total_seconds())
+        return len(operations)
+
+    def _plan(self, name: ServiceName) -> Touched:
+        service = self.cache.services.get(name)
+        fragment = None if service is None else plan_service(service, self.cache.slices(name), self._context)
+        self._report_omissions(name, fragment)
+        if fragment is not None and fragment.no_local:
+            self._no_local[name] = fragment.no_local
+        else:
+            self._no_local.pop(name, None)
+        touched = self._programmer.desired.replace(name, fragment)
+        self._report_conflicts(touched)
+        return touched
+
+    def _order(self, name: ServiceName) -> tuple[int, ServiceName]:
+        """Sort the API server first, then the cluster's DNS, then the rest by name."""
+        if name == ("default", "kubernetes"):
+            return 0, name
+        service = self.cache.services.get(name)
+        return (1 if service is not None and is_cluster_dns(service) else 2), name
+
+    def _count_no_local(self) -> dict[Family, int]:
+        return {family: sum(family in families for families in self._no_local.values()) for family in Family}
+
+    def _report_omissions(self, name: ServiceName, fragment: Fragment | None) -> None:
+        """Log what a plan leaves out, once for as long as it stays so."""
+        omissions = [] if fragment is None else fragment.omissions
+        if omissions == self._omissions.get(name, []):
+            return
+        for where, reason in omissions:
+            (log.debug if reason in _ORDINARY else log.warning)("left_out", where=where, reason=reason.value)
+        if omissions:
+            self._omissions[name] = omissions
+        else:
+            self._omissions.pop(name, None)
+
+    def _report_conflicts(self, touched: Touched) -> None:
+        """Log which Service lost a virtual server to an older one."""
+        desired = self._programmer.desired
+        for key in touched.virtual_servers:
+            losers = {conflict.loser for conflict in desired.conflicts_of(key)}
+            for loser in sorted(losers - self._losers.get(key, set())):
+                log.warning(
+                    "conflict",
+                    virtual_server=str(key),
+                    winner=str(desired.owners[key]),
+                    loser=str(loser),
+                    reason=Reason.OLDER_SERVICE_WINS.value,
+                )
+            if losers:
+                self._losers[key] = losers
+            else:
+                self._losers.pop(key, None)
+
+
+def is_cluster_dns(service: Service) -> bool:
+    """Tell whether a Service is the cluster's DNS: the label that all installers keep, or the usual name."""
+    metadata = service.metadata
+    return metadata.namespace == "kube-system" and (
+        (metadata.labels or {}).get("k8s-app") == "kube-dns" or metadata.name in {"kube-dns", "coredns"}
+    )

@@ -1,0 +1,286 @@
+"""Brings the kernel's tables to what is desired, and keeps book of what they hold.
+
+The programmer owns the desired tables and the mirror of the kernel's. Every write goes through ``program``: the
+difference of the touched keys becomes operations, a worker thread carries them out, what succeeded is recorded, and
+what failed is read again and retried by itself. One lock orders all writes; the kernel is never read on the way of a
+change that succeeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Protocol, TypeVar
+
+import structlog
+
+from ipvs_proxy.agent.retries import RetryQueue
+from ipvs_proxy.kernel.dataplane import Failure, table_of
+from ipvs_proxy.kernel.socket import UNKNOWN
+from ipvs_proxy.plan.desired import DesiredTables, Touched
+from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch
+from ipvs_proxy.plan.tables import (
+    AddressOperation,
+    Operation,
+    RealServerKey,
+    RealServerOperation,
+    SetEntry,
+    SetEntryOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerKey,
+    VirtualServerOperation,
+    text_of,
+)
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+Network = IPv4Network | IPv6Network
+#: So many failures of one round are logged one by one; the rest only as a number.
+LOGGED_FAILURES = 10
+
+
+class Kernel(Protocol):
+    """What the programmer needs of the dataplane."""
+
+    def ensure_tables(self) -> list[str]:
+        """Make sure that link and sets exist; say what was missing."""
+
+    def repair_rules(self) -> list[str]:
+        """Bring the packet rules to what they should be; say what was wrong."""
+
+    def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
+        """Read all virtual servers, also those that are not ours."""
+
+    def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
+        """Read one virtual server."""
+
+    def read_addresses(self) -> set[bytes]:
+        """Read the addresses of our link."""
+
+    def read_entries(self) -> dict[str, set[SetEntry]]:
+        """Read the members of our sets."""
+
+    def apply(self, operations: Sequence[Operation]) -> list[Failure]:
+        """Carry operations out; give those that failed."""
+
+    def writes(self) -> int:
+        """Give how many messages and rule sets have been written."""
+
+
+class Programmer:
+    """The only writer of IPVS, addresses and sets."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        count: Callable[[Operation, bool], None],
+        exclude: Sequence[Network] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.desired = DesiredTables()
+        self.actual = KernelTables()
+        self.foreign: dict[VirtualServerKey, VirtualServer] = {}
+        self.retries = RetryQueue()
+        self.written: Touched | None = None
+        self._kernel = kernel
+        self._count = count
+        self._exclude = exclude
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="kernel")
+        self._retry_soon = asyncio.Event()
+        self._watchers: list[Callable[[set[VirtualServerKey]], None]] = []
+
+    def on_write(self, watcher: Callable[[set[VirtualServerKey]], None]) -> None:
+        """Have ``watcher`` called with the keys of virtual servers after each round that touched them."""
+        self._watchers.append(watcher)
+
+    def kernel_writes(self) -> int:
+        """Give how many messages and rule sets have been written to the kernel so far."""
+        return self._kernel.writes()
+
+    def close(self) -> None:
+        """Let the worker thread end; what it is doing is finished first."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def take_over(self) -> None:
+        """Read what an earlier agent left: the starting point of the mirror. Nothing is deleted here.
+
+        Link, sets and rules are made right first, because everything else refers to them.
+        """
+        async with self._lock:
+            findings = await self.work(self._kernel.ensure_tables)
+            findings += await self.work(self._kernel.repair_rules)
+            self.actual = KernelTables(
+                addresses=await self.work(self._kernel.read_addresses),
+                entries=await self.work(self._kernel.read_entries),
+            )
+            for key, server in (await self.work(self._kernel.read_virtual_servers)).items():
+                (self.actual.virtual_servers if self.is_ours(key) else self.foreign)[key] = server
+        log.info(
+            "kernel_read",
+            virtual_servers=len(self.actual.virtual_servers),
+            foreign_virtual_servers=len(self.foreign),
+            addresses=len(self.actual.addresses),
+            frame_written=len(findings),
+        )
+
+    def is_ours(self, key: VirtualServerKey) -> bool:
+        """Tell whether a virtual server found in the kernel may be changed or deleted.
+
+        It is ours if it is desired or its address is on our link, unless ``excludeCIDRs`` keeps us from it.
+        """
+        if key in self.desired.virtual_servers:
+            return True
+        if key.address not in self.actual.addresses:
+            return False
+        address = ip_address(key.address)
+        return not any(address in network for network in self._exclude)
+
+    async def program(self, touched: Touched) -> list[Operation]:
+        """Bring the touched objects to what is desired; give the operations that succeeded."""
+        async with self._lock:
+            return await self._program(touched)
+
+    async def program_everything(self) -> list[Operation]:
+        """Compare all of both sides: what nobody wants any more goes."""
+        return await self.program(everything(self.desired, self.actual))
+
+    async def correct(self, correction: Callable[[KernelTables], Awaitable[Touched]]) -> list[Operation]:
+        """Let ``correction`` bring the mirror to what it finds in the kernel, then repair the keys it gives.
+
+        No write comes between the two.
+        """
+        async with self._lock:
+            return await self._program(await correction(self.actual))
+
+    async def remove_real_servers(self, removals: Sequence[tuple[VirtualServerKey, RealServerKey]]) -> list[Operation]:
+        """Delete drained real servers, unless they have become wanted or weight came back in the meantime."""
+        async with self._lock:
+            operations: list[Operation] = []
+            for key, server in removals:
+                actual, desired = self.actual.virtual_servers.get(key), self.desired.virtual_servers.get(key)
+                settings = None if actual is None else actual.real_servers.get(server)
+                if settings is None or settings.weight or (desired is not None and server in desired.real_servers):
+                    continue
+                operations.append(RealServerOperation(Verb.DELETE, key, server, settings))
+            return await self._carry_out(operations, touch(operations))
+
+    async def retry_for_ever(self) -> None:
+        """Try failed objects again when they are due."""
+        while True:
+            due = self.retries.next_due()
+            try:
+                await asyncio.wait_for(self._retry_soon.wait(), None if due is None else max(0.0, due - self._clock()))
+                self._retry_soon.clear()
+            except TimeoutError:
+                due_now = self.retries.take_due(self._clock())
+                await self.program(due_now)
+
+    async def work(self, call: Callable[..., T], *arguments: object) -> T:
+        """Make a blocking call to the kernel in the worker thread, where calls follow one another."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, call, *arguments)
+
+    async def _program(self, touched: Touched) -> list[Operation]:
+        self._adopt(touched)
+        return await self._carry_out(difference(self.desired, self.actual, touched), touched)
+
+    def _adopt(self, touched: Touched) -> None:
+        """Take over a foreign virtual server that has become desired, as it is."""
+        if self.foreign:
+            for key in touched.virtual_servers & self.foreign.keys() & self.desired.virtual_servers.keys():
+                self.actual.virtual_servers[key] = self.foreign.pop(key)
+
+    async def _carry_out(self, operations: list[Operation], touched: Touched) -> list[Operation]:
+        failures: list[Failure] = []
+        if operations:
+            if self.written is not None:
+                self.written.add(touched)
+            try:
+                failures = await self.work(self._kernel.apply, operations)
+            except OSError as error:
+                log.error("kernel_write_failed", error=str(error))
+                failures = [Failure(operation, UNKNOWN) for operation in operations]
+        failed = {id(failure.operation) for failure in failures}
+        succeeded = [operation for operation in operations if id(operation) not in failed]
+        for operation in succeeded:
+            self.actual.record(operation)
+            self._count(operation, True)
+        failing = touch(failure.operation for failure in failures)
+        self.retries.settled(touched, failing)
+        if failures:
+            await self._note_failures(failures, failing)
+        if touched.virtual_servers:
+            for watcher in self._watchers:
+                watcher(touched.virtual_servers)
+        return succeeded
+
+    async def _note_failures(self, failures: list[Failure], failing: Touched) -> None:
+        """Read again what failed, as the mirror may be wrong about it, and have it retried."""
+        for failure in failures:
+            self._count(failure.operation, False)
+        try:
+            await self._read_again(failing)
+        except (OSError, ValueError) as error:
+            log.error("read_after_failure_failed", error=str(error))
+        delay = self.retries.failed(failing, self._clock())
+        self._retry_soon.set()
+        for failure in failures[:LOGGED_FAILURES]:
+            log.warning("operation_failed", **describe(failure.operation), error=failure.text, retry_in_seconds=delay)
+        if len(failures) > LOGGED_FAILURES:
+            log.warning("operations_failed", **Counter(table_of(failure.operation) for failure in failures))
+
+    async def _read_again(self, failing: Touched) -> None:
+        for key in failing.virtual_servers:
+            server = await self.work(self._kernel.read_virtual_server, key)
+            if server is None:
+                self.actual.virtual_servers.pop(key, None)
+            else:
+                self.actual.virtual_servers[key] = server
+        if failing.addresses or failing.entries:
+            # The link or a whole set may be gone: then everything in it has to be written again.
+            await self.work(self._kernel.ensure_tables)
+        if failing.addresses:
+            failing.addresses |= await self.reread_addresses()
+        if failing.entries:
+            failing.entries |= await self.reread_entries()
+
+    async def reread_addresses(self) -> set[bytes]:
+        """Correct the mirror of the addresses; give those it was wrong about. Only from within ``correct``."""
+        found = await self.work(self._kernel.read_addresses)
+        wrong = found ^ self.actual.addresses
+        self.actual.addresses = found
+        return wrong
+
+    async def reread_entries(self) -> set[tuple[str, SetEntry]]:
+        """Correct the mirror of the sets; give the members it was wrong about. Only from within ``correct``."""
+        found = await self.work(self._kernel.read_entries)
+        known = self.actual.entries
+        wrong = {
+            (name, entry)
+            for name in found.keys() | known.keys()
+            for entry in found.get(name, set()) ^ known.get(name, set())
+        }
+        self.actual.entries = found
+        return wrong
+
+
+def describe(operation: Operation) -> dict[str, str]:
+    """Give an operation's verb, table and object, for logs."""
+    fields = {"verb": operation.verb.value, "table": table_of(operation)}
+    match operation:
+        case RealServerOperation(_, key, server, _):
+            return fields | {"virtual_server": str(key), "real_server": str(server)}
+        case VirtualServerOperation(_, server):
+            return fields | {"virtual_server": str(server.key)}
+        case AddressOperation(_, address):
+            return fields | {"address": text_of(address)}
+        case SetEntryOperation(_, name, entry):
+            return fields | {"set": name, "entry": str(entry)}

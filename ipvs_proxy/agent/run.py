@@ -1,0 +1,229 @@
+"""Puts the agent together and runs it until it is told to stop.
+
+The start goes from what can refuse it to what needs it: the checks of the node, the settings of the kernel, the
+scheduler, then the loops. A missing piece ends the start with one line. SIGTERM and SIGINT end the agent at once; the
+kernel stays as it is, so traffic goes on, and the next start takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from ipvs_proxy import __version__
+from ipvs_proxy.agent.audit import Audit, audit_for_ever, follow_for_ever
+from ipvs_proxy.agent.controller import Controller
+from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
+from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.logs import configure
+from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
+from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.kernel import preflight, sysctl
+from ipvs_proxy.kernel.addresses import Addresses
+from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.kernel.iptables_render import RuleSettings
+from ipvs_proxy.kernel.ipvs import Ipvs, Timeouts
+from ipvs_proxy.kernel.monitor import Monitor
+from ipvs_proxy.kernel.rules import IptablesRules
+from ipvs_proxy.kernel.sets import Sets
+from ipvs_proxy.kube.client import ConnectError, connect
+from ipvs_proxy.kube.manifests import ManifestsError, follow_manifests
+from ipvs_proxy.kube.objects import Node
+from ipvs_proxy.kube.reflector import reflect
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.plan.services import Context
+from ipvs_proxy.plan.sets import definitions
+from ipvs_proxy.plan.tables import Family
+
+log = structlog.get_logger(__name__)
+
+#: How often the delay of the event loop is measured, in seconds.
+LOOP_DELAY_INTERVAL = 0.5
+
+
+class Reports:
+    """Hands what the controller reports to the metrics and to the health tracker."""
+
+    def __init__(self, metrics: Metrics, health: HealthTracker) -> None:
+        self._health = health
+        self.changed = metrics.changed
+        self.skipped = metrics.skipped
+        self.programmed = metrics.programmed
+        self.no_local_endpoints = metrics.no_local_endpoints
+        self._metrics = metrics
+
+    def queued(self) -> None:
+        """Note that there is something to do."""
+        self._metrics.queued()
+        self._health.queued()
+
+    def synced(self, *, seconds: float, complete: bool) -> None:
+        """Note that it is done; what waits for a retry keeps it open."""
+        self._metrics.synced(seconds=seconds, complete=complete)
+        if complete:
+            self._health.updated()
+
+    def node_changed(self, node: Node | None) -> None:
+        """Note the own Node."""
+        self._health.node_changed(node)
+
+
+def run(settings: Settings) -> int:
+    """Run the agent until SIGTERM or SIGINT; give the exit status: 0, or 1 with one line on standard error."""
+    configure(settings.verbosity, settings.logging_format)
+    try:
+        asyncio.new_event_loop().run_until_complete(_run(settings))
+    except (Unusable, ConnectError, ManifestsError) as error:
+        sys.stderr.write(f"ipvs-proxy: error: {error}\n")
+        return 1
+    sys.stderr.flush()
+    # A worker thread may be in the middle of a long read: nobody needs its result, and writes are whole messages.
+    os._exit(0)
+
+
+async def _run(settings: Settings) -> None:
+    begun = time.monotonic()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    log.info("starting", version=__version__, node=settings.node_name, scheduler=settings.scheduler)
+    host = preflight.check()
+    for family, reason in host.unsupported.items():
+        log.warning("family_unsupported", family=family.label, reason=reason)
+    dataplane = prepare_kernel(settings, host)
+    metrics = Metrics(host.families)
+    health = HealthTracker(host.families, sync_period=settings.sync_period)
+    programmer = Programmer(dataplane, count=metrics.operation, exclude=settings.exclude_cidrs)
+    drains = Drains(deadline=settings.drain_timeout, finished=metrics.drain_finished)
+    watch_writes(programmer, drains)
+    controller = Controller(
+        programmer,
+        context=Context(settings.node_name, settings.scheduler, families=host.families),
+        recorder=Reports(metrics, health),
+        min_sync_period=settings.min_sync_period,
+    )
+    audit = Audit(
+        programmer,
+        dataplane,
+        read_virtual_servers=lambda: reader.read().virtual_servers,
+        repaired=metrics.repaired,
+    )
+    reader = Ipvs()
+    _watch_gauges(metrics, programmer, drains)
+    loops: list[Coroutine[Any, Any, None]] = [
+        controller.run(),
+        programmer.retry_for_ever(),
+        end_drains_for_ever(programmer, drains, dataplane.connections),
+        _after(
+            controller.started,
+            lambda: audit_for_ever(
+                audit, period=settings.sync_period, begun=health.queued, finished=lambda: _audited(programmer, health)
+            ),
+        ),
+        _after(controller.started, lambda: follow_for_ever(audit, aiter(Monitor()))),
+        _measure_loop_delay(metrics.loop_delay),
+        serve_for_ever(health_application(health, metrics), settings.healthz_bind_address, name="healthz"),
+        serve_for_ever(metrics_application(metrics), settings.metrics_bind_address, name="metrics"),
+        *await _sources(settings, controller),
+    ]
+    await _run_until(stop, loops)
+    programmer.close()
+    log.info("stopped", kernel_writes=programmer.kernel_writes(), seconds=round(time.monotonic() - begun, 1))
+
+
+def prepare_kernel(settings: Settings, host: preflight.Host) -> Dataplane:
+    """Set the kernel's sysctls and timeouts, probe the scheduler, and open the tables.
+
+    Raises:
+        Unusable: for the first thing that does not work: one line that names it and the remedy.
+
+    """
+    for change in sysctl.apply(strict_arp=settings.strict_arp):
+        log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
+    for warning in sysctl.warnings(ipv6=Family.IPV6 in host.families):
+        log.warning("sysctl_warning", text=warning)
+    ipvs = Ipvs()
+    in_use = ipvs.read_virtual_servers().virtual_servers.values()
+    if not any(server.scheduler == settings.scheduler for server in in_use):
+        ipvs.probe_scheduler(settings.scheduler)
+    timeouts = Timeouts(int(settings.tcp_timeout), int(settings.tcp_fin_timeout), int(settings.udp_timeout))
+    if any(timeouts):
+        ipvs.set_timeouts(timeouts)
+    return Dataplane(
+        ipvs=ipvs,
+        addresses=Addresses(),
+        sets=Sets([definition for family in host.families for definition in definitions(family).values()]),
+        rules={
+            family: IptablesRules(family, _rule_settings(settings, family), iptables=host.iptables)
+            for family in host.families
+        },
+    )
+
+
+def _rule_settings(settings: Settings, family: Family) -> RuleSettings:
+    version = 4 if family is Family.IPV4 else 6
+    local = next((network for network in settings.cluster_cidrs if network.version == version), None)
+    return RuleSettings(masquerade_bit=settings.masquerade_bit, masquerade_all=settings.masquerade_all, local=local)
+
+
+async def _sources(settings: Settings, controller: Controller) -> list[Coroutine[Any, Any, None]]:
+    """Give the loops that bring objects: of the manifests, or of the API."""
+    if settings.manifests is not None:
+        return [follow_manifests(settings.manifests, settings.node_name, controller)]
+    client = await connect(kubeconfig=settings.kubeconfig, master=settings.master)
+    return [
+        reflect(resource, client, controller) for resource in (SERVICES, ENDPOINT_SLICES, own_node(settings.node_name))
+    ]
+
+
+def _watch_gauges(metrics: Metrics, programmer: Programmer, drains: Drains) -> None:
+    metrics.watch("virtual_servers", lambda: len(programmer.actual.virtual_servers))
+    metrics.watch(
+        "real_servers",
+        lambda: sum(len(server.real_servers) for server in list(programmer.actual.virtual_servers.values())),
+    )
+    metrics.watch("foreign_virtual_servers", lambda: len(programmer.foreign))
+    metrics.watch("drains", lambda: len(drains))
+
+
+def _audited(programmer: Programmer, health: HealthTracker) -> None:
+    if not programmer.retries:
+        health.updated()
+
+
+async def _after(event: asyncio.Event, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await event.wait()
+    await loop()
+
+
+async def _measure_loop_delay(observe: Callable[[float], None]) -> None:
+    """Measure how long something else kept the event loop."""
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(LOOP_DELAY_INTERVAL)
+        observe(max(0.0, time.monotonic() - before - LOOP_DELAY_INTERVAL))
+
+
+async def _run_until(stop: asyncio.Event, loops: list[Coroutine[Any, Any, None]]) -> None:
+    """Run all loops until told to stop; a loop that ends before that is a fault, which ends the agent."""
+    tasks = [asyncio.create_task(loop) for loop in loops]
+    waiting = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
+    for task in [*tasks, waiting]:
+        task.cancel()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), timeout=0.5)
+    for task in done - {waiting}:
+        if not task.cancelled():
+            task.result()

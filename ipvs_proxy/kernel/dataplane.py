@@ -1,0 +1,131 @@
+"""The kernel's tables behind one door: IPVS, addresses, sets and rules.
+
+Operations go to their table in the order given, neighbours of one table in one batch, and every one comes back with its
+own result. All calls block; the agent makes them from a worker thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from errno import EADDRNOTAVAIL, ECANCELED, EEXIST, ENOENT, ESRCH
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from ipvs_proxy.kernel.addresses import Addresses
+from ipvs_proxy.kernel.ipvs import Connections, Ipvs
+from ipvs_proxy.kernel.rules import Rules
+from ipvs_proxy.kernel.sets import Sets, describe_error
+from ipvs_proxy.plan.tables import (
+    AddressOperation,
+    Family,
+    Operation,
+    RealServerKey,
+    SetEntry,
+    SetEntryOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerKey,
+    VirtualServerOperation,
+)
+
+
+class Failure(NamedTuple):
+    """An operation that the kernel refused: an errno, an ipset error (from 4096), or -1 if its fate is unknown."""
+
+    operation: Operation
+    code: int
+
+    @property
+    def text(self) -> str:
+        """Say what the code means."""
+        if self.code == ECANCELED:
+            return "held back: its virtual server could not be added"
+        return describe_error(self.code)
+
+
+def table_of(operation: Operation) -> str:
+    """Name the table of an operation: ``ipvs``, ``addresses`` or ``sets``."""
+    if isinstance(operation, AddressOperation):
+        return "addresses"
+    return "sets" if isinstance(operation, SetEntryOperation) else "ipvs"
+
+
+class Dataplane:
+    """What the agent needs of the kernel."""
+
+    def __init__(self, *, ipvs: Ipvs, addresses: Addresses, sets: Sets, rules: Mapping[Family, Rules]) -> None:
+        self.ipvs = ipvs
+        self.addresses = addresses
+        self.sets = sets
+        self.rules = rules
+
+    def ensure_tables(self) -> list[str]:
+        """Make sure that the link and the sets exist; say what was missing."""
+        findings = ["link"] if self.addresses.ensure_link() else []
+        return findings + self.sets.ensure()
+
+    def repair_rules(self) -> list[str]:
+        """Bring chains, jumps and rules to what they should be; say what was wrong.
+
+        Alone among the calls this one may be made from another thread than the rest: it touches nothing else.
+        """
+        return [f"{family.label} {finding}" for family, rules in self.rules.items() for finding in rules.repair()]
+
+    def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
+        """Read all virtual servers with their real servers, also those that are not ours."""
+        return self.ipvs.read().virtual_servers
+
+    def read_addresses(self) -> set[bytes]:
+        """Read the addresses of our link."""
+        return self.addresses.read()
+
+    def read_entries(self) -> dict[str, set[SetEntry]]:
+        """Read the members of our sets; a set that is missing is left out."""
+        return self.sets.read()
+
+    def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
+        """Read one virtual server with its real servers."""
+        return self.ipvs.read_one(key)
+
+    def connections(self, key: VirtualServerKey) -> dict[RealServerKey, Connections]:
+        """Read how many connections each real server of a virtual server has."""
+        return self.ipvs.connections(key)
+
+    def apply(self, operations: Sequence[Operation]) -> list[Failure]:
+        """Carry operations out in their order; give those that failed.
+
+        The members of sets that let connections reach a virtual server are held back where that virtual server could
+        not be added, so that its address never leads to a port of the node itself.
+        """
+        failures: list[Failure] = []
+        missing: set[tuple[bytes, int, int]] = set()
+        for table, group in groupby(operations, table_of):
+            batch = list(group)
+            if table == "sets" and missing:
+                failures += [Failure(operation, ECANCELED) for operation in batch if _leads_to(operation, missing)]
+                batch = [operation for operation in batch if not _leads_to(operation, missing)]
+            for operation, code in zip(batch, self._table(table).apply(batch), strict=True):
+                if code and not _is_as_wanted(operation, code):
+                    failures.append(Failure(operation, code))
+                    if isinstance(operation, VirtualServerOperation) and operation.verb is Verb.ADD:
+                        missing.add(operation.virtual_server.key)
+        return failures
+
+    def writes(self) -> int:
+        """Give how many messages and rule sets have been written."""
+        messages = {id(table.traffic): table.traffic for table in (self.ipvs, self.addresses, self.sets)}
+        return sum(traffic.writes for traffic in messages.values()) + sum(r.writes for r in self.rules.values())
+
+    def _table(self, name: str) -> Any:
+        return {"ipvs": self.ipvs, "addresses": self.addresses, "sets": self.sets}[name]
+
+
+def _leads_to(operation: Operation, missing: set[tuple[bytes, int, int]]) -> bool:
+    return isinstance(operation, SetEntryOperation) and operation.verb is Verb.ADD and operation.entry[:3] in missing
+
+
+def _is_as_wanted(operation: Operation, code: int) -> bool:
+    """Tell whether a refusal means that the object is as the operation would have made it."""
+    if isinstance(operation, AddressOperation):
+        return code == (EADDRNOTAVAIL if operation.verb is Verb.DELETE else EEXIST)
+    return operation.verb is Verb.DELETE and code in {ENOENT, ESRCH}
