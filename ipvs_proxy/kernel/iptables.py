@@ -51,7 +51,7 @@ class Iptables:
         return self.version >= _WAITING_RESTORE
 
     def save(self, family: Family) -> str:
-        """Read the rules of all tables.
+        """Read the rules of all tables, in one process: asking for each table by itself takes as long each time.
 
         Raises:
             Unusable: if they cannot be read.

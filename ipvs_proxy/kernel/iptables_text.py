@@ -23,6 +23,7 @@ Forms = Mapping[Rule, str]
 
 _AS_WRITTEN: Final[Forms] = MappingProxyType({})
 _OUR_CHAINS: Final = frozenset(CHAINS)
+_OUR_NAMES: Final = frozenset(chain.name for chain in CHAINS)
 #: Options whose values every version prints, whatever the order and the defaults around them.
 _MEANINGFUL: Final = frozenset(
     {"-A", "-s", "-d", "-i", "-o", "-p", "-j", "-g", "--match-set", "--src-type", "--dst-type"}
@@ -34,19 +35,20 @@ def parse(saved: str) -> Ruleset:
     chains: dict[Chain, list[str]] = {}
     jumps: list[Rule] = []
     table = ""
+    in_table: dict[str, list[str]] = {}
     for line in saved.split("\n"):
         if line.startswith("-A "):
-            chain = Chain(table, line.split(" ", 2)[1])
-            if chain in chains:
-                chains[chain].append(line)
-            elif " KUBE-" in line and Chain(table, line.rsplit(" ", 1)[1]) in _OUR_CHAINS:
+            rules = in_table.get(line.split(" ", 2)[1])
+            if rules is not None:
+                rules.append(line)
+            elif line.rsplit(" ", 1)[1] in _OUR_NAMES and Chain(table, line.rsplit(" ", 1)[1]) in _OUR_CHAINS:
                 jumps.append(Rule(table, line))
         elif line.startswith(":"):
             chain = Chain(table, line[1:].split(" ", 1)[0])
             if chain in _OUR_CHAINS:
-                chains[chain] = []
+                chains[chain] = in_table[chain.name] = []
         elif line.startswith("*"):
-            table = line[1:]
+            table, in_table = line[1:], {}
     return Ruleset({chain: tuple(rules) for chain, rules in chains.items()}, tuple(jumps))
 
 
