@@ -75,6 +75,8 @@ def test_foreign_chains_rules_and_tables_are_passed_over():
 def test_a_chain_of_the_same_name_in_the_other_table_is_not_ours():
     text = "*filter\n:KUBE-SERVICES - [0:0]\n-A OUTPUT -j KUBE-SERVICES\nCOMMIT\n"
     assert parse(text) == EMPTY
+    own = "*nat\n:KUBE-SERVICES - [0:0]\nCOMMIT\n"
+    assert parse(own + text + "-A KUBE-SERVICES -j DROP\n") == with_chain(Chain(NAT, SERVICES), base=EMPTY)
 
 
 @given(st.lists(st.sampled_from([*printed().split("\n"), ":", "-A", "-A ", "*", "-A KUBE-SERVICES", "\x00\u2028"])))
