@@ -113,13 +113,14 @@ async def _run(settings: Settings) -> None:
         recorder=Reports(metrics, health),
         min_sync_period=settings.min_sync_period,
     )
+    # A socket of its own: the audit reads beside the writes.
+    reader = Ipvs()
     audit = Audit(
         programmer,
         dataplane,
         read_virtual_servers=lambda: reader.read().virtual_servers,
         repaired=metrics.repaired,
     )
-    reader = Ipvs()
     _watch_gauges(metrics, programmer, drains)
     loops: list[Coroutine[Any, Any, None]] = [
         controller.run(),
