@@ -1,0 +1,95 @@
+"""The agent as the ring runs it: a process of its own in the node's namespace, fed by manifest files, watched by its
+log."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.ring.topology import CLUSTER_CIDR, Topology
+
+#: How long anything may take, in seconds; an emulated machine needs half a minute to import the agent.
+PATIENCE = 120.0
+
+
+class Agent:
+    """A running agent and the events that it has logged so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.printed: list[str] = []
+        self._process = process
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        """Give the events of one name."""
+        return [event for event in list(self.events) if event["event"] == name]
+
+    def wait_for(self, name: str, count: int = 1) -> dict[str, Any]:
+        """Wait for the ``count``-th event of a name and give it."""
+        eventually(lambda: len(self.named(name)) >= count or self._process.poll() is not None)
+        found = self.named(name)
+        assert len(found) >= count, f"no {name!r} (exit status {self._process.poll()}):\n" + "".join(self.printed[-30:])
+        return found[count - 1]
+
+    def stop(self) -> float:
+        """Send SIGTERM; give the seconds until the agent was gone. Its exit status must be 0."""
+        begun = time.monotonic()
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        assert status == 0, f"exit status {status}:\n" + "".join(self.printed[-30:])
+        return time.monotonic() - begun
+
+    def kill(self) -> None:
+        """End the agent as a crash would."""
+        self._process.kill()
+        self._process.wait(PATIENCE)
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.printed.append(line)
+            if line.startswith("{"):
+                self.events.append(json.loads(line))
+
+
+@contextmanager
+def running_agent(net: Topology, manifests: Path, *flags: str) -> Iterator[Agent]:
+    """Start an agent on the node, wait until it has programmed everything, and kill it at the end if it still runs."""
+    command = [
+        *(sys.executable, "-m", "ipvs_proxy", "--manifests", str(manifests), "--hostname-override", "node"),
+        *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", "--v", "0", *flags),
+    ]
+    with net.inside("node"):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    agent = Agent(process)
+    try:
+        agent.wait_for("started")
+        yield agent
+    finally:
+        if process.poll() is None:
+            agent.kill()
+
+
+def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
+    """Wait until a condition holds; one that raises AssertionError or OSError does not hold yet."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            if condition():
+                return
+            problem = "it did not hold"
+        except (AssertionError, OSError) as error:
+            problem = repr(error)
+        assert time.monotonic() < deadline, f"after {patience:.0f} s: {problem}"
+        time.sleep(0.1)

@@ -1,0 +1,64 @@
+"""Manifest files for the kernel ring: written as ``kubectl get -o json`` prints them, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PORTS = {"TCP": 80, "UDP": 53, "SCTP": 132}
+TARGET_PORTS = {"TCP": 8080, "UDP": 8053, "SCTP": 8132}
+
+
+def write(directory: Path, name: str, *items: dict[str, Any]) -> None:
+    """Write a List of objects as one file, by rename, as an editor or a volume does."""
+    scratch = directory / f".{name}.tmp"
+    scratch.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(items)}))
+    os.replace(scratch, directory / f"{name}.json")
+
+
+def node(name: str = "node") -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+
+
+def service(name: str, *addresses: str, protocols: tuple[str, ...] = ("TCP",), affinity: int = 0) -> dict[str, Any]:
+    """A ClusterIP Service, dual-stack if it has two addresses; its port names are the protocols."""
+    spec: dict[str, Any] = {
+        "type": "ClusterIP",
+        "clusterIP": addresses[0],
+        "clusterIPs": list(addresses),
+        "ipFamilies": ["IPv6" if ":" in address else "IPv4" for address in addresses],
+        "ports": [{"name": p.lower(), "protocol": p, "port": PORTS[p]} for p in protocols],
+    }
+    if affinity:
+        spec |= {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": affinity}}}
+    metadata = {"name": name, "namespace": "ring", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+def endpoint(address: str, node_name: str = "node", **conditions: bool) -> dict[str, Any]:
+    return {"addresses": [address], "nodeName": node_name, "conditions": conditions or {"ready": True}}
+
+
+def slices(name: str, endpoints: list[dict[str, Any]], protocols: tuple[str, ...] = ("TCP",)) -> list[dict[str, Any]]:
+    """The EndpointSlices of a Service, one for each family that has an endpoint."""
+    result = []
+    for family, colon in (("IPv4", False), ("IPv6", True)):
+        of_family = [e for e in endpoints if (":" in e["addresses"][0]) == colon]
+        if of_family:
+            result.append(
+                {
+                    "apiVersion": "discovery.k8s.io/v1",
+                    "kind": "EndpointSlice",
+                    "metadata": {
+                        "name": f"{name}-{family.lower()}",
+                        "namespace": "ring",
+                        "labels": {"kubernetes.io/service-name": name},
+                    },
+                    "addressType": family,
+                    "ports": [{"name": p.lower(), "protocol": p, "port": TARGET_PORTS[p]} for p in protocols],
+                    "endpoints": of_family,
+                }
+            )
+    return result

@@ -1,0 +1,243 @@
+"""A small cluster of network namespaces on one host, for tests and the demo.
+
+::
+
+    client ----+                          +---- pod1 10.244.1.1  fd00:10:244:1::1
+               |                          |
+    peer  ---- node (the agent runs here) +---- pod2 10.244.1.2  fd00:10:244:1::2
+      |        192.0.2.1                  |
+      |                                   +---- pod3 10.244.1.3  fd00:10:244:1::3
+     pod4 10.244.2.4  fd00:10:244:2::4
+
+``node`` routes between all of them; pods hang on veth pairs of their own, as with a routed pod network. ``peer`` is
+another node with a pod. ``client`` is outside the cluster. Everything that is not the node's own network goes through
+the node, so that the service addresses do.
+
+Processes are slow in an emulated machine: the whole topology is made by one ``ip`` process for each namespace, and
+clients and servers are threads of the caller whose sockets are opened in the namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+FAMILIES = ("IPv4", "IPv6")
+PODS = ("pod1", "pod2", "pod3")
+CLUSTER_CIDR = "10.244.0.0/16,fd00:10:244::/48"
+
+#: The addresses of each place, by family.
+ADDRESSES = {
+    "node": {"IPv4": "192.0.2.1", "IPv6": "fd00:2::1"},
+    "client": {"IPv4": "198.51.100.9", "IPv6": "fd00:51::9"},
+    "peer": {"IPv4": "203.0.113.2", "IPv6": "fd00:113::2"},
+    "pod1": {"IPv4": "10.244.1.1", "IPv6": "fd00:10:244:1::1"},
+    "pod2": {"IPv4": "10.244.1.2", "IPv6": "fd00:10:244:1::2"},
+    "pod3": {"IPv4": "10.244.1.3", "IPv6": "fd00:10:244:1::3"},
+    "pod4": {"IPv4": "10.244.2.4", "IPv6": "fd00:10:244:2::4"},
+}
+#: What each place is connected to; ``node`` is the hub.
+_UPLINKS = {"client": "node", "peer": "node", "pod1": "node", "pod2": "node", "pod3": "node", "pod4": "peer"}
+
+_CLONE_NEWNET = 0x40000000
+_PROTOCOLS = {
+    "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    "UDP": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    "SCTP": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The names of the namespaces, by place."""
+
+    namespaces: dict[str, str]
+
+    @contextmanager
+    def inside(self, place: str) -> Iterator[None]:
+        """Have this thread open its sockets, and start its processes, in a namespace."""
+        with open("/proc/thread-self/ns/net") as home:
+            _enter(f"/run/netns/{self.namespaces[place]}")
+            try:
+                yield
+            finally:
+                _checked(_libc.setns(home.fileno(), _CLONE_NEWNET))
+
+    def run(self, place: str, *command: str, text: str | None = None) -> str:
+        """Run a command in a namespace; give what it prints. Fails with what the command says."""
+        with self.inside(place):
+            done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+        return done.stdout
+
+    def connect(
+        self, place: str, address: str, port: int, protocol: str = "TCP", timeout: float = 5.0
+    ) -> socket.socket:
+        """Open a connection (or a connected UDP socket) from a namespace."""
+        kind, number = _PROTOCOLS[protocol]
+        with self.inside(place):
+            client = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind, number)
+        client.settimeout(timeout)
+        try:
+            client.connect((address, port))
+        except OSError:
+            client.close()
+            raise
+        return client
+
+    def ask(self, place: str, address: str, port: int, protocol: str = "TCP", timeout: float = 5.0) -> tuple[str, str]:
+        """Make one request; give the name of who answers and the source address that it saw."""
+        with self.connect(place, address, port, protocol, timeout) as client:
+            return exchange(client)
+
+
+def exchange(client: socket.socket) -> tuple[str, str]:
+    """Make a request on an open connection; give the name of who answers and the source address that it saw."""
+    client.sendall(b"who?")
+    name, seen = client.recv(256).decode().split()
+    return name, seen
+
+
+@contextmanager
+def topology() -> Iterator[Topology]:
+    """Make the namespaces, links, addresses and routes; take everything away at the end."""
+    mark = os.urandom(3).hex()
+    names = {place: f"ring-{mark}-{place}" for place in ADDRESSES}
+    _ip([f"netns add {name}" for name in names.values()])
+    try:
+        _ip(_links(names))
+        for place, name in names.items():
+            _ip(_settings(place), namespace=name)
+        net = Topology(names)
+        for place in ("node", "peer"):
+            with net.inside(place):
+                for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+                    Path("/proc/sys/net", setting).write_text("1")
+        yield net
+    finally:
+        _ip([f"netns delete {name}" for name in names.values()], check=False)
+
+
+@contextmanager
+def servers(net: Topology, places: tuple[str, ...], ports: dict[str, int]) -> Iterator[None]:
+    """Serve every protocol of ``ports`` in the pods, both families: the answer is the pod's name and the client's
+    address."""
+    with ExitStack() as stack:
+        for place in places:
+            for protocol, port in ports.items():
+                for address in ADDRESSES[place].values():
+                    with net.inside(place):
+                        server = _listen(address, port, protocol)
+                    stack.callback(_close, server)
+                    target = _answer_datagrams if protocol == "UDP" else _answer_streams
+                    threading.Thread(target=target, args=(server, place), daemon=True).start()
+        yield
+
+
+def _listen(address: str, port: int, protocol: str) -> socket.socket:
+    kind, number = _PROTOCOLS[protocol]
+    server = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind, number)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind((address, port))
+    if protocol != "UDP":
+        server.listen(64)
+    return server
+
+
+def _close(server: socket.socket) -> None:
+    with suppress(OSError):
+        server.shutdown(socket.SHUT_RDWR)
+    server.close()
+
+
+def _answer_datagrams(server: socket.socket, name: str) -> None:
+    with suppress(OSError):
+        while True:
+            _, peer = server.recvfrom(256)
+            if peer is None:  # shut down
+                return
+            server.sendto(f"{name} {peer[0]}".encode(), peer)
+
+
+def _answer_streams(server: socket.socket, name: str) -> None:
+    with suppress(OSError):
+        while True:
+            client, peer = server.accept()
+            threading.Thread(target=_answer_stream, args=(client, f"{name} {peer[0]}"), daemon=True).start()
+
+
+def _answer_stream(client: socket.socket, answer: str) -> None:
+    with suppress(OSError), client:
+        while client.recv(256):
+            client.sendall(answer.encode())
+
+
+def _links(names: dict[str, str]) -> list[str]:
+    return [
+        f"link add name uplink netns {names[place]} type veth peer name to-{place} netns {names[hub]}"
+        for place, hub in _UPLINKS.items()
+    ]
+
+
+def _settings(place: str) -> list[str]:
+    """Give the ``ip`` commands for one namespace.
+
+    Every link of a hub has the hub's one address, which is the gateway of what hangs there: so it is also the address
+    that a masqueraded packet gets, whichever way it leaves.
+    """
+    own = ADDRESSES[place]
+    commands = ["link set lo up"]
+    if place in _UPLINKS:
+        gateway = ADDRESSES[_UPLINKS[place]]
+        commands += [
+            *_with_addresses("uplink", own),
+            f"route add default via {gateway['IPv4']} dev uplink onlink",
+            f"route add default via {gateway['IPv6']} dev uplink onlink",
+        ]
+    for other in (other for other, hub in _UPLINKS.items() if hub == place):
+        link = f"to-{other}"
+        commands += _with_addresses(link, own)
+        for family in FAMILIES:
+            near = ADDRESSES[other][family]
+            commands.append(f"route add {near} dev {link}")
+            commands += [
+                f"route add {ADDRESSES[far][family]} via {near} dev {link} onlink"
+                for far, far_hub in _UPLINKS.items()
+                if far_hub == other
+            ]
+    return commands
+
+
+def _with_addresses(link: str, own: dict[str, str]) -> list[str]:
+    return [
+        f"address add {own['IPv4']}/32 dev {link}",
+        f"address add {own['IPv6']}/128 dev {link} nodad",
+        f"link set {link} up",
+    ]
+
+
+def _ip(commands: list[str], *, namespace: str = "", check: bool = True) -> None:
+    where = ["-n", namespace] if namespace else []
+    done = subprocess.run(
+        ["ip", *where, "-batch", "-"], input="\n".join(commands), capture_output=True, text=True, check=False
+    )
+    assert not check or done.returncode == 0, f"{done.stderr}\n{commands}"
+
+
+def _enter(path: str) -> None:
+    with open(path) as namespace:
+        _checked(_libc.setns(namespace.fileno(), _CLONE_NEWNET))
+
+
+def _checked(result: int) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
