@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ def write(directory: Path, name: str, *items: dict[str, Any]) -> None:
     """Write a List of objects as one file, by rename, as an editor or a volume does."""
     scratch = directory / f".{name}.tmp"
     scratch.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(items)}))
-    os.replace(scratch, directory / f"{name}.json")
+    scratch.replace(directory / f"{name}.json")
 
 
 def node(name: str = "node") -> dict[str, Any]:

@@ -8,14 +8,13 @@ node, because the answer has to come back through it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.ring import manifests
-from tests.ring.agent import Agent, eventually, running_agent
+from tests.ring.agent import Agent, running_agent
 from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, exchange, servers, topology
+from tests.ring.topology import ADDRESSES, FAMILIES, Topology, server, servers, topology
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 EVERYWHERE = ("pod1", "pod2", "pod3", "pod4")
@@ -107,7 +106,7 @@ def test_service_without_endpoints_gives_no_connection(net: Topology, family: st
 @pytest.mark.usefixtures("agent")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_port_of_the_node_itself_is_refused_at_a_cluster_ip(net: Topology, family: str) -> None:
-    with servers(net, ("node",), {"TCP": 2222}):
+    with server(net, "node", "0.0.0.0" if family == "IPv4" else "::", 2222):
         assert net.ask("client", ADDRESSES["node"][family], 2222)[0] == "node"
         with pytest.raises(OSError):
             net.ask("client", VIPS[family], 2222, timeout=1.0)

@@ -64,8 +64,8 @@ class Topology:
     @contextmanager
     def inside(self, place: str) -> Iterator[None]:
         """Have this thread open its sockets, and start its processes, in a namespace."""
-        with open("/proc/thread-self/ns/net") as home:
-            _enter(f"/run/netns/{self.namespaces[place]}")
+        with Path("/proc/thread-self/ns/net").open() as home:
+            _enter(Path("/run/netns", self.namespaces[place]))
             try:
                 yield
             finally:
@@ -127,18 +127,26 @@ def topology() -> Iterator[Topology]:
 
 
 @contextmanager
+def server(net: Topology, place: str, address: str, port: int, protocol: str = "TCP") -> Iterator[None]:
+    """Serve one address and port: the answer to each request is the place's name and the client's address."""
+    with net.inside(place):
+        listening = _listen(address, port, protocol)
+    target = _answer_datagrams if protocol == "UDP" else _answer_streams
+    threading.Thread(target=target, args=(listening, place), daemon=True).start()
+    try:
+        yield
+    finally:
+        _close(listening)
+
+
+@contextmanager
 def servers(net: Topology, places: tuple[str, ...], ports: dict[str, int]) -> Iterator[None]:
-    """Serve every protocol of ``ports`` in the pods, both families: the answer is the pod's name and the client's
-    address."""
+    """Serve a port for each protocol in several places, on their addresses of both families."""
     with ExitStack() as stack:
         for place in places:
             for protocol, port in ports.items():
                 for address in ADDRESSES[place].values():
-                    with net.inside(place):
-                        server = _listen(address, port, protocol)
-                    stack.callback(_close, server)
-                    target = _answer_datagrams if protocol == "UDP" else _answer_streams
-                    threading.Thread(target=target, args=(server, place), daemon=True).start()
+                    stack.enter_context(server(net, place, address, port, protocol))
         yield
 
 
@@ -232,8 +240,8 @@ def _ip(commands: list[str], *, namespace: str = "", check: bool = True) -> None
     assert not check or done.returncode == 0, f"{done.stderr}\n{commands}"
 
 
-def _enter(path: str) -> None:
-    with open(path) as namespace:
+def _enter(path: Path) -> None:
+    with path.open() as namespace:
         _checked(_libc.setns(namespace.fileno(), _CLONE_NEWNET))
 
 
