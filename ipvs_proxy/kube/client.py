@@ -1,0 +1,288 @@
+"""The HTTP session to the API server: where it is, who we are, and how it is trusted.
+
+``kubernetes_asyncio`` reads the kubeconfig or the service account of the pod; it is imported only when there is a
+server to talk to. The requests are ours: raw bytes as they arrive, so that the decoder sees them and no model class does.
+Credentials are read again when they are older than a minute, as tokens of service accounts rotate, and at once by
+``reauthenticate``; changed certificates make a new session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import shutil
+import ssl
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import structlog
+import yaml
+
+from ipvs_proxy import __version__
+
+log = structlog.get_logger(__name__)
+
+#: Seconds after which credentials are read again before a request.
+CREDENTIALS_AGE = 60.0
+#: Seconds for making a connection.
+CONNECT_TIMEOUT = 10.0
+READ_BUFFER = 1 << 20
+
+# What goes wrong is told once, by ConnectError; the library would add lines of its own.
+logging.getLogger("kubernetes_asyncio").addHandler(logging.NullHandler())
+
+
+class ConnectError(Exception):
+    """The configuration of the API client cannot be used; the text is one line."""
+
+
+class Response:
+    """One answer of the API server."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status: int = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Give the body in pieces as they arrive, decompressed."""
+        return self._response.content.iter_any()
+
+    async def read(self) -> bytes:
+        """Give the whole body, decompressed."""
+        return await self._response.read()
+
+
+class _Access(NamedTuple):
+    """What one reading of the configuration says."""
+
+    host: str
+    authorization: str | None
+    tls: ssl.SSLContext | None
+    server_name: str | None
+    proxy: str | None
+    #: Tells whether a new session is needed.
+    fingerprint: bytes
+    #: Seconds since the epoch; reading it again before that would only run the plugin again.
+    good_until: float
+
+
+class Client:
+    """Requests to one API server; made by ``connect``."""
+
+    def __init__(self, access: _Access, *, kubeconfig: str, master: str) -> None:
+        self._kubeconfig = kubeconfig
+        self._master = master
+        self._access = access
+        self._read_at = time.monotonic()
+        self._session = _session(access)
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def get(self, path: str, query: Mapping[str, str], *, inactivity: float) -> AsyncIterator[Response]:
+        """Send a GET and give the answer, whatever its status, as soon as its headers are there.
+
+        Args:
+            path: absolute, for example ``/api/v1/services``.
+            query: parameters, not yet quoted.
+            inactivity: seconds without a byte after which reading ends with a ``TimeoutError``.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError, OSError: the server was not reached, or the connection broke.
+
+        """
+        await self._refresh()
+        access = self._access
+        headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": f"ipvs-proxy/{__version__}"}
+        if access.authorization:
+            headers["Authorization"] = access.authorization
+        async with self._session.get(
+            access.host + path,
+            params=dict(query),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=inactivity),
+            proxy=access.proxy,
+            server_hostname=access.server_name,
+            allow_redirects=False,
+        ) as response:
+            yield Response(response)
+
+    async def reauthenticate(self) -> None:
+        """Read the configuration anew, after the server refused the credentials.
+
+        If certificates changed, the session is made anew, which ends the requests under way.
+
+        Raises:
+            ConnectError: the configuration cannot be read; the old one stays in use.
+
+        """
+        asked = time.monotonic()
+        async with self._lock:
+            if self._read_at <= asked:  # else another request just did it
+                await self._read()
+
+    async def close(self) -> None:
+        """End all requests and close the connections."""
+        await self._session.close()
+
+    async def _refresh(self) -> None:
+        async with self._lock:
+            if time.monotonic() - self._read_at < CREDENTIALS_AGE or time.time() < self._access.good_until:
+                return
+            try:
+                await self._read()
+            except ConnectError as error:
+                log.warning("credentials_not_refreshed", error=str(error))
+                self._read_at = time.monotonic()
+
+    async def _read(self) -> None:
+        access = await _load(self._kubeconfig, self._master)
+        self._read_at = time.monotonic()
+        changed = access.fingerprint != self._access.fingerprint
+        self._access = access
+        if changed:
+            old, self._session = self._session, _session(access)
+            log.info("api_session_renewed", server=access.host)
+            await old.close()
+
+
+async def connect(*, kubeconfig: str, master: str) -> Client:
+    """Make a client of the API server; sends nothing yet.
+
+    Args:
+        kubeconfig: path of a kubeconfig; "" for none.
+        master: URL of the API server, which overrides that of the kubeconfig; "" for none. With neither, the service
+            account of the pod is used.
+
+    Raises:
+        ConnectError: what is wrong, where, and what to do.
+
+    """
+    return Client(await _load(kubeconfig, master), kubeconfig=kubeconfig, master=master)
+
+
+def _session(access: _Access) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(ssl=access.tls) if access.tls else aiohttp.TCPConnector()
+    return aiohttp.ClientSession(connector=connector, trust_env=True, read_bufsize=READ_BUFFER)
+
+
+async def _load(kubeconfig: str, master: str) -> _Access:
+    """Read the configuration once; see ``connect``."""
+    if master and not master.startswith(("http://", "https://")):
+        raise ConnectError(f"--master {master} is not a URL; give it as https://HOST:PORT")
+    source = f"kubeconfig {kubeconfig}" if kubeconfig else f"--master {master}" if master else "service account"
+    if kubeconfig:
+        _check_kubeconfig(Path(kubeconfig))
+    # The library writes certificates and keys that are in the kubeconfig to files; they are gone when this is done.
+    scratch = tempfile.mkdtemp(prefix="ipvs-proxy-")
+    try:
+        configuration, good_until = await _configure(kubeconfig, master, scratch)
+        return await _access(configuration, good_until)
+    except ConnectError:
+        raise
+    except Exception as error:  # noqa: BLE001  plugins and malformed files make the library raise anything
+        raise ConnectError(f"{source}: {_one_line(error)}; mend it, or give another --kubeconfig") from None
+    finally:
+        _forget_files(scratch)
+
+
+async def _configure(kubeconfig: str, master: str, scratch: str) -> tuple[Any, float]:
+    from kubernetes_asyncio.client import Configuration  # noqa: PLC0415  slow to import, and not needed for manifests
+    from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config  # noqa: PLC0415
+
+    configuration = Configuration(host="")
+    good_until = 0.0
+    if kubeconfig:
+        loader = await load_kube_config(
+            config_file=kubeconfig, client_configuration=configuration, persist_config=False, temp_file_path=scratch
+        )
+        good_until = _plugin_good_until(loader)
+    elif not master:
+        try:
+            load_incluster_config(client_configuration=configuration, try_refresh_token=False)
+        except (ConfigException, OSError) as error:
+            raise ConnectError(
+                f"no API server: no service account of a pod ({_one_line(error)}); "
+                "give --kubeconfig FILE, or --manifests DIRECTORY to work without a server"
+            ) from None
+    if master:
+        configuration.host = master
+    if not configuration.host:
+        raise ConnectError(f"kubeconfig {kubeconfig}: its cluster has no server; add it, or give --master URL")
+    return configuration, good_until
+
+
+def _plugin_good_until(loader: Any) -> float:
+    """Tell until when what an exec plugin gave is good: its expiry, or until it is refused; 0 without a plugin."""
+    if "exec" not in (loader._user or ()):  # noqa: SLF001  the loader tells it nowhere else
+        return 0.0
+    expiry = getattr(loader, "exec_plugin_expiry", None)
+    return expiry.timestamp() - CREDENTIALS_AGE if expiry else float("inf")
+
+
+async def _access(configuration: Any, good_until: float) -> _Access:
+    host = configuration.host.rstrip("/")
+    authorization = (await configuration.auth_settings()).get("BearerToken", {}).get("value")
+    tls = _tls(configuration) if host.startswith("https://") else None
+    digest = hashlib.sha256(
+        repr((host, configuration.verify_ssl, configuration.tls_server_name, configuration.proxy)).encode()
+    )
+    for name in (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file):
+        digest.update(hashlib.sha256(Path(name).read_bytes() if name else b"").digest())
+    return _Access(
+        host=host,
+        authorization=authorization.strip() if authorization else None,
+        tls=tls,
+        server_name=configuration.tls_server_name or None,
+        proxy=configuration.proxy or None,
+        fingerprint=digest.digest(),
+        good_until=good_until,
+    )
+
+
+def _tls(configuration: Any) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        # Python 3.13 asks for extensions that many cluster CAs lack and no other Kubernetes client asks for.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    except ssl.SSLError as error:
+        raise ValueError(f"a certificate or key is not valid PEM ({_one_line(error)})") from None
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _check_kubeconfig(path: Path) -> None:
+    """Tell of what is wrong with the file itself, better than the library does."""
+    advice = "give a readable file with --kubeconfig"
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise ConnectError(f"kubeconfig {path}: {error.strerror}; {advice}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or _one_line(error)
+        raise ConnectError(f"kubeconfig {path}{line}: not YAML: {reason}; mend it") from None
+    if not isinstance(content, dict) or not content.get("current-context"):
+        raise ConnectError(f"kubeconfig {path}: it has no current-context; set it with kubectl config use-context")
+
+
+def _forget_files(scratch: str) -> None:
+    from kubernetes_asyncio.config import kube_config  # noqa: PLC0415
+
+    kube_config._temp_files.clear()  # noqa: SLF001  it would hand out the names of files that are gone
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
