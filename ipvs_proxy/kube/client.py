@@ -1,7 +1,7 @@
 """The HTTP session to the API server: where it is, who we are, and how it is trusted.
 
 ``kubernetes_asyncio`` reads the kubeconfig or the service account of the pod; it is imported only when there is a
-server to talk to. The requests are ours: raw bytes as they arrive, so that the decoder sees them and no model class does.
+server to talk to. The requests are ours: raw bytes as they arrive, for the decoder; no model class sees them.
 Credentials are read again when they are older than a minute, as tokens of service accounts rotate, and at once by
 ``reauthenticate``; changed certificates make a new session.
 """
@@ -186,6 +186,10 @@ async def _load(kubeconfig: str, master: str) -> _Access:
         return await _access(configuration, good_until)
     except ConnectError:
         raise
+    except TypeError:
+        raise ConnectError(
+            f"{source}: it is malformed, or the user of its current-context is not among its users; mend it"
+        ) from None
     except Exception as error:  # noqa: BLE001  plugins and malformed files make the library raise anything
         raise ConnectError(f"{source}: {_one_line(error)}; mend it, or give another --kubeconfig") from None
     finally:
@@ -205,7 +209,7 @@ async def _configure(kubeconfig: str, master: str, scratch: str) -> tuple[Any, f
         good_until = _plugin_good_until(loader)
     elif not master:
         try:
-            load_incluster_config(client_configuration=configuration, try_refresh_token=False)
+            load_incluster_config(client_configuration=configuration, try_refresh_token=False)  # type: ignore[no-untyped-call]
         except (ConfigException, OSError) as error:
             raise ConnectError(
                 f"no API server: no service account of a pod ({_one_line(error)}); "
@@ -230,20 +234,24 @@ async def _access(configuration: Any, good_until: float) -> _Access:
     host = configuration.host.rstrip("/")
     authorization = (await configuration.auth_settings()).get("BearerToken", {}).get("value")
     tls = _tls(configuration) if host.startswith("https://") else None
-    digest = hashlib.sha256(
-        repr((host, configuration.verify_ssl, configuration.tls_server_name, configuration.proxy)).encode()
-    )
-    for name in (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file):
-        digest.update(hashlib.sha256(Path(name).read_bytes() if name else b"").digest())
     return _Access(
         host=host,
         authorization=authorization.strip() if authorization else None,
         tls=tls,
         server_name=configuration.tls_server_name or None,
         proxy=configuration.proxy or None,
-        fingerprint=digest.digest(),
+        fingerprint=_fingerprint(configuration),
         good_until=good_until,
     )
+
+
+def _fingerprint(configuration: Any) -> bytes:
+    """Digest what a session is made with; keys are not kept."""
+    settings = (configuration.host, configuration.verify_ssl, configuration.tls_server_name, configuration.proxy)
+    digest = hashlib.sha256(repr(settings).encode())
+    for name in (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file):
+        digest.update(hashlib.sha256(Path(name).read_bytes() if name else b"").digest())
+    return digest.digest()
 
 
 def _tls(configuration: Any) -> ssl.SSLContext:
