@@ -186,7 +186,7 @@ async def _load(kubeconfig: str, master: str) -> _Access:
         return await _access(configuration, good_until)
     except ConnectError:
         raise
-    except TypeError:
+    except (AssertionError, TypeError):
         raise ConnectError(
             f"{source}: it is malformed, or the user of its current-context is not among its users; mend it"
         ) from None

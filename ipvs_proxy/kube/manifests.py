@@ -270,7 +270,7 @@ def parse(content: bytes, *, is_json: bool) -> list[Any]:
 
 def _scan(directory: Path) -> dict[str, Signature]:
     """Give a signature for each manifest, in the order of the names; one that vanishes meanwhile is left out."""
-    signatures = {}
+    signatures: dict[str, Signature] = {}
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith(".") or not entry.name.endswith(SUFFIXES):

@@ -1,0 +1,472 @@
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from kubernetes_asyncio.config import incluster_config
+
+from ipvs_proxy import __version__
+from ipvs_proxy.kube import client as client_module
+from ipvs_proxy.kube.client import Client, ConnectError, connect
+
+
+class Server:
+    """A real server that remembers the requests; the answer is made by ``answer``."""
+
+    def __init__(self) -> None:
+        self.requests: list[web.Request] = []
+        self.port = 0
+        self.answer: Callable[[web.Request], Awaitable[web.StreamResponse]] = self._hello
+
+    async def _hello(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(text="hello")
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        return await self.answer(request)
+
+    @property
+    def tokens(self) -> list[str | None]:
+        return [request.headers.get("Authorization") for request in self.requests]
+
+
+@asynccontextmanager
+async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
+    server = Server()
+    application = web.Application()
+    application.router.add_get("/{path:.*}", server.handle)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+    await site.start()
+    server.port = runner.addresses[0][1]
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def connected(kubeconfig: Path | str = "", master: str = "") -> AsyncIterator[Client]:
+    client = await connect(kubeconfig=str(kubeconfig), master=master)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def fetch(client: Client, path: str = "/api/v1/services", **query: str) -> bytes:
+    async with client.get(path, query, inactivity=5) as response:
+        assert response.status == 200
+        return await response.read()
+
+
+def write_kubeconfig(path: Path, server: str, user: dict[str, Any], **cluster: Any) -> Path:
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "agent"}}],
+        "clusters": [{"name": "here", "cluster": {"server": server, **cluster}}],
+        "users": [{"name": "agent", "user": user}],
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def openssl(directory: Path, *arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True, timeout=30)
+
+
+def make_ca(directory: Path, name: str) -> Path:
+    """Make a CA and a certificate ``<name>-leaf`` for 127.0.0.1 and api.example, which is also a client's."""
+    openssl(directory, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
+    openssl(
+        directory, "req", "-x509", "-key", f"{name}.key", "-subj", f"/CN={name}", "-days", "2", "-out", f"{name}.crt"
+    )
+    openssl(directory, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}-leaf.key")
+    openssl(directory, "req", "-new", "-key", f"{name}-leaf.key", "-subj", "/CN=leaf", "-out", f"{name}.csr")
+    (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:api.example\n")
+    openssl(
+        directory,
+        *("x509", "-req", "-in", f"{name}.csr", "-CA", f"{name}.crt", "-CAkey", f"{name}.key", "-CAcreateserial"),
+        *("-days", "2", "-extfile", "extensions", "-out", f"{name}-leaf.crt"),
+    )
+    return directory / f"{name}.crt"
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("certificates")
+    make_ca(directory, "first")
+    make_ca(directory, "second")
+    return directory
+
+
+def server_tls(certificates: Path, name: str, *, client_ca: str | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates / f"{name}-leaf.crt", certificates / f"{name}-leaf.key")
+    if client_ca:
+        context.load_verify_locations(certificates / f"{client_ca}.crt")
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+async def test_a_request_carries_the_token_the_query_and_the_headers(tmp_path: Path) -> None:
+    async with serving() as server:
+        path = write_kubeconfig(tmp_path / "config", f"http://127.0.0.1:{server.port}/prefix/", {"token": "secret"})
+        async with connected(path) as client:
+            assert await fetch(client, labelSelector="!a/b,c=d e") == b"hello"
+    request = server.requests[0]
+    assert request.path == "/prefix/api/v1/services"
+    assert dict(request.query) == {"labelSelector": "!a/b,c=d e"}
+    assert request.headers["Authorization"] == "Bearer secret"
+    assert request.headers["Accept"] == "application/json"
+    assert request.headers["Accept-Encoding"] == "gzip"
+    assert request.headers["User-Agent"] == f"ipvs-proxy/{__version__}"
+
+
+async def test_the_answer_comes_whatever_its_status(tmp_path: Path) -> None:
+    async def gone(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=410, text="gone", headers={"Retry-After": "7"})
+
+    async with serving() as server, connected(master=f"http://127.0.0.1:{server.port}") as client:
+        server.answer = gone
+        async with client.get("/x", {}, inactivity=5) as response:
+            assert (response.status, response.headers["retry-after"]) == (410, "7")
+            assert await response.read() == b"gone"
+
+
+async def test_chunks_arrive_while_the_answer_is_still_going_on() -> None:
+    go_on = asyncio.Event()
+
+    async def watch(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"one\n")
+        await go_on.wait()
+        await response.write(b"two\n")
+        return response
+
+    async with serving() as server, connected(master=f"http://127.0.0.1:{server.port}") as client:
+        server.answer = watch
+        async with client.get("/x", {"watch": "1"}, inactivity=5) as response:
+            chunks = response.chunks()
+            assert await anext(chunks) == b"one\n"
+            go_on.set()
+            assert b"".join([chunk async for chunk in chunks]) == b"two\n"
+
+
+async def test_a_compressed_answer_is_decompressed() -> None:
+    async def compressed(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=gzip.compress(b"x" * 100_000), headers={"Content-Encoding": "gzip"})
+
+    async with serving() as server, connected(master=f"http://127.0.0.1:{server.port}") as client:
+        server.answer = compressed
+        async with client.get("/x", {}, inactivity=5) as response:
+            assert b"".join([chunk async for chunk in response.chunks()]) == b"x" * 100_000
+
+
+async def test_a_silent_server_ends_the_reading() -> None:
+    async def silent(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await asyncio.sleep(30)
+        return response
+
+    async with serving() as server, connected(master=f"http://127.0.0.1:{server.port}") as client:
+        server.answer = silent
+        with pytest.raises(TimeoutError):
+            async with client.get("/x", {}, inactivity=0.1) as response:
+                await response.read()
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async def redirect(_: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound("/elsewhere")
+
+    async with serving() as server, connected(master=f"http://127.0.0.1:{server.port}") as client:
+        server.answer = redirect
+        async with client.get("/x", {}, inactivity=5) as response:
+            assert response.status == 302
+    assert len(server.requests) == 1
+
+
+async def test_the_master_overrides_the_server_of_the_kubeconfig(tmp_path: Path) -> None:
+    async with serving() as server:
+        path = write_kubeconfig(tmp_path / "config", "http://127.0.0.1:1", {"token": "secret"})
+        async with connected(path, f"http://127.0.0.1:{server.port}/") as client:
+            await fetch(client)
+    assert server.tokens == ["Bearer secret"]
+
+
+def write_plugin(directory: Path, status: str) -> dict[str, Any]:
+    """Write an exec plugin that counts its runs in ``runs``."""
+    script = directory / "plugin.sh"
+    script.write_text(
+        "#!/bin/sh\n"
+        f"echo run >> {directory}/runs\n"
+        f"[ ! -e {directory}/broken ] || {{ echo no luck >&2; exit 3; }}\n"
+        f"n=$(wc -l < {directory}/runs)\n"
+        'echo "{\\"apiVersion\\": \\"client.authentication.k8s.io/v1\\", \\"kind\\": \\"ExecCredential\\",'
+        f' \\"status\\": {status}}}"\n'
+    )
+    script.chmod(0o755)
+    return {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": str(script)}}
+
+
+def runs(directory: Path) -> int:
+    return len((directory / "runs").read_text().splitlines())
+
+
+async def test_an_exec_plugin_gives_the_token_and_is_run_again_only_to_reauthenticate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "CREDENTIALS_AGE", 0.0)
+    user = write_plugin(tmp_path, '{\\"token\\": \\"token-$n\\"}')
+    async with serving() as server:
+        path = write_kubeconfig(tmp_path / "config", f"http://127.0.0.1:{server.port}", user)
+        async with connected(path) as client:
+            await fetch(client)
+            await fetch(client)
+            await client.reauthenticate()
+            await fetch(client)
+    assert [token and token.strip() for token in server.tokens] == [
+        "Bearer token-1",
+        "Bearer token-1",
+        "Bearer token-2",
+    ]
+
+
+async def test_an_exec_plugin_is_run_again_when_its_token_expires(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "CREDENTIALS_AGE", 0.0)
+    expired = '{\\"token\\": \\"token-$n\\", \\"expirationTimestamp\\": \\"2020-01-01T00:00:00Z\\"}'
+    async with serving() as server:
+        path = write_kubeconfig(tmp_path / "config", f"http://127.0.0.1:{server.port}", write_plugin(tmp_path, expired))
+        async with connected(path) as client:
+            await fetch(client)
+    assert server.tokens == ["Bearer token-2"]
+
+
+async def test_reauthenticating_at_the_same_time_runs_the_plugin_once(tmp_path: Path) -> None:
+    user = write_plugin(tmp_path, '{\\"token\\": \\"token-$n\\"}')
+    async with connected(write_kubeconfig(tmp_path / "config", "http://127.0.0.1:1", user)) as client:
+        await asyncio.gather(*(client.reauthenticate() for _ in range(3)))
+    assert runs(tmp_path) == 2
+
+
+async def test_a_failing_plugin_keeps_the_old_credentials(tmp_path: Path) -> None:
+    user = write_plugin(tmp_path, '{\\"token\\": \\"token-$n\\"}')
+    async with serving() as server:
+        path = write_kubeconfig(tmp_path / "config", f"http://127.0.0.1:{server.port}", user)
+        async with connected(path) as client:
+            (tmp_path / "broken").touch()
+            with pytest.raises(ConnectError, match=r"process returned 3\. no luck"):
+                await client.reauthenticate()
+            await fetch(client)
+    assert server.tokens == ["Bearer token-1"]
+
+
+async def test_a_token_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("old\n")
+    async with serving() as server:
+        path = write_kubeconfig(tmp_path / "config", f"http://127.0.0.1:{server.port}", {"tokenFile": "token"})
+        async with connected(path) as client:
+            await fetch(client)
+            (tmp_path / "token").write_text("new\n")
+            await fetch(client)
+            monkeypatch.setattr(client_module, "CREDENTIALS_AGE", 0.0)
+            await fetch(client)
+            path.unlink()
+            await fetch(client)
+    assert server.tokens == ["Bearer old", "Bearer old", "Bearer new", "Bearer new"]
+
+
+@pytest.fixture
+def pod(certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The environment of a pod; the service account is in the directory that is given."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    (tmp_path / "token").write_text("old\n")
+    (tmp_path / "ca.crt").write_bytes((certificates / "first.crt").read_bytes())
+    defaults = incluster_config.load_incluster_config
+
+    def load(**arguments: Any) -> None:
+        defaults(token_filename=str(tmp_path / "token"), cert_filename=str(tmp_path / "ca.crt"), **arguments)
+
+    monkeypatch.setattr("kubernetes_asyncio.config.load_incluster_config", load)
+    return tmp_path
+
+
+async def test_in_a_pod_the_service_account_is_used_and_its_token_rotates(
+    pod: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(server_tls(certificates, "first")) as server:
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+        async with connected() as client:
+            await fetch(client)
+            (pod / "token").write_text("new\n")
+            await client.reauthenticate()
+            await fetch(client)
+    assert server.tokens == ["Bearer old", "Bearer new"]
+
+
+async def test_a_new_ca_makes_a_new_session(tmp_path: Path, certificates: Path) -> None:
+    (tmp_path / "ca.crt").write_bytes((certificates / "second.crt").read_bytes())
+    async with serving(server_tls(certificates, "first")) as server:
+        path = write_kubeconfig(
+            tmp_path / "config",
+            f"https://127.0.0.1:{server.port}",
+            {"token": "secret"},
+            **{"certificate-authority": "ca.crt"},
+        )
+        async with connected(path) as client:
+            with pytest.raises(OSError, match="certificate verify failed"):
+                await fetch(client)
+            (tmp_path / "ca.crt").write_bytes((certificates / "first.crt").read_bytes())
+            await client.reauthenticate()
+            assert await fetch(client) == b"hello"
+
+
+async def test_a_client_certificate_in_the_kubeconfig_is_used_and_leaves_no_file(
+    tmp_path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+
+    def data(name: str) -> str:
+        return base64.b64encode((certificates / name).read_bytes()).decode()
+
+    user = {"client-certificate-data": data("second-leaf.crt"), "client-key-data": data("second-leaf.key")}
+    async with serving(server_tls(certificates, "first", client_ca="second")) as server:
+        path = write_kubeconfig(
+            tmp_path / "config",
+            f"https://127.0.0.1:{server.port}",
+            user,
+            **{"certificate-authority-data": data("first.crt")},
+        )
+        async with connected(path) as client:
+            await fetch(client)
+            await client.reauthenticate()
+            await fetch(client)
+            assert list(scratch.iterdir()) == []
+    # The session was kept, and with it the connection.
+    assert server.requests[0].transport is server.requests[1].transport
+
+
+@pytest.mark.parametrize(("name", "trusted"), [("api.example", True), ("other.example", False)])
+async def test_the_tls_server_name_is_what_the_certificate_is_checked_for(
+    tmp_path: Path, certificates: Path, name: str, trusted: bool
+) -> None:
+    async with serving(server_tls(certificates, "first")) as server:
+        path = write_kubeconfig(
+            tmp_path / "config",
+            f"https://127.0.0.1:{server.port}",
+            {"token": "secret"},
+            **{"certificate-authority": str(certificates / "first.crt"), "tls-server-name": name},
+        )
+        async with connected(path) as client:
+            if trusted:
+                assert await fetch(client) == b"hello"
+            else:
+                with pytest.raises(OSError, match="certificate verify failed"):
+                    await fetch(client)
+
+
+async def test_verification_can_be_turned_off(tmp_path: Path, certificates: Path) -> None:
+    async with serving(server_tls(certificates, "first")) as server:
+        url = f"https://127.0.0.1:{server.port}"
+        path = write_kubeconfig(tmp_path / "config", url, {"token": "s"}, **{"insecure-skip-tls-verify": True})
+        async with connected(path) as client:
+            assert await fetch(client) == b"hello"
+
+
+async def test_requests_go_through_the_proxy_of_the_kubeconfig(tmp_path: Path) -> None:
+    async with serving() as proxy:
+        path = write_kubeconfig(
+            tmp_path / "config",
+            "http://api.example:8080",
+            {"token": "s"},
+            **{"proxy-url": f"http://127.0.0.1:{proxy.port}"},
+        )
+        async with connected(path) as client:
+            assert await fetch(client) == b"hello"
+    assert proxy.requests[0].headers["Host"] == "api.example:8080"
+
+
+def mangle(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (Path.unlink, r"No such file or directory; give a readable file with --kubeconfig"),
+        (lambda path: path.write_text("a: b\nc: [\n"), r"line 3: not YAML"),
+        (lambda path: path.write_text(""), r"no current-context"),
+        (lambda path: mangle(path, lambda c: c["contexts"].clear()), r"Expected object with name here"),
+        (lambda path: mangle(path, lambda c: c["users"].clear()), r"user of its current-context is not among"),
+        (lambda path: mangle(path, lambda c: c["clusters"][0]["cluster"].clear()), r"malformed"),
+        (lambda path: mangle(path, lambda c: c["clusters"][0]["cluster"].update({"server": ""})), r"no server"),
+        (
+            lambda path: mangle(
+                path, lambda c: c["clusters"][0]["cluster"].update({"certificate-authority": "no.crt"})
+            ),
+            r"no\.crt",
+        ),
+        (
+            lambda path: mangle(
+                path, lambda c: c["clusters"][0]["cluster"].update({"certificate-authority": "config"})
+            ),
+            r"not valid PEM",
+        ),
+        (lambda path: mangle(path, lambda c: c["users"][0].update(user={"tokenFile": "nowhere"})), r"nowhere"),
+        (
+            lambda path: mangle(
+                path, lambda c: c["users"][0].update(user={"exec": {"apiVersion": "v1", "command": "/no/plugin"}})
+            ),
+            r"/no/plugin",
+        ),
+    ],
+)
+async def test_a_bad_kubeconfig_is_told_in_one_line(tmp_path: Path, spoil: Callable[[Path], object], told: str) -> None:
+    path = write_kubeconfig(tmp_path / "config", "https://127.0.0.1:1", {"token": "secret"})
+    spoil(path)
+    with pytest.raises(ConnectError, match=told) as caught:
+        await connect(kubeconfig=str(path), master="")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_outside_of_a_pod_the_options_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(
+        ConnectError, match=r"no service account of a pod .*--kubeconfig FILE, or --manifests DIRECTORY"
+    ):
+        await connect(kubeconfig="", master="")
+
+
+async def test_a_master_without_scheme_is_refused() -> None:
+    with pytest.raises(ConnectError, match=r"--master 10\.0\.0\.1:6443 is not a URL; give it as https://HOST:PORT"):
+        await connect(kubeconfig="", master="10.0.0.1:6443")
+
+
+def test_importing_the_module_does_not_import_the_library() -> None:
+    code = "import sys, ipvs_proxy.kube.client; sys.exit('kubernetes_asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, timeout=30, check=False).returncode == 0
