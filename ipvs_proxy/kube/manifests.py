@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,11 @@ PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 
 _API_VERSIONS = {"Service": "v1", "Node": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
+
+#: Levels of nesting in YAML.
+MAX_DEPTH = 4000
+_BRACKET = re.compile(rb"[\[\]{}]")
+_INDENTED = re.compile(rb"^[ ?:-]{%d}" % MAX_DEPTH, re.MULTILINE)
 
 Signature = tuple[int, ...]
 #: Of a file that could not be read: it differs from any, so the next look tries again.
@@ -257,6 +263,8 @@ def parse(content: bytes, *, is_json: bool) -> list[Any]:
     try:
         if is_json:
             return [json.loads(content)]
+        if _is_too_deep(content):
+            raise ParseError("nested too deeply")
         return list(yaml.load_all(content, _Loader))
     except json.JSONDecodeError as error:
         raise ParseError(error.msg, error.lineno) from None
@@ -264,8 +272,20 @@ def parse(content: bytes, *, is_json: bool) -> list[Any]:
         mark = error.problem_mark or error.context_mark
         reason = error.problem or error.context or "not YAML"
         raise ParseError(reason, mark.line + 1 if mark else 0) from None
+    except RecursionError:
+        raise ParseError("nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ParseError(" ".join(str(error).split())) from None
+
+
+def _is_too_deep(content: bytes) -> bool:
+    """Tell whether YAML may nest so deeply that libyaml, which recurses unchecked, would overflow the stack."""
+    depth = 0
+    for bracket in _BRACKET.finditer(content):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return _INDENTED.search(content) is not None
 
 
 def _scan(directory: Path) -> dict[str, Signature]:
