@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import structlog
 import yaml
 
-from ipvs_proxy.kube.decode import Skipped, convert_object
+from ipvs_proxy.kube.decode import Skipped, convert_object, key_of
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
 from ipvs_proxy.kube.reflector import Sink
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
@@ -336,5 +336,4 @@ def _with_namespace(mapping: dict[str, Any], resource: Resource) -> dict[str, An
 def _identity(item: KubernetesObject | Skipped) -> tuple[str, str]:
     if isinstance(item, Skipped):
         return item.kind, item.key
-    metadata = item.metadata
-    return type(item).__name__, f"{metadata.namespace}/{metadata.name}" if metadata.namespace else metadata.name
+    return type(item).__name__, key_of(item)
