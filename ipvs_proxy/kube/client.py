@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 CREDENTIALS_AGE = 60.0
 #: Seconds for making a connection.
 CONNECT_TIMEOUT = 10.0
+#: Seconds a credential plugin may take; requests wait for it.
+PLUGIN_TIMEOUT = 30.0
 READ_BUFFER = 1 << 20
 
 # What goes wrong is told once, by ConnectError; the library would add lines of its own.
@@ -182,10 +184,15 @@ async def _load(kubeconfig: str, master: str) -> _Access:
     # The library writes certificates and keys that are in the kubeconfig to files; they are gone when this is done.
     scratch = tempfile.mkdtemp(prefix="ipvs-proxy-")
     try:
-        configuration, good_until = await _configure(kubeconfig, master, scratch)
+        async with asyncio.timeout(PLUGIN_TIMEOUT):
+            configuration, good_until = await _configure(kubeconfig, master, scratch)
         return await _access(configuration, good_until)
     except ConnectError:
         raise
+    except TimeoutError:
+        raise ConnectError(
+            f"{source}: its credential plugin did not end in {PLUGIN_TIMEOUT:g} s; run it by hand to see why"
+        ) from None
     except (AssertionError, TypeError):
         raise ConnectError(
             f"{source}: it is malformed, or the user of its current-context is not among its users; mend it"

@@ -284,6 +284,14 @@ async def test_a_failing_plugin_keeps_the_old_credentials(tmp_path: Path) -> Non
     assert server.tokens == ["Bearer token-1"]
 
 
+async def test_a_plugin_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "PLUGIN_TIMEOUT", 0.2)
+    user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "sleep", "args": ["5"]}}
+    path = write_kubeconfig(tmp_path / "config", "http://127.0.0.1:1", user)
+    with pytest.raises(ConnectError, match=r"credential plugin did not end in 0\.2 s"):
+        await connect(kubeconfig=str(path), master="")
+
+
 async def test_a_token_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_text("old\n")
     async with serving() as server:
