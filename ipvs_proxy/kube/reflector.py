@@ -1,0 +1,302 @@
+"""Lists and watches one resource of the API, for ever, and hands what changed to a sink.
+
+The first choice is a streaming list: one watch that begins with everything there is. A server that does not know it is
+asked for pages. From then on the watch goes on from the last resource version: after an end of the stream, a silence or
+a restart of the server nothing is read twice. Only when the server has forgotten that version (410) everything is
+listed again, and only real differences reach the sink. No fault ends the loop: it waits, longer each time, and tries
+again; what was delivered stays in use meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
+from typing import NamedTuple, Protocol
+
+import aiohttp
+import structlog
+
+from ipvs_proxy.kube.decode import DecodeError, Event, Skipped, decode_event, decode_list
+from ipvs_proxy.kube.lines import LineSplitter
+from ipvs_proxy.kube.objects import KubernetesObject
+from ipvs_proxy.kube.resources import Resource
+from ipvs_proxy.kube.store import Change, Store
+
+log = structlog.get_logger(__name__)
+
+PAGE_SIZE = 500
+#: Answers of servers that do not know streaming lists, or refuse the parameters.
+_NO_STREAMING = frozenset((HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY))
+
+
+class Sink(Protocol):
+    """What takes the changes; none of its methods may block."""
+
+    def changed(self, changes: Sequence[Change]) -> None:
+        """Objects changed."""
+
+    def synced(self, kind: str) -> None:
+        """All objects of a kind have been delivered once."""
+
+    def skipped(self, kind: str, key: str, error: str) -> None:
+        """An object could not be decoded; its last good version, if any, stays in use."""
+
+
+class Response(Protocol):
+    """An answer of the API server whose body comes in pieces."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The HTTP headers."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Give the body's pieces as they arrive."""
+
+    async def read(self) -> bytes:
+        """Give the whole body."""
+
+
+class Transport(Protocol):
+    """Requests to the API server, with its credentials."""
+
+    def get(self, path: str, query: Mapping[str, str], *, inactivity: float) -> AbstractAsyncContextManager[Response]:
+        """Make a GET request that fails if no byte comes for ``inactivity`` seconds."""
+
+    async def reauthenticate(self) -> None:
+        """Read the credentials again."""
+
+
+class Timing(NamedTuple):
+    """Durations in seconds.
+
+    How long a watch lasts at least, the longest silence, and the first and longest pause after
+    a fault.
+    """
+
+    watch: float = 300.0
+    inactivity: float = 150.0
+    first_pause: float = 0.5
+    longest_pause: float = 30.0
+
+
+DEFAULT_TIMING = Timing()
+
+
+class RefusedError(Exception):
+    """The server answered with a status that is not success."""
+
+    def __init__(self, status: int, retry_after: float, text: str) -> None:
+        super().__init__(f"HTTP {status}: {text}")
+        self.status = status
+        self.retry_after = retry_after
+
+
+class _ExpiredError(Exception):
+    """The server no longer knows the resource version."""
+
+
+class Reflector:
+    """The state of following one resource: what is known, and from where to go on."""
+
+    def __init__(
+        self, resource: Resource, transport: Transport, sink: Sink, *, timing: Timing, jitter: Callable[[], float]
+    ) -> None:
+        self.progress = 0
+        self._resource = resource
+        self._transport = transport
+        self._sink = sink
+        self._timing = timing
+        self._jitter = jitter
+        self._store = Store(resource.kind)
+        self._version = ""
+        self._streaming = True
+        self._synced = False
+
+    async def step(self) -> None:
+        """Make one list or one watch; returns when the watch ended in the ordinary way.
+
+        Raises RefusedError, DecodeError, TimeoutError, OSError or aiohttp.ClientError on a fault; the next step goes on
+        from there.
+        """
+        try:
+            if self._version:
+                await self._watch()
+            elif self._streaming:
+                await self._list_by_watch()
+            else:
+                await self._list_by_pages()
+        except _ExpiredError:
+            log.info("relist", resource=self._resource.kind, reason="resource version expired")
+            self._version = ""
+
+    async def _list_by_watch(self) -> None:
+        query = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        initial: dict[str, KubernetesObject] = {}
+        skipped: dict[str, Skipped] = {}
+        try:
+            async for events in self._events(query):
+                if self._version:
+                    self._deliver(events)
+                    continue
+                for index, event in enumerate(events):
+                    if event.initial_events_end:
+                        self._version = event.resource_version
+                        self._replace(initial.values(), list(skipped.values()))
+                        self._deliver(events[index + 1 :])
+                        break
+                    _collect(event, initial, skipped)
+        except (RefusedError, DecodeError) as error:
+            # Also a server that ignores the parameters of a streaming list and answers with an ordinary list.
+            if self._version or (isinstance(error, RefusedError) and error.status not in _NO_STREAMING):
+                raise
+            log.info("streaming_list_not_supported", resource=self._resource.kind, answer=str(error))
+            self._streaming = False
+            return
+        if not self._version:
+            raise TimeoutError("the streaming list ended before all objects had come")
+
+    async def _list_by_pages(self) -> None:
+        objects: list[KubernetesObject] = []
+        skipped: list[Skipped] = []
+        token, version = "", ""
+        while True:
+            query = {"limit": str(PAGE_SIZE), **({"continue": token} if token else {"resourceVersion": "0"})}
+            async with self._get(query) as response:
+                page = decode_list(await response.read(), self._resource)
+            objects += page.objects
+            skipped += page.skipped
+            token, version = page.continue_token, page.resource_version or version
+            if not token:
+                break
+        self._version = version or "0"
+        self._replace(objects, skipped)
+
+    async def _watch(self) -> None:
+        async for events in self._events({"resourceVersion": self._version}):
+            self._deliver(events)
+
+    async def _events(self, query: Mapping[str, str]) -> AsyncIterator[list[Event]]:
+        """Give the events of one watch as they come, those of one chunk together; half a line at the end is dropped."""
+        seconds = str(int(self._timing.watch * (1 + self._jitter())) or 1)
+        watch = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": seconds, **query}
+        lines = LineSplitter()
+        async with self._get(watch) as response:
+            async for chunk in response.chunks():
+                events = [decode_event(line, self._resource) for line in lines.feed(chunk)]
+                for event in events:
+                    if event.type == "ERROR":
+                        if event.code == HTTPStatus.GONE:
+                            raise _ExpiredError
+                        raise RefusedError(event.code, 0.0, event.message)
+                if events:
+                    self.progress += len(events)
+                    yield events
+
+    def _get(self, query: Mapping[str, str]) -> AbstractAsyncContextManager[Response]:
+        return _checked(
+            self._transport.get(
+                self._resource.path, {**self._resource.selectors, **query}, inactivity=self._timing.inactivity
+            )
+        )
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        changes: list[Change] = []
+        for event in events:
+            if event.skipped is not None:
+                self._sink.skipped(*event.skipped)
+            changes += self._store.apply(event)
+            self._version = event.resource_version or self._version
+        if changes:
+            self._sink.changed(changes)
+
+    def _replace(self, objects: Iterable[KubernetesObject], skipped: Sequence[Skipped]) -> None:
+        for fault in skipped:
+            self._sink.skipped(*fault)
+        changes = self._store.replace(objects, {fault.key for fault in skipped})
+        self.progress += 1
+        if changes:
+            self._sink.changed(changes)
+        if not self._synced:
+            self._synced = True
+            log.info("listed", resource=self._resource.kind, objects=len(self._store))
+            self._sink.synced(self._resource.kind)
+
+
+async def reflect(
+    resource: Resource,
+    transport: Transport,
+    sink: Sink,
+    *,
+    timing: Timing = DEFAULT_TIMING,
+    jitter: Callable[[], float] = random.random,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Follow a resource for ever. ``jitter`` gives numbers from 0 to 1, which spread the requests of many agents."""
+    reflector = Reflector(resource, transport, sink, timing=timing, jitter=jitter)
+    pause, reauthenticated = timing.first_pause, False
+    while True:
+        before, delay = reflector.progress, 0.0
+        try:
+            await reflector.step()
+        except RefusedError as error:
+            if error.status == HTTPStatus.UNAUTHORIZED:
+                await _reauthenticate(resource, transport)
+                if not reauthenticated:
+                    reauthenticated = True
+                    continue
+            delay = error.retry_after
+            _report(resource, error)
+        except (DecodeError, OSError, aiohttp.ClientError) as error:
+            log.warning("watch_interrupted", resource=resource.kind, error=str(error) or type(error).__name__)
+        if reflector.progress > before:
+            pause, reauthenticated = timing.first_pause, False
+        await sleep(max(delay, pause * (0.5 + jitter() / 2)))
+        if reflector.progress == before:
+            pause = min(pause * 2, timing.longest_pause)
+
+
+async def _reauthenticate(resource: Resource, transport: Transport) -> None:
+    try:
+        await transport.reauthenticate()
+    except Exception as error:  # noqa: BLE001  whatever a credential plugin does, the watch goes on
+        log.error("credentials_not_readable", resource=resource.kind, error=str(error))
+
+
+def _report(resource: Resource, error: RefusedError) -> None:
+    """Log a refusal; one for want of permission with the permission."""
+    if error.status == HTTPStatus.FORBIDDEN:
+        log.error(
+            "permission_missing", resource=resource.kind, verbs="list, watch", path=resource.path, error=str(error)
+        )
+    else:
+        log.warning("request_refused", resource=resource.kind, error=str(error), retry_after=error.retry_after)
+
+
+def _collect(event: Event, objects: dict[str, KubernetesObject], skipped: dict[str, Skipped]) -> None:
+    """Take an event of the first part of a streaming list in; the last word about an object counts."""
+    objects.pop(event.key, None)
+    skipped.pop(event.key, None)
+    if event.object is not None:
+        objects[event.key] = event.object
+    elif event.skipped is not None:
+        skipped[event.key] = event.skipped
+
+
+@asynccontextmanager
+async def _checked(request: AbstractAsyncContextManager[Response]) -> AsyncIterator[Response]:
+    """Make a request and refuse an answer that is no success."""
+    async with request as response:
+        if response.status == HTTPStatus.GONE:
+            raise _ExpiredError
+        if response.status >= HTTPStatus.BAD_REQUEST:
+            text = (await response.read())[:500].decode(errors="replace")
+            after = response.headers.get("Retry-After", "")
+            raise RefusedError(response.status, float(after) if after.isdecimal() else 0.0, " ".join(text.split()))
+        yield response

@@ -1,0 +1,47 @@
+"""What the agent lists and watches: the three kinds, with the selectors that kube-proxy uses.
+
+A selector on the server keeps what is not for this agent off the wire: Services of another proxy, headless Services and
+their slices, and all Nodes but the own one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
+
+
+class Resource(NamedTuple):
+    """One kind: its path in the API, the struct it is decoded to, and the selectors of every list and watch."""
+
+    kind: str
+    path: str
+    struct: type[KubernetesObject]
+    label_selector: str = ""
+    field_selector: str = ""
+
+    @property
+    def selectors(self) -> dict[str, str]:
+        """The selectors as query parameters."""
+        selectors = {"labelSelector": self.label_selector, "fieldSelector": self.field_selector}
+        return {name: value for name, value in selectors.items() if value}
+
+
+SERVICES = Resource(
+    "Service",
+    "/api/v1/services",
+    Service,
+    label_selector="!service.kubernetes.io/service-proxy-name",
+    field_selector="spec.clusterIP!=None",
+)
+ENDPOINT_SLICES = Resource(
+    "EndpointSlice",
+    "/apis/discovery.k8s.io/v1/endpointslices",
+    EndpointSlice,
+    label_selector="!service.kubernetes.io/headless",
+)
+
+
+def own_node(name: str) -> Resource:
+    """Give the resource that is nothing but this node."""
+    return Resource("Node", "/api/v1/nodes", Node, field_selector=f"metadata.name={name}")

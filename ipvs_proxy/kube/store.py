@@ -1,0 +1,68 @@
+"""The objects of one kind as last seen, and what really changed.
+
+A relist or a rewritten file says everything again; only differences go on. An object that can no longer be decoded
+keeps its last good version: traffic goes on with it until the object is repaired or deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
+
+import msgspec
+
+from ipvs_proxy.kube.decode import Event, key_of
+from ipvs_proxy.kube.objects import KubernetesObject
+
+
+class Change(NamedTuple):
+    """One object changed: ``old`` is ``None`` for an added one, ``new`` for a deleted one."""
+
+    kind: str
+    old: KubernetesObject | None
+    new: KubernetesObject | None
+
+
+class Store:
+    """The objects of one kind by ``namespace/name``."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._objects: dict[str, KubernetesObject] = {}
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def replace(
+        self, objects: Iterable[KubernetesObject], skipped_keys: AbstractSet[str] = frozenset()
+    ) -> list[Change]:
+        """Take a whole list in; objects of ``skipped_keys`` are there but unreadable, and stay as they were."""
+        fresh = {key_of(item): item for item in objects}
+        gone = self._objects.keys() - fresh.keys() - skipped_keys
+        changes = [Change(self.kind, self._objects.pop(key), None) for key in sorted(gone)]
+        for key, item in fresh.items():
+            changes += self._put(key, item)
+        return changes
+
+    def apply(self, event: Event) -> list[Change]:
+        """Take one event of a watch in."""
+        if event.type == "DELETED":
+            old = self._objects.pop(event.key, None)
+            return [] if old is None else [Change(self.kind, old, None)]
+        return [] if event.object is None else self._put(event.key, event.object)
+
+    def _put(self, key: str, item: KubernetesObject) -> list[Change]:
+        old = self._objects.get(key)
+        if old is not None and _same(old, item):
+            return []
+        self._objects[key] = item
+        return [Change(self.kind, old, item)]
+
+
+def _same(old: KubernetesObject, new: KubernetesObject) -> bool:
+    """Compare two versions of an object; a new resourceVersion alone is no change to anything the agent reads."""
+    if old.metadata.resource_version == new.metadata.resource_version:
+        return old == new
+    metadata = msgspec.structs.replace(new.metadata, resource_version=old.metadata.resource_version)
+    return old == msgspec.structs.replace(new, metadata=metadata)
