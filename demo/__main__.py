@@ -27,14 +27,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, topology() as net, servers(net, PODS, {"TCP": 8080}):
         directory = Path(scratch, "manifests")
         shutil.copytree(MANIFESTS, directory)
-        say(
-            f"A client, a node and three pods; ipvs-proxy starts on the node with --manifests ({len(list_files(directory))} files)."
-        )
+        say("A client, a node and three pods; ipvs-proxy starts on the node with --manifests:")
+        print("  " + ", ".join(file.name for file in sorted(directory.glob("*.yaml"))))
         with running_agent(net, directory) as agent:
             started = agent.named("started")[0]
-            print(
-                f"  programmed {started['services']} Service with {started['operations']} operations in {started['seconds']} s"
-            )
+            print(f"  {started['services']} Service, {started['operations']} operations, {started['seconds']} s")
             show_balance(net, set(PODS))
             show_table(net)
             show_departure(net, directory)

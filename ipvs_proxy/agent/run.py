@@ -98,6 +98,8 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     log.info("starting", version=__version__, node=settings.node_name, scheduler=settings.scheduler)
+    for event, fields in settings.notes:
+        log.warning(event, **fields)
     host = preflight.check()
     for family, reason in host.unsupported.items():
         log.warning("family_unsupported", family=family.label, reason=reason)
@@ -196,6 +198,7 @@ def _watch_gauges(metrics: Metrics, programmer: Programmer, drains: Drains) -> N
     )
     metrics.watch("foreign_virtual_servers", lambda: len(programmer.foreign))
     metrics.watch("drains", lambda: len(drains))
+    metrics.watch("kernel_writes", programmer.kernel_writes)
 
 
 def _audited(programmer: Programmer, health: HealthTracker) -> None:

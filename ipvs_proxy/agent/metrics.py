@@ -1,0 +1,177 @@
+"""What Prometheus sees: kube-proxy's metrics where they have a meaning here, and ours under ``ipvs_proxy_``.
+
+Names, labels and buckets of the first kind are kube-proxy's, so dashboards carry over; a labelled one appears with its
+first use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+
+from ipvs_proxy import __version__
+from ipvs_proxy.kernel.dataplane import table_of
+from ipvs_proxy.plan.tables import Family, Operation
+
+_SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
+_PROGRAMMING_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
+_LABEL = "ip_family"
+
+
+class Metrics:
+    """One registry and the events that change it."""
+
+    def __init__(self, families: Sequence[Family]) -> None:
+        self.registry = CollectorRegistry()
+        self._families = [family.label for family in families]
+        self._kube_proxy()
+        self._own()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+    def _kube_proxy(self) -> None:
+        registry, sync = self.registry, "kubeproxy_sync_proxy_rules"
+        self._duration = Histogram(
+            f"{sync}_duration_seconds",
+            "Seconds that it took to plan and program changed Services",
+            [_LABEL],
+            buckets=_SYNC_BUCKETS,
+            registry=registry,
+        )
+        self._last_queued = Gauge(
+            f"{sync}_last_queued_timestamp_seconds", "When a change was last queued", [_LABEL], registry=registry
+        )
+        self._last_sync = Gauge(
+            f"{sync}_last_timestamp_seconds", "When all changes were last in the kernel", [_LABEL], registry=registry
+        )
+        self._latency = Histogram(
+            "kubeproxy_network_programming_duration_seconds",
+            "Seconds from a change of endpoints in the cluster until it is in the kernel",
+            [_LABEL],
+            buckets=_PROGRAMMING_BUCKETS,
+            registry=registry,
+        )
+        self._changes = {
+            kind: Counter(f"{sync}_{name}_changes", f"{kind} changes seen", registry=registry)
+            for kind, name in (("Service", "service"), ("EndpointSlice", "endpoint"))
+        }
+        self._pending = {
+            kind: Gauge(f"{sync}_{name}_changes_pending", "Services that wait to be programmed", registry=registry)
+            for kind, name in (("Service", "service"), ("EndpointSlice", "endpoint"))
+        }
+        self._no_local = Gauge(
+            f"{sync}_no_local_endpoints_total",
+            "Services with a Local traffic policy and endpoints, but none on this node",
+            ["traffic_policy", _LABEL],
+            registry=registry,
+        )
+        self._answers = {
+            path: Counter(f"kubeproxy_proxy_{path}", f"Answers of /{path}", ["code"], registry=registry)
+            for path in ("healthz", "livez")
+        }
+
+    def _own(self) -> None:
+        registry = self.registry
+        self._operations = Counter(
+            "ipvs_proxy_operations", "Operations on kernel tables", ["table", "verb", "result"], registry=registry
+        )
+        self._operation_children: dict[tuple[str, str, bool], Counter] = {}
+        self._repairs = Counter(
+            "ipvs_proxy_drift_repairs", "Differences found in the kernel and repaired", ["table"], registry=registry
+        )
+        self._skipped = Counter(
+            "ipvs_proxy_skipped_objects", "Objects that could not be decoded", ["kind"], registry=registry
+        )
+        self._drained = Counter(
+            "ipvs_proxy_drains_finished", "Drains of real servers that ended", ["outcome"], registry=registry
+        )
+        self._loop_delay = Histogram(
+            "ipvs_proxy_event_loop_delay_seconds",
+            "Seconds that the event loop was kept from its work",
+            buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
+            registry=registry,
+        )
+        self._gauges = {
+            name: Gauge(f"ipvs_proxy_{name}", text, registry=registry)
+            for name, text in (
+                ("virtual_servers", "Virtual servers of ours in the kernel"),
+                ("real_servers", "Real servers of ours in the kernel, draining ones included"),
+                ("foreign_virtual_servers", "Virtual servers in the kernel that are not ours"),
+                ("drains", "Real servers that drain"),
+                ("kernel_writes", "Messages and rule sets written to the kernel since the start"),
+            )
+        }
+        Gauge("ipvs_proxy_build_info", "1, with the version", ["version"], registry=registry).labels(__version__).set(1)
+
+    def changed(self, kind: str, *, pending: int) -> None:
+        """Count a change of an object."""
+        if kind in self._changes:
+            self._changes[kind].inc()
+            self._pending[kind].set(pending)
+
+    def skipped(self, kind: str) -> None:
+        """Count an object that could not be decoded."""
+        self._skipped.labels(kind).inc()
+
+    def queued(self) -> None:
+        """Note that there is work."""
+        for family in self._families:
+            self._last_queued.labels(family).set(time.time())
+
+    def synced(self, *, seconds: float, complete: bool) -> None:
+        """Note that the work is done; ``complete`` if nothing waits for a retry."""
+        for family in self._families:
+            self._duration.labels(family).observe(seconds)
+            if complete:
+                self._last_sync.labels(family).set(time.time())
+        for pending in self._pending.values():
+            pending.set(0)
+
+    def programmed(self, *, seconds_since_trigger: float) -> None:
+        """Observe the latency of a change of endpoints."""
+        for family in self._families:
+            self._latency.labels(family).observe(seconds_since_trigger)
+
+    def no_local_endpoints(self, services: dict[Family, int]) -> None:
+        """Set the number of Services whose Local policy finds no endpoint here."""
+        for family, number in services.items():
+            if family.label in self._families:
+                self._no_local.labels("internal", family.label).set(number)
+
+    def operation(self, operation: Operation, succeeded: bool) -> None:
+        """Count an operation on a kernel table."""
+        key = (table_of(operation), operation.verb.value, succeeded)
+        child = self._operation_children.get(key)
+        if child is None:
+            table, verb, _ = key
+            child = self._operations.labels(table, verb, "success" if succeeded else "failure")
+            self._operation_children[key] = child
+        child.inc()
+
+    def repaired(self, table: str, count: int) -> None:
+        """Count repairs of drift."""
+        self._repairs.labels(table).inc(count)
+
+    def drain_finished(self, outcome: str) -> None:
+        """Count a drain that ended."""
+        self._drained.labels(outcome).inc()
+
+    def loop_delay(self, seconds: float) -> None:
+        """Observe how long the event loop was kept."""
+        self._loop_delay.observe(seconds)
+
+    def health_answered(self, path: str, code: int) -> None:
+        """Count an answer of ``healthz`` or ``livez``."""
+        self._answers[path].labels(str(code)).inc()
+
+    def watch(self, name: str, read: Callable[[], float]) -> None:
+        """Have one of our gauges read when it is scraped. ``read`` is called in another thread."""
+        self._gauges[name].set_function(read)
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Give all metrics in the form that a scraper accepts, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
