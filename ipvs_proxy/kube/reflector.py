@@ -160,6 +160,8 @@ class Reflector:
             self._streaming = False
             return
         if not self._version:
+            # A server that ignores the parameters may answer with an ordinary list, which has no event in it.
+            self._streaming = bool(initial or skipped)
             raise TimeoutError("the streaming list ended before all objects had come")
 
     async def _list_by_pages(self) -> None:

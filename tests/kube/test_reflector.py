@@ -1,0 +1,233 @@
+"""The reflector against a scripted HTTP server on the loopback: each test is one way in which a watch goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from ipvs_proxy.kube.objects import KubernetesObject
+from ipvs_proxy.kube.reflector import Timing, reflect
+from ipvs_proxy.kube.resources import SERVICES
+from ipvs_proxy.kube.store import Change
+from tests.support.apiserver import Answer, ApiServer, PlainTransport, bookmark, line, page, service, status, stream
+
+REFUSED_STREAMING = status(422)
+QUIET = stream(hang=True)
+FAST = Timing(watch=300.0, inactivity=5.0, first_pause=0.01, longest_pause=0.05)
+
+
+class Recorder:
+    """A sink that keeps what is known by name, and every change."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, KubernetesObject] = {}
+        self.changes: list[tuple[str | None, str | None]] = []
+        self.batches: list[int] = []
+        self.faults: list[str] = []
+        self.synced_kinds: list[str] = []
+
+    def changed(self, changes: Sequence[Change]) -> None:
+        self.batches.append(len(changes))
+        for _, old, new in changes:
+            self.changes.append((old and old.metadata.name, new and new.metadata.name))
+            if new is None:
+                assert old is not None
+                del self.known[old.metadata.name]
+            else:
+                self.known[new.metadata.name] = new
+
+    def synced(self, kind: str) -> None:
+        self.synced_kinds.append(kind)
+
+    def skipped(self, kind: str, key: str, error: str) -> None:
+        assert error
+        self.faults.append(f"{kind} {key}")
+
+
+class Running:
+    def __init__(self, server: ApiServer, sink: Recorder, transport: PlainTransport, pauses: list[float]) -> None:
+        self.server, self.sink, self.transport, self.pauses = server, sink, transport, pauses
+
+    async def until(self, condition: Callable[[], object], patience: float = 10.0) -> None:
+        async with asyncio.timeout(patience):
+            while not condition():  # noqa: ASYNC110  what is waited for is in another process's hands
+                await asyncio.sleep(0.005)
+
+    def watches(self) -> list[str]:
+        """The resource versions that watches went on from."""
+        return [
+            query["resourceVersion"] for query in self.server.queries if "watch" in query and "resourceVersion" in query
+        ]
+
+
+@asynccontextmanager
+async def reflecting(*script: Answer, timing: Timing = FAST) -> AsyncIterator[Running]:
+    server, sink, pauses = ApiServer(*script), Recorder(), []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(min(seconds, 0.05))
+
+    await server.start()
+    transport = PlainTransport(server)
+    task = asyncio.create_task(reflect(SERVICES, transport, sink, timing=timing, jitter=lambda: 0.5, sleep=sleep))
+    try:
+        yield Running(server, sink, transport, pauses)
+        assert not task.done(), task.exception()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await transport.close()
+        await server.stop()
+
+
+INITIAL = (line("ADDED", service("a", "5")), line("ADDED", service("b", "6")), bookmark("9", initial_end=True))
+
+
+async def test_streaming_list_is_delivered_whole_at_its_end_and_goes_on_as_a_watch() -> None:
+    async with reflecting(stream(*INITIAL, line("MODIFIED", service("a", "11", "10.0.0.2")), hang=True)) as running:
+        await running.until(lambda: len(running.sink.changes) == 3)
+        assert running.sink.batches[0] == 2
+        assert running.sink.synced_kinds == ["Service"]
+        query = running.server.queries[0]
+        assert query["sendInitialEvents"] == "true"
+        assert query["resourceVersionMatch"] == "NotOlderThan"
+        assert query["labelSelector"] == "!service.kubernetes.io/service-proxy-name"
+        assert query["fieldSelector"] == "spec.clusterIP!=None"
+
+
+async def test_half_a_streaming_list_delivers_nothing_and_is_begun_again() -> None:
+    async with reflecting(stream(*INITIAL[:2]), stream(*INITIAL, hang=True)) as running:
+        await running.until(lambda: running.sink.synced_kinds)
+        assert running.sink.batches == [2]
+
+
+@pytest.mark.parametrize("refusal", [status(400), status(422), page(service("a"))], ids=["400", "422", "plain list"])
+async def test_server_without_streaming_lists_is_asked_for_pages(refusal: Answer) -> None:
+    script = (refusal, page(service("a"), token="more"), page(service("b"), version="20"), QUIET)
+    async with reflecting(*script) as running:
+        await running.until(running.watches)
+        assert sorted(running.sink.known) == ["a", "b"]
+        assert running.server.queries[1]["limit"] == "500"
+        assert running.server.queries[1]["resourceVersion"] == "0"
+        assert running.server.queries[2]["continue"] == "more"
+        assert running.watches() == ["20"]
+
+
+async def test_expired_continue_token_begins_the_list_again() -> None:
+    script = (REFUSED_STREAMING, page(service("a"), token="old"), status(410), page(service("b"), version="30"), QUIET)
+    async with reflecting(*script) as running:
+        await running.until(running.watches)
+        assert list(running.sink.known) == ["b"]
+
+
+GONE_EVENT = stream(line("ERROR", {"kind": "Status", "code": 410, "message": "too old"}))
+
+
+@pytest.mark.parametrize("gone", [GONE_EVENT, status(410)], ids=["event", "status"])
+async def test_410_leads_to_a_list_that_delivers_only_differences(gone: Answer) -> None:
+    relist = page(service("a", "77"), service("c", "78"), version="80")
+    async with reflecting(
+        REFUSED_STREAMING, page(service("a", "1"), service("b", "2")), gone, relist, QUIET
+    ) as running:
+        await running.until(lambda: "80" in running.watches())
+        # "a" has a new version but says the same: no change.
+        assert running.sink.changes[2:] == [("b", None), (None, "c")]
+
+
+async def test_end_of_stream_goes_on_from_the_last_version_without_a_list() -> None:
+    async with reflecting(
+        REFUSED_STREAMING, page(service("a")), stream(line("ADDED", service("b", "15")), bookmark("17")), QUIET
+    ) as running:
+        await running.until(lambda: len(running.watches()) == 2)
+        assert running.watches() == ["10", "17"]
+        assert sorted(running.sink.known) == ["a", "b"]
+
+
+async def test_half_a_line_at_the_end_is_dropped_and_read_again() -> None:
+    whole = line("ADDED", service("b", "15"))
+    async with reflecting(REFUSED_STREAMING, page(), stream(whole[:40]), stream(whole, hang=True)) as running:
+        await running.until(lambda: "b" in running.sink.known)
+        assert running.watches() == ["10", "10"]
+
+
+async def test_lines_that_drip_in_single_bytes_are_put_together() -> None:
+    drip = [part for byte in line("ADDED", service("b", "15")) for part in (bytes([byte]), 0.0005)]
+    async with reflecting(REFUSED_STREAMING, page(), stream(*drip, hang=True)) as running:
+        await running.until(lambda: "b" in running.sink.known)
+
+
+async def test_silence_ends_the_watch_and_it_goes_on() -> None:
+    timing = FAST._replace(inactivity=0.1)
+    async with reflecting(REFUSED_STREAMING, page(), QUIET, timing=timing) as running:
+        await running.until(lambda: len(running.watches()) >= 3)
+
+
+async def test_restart_of_the_server_is_survived_without_a_list() -> None:
+    async with reflecting(REFUSED_STREAMING, page(service("a")), QUIET) as running:
+        await running.until(running.watches)
+        await running.server.stop()
+        await running.until(lambda: len(running.pauses) > 4)
+        running.server.script = [stream(line("DELETED", service("a", "40")), hang=True)]
+        await running.server.start()
+        await running.until(lambda: not running.sink.known)
+        assert set(running.watches()) == {"10"}
+
+
+async def test_401_is_answered_with_fresh_credentials_at_once() -> None:
+    async with reflecting(status(401), stream(*INITIAL, hang=True)) as running:
+        await running.until(lambda: running.sink.synced_kinds)
+        assert running.server.tokens[:2] == ["Bearer 0", "Bearer 1"]
+        assert running.pauses == []
+
+
+async def test_401_that_stays_backs_off() -> None:
+    async with reflecting(status(401)) as running:
+        await running.until(lambda: len(running.pauses) >= 4)
+        assert running.pauses[0] < running.pauses[2] <= FAST.longest_pause
+
+
+async def test_retry_after_is_honoured() -> None:
+    async with reflecting(status(429, **{"Retry-After": "7"}), stream(*INITIAL, hang=True)) as running:
+        await running.until(lambda: running.sink.synced_kinds)
+        assert running.pauses[0] == 7.0
+
+
+async def test_list_of_ten_megabytes_and_a_line_of_ten_megabytes_are_read() -> None:
+    many = [service(f"s{number}", annotations_of_some_length="x" * 1000) for number in range(10_000)]
+    huge = service("huge", "12", ports=[{"name": f"p{number}", "port": 80, "x": "y" * 5000} for number in range(2000)])
+    async with reflecting(REFUSED_STREAMING, page(*many), stream(line("ADDED", huge), hang=True)) as running:
+        await running.until(lambda: "huge" in running.sink.known)
+        assert len(running.sink.known) == 10_001
+
+
+async def test_malformed_objects_are_skipped_by_name_and_keep_their_last_good_version() -> None:
+    script = (
+        REFUSED_STREAMING,
+        page(service("good"), service("bad", cluster_ip=5)),
+        stream(line("MODIFIED", service("good", "20", {"not": "text"})), line("ADDED", service("other", "21"))),
+        status(410),
+        page(service("good", cluster_ip=7), service("other"), version="40"),
+        QUIET,
+    )
+    async with reflecting(*script) as running:
+        await running.until(lambda: "40" in running.watches())
+        assert sorted(running.sink.known) == ["good", "other"]
+        assert running.sink.faults == ["Service ns/bad", "Service ns/good", "Service ns/good"]
+
+
+async def test_garbage_instead_of_an_event_is_survived() -> None:
+    async with reflecting(
+        REFUSED_STREAMING, page(), stream(b"<html>sorry</html>\n"), stream(line("ADDED", service("b")), hang=True)
+    ) as running:
+        await running.until(lambda: "b" in running.sink.known)
+
+
+async def test_watches_that_end_at_once_do_not_spin() -> None:
+    async with reflecting(REFUSED_STREAMING, page(), stream()) as running:
+        await running.until(lambda: len(running.watches()) >= 6)
+        assert len(running.pauses) >= 5
+        assert running.pauses[-1] > running.pauses[0]
