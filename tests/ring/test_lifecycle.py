@@ -132,10 +132,10 @@ def test_table_left_by_another_agent_is_taken_over(net: Topology, directory: Pat
     net.run("node", "ip", "link", "add", "kube-ipvs0", "type", "dummy")
     for address in (vip, gone):
         net.run("node", "ip", "address", "add", f"{address}/32", "dev", "kube-ipvs0")
-    # Of the Service: right but for the scheduler, one real server that is right and one that nobody knows. Then a
+    # Of the Service: right but for the scheduler, one real server with another weight and one that nobody knows. Then a
     # Service that is gone, and a virtual server of somebody else.
     table = (
-        f"-A -t {vip}:80 -s lc\n-a -t {vip}:80 -r {pod1}:8080 -m -w 1\n-a -t {vip}:80 -r 10.244.9.9:8080 -m -w 1\n"
+        f"-A -t {vip}:80 -s wrr\n-a -t {vip}:80 -r {pod1}:8080 -m -w 9\n"
         f"-A -t {gone}:80 -s rr\n-a -t {gone}:80 -r {pod2}:8080 -m -w 1\n"
         f"-A -t 192.0.2.77:99 -s wlc\n-a -t 192.0.2.77:99 -r {pod2}:8080 -m -w 3\n"
     )
@@ -147,6 +147,7 @@ def test_table_left_by_another_agent_is_taken_over(net: Topology, directory: Pat
     )
     before = net.connect("client", vip, 80)
     assert exchange(before)[0] == "pod1"
+    net.run("node", "ipvsadm", "-a", "-t", f"{vip}:80", "-r", "10.244.9.9:8080", "-m")
     with running_agent(net, directory) as agent:
         eventually(lambda: ("10.244.9.9", 8080) not in virtual_servers(net)[vip, 6, 80])
         foreign = virtual_servers(net).pop(("192.0.2.77", 6, 99))
