@@ -184,6 +184,7 @@ def test_every_kind_of_drift_is_repaired(net: Topology, directory: Path) -> None
     with running_agent(net, directory, *SYNC) as agent:
         rules = all_rules(net)
         for table, command in drifts:
+            print(command, flush=True)
             seen = len([e for e in agent.named("drift_repaired") if e["table"] == table])
             net.run("node", "sh", "-c", command)
             eventually(

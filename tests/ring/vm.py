@@ -73,7 +73,9 @@ def newest_kernel() -> Path:
     """
     kernels = [path for path in Path("/boot").glob("vmlinuz-*-amd64") if not re.search("cloud|rt-amd64", path.name)]
     if not kernels:
-        sys.exit("ring: /boot has no kernel for the virtual machine: apt-get install linux-image-amd64 (or: make setup)")
+        sys.exit(
+            "ring: /boot has no kernel for the virtual machine: apt-get install linux-image-amd64 (or: make setup)"
+        )
     return max(kernels, key=lambda path: [int(number) for number in re.findall(r"\\d+", path.name)])
 
 

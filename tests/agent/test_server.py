@@ -1,0 +1,107 @@
+"""The HTTP servers over the loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
+from ipvs_proxy.kube.objects import Node, ObjectMeta
+from ipvs_proxy.plan.tables import Family
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def serving(application: web.Application) -> AsyncIterator[str]:
+    port = free_port()
+    task = asyncio.create_task(serve_for_ever(application, f"127.0.0.1:{port}", name="test"))
+    try:
+        async with asyncio.timeout(5):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                except OSError:
+                    await asyncio.sleep(0.01)
+                else:
+                    writer.close()
+                    break
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        task.cancel()
+        async with asyncio.timeout(1.0):  # also with a client that hangs
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def get(url: str) -> tuple[int, str, str]:
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        return response.status, response.headers["Content-Type"], await response.text()
+
+
+async def test_health_server_answers_its_two_paths_and_counts_them() -> None:
+    metrics, tracker = Metrics(tuple(Family)), HealthTracker(tuple(Family), sync_period=30.0)
+    async with serving(health_application(tracker, metrics)) as url:
+        assert (await get(f"{url}/healthz"))[0] == 503  # the Node was never seen
+        tracker.node_changed(Node(ObjectMeta("node")))
+        assert (await get(f"{url}/healthz"))[0] == 200
+        assert (await get(f"{url}/livez"))[:2] == (200, "application/json")
+        assert await get(f"{url}/other") == (404, "text/plain; charset=utf-8", "404 page not found\n")
+    text = metrics.render("")[0].decode()
+    assert 'kubeproxy_proxy_healthz_total{code="503"} 1.0' in text
+    assert 'kubeproxy_proxy_healthz_total{code="200"} 1.0' in text
+
+
+async def test_metrics_server_answers_as_kube_proxy_does() -> None:
+    metrics = Metrics(tuple(Family))
+    async with serving(metrics_application(metrics)) as url:
+        assert (await get(f"{url}/proxyMode"))[2] == "ipvs"
+        assert (await get(f"{url}/healthz"))[2] == "ok"
+        assert (await get(f"{url}/healthz?verbose"))[2] == "[+]ping ok\nhealthz check passed\n"
+        assert (await get(f"{url}/healthz/ping"))[2] == "ok"
+        metrics.synced(seconds=0.003, complete=True)
+        status, content_type, text = await get(f"{url}/metrics")
+        assert (status, content_type.split(";")[0]) == (200, "text/plain")
+        assert 'kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1.0' in text
+        assert (await get(f"{url}/"))[0] == 404
+
+
+async def test_client_that_hangs_does_not_hold_up_the_end() -> None:
+    async with serving(metrics_application(Metrics(tuple(Family)))) as url:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n")
+        await writer.drain()
+    writer.close()
+
+
+async def test_address_that_is_taken_is_served_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipvs_proxy.agent.server.BIND_RETRY", 0.05)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        application = metrics_application(Metrics(tuple(Family)))
+        task = asyncio.create_task(serve_for_ever(application, f"127.0.0.1:{port}", name="test"))
+        await asyncio.sleep(0.1)
+        assert not task.done()
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                answer = await get(f"http://127.0.0.1:{port}/proxyMode")
+                break
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.02)
+    assert answer[2] == "ipvs"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

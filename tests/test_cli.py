@@ -1,0 +1,62 @@
+"""The command line as a process, as a new user would try it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.namespaces import missing_piece
+
+
+def ipvs_proxy(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ipvs_proxy", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_help_names_the_flags_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom ipvs_proxy.cli import main\n"
+        "try:\n    main(['run', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('aiohttp', 'kubernetes_asyncio', 'pyroute2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "--ipvs-scheduler" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+
+
+def test_version() -> None:
+    assert ipvs_proxy("--version").stdout.startswith("ipvs-proxy, version ")
+
+
+@pytest.mark.parametrize("arguments", [["--ipvs-sync-period=soon"], ["run", "--ipvs_sync_period", "soon"]])
+def test_unusable_setting_ends_the_start_with_one_line(arguments: list[str]) -> None:
+    done = ipvs_proxy(*arguments)
+    assert done.returncode == 1
+    assert done.stderr == "ipvs-proxy: error: --ipvs-sync-period: 'soon' is no duration such as 30s or 1m30s\n"
+
+
+def test_unknown_flag_is_bad_usage() -> None:
+    done = ipvs_proxy("--no-such-flag")
+    assert done.returncode == 2
+    assert "--no-such-flag" in done.stderr
+
+
+def test_missing_file_is_named() -> None:
+    done = ipvs_proxy("--config", "/nonexistent/config")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "ipvs-proxy: error: --config /nonexistent/config: No such file or directory\n",
+    )
+
+
+@pytest.mark.skipif(missing_piece() is None, reason="this kernel has all that the agent needs")
+def test_missing_kernel_piece_ends_the_start_with_one_line_that_names_the_remedy(tmp_path: Path) -> None:
+    done = ipvs_proxy("--manifests", str(tmp_path), "--logging-format", "json")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ipvs-proxy: error: ")
+    assert "modprobe" in last or "module" in last or "root" in last
