@@ -40,9 +40,8 @@ def main() -> None:
     with namespace("bench-ipvsadm") as name:
         restore_seconds = time_ipvsadm(name, services, endpoints)
         assert count == count_real_servers(name) == services * endpoints, "the two tables differ"
-    print(
-        f"{services} Services x {endpoints} endpoints, {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs"
-    )
+    machine = f"Linux {platform.release()}, {platform.machine()}, {os.cpu_count()} CPUs"
+    print(f"{services} Services x {endpoints} endpoints, {machine}")
     print(f"{'':44} {'seconds':>9} {'of ipvsadm -R':>14}")
     rows = (
         ("ipvsadm -R (IPVS only)", restore_seconds),

@@ -171,7 +171,7 @@ def test_every_kind_of_drift_is_repaired(net: Topology, directory: Path) -> None
         ("ipvs", f"ipvsadm -D -t {vip4}:80"),
         ("ipvs", f"ipvsadm -d -t {vip4}:80 -r {pod1}"),
         ("ipvs", f"ipvsadm -e -t {vip4}:80 -r {pod1} -m -w 7"),
-        ("ipvs", f"ipvsadm -e -t {vip4}:80 -r {pod1} -i"),
+        ("ipvs", f"ipvsadm -e -t {vip4}:80 -r {pod1} -m -x 5"),
         ("ipvs", f"ipvsadm -E -t {vip4}:80 -s lc"),
         ("ipvs", f"ipvsadm -a -t {vip4}:80 -r 10.244.9.9:8080 -m"),
         ("ipvs", f"ipvsadm -A -t {vip4}:4444 -s rr"),
@@ -184,7 +184,6 @@ def test_every_kind_of_drift_is_repaired(net: Topology, directory: Path) -> None
     with running_agent(net, directory, *SYNC) as agent:
         rules = all_rules(net)
         for table, command in drifts:
-            print(command, flush=True)
             seen = len([e for e in agent.named("drift_repaired") if e["table"] == table])
             net.run("node", "sh", "-c", command)
             eventually(

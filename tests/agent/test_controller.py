@@ -1,0 +1,328 @@
+"""The controller with the programmer, over a fake kernel as strict as the real one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from errno import EIO
+from ipaddress import ip_network
+
+import pytest
+from structlog.testing import capture_logs
+
+from ipvs_proxy.agent import retries
+from ipvs_proxy.agent.audit import Audit
+from ipvs_proxy.agent.controller import KINDS, Controller
+from ipvs_proxy.agent.drain import Drains, Outcome, watch_writes
+from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.agent.run import Reports
+from ipvs_proxy.kernel.monitor import Change as Happened
+from ipvs_proxy.kernel.monitor import Event
+from ipvs_proxy.kube.objects import KubernetesObject
+from ipvs_proxy.kube.store import Change
+from ipvs_proxy.plan.services import Context
+from ipvs_proxy.plan.tables import (
+    ACTIVE,
+    DRAINING,
+    Family,
+    Operation,
+    RealServerOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerOperation,
+)
+from tests.support.fake_dataplane import FakeDataplane
+from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+
+VIP = virtual("10.96.0.10")
+POD1, POD2 = real("10.244.0.1"), real("10.244.0.2")
+
+
+class Rig:
+    """An agent without a kernel, an API or a clock of its own."""
+
+    def __init__(self, plane: FakeDataplane, exclude: tuple[str, ...] = ()) -> None:
+        self.plane = plane
+        self.metrics = Metrics(tuple(Family))
+        self.health = HealthTracker(tuple(Family), sync_period=30.0)
+        self.programmer = Programmer(
+            plane, count=self.metrics.operation, exclude=[ip_network(cidr) for cidr in exclude]
+        )
+        self.outcomes: list[Outcome] = []
+        self.drains = Drains(deadline=60.0, finished=self.outcomes.append)
+        watch_writes(self.programmer, self.drains, clock=lambda: 0.0)
+        self.controller = Controller(
+            self.programmer, context=Context("node"), recorder=Reports(self.metrics, self.health)
+        )
+        self.repairs: dict[str, int] = {}
+        self.audit = Audit(
+            self.programmer,
+            plane,
+            read_virtual_servers=plane.read_virtual_servers,
+            repaired=lambda table, count: self.repairs.update({table: self.repairs.get(table, 0) + count}),
+        )
+
+    def add(self, *objects: KubernetesObject) -> None:
+        self.controller.changed([Change(type(item).__name__, None, item) for item in objects])
+
+    def replace(self, old: KubernetesObject, new: KubernetesObject | None) -> None:
+        self.controller.changed([Change(type(old).__name__, old, new)])
+
+    def all_known(self) -> None:
+        for kind in KINDS:
+            self.controller.synced(kind)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def running(
+    plane: FakeDataplane, *objects: KubernetesObject, exclude: tuple[str, ...] = ()
+) -> AsyncIterator[Rig]:
+    """Run an agent that has been told of some objects, all kinds known, until it has started."""
+    rig = Rig(plane, exclude)
+    tasks = [asyncio.create_task(rig.controller.run()), asyncio.create_task(rig.programmer.retry_for_ever())]
+    rig.add(*objects)
+    rig.all_known()
+    try:
+        await rig.until(rig.controller.started.is_set)
+        yield rig
+        assert not any(task.done() for task in tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        rig.programmer.close()
+
+
+@pytest.fixture
+def plane() -> FakeDataplane:
+    return FakeDataplane()
+
+
+WEB, SLICE = service("web"), endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.2"))
+
+
+async def test_nothing_is_touched_until_all_kinds_are_known(plane: FakeDataplane) -> None:
+    rig = Rig(plane)
+    task = asyncio.create_task(rig.controller.run())
+    rig.add(WEB, SLICE)
+    for kind in ("Service", "EndpointSlice"):
+        rig.controller.synced(kind)
+    await asyncio.sleep(0.02)
+    assert not plane.calls
+    rig.controller.synced("Node")
+    await rig.until(rig.controller.started.is_set)
+    assert plane.kernel.virtual_servers[VIP].real_servers == {POD1: ACTIVE, POD2: ACTIVE}
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_api_server_and_dns_are_programmed_first(plane: FakeDataplane) -> None:
+    many = [service(f"a{number}", cluster_ip=f"10.97.{number // 250}.{number % 250}") for number in range(300)]
+    first = service("kubernetes", cluster_ip="10.96.0.1")
+    dns = service("kube-dns", namespace="kube-system", cluster_ip="10.96.0.2")
+    async with running(plane, *many, first, dns):
+        added = [o.virtual_server.key for o in plane.applied if isinstance(o, VirtualServerOperation)]
+        batch = set(added[:128])
+        assert {virtual("10.96.0.1"), virtual("10.96.0.2")} <= batch
+        assert len(added) == 302
+
+
+async def test_change_of_one_endpoint_writes_only_that_and_reads_nothing(plane: FakeDataplane) -> None:
+    many = [service(f"a{number}", cluster_ip=f"10.97.{number // 250}.{number % 250}") for number in range(500)]
+    async with running(plane, WEB, SLICE, *many) as rig:
+        plane.applied.clear()
+        plane.calls.clear()
+        rig.replace(SLICE, endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.2"), endpoint("10.244.0.3")))
+        await rig.until(lambda: plane.applied)
+        assert plane.applied == [RealServerOperation(Verb.ADD, VIP, real("10.244.0.3"), ACTIVE)]
+        assert plane.calls == {"apply": 1}
+
+
+async def test_restart_writes_nothing(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE):
+        pass
+    plane.applied.clear()
+    async with running(plane, WEB, SLICE):
+        assert plane.applied == []
+
+
+async def test_leftovers_of_ours_go_and_those_of_others_stay(plane: FakeDataplane) -> None:
+    ours, foreign, excluded = virtual("10.96.0.99"), virtual("192.0.2.5"), virtual("10.96.5.5")
+    for key in (ours, foreign, excluded):
+        plane.kernel.virtual_servers[key] = VirtualServer(key, "wlc", real_servers={POD1: ACTIVE})
+    plane.kernel.addresses |= {ours.address, excluded.address}
+    async with running(plane, WEB, SLICE, exclude=("10.96.5.0/24",)) as rig:
+        assert set(plane.kernel.virtual_servers) == {VIP, foreign, excluded}
+        assert set(rig.programmer.foreign) == {foreign, excluded}
+        assert ours.address not in plane.kernel.addresses
+
+
+async def test_foreign_virtual_server_that_becomes_desired_is_adopted_as_it_is(plane: FakeDataplane) -> None:
+    plane.kernel.virtual_servers[VIP] = VirtualServer(VIP, "wlc", real_servers={POD1: ACTIVE})
+    async with running(plane, WEB, SLICE):
+        verbs = [operation.verb for operation in plane.applied if isinstance(operation, VirtualServerOperation)]
+        assert verbs == [Verb.SET]
+        assert plane.kernel.virtual_servers[VIP].real_servers == {POD1: ACTIVE, POD2: ACTIVE}
+
+
+async def test_failing_operation_is_retried_alone_until_it_succeeds(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
+    attempts = []
+
+    def refuse(operation: Operation) -> int:
+        if isinstance(operation, RealServerOperation) and operation.key == POD2 and len(attempts) < 3:
+            attempts.append(operation)
+            return EIO
+        return 0
+
+    plane.kernel.refuse = refuse
+    other = service("other", cluster_ip="10.96.0.11")
+    with capture_logs() as logs:
+        async with running(plane, WEB, SLICE, other) as rig:
+            assert virtual("10.96.0.11") in plane.kernel.virtual_servers
+            assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
+            await rig.until(lambda: POD2 in plane.kernel.virtual_servers[VIP].real_servers)
+            await rig.until(lambda: not rig.programmer.retries)
+    delays = [entry["retry_in_seconds"] for entry in logs if entry["event"] == "operation_failed"]
+    assert delays == [0.01, 0.02, 0.04]
+
+
+async def test_dead_socket_loses_nothing(plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
+    plane.broken = 2
+    async with running(plane, WEB, SLICE) as rig:
+        await rig.until(lambda: not rig.programmer.retries)
+        assert plane.kernel.virtual_servers[VIP].real_servers == {POD1: ACTIVE, POD2: ACTIVE}
+        assert VIP.address in plane.kernel.addresses
+
+
+async def test_older_service_wins_and_the_other_takes_over(plane: FakeDataplane) -> None:
+    older = service("older", cluster_ip="10.96.0.10", age=10)
+    with capture_logs() as logs:
+        async with running(plane, WEB, SLICE, older) as rig:
+            assert plane.kernel.virtual_servers[VIP].real_servers == {}
+            rig.replace(older, None)
+            await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers)
+    conflict = next(entry for entry in logs if entry["event"] == "conflict")
+    assert (conflict["winner"], conflict["loser"]) == ("default/older", "default/web")
+
+
+async def test_endpoint_that_leaves_drains_and_returns_with_one_message(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        plane.applied.clear()
+        less = endpoint_slice(endpoint("10.244.0.1"))
+        rig.replace(SLICE, less)
+        await rig.until(lambda: len(rig.drains) == 1)
+        rig.replace(less, SLICE)
+        await rig.until(lambda: rig.outcomes)
+        assert plane.applied == [
+            RealServerOperation(Verb.SET, VIP, POD2, DRAINING),
+            RealServerOperation(Verb.SET, VIP, POD2, ACTIVE),
+        ]
+        assert rig.outcomes == [Outcome.RETURNED]
+
+
+async def test_unreadable_object_is_counted_and_named(plane: FakeDataplane) -> None:
+    with capture_logs() as logs:
+        async with running(plane) as rig:
+            rig.controller.skipped("Service", "ns/bad", "Expected `str`")
+            assert 'ipvs_proxy_skipped_objects_total{kind="Service"} 1.0' in rig.metrics.render("")[0].decode()
+    assert any(entry["event"] == "object_skipped" and entry["object"] == "ns/bad" for entry in logs)
+
+
+def drift_virtual_server_removed(plane: FakeDataplane) -> None:
+    del plane.kernel.virtual_servers[VIP]
+
+
+def drift_weight_changed(plane: FakeDataplane) -> None:
+    plane.kernel.virtual_servers[VIP].real_servers[POD1] = DRAINING
+
+
+def drift_real_server_removed(plane: FakeDataplane) -> None:
+    del plane.kernel.virtual_servers[VIP].real_servers[POD1]
+
+
+def drift_virtual_server_added(plane: FakeDataplane) -> None:
+    stranger = VIP._replace(port=99)
+    plane.kernel.virtual_servers[stranger] = VirtualServer(stranger, "rr")
+
+
+def drift_address_removed(plane: FakeDataplane) -> None:
+    plane.kernel.addresses.clear()
+
+
+def drift_address_added(plane: FakeDataplane) -> None:
+    plane.kernel.addresses.add(packed("10.96.9.9"))
+
+
+def drift_sets_flushed(plane: FakeDataplane) -> None:
+    for members in plane.kernel.sets.values():
+        members.clear()
+
+
+def drift_set_destroyed(plane: FakeDataplane) -> None:
+    del plane.kernel.sets["KUBE-CLUSTER-IP"]
+
+
+def drift_rules(plane: FakeDataplane) -> None:
+    plane.wrong_rules = ["nat: chain KUBE-SERVICES is missing"]
+
+
+@pytest.mark.parametrize(
+    ("drift", "tables"),
+    [
+        (drift_virtual_server_removed, {"ipvs"}),
+        (drift_weight_changed, {"ipvs"}),
+        (drift_real_server_removed, {"ipvs"}),
+        (drift_virtual_server_added, {"ipvs"}),
+        (drift_address_removed, {"addresses"}),
+        (drift_address_added, {"addresses"}),
+        (drift_sets_flushed, {"sets"}),
+        (drift_set_destroyed, {"tables", "sets"}),
+        (drift_rules, {"rules"}),
+    ],
+)
+async def test_audit_repairs_and_counts_drift(
+    plane: FakeDataplane, drift: Callable[[FakeDataplane], None], tables: set[str]
+) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        await rig.audit.round()
+        assert rig.repairs == {}
+        right = plane.kernel.read()
+        drift(plane)
+        await rig.audit.round()
+        assert set(rig.repairs) == tables
+        assert plane.kernel.read() == right
+
+
+async def test_audit_keeps_and_counts_what_is_not_ours(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        foreign = virtual("192.0.2.5")
+        plane.kernel.virtual_servers[foreign] = VirtualServer(foreign, "rr")
+        await rig.audit.round()
+        assert foreign in plane.kernel.virtual_servers
+        assert set(rig.programmer.foreign) == {foreign}
+        assert rig.repairs == {}
+
+
+async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_news(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        plane.calls.clear()
+        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, packed("10.96.9.9")), Event(Happened.ADDRESS_ADDED)])
+        assert not plane.calls
+        plane.kernel.addresses.clear()
+        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, VIP.address)])
+        assert plane.kernel.addresses == {VIP.address}
+        plane.kernel.addresses.clear()
+        await rig.audit.notice([Event(Happened.LINK_REMOVED)])
+        assert plane.kernel.addresses == {VIP.address}

@@ -1,0 +1,75 @@
+"""The dataplane over the fake kernel: what the programmer and the audit need, with faults to order and counts of calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from errno import EADDRNOTAVAIL, EEXIST
+
+from ipvs_proxy.kernel.dataplane import Failure
+from ipvs_proxy.plan.tables import (
+    AddressOperation,
+    Operation,
+    SetEntry,
+    SetEntryOperation,
+    VirtualServer,
+    VirtualServerKey,
+)
+from tests.support.fake_kernel import IPSET_EXIST, FakeKernel
+
+
+class FakeDataplane:
+    """``broken`` makes the next calls of ``apply`` fail as a dead socket does; ``calls`` counts by name."""
+
+    def __init__(self, kernel: FakeKernel | None = None) -> None:
+        self.kernel = kernel or FakeKernel()
+        self.calls: Counter[str] = Counter()
+        self.applied: list[Operation] = []
+        self.broken = 0
+        self.wrong_rules: list[str] = []
+
+    def ensure_tables(self) -> list[str]:
+        self.calls["ensure_tables"] += 1
+        before = set(self.kernel.sets)
+        self.kernel.create_sets()
+        return sorted(set(self.kernel.sets) - before)
+
+    def repair_rules(self) -> list[str]:
+        self.calls["repair_rules"] += 1
+        found, self.wrong_rules = self.wrong_rules, []
+        return found
+
+    def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
+        self.calls["read_virtual_servers"] += 1
+        return self.kernel.read().virtual_servers
+
+    def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
+        self.calls["read_virtual_server"] += 1
+        return self.kernel.read().virtual_servers.get(key)
+
+    def read_addresses(self) -> set[bytes]:
+        self.calls["read_addresses"] += 1
+        return set(self.kernel.addresses)
+
+    def read_entries(self) -> dict[str, set[SetEntry]]:
+        self.calls["read_entries"] += 1
+        return {name: set(members) for name, members in self.kernel.sets.items()}
+
+    def apply(self, operations: Sequence[Operation]) -> list[Failure]:
+        self.calls["apply"] += 1
+        if self.broken:
+            self.broken -= 1
+            raise OSError("the socket is dead")
+        failures = []
+        for operation in operations:
+            code = self.kernel.apply(operation)
+            # The real dataplane forgives an address, and a member of a set, that is already as wanted.
+            forgiven = {AddressOperation: {EEXIST, EADDRNOTAVAIL}, SetEntryOperation: {IPSET_EXIST}}
+            if code and code not in forgiven.get(type(operation), ()):
+                failures.append(Failure(operation, code))
+            elif not code:
+                self.applied.append(operation)
+        return failures
+
+    def writes(self) -> int:
+        return len(self.applied)
