@@ -1,0 +1,61 @@
+"""Which Services a change of an object concerns."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from ipvs_proxy.agent.cache import LAST_CHANGE_TRIGGER_TIME, ZONE, Cache
+from ipvs_proxy.kube.objects import EndpointSlice, Node, ObjectMeta
+from ipvs_proxy.plan.services import ServiceName
+from tests.support.objects import endpoint, endpoint_slice, service
+
+WEB, API = ServiceName("default", "web"), ServiceName("default", "api")
+
+
+def test_slice_that_moves_concerns_both_services_and_leaves_nothing_behind() -> None:
+    cache = Cache()
+    of_web, of_api = endpoint_slice(endpoint("10.0.0.1")), endpoint_slice(endpoint("10.0.0.1"), of="api")
+    assert cache.change(None, of_web).services == {WEB}
+    assert cache.change(of_web, of_api).services == {WEB, API}
+    assert (list(cache.slices(WEB)), list(cache.slices(API))) == ([], [of_api])
+    assert cache.change(of_api, None).services == {API}
+    assert cache._slices == {}
+
+
+def test_slice_without_a_service_concerns_nobody() -> None:
+    piece = EndpointSlice(ObjectMeta("x", "default"), "IPv4")
+    assert Cache().change(None, piece).services == frozenset()
+
+
+def test_service_is_known_until_it_is_deleted() -> None:
+    cache, web = Cache(), service("web")
+    assert cache.change(None, web).services == {WEB}
+    assert cache.services == {WEB: web}
+    assert cache.change(web, None).services == {WEB}
+    assert cache.services == {}
+
+
+def test_deleted_node_keeps_its_zone() -> None:
+    cache, node = Cache(), Node(ObjectMeta("node", labels={ZONE: "a"}))
+    assert cache.change(None, node).zone_changed
+    assert not cache.change(node, None).zone_changed
+    assert cache.zone == "a"
+    assert cache.change(node, Node(ObjectMeta("node"))).zone_changed
+    assert cache.zone == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-11-23T08:00:00.5Z", datetime(2026, 11, 23, 8, 0, 0, 500_000, UTC)),
+        ("2026-11-23T08:00:00", None),
+        ("yesterday", None),
+    ],
+)
+def test_trigger_time_is_read_from_the_annotation(text: str, moment: datetime | None) -> None:
+    piece = endpoint_slice(endpoint("10.0.0.1"))
+    metadata = msgspec.structs.replace(piece.metadata, annotations={LAST_CHANGE_TRIGGER_TIME: text})
+    assert Cache().change(None, msgspec.structs.replace(piece, metadata=metadata)).triggered == moment

@@ -1,0 +1,105 @@
+"""When a drain begins and ends: pure, with the clock as an argument."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from ipvs_proxy.agent.drain import Drains, Outcome
+from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, VirtualServer
+from tests.support.objects import real, virtual
+
+KEY, POD = virtual("10.96.0.10"), real("10.244.0.1")
+
+
+class Count(NamedTuple):
+    active: int
+    inactive: int
+
+
+def server(pod: RealServer | None = None, *, lingering: bool = False) -> VirtualServer:
+    found: dict[RealServerKey, RealServer] = {} if pod is None else {POD: pod}
+    return VirtualServer(KEY, "rr", real_servers=found, lingering=frozenset([POD] if lingering else []))
+
+
+NOT_WANTED, WANTED, SERVING = server(), server(pod=ACTIVE), server(lingering=True)
+IN_KERNEL = server(pod=DRAINING)
+
+
+@pytest.fixture
+def outcomes() -> list[Outcome]:
+    return []
+
+
+@pytest.fixture
+def drains(outcomes: list[Outcome]) -> Drains:
+    drains = Drains(deadline=60.0, finished=outcomes.append)
+    drains.observe(KEY, NOT_WANTED, IN_KERNEL, now=0.0)
+    return drains
+
+
+def test_real_server_with_weight_0_that_nobody_wants_is_draining(drains: Drains) -> None:
+    assert len(drains) == 1
+    assert drains.virtual_servers() == [KEY]
+
+
+def test_weight_0_of_somebody_who_is_wanted_is_no_drain() -> None:
+    drains = Drains(deadline=60.0, finished=lambda _: None)
+    drains.observe(KEY, WANTED, IN_KERNEL, now=0.0)
+    assert len(drains) == 0
+
+
+@pytest.mark.parametrize(
+    ("active", "inactive", "now", "ends"),
+    [(0, 0, 1.0, True), (1, 0, 59.9, False), (0, 1, 59.9, False), (1, 0, 60.0, True), (0, 5, 60.0, True)],
+)
+def test_it_ends_when_idle_or_at_its_deadline(
+    drains: Drains, active: int, inactive: int, now: float, ends: bool
+) -> None:
+    due = drains.due(KEY, {POD: Count(active, inactive)}, now)
+    assert due == ([(KEY, POD)] if ends else [])
+
+
+def test_outcome_is_told_when_the_real_server_is_gone(drains: Drains, outcomes: list[Outcome]) -> None:
+    drains.due(KEY, {POD: Count(0, 0)}, 1.0)
+    assert outcomes == []
+    drains.observe(KEY, NOT_WANTED, server(), now=1.0)
+    assert outcomes == [Outcome.IDLE]
+    assert len(drains) == 0
+
+
+def test_one_that_somebody_else_removed_is_told_as_gone(drains: Drains, outcomes: list[Outcome]) -> None:
+    drains.observe(KEY, NOT_WANTED, server(), now=1.0)
+    assert outcomes == [Outcome.GONE]
+
+
+def test_one_that_is_wanted_again_has_returned(drains: Drains, outcomes: list[Outcome]) -> None:
+    drains.observe(KEY, WANTED, WANTED, now=1.0)
+    assert outcomes == [Outcome.RETURNED]
+
+
+def test_deadline_counts_from_when_the_endpoint_stops_serving() -> None:
+    drains = Drains(deadline=60.0, finished=lambda _: None)
+    busy = {POD: Count(1, 0)}
+    drains.observe(KEY, SERVING, IN_KERNEL, now=0.0)
+    assert drains.due(KEY, busy, 1000.0) == []
+    drains.observe(KEY, NOT_WANTED, IN_KERNEL, now=1000.0)
+    assert drains.due(KEY, busy, 1059.0) == []
+    drains.observe(KEY, NOT_WANTED, IN_KERNEL, now=1059.5)
+    assert drains.due(KEY, busy, 1060.0) == [(KEY, POD)]
+
+
+def test_without_a_deadline_only_idleness_ends_it() -> None:
+    drains = Drains(deadline=0.0, finished=lambda _: None)
+    drains.observe(KEY, NOT_WANTED, IN_KERNEL, now=0.0)
+    assert drains.due(KEY, {POD: Count(1, 0)}, 1e9) == []
+
+
+def test_deletion_of_the_virtual_server_ends_its_drains(drains: Drains, outcomes: list[Outcome]) -> None:
+    drains.observe(KEY, None, None, now=1.0)
+    assert (len(drains), outcomes) == (0, [Outcome.GONE])
+
+
+def test_one_that_cannot_be_counted_stays(drains: Drains) -> None:
+    assert drains.due(KEY, {}, 1e9) == []

@@ -1,0 +1,114 @@
+"""Decoding what the API sends, and what it should never send."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipvs_proxy.kube.decode import DecodeError, Skipped, convert_object, decode_event, decode_list
+from ipvs_proxy.kube.lines import LineSplitter
+from ipvs_proxy.kube.objects import Service
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.kube.store import Change, Store
+from tests.support.apiserver import bookmark, line, service
+
+RESOURCES = (SERVICES, ENDPOINT_SLICES, own_node("node"))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(("metadata", "spec", "name", "ports", "items", "type", "object", "endpoints", "addresses")),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.binary(max_size=200), st.sampled_from(RESOURCES))
+def test_any_bytes_are_an_event_or_a_decode_error(raw: bytes, resource) -> None:
+    with suppress(DecodeError):
+        decode_event(raw, resource)
+    with suppress(DecodeError):
+        decode_list(raw, resource)
+
+
+@given(JSON, st.sampled_from(("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR", "?")), st.sampled_from(RESOURCES))
+def test_any_object_in_an_event_is_decoded_or_skipped(item: object, kind: str, resource) -> None:
+    with suppress(DecodeError):
+        event = decode_event(json.dumps({"type": kind, "object": item}).encode(), resource)
+        if kind in {"ADDED", "MODIFIED"}:
+            assert (event.object is None) != (event.skipped is None)
+
+
+@given(st.lists(JSON, max_size=4), st.sampled_from(RESOURCES))
+def test_every_item_of_a_list_is_decoded_or_skipped(items: list[object], resource) -> None:
+    page = decode_list(json.dumps({"items": items}).encode(), resource)
+    assert len(page.objects) + len(page.skipped) == len(items)
+
+
+@given(JSON, st.sampled_from(RESOURCES))
+def test_any_mapping_is_converted_or_skipped(item: object, resource) -> None:
+    if isinstance(item, dict):
+        assert isinstance(convert_object(item, resource), (resource.struct, Skipped))
+
+
+def test_one_malformed_item_costs_no_other_and_is_named_with_the_field() -> None:
+    raw = json.dumps({"items": [service("a"), service("b", cluster_ip=7), service("c")]}).encode()
+    page = decode_list(raw, SERVICES)
+    assert [item.metadata.name for item in page.objects] == ["a", "c"]
+    assert page.skipped[0].key == "ns/b"
+    assert "$.spec.clusterIP" in page.skipped[0].error
+
+
+def test_deleted_event_needs_no_more_than_a_name() -> None:
+    event = decode_event(line("DELETED", service("b", "9", cluster_ip=7)), SERVICES)
+    assert (event.type, event.key, event.resource_version, event.skipped) == ("DELETED", "ns/b", "9", None)
+
+
+def test_bookmark_tells_the_end_of_the_initial_events() -> None:
+    assert decode_event(bookmark("7", initial_end=True), SERVICES).initial_events_end
+    assert not decode_event(bookmark("7"), SERVICES).initial_events_end
+
+
+def test_error_event_has_its_code() -> None:
+    event = decode_event(line("ERROR", {"kind": "Status", "code": 410, "message": "too old"}), SERVICES)
+    assert (event.type, event.code, event.message) == ("ERROR", 410, "too old")
+
+
+@given(st.lists(st.binary(max_size=8).map(lambda b: b.replace(b"\n", b"x") + b"."), max_size=8), st.data())
+def test_lines_are_the_same_however_they_are_cut(lines: list[bytes], data: st.DataObject) -> None:
+    whole = b"".join(text + b"\n" for text in lines)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
+    splitter, found = LineSplitter(), []
+    for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+        found += splitter.feed(whole[start:end])
+    assert found == lines
+
+
+def decoded(name: str, version: str, address: str = "10.0.0.1") -> Service:
+    item = convert_object(service(name, version, address), SERVICES)
+    assert isinstance(item, Service)
+    return item
+
+
+@pytest.mark.parametrize(
+    ("fresh", "skipped", "expected"),
+    [
+        ([decoded("a", "2")], set(), []),  # a new version of the same
+        ([decoded("a", "1", "10.0.0.2")], set(), [("a", "a")]),  # a file that was edited keeps its version
+        ([decoded("b", "3")], set(), [("a", None), (None, "b")]),
+        ([], {"ns/a"}, []),  # unreadable: the last good version stays
+    ],
+)
+def test_store_tells_only_differences(fresh: list[Service], skipped: set[str], expected: list[tuple]) -> None:
+    store = Store("Service")
+    assert store.replace([decoded("a", "1")]) == [Change("Service", None, decoded("a", "1"))]
+    changes = store.replace(fresh, skipped)
+    assert [(old and old.metadata.name, new and new.metadata.name) for _, old, new in changes] == expected
