@@ -10,7 +10,8 @@ nobody wants is not ours and stays.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -28,6 +29,10 @@ log = structlog.get_logger(__name__)
 CONFIRMED_AT_ONCE = 32
 #: So many objects are named in a log line.
 NAMED = 5
+#: Seconds until listening to rtnetlink is begun again after it failed.
+LISTEN_AGAIN = 1.0
+#: What a read or write of the kernel may raise: a refusal, or an answer that is no message (a ValueError).
+FAULTS = (OSError, ValueError)
 
 
 class Kernel(Protocol):
@@ -159,16 +164,23 @@ async def audit_for_ever(
         begun()
         try:
             await audit.round()
-        except OSError as error:
+        except FAULTS as error:
             log.error("audit_failed", error=str(error))
         else:
             finished()
 
 
-async def follow_for_ever(audit: Audit, events: AsyncIterator[list[Event]]) -> None:
-    """Hand rtnetlink's events to the audit as they come."""
-    async for batch in events:
+async def follow_for_ever(audit: Audit, watch: Callable[[], AsyncIterable[list[Event]]]) -> None:
+    """Hand rtnetlink's events to the audit as they come; ``watch`` begins to listen.
+
+    Where listening fails it is begun again, and what was missed meanwhile is looked for.
+    """
+    while True:
         try:
-            await audit.notice(batch)
-        except OSError as error:
+            async for batch in watch():
+                await audit.notice(batch)
+        except FAULTS as error:
             log.error("repair_failed", error=str(error))
+        await asyncio.sleep(LISTEN_AGAIN)
+        with suppress(*FAULTS):
+            await audit.notice([Event(Change.LOST)])

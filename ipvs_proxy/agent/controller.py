@@ -186,7 +186,12 @@ class Controller:
 
     def _plan(self, name: ServiceName) -> Touched:
         service = self.cache.services.get(name)
-        fragment = None if service is None else plan_service(service, self.cache.slices(name), self._context)
+        try:
+            fragment = None if service is None else plan_service(service, self.cache.slices(name), self._context)
+        except Exception:
+            # Planning is meant never to fail. Should it do so, this Service stays as it is and no other is harmed.
+            log.exception("plan_failed", service=str(name))
+            return Touched()
         self._report_omissions(name, fragment)
         if fragment is not None and fragment.no_local:
             self._no_local[name] = fragment.no_local

@@ -125,7 +125,7 @@ async def end_drains_for_ever(
         for key in drains.virtual_servers():
             try:
                 due = drains.due(key, await programmer.work(connections, key), time.monotonic())
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 log.warning("drain_not_readable", virtual_server=str(key), error=str(error))
                 continue
             await programmer.remove_real_servers(due)

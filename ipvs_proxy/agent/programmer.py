@@ -205,7 +205,7 @@ class Programmer:
                 self.written.add(touched)
             try:
                 failures = await self.work(self._kernel.apply, operations)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 log.error("kernel_write_failed", error=str(error))
                 failures = [Failure(operation, UNKNOWN) for operation in operations]
         failed = {id(failure.operation) for failure in failures}

@@ -134,7 +134,7 @@ async def _run(settings: Settings) -> None:
                 audit, period=settings.sync_period, begun=health.queued, finished=lambda: _audited(programmer, health)
             ),
         ),
-        _after(controller.started, lambda: follow_for_ever(audit, aiter(Monitor()))),
+        _after(controller.started, lambda: follow_for_ever(audit, Monitor)),
         _measure_loop_delay(metrics.loop_delay),
         serve_for_ever(health_application(health, metrics), settings.healthz_bind_address, name="healthz"),
         serve_for_ever(metrics_application(metrics), settings.metrics_bind_address, name="metrics"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from errno import EIO
 from ipaddress import ip_network
@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ipvs_proxy.agent import retries
-from ipvs_proxy.agent.audit import Audit
+from ipvs_proxy.agent.audit import Audit, follow_for_ever
 from ipvs_proxy.agent.controller import KINDS, Controller
 from ipvs_proxy.agent.drain import Drains, Outcome, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
@@ -21,9 +21,9 @@ from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.run import Reports
 from ipvs_proxy.kernel.monitor import Change as Happened
 from ipvs_proxy.kernel.monitor import Event
-from ipvs_proxy.kube.objects import KubernetesObject
+from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Service
 from ipvs_proxy.kube.store import Change
-from ipvs_proxy.plan.services import Context
+from ipvs_proxy.plan.services import Context, Fragment, plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
@@ -326,3 +326,38 @@ async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_new
         plane.kernel.addresses.clear()
         await rig.audit.notice([Event(Happened.LINK_REMOVED)])
         assert plane.kernel.addresses == {VIP.address}
+
+
+async def test_service_that_cannot_be_planned_harms_no_other(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(item: Service, slices: Iterable[EndpointSlice], context: Context) -> Fragment:
+        if item.metadata.name == "cursed":
+            raise RuntimeError("a bug")
+        return plan_service(item, slices, context)
+
+    monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", plan)
+    with capture_logs() as logs:
+        async with running(plane, service("cursed", cluster_ip="10.96.0.11"), WEB, SLICE):
+            assert set(plane.kernel.virtual_servers) == {VIP}
+    assert [entry["service"] for entry in logs if entry["event"] == "plan_failed"] == ["default/cursed"]
+
+
+async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repaired(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvs_proxy.agent.audit.LISTEN_AGAIN", 0.01)
+    begun = []
+
+    async def watch() -> AsyncIterator[list[Event]]:
+        begun.append(None)
+        plane.kernel.addresses.clear()
+        yield []
+        raise OSError("no buffer space")
+
+    async with running(plane, WEB, SLICE) as rig:
+        task = asyncio.create_task(follow_for_ever(rig.audit, watch))
+        await rig.until(lambda: len(begun) >= 2)
+        assert rig.repairs["addresses"] >= 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
