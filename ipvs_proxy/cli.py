@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from ipvs_proxy import __version__
-from ipvs_proxy.agent.settings import SETTINGS, SettingsError, effective
+from ipvs_proxy.agent.settings import SETTINGS, SETTINGS_BY_GROUP, Setting, SettingsError, effective
 from ipvs_proxy.agent.settings_file import read_file
+from ipvs_proxy.agent.settings_values import SWITCH
 
 _EXAMPLES = """\b
 Examples:
@@ -22,17 +23,34 @@ Examples:
 
 
 class _Commands(click.Group):
-    """Takes flags without a subcommand for those of ``run``, and underscores in flags for hyphens."""
+    """Takes flags without a subcommand for those of ``run``, in the ways of writing them that kube-proxy takes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``run`` in front where no subcommand is named."""
-        arguments = [_with_hyphens(argument) for argument in args]
+        arguments = [_as_click_reads_it(argument) for argument in args]
         own = {"--help", "-h", "--version", *self.commands}
         return super().parse_args(ctx, arguments if arguments and arguments[0] in own else ["run", *arguments])
 
 
-def _with_hyphens(argument: str) -> str:
+class _Run(click.Command):
+    """Shows its flags in the groups of the table."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one block of help for each group."""
+        shown = {option.name: option.get_help_record(ctx) for option in self.get_params(ctx)}
+        names = {group: [setting.name for setting in settings] for group, settings in SETTINGS_BY_GROUP.items()}
+        grouped = {name for group in names.values() for name in group}
+        names["Other"] = [name for name in shown if name is not None and name not in grouped]
+        for group, members in names.items():
+            with formatter.section(group):
+                formatter.write_dl([record for name in members if (record := shown[name]) is not None], col_max=34)
+
+
+def _as_click_reads_it(argument: str) -> str:
+    """Write ``--some_flag`` with hyphens, and ``-v=4``, which is Go's, as ``--v=4``."""
     name, equals, value = argument.partition("=")
+    if name == "-v" and equals:
+        return f"--v={value}"
     return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else argument
 
 
@@ -45,13 +63,17 @@ def main() -> None:
     """
 
 
-@main.command(epilog=_EXAMPLES)
+@main.command(cls=_Run, epilog=_EXAMPLES)
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="A KubeProxyConfiguration file; it replaces other flags"
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A KubeProxyConfiguration; it replaces the flags that it has fields for",
 )
 def run(config: Path | None, **flags: Any) -> None:
     """Run the agent until SIGTERM; the kernel then stays as it is."""
-    given = {name: value for name, value in flags.items() if value is not None}
+    # A repeatable flag that was not given is an empty tuple.
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
     try:
         fields, notes = (None, []) if config is None else read_file(config)
         settings = effective(given, fields)
@@ -65,8 +87,14 @@ def run(config: Path | None, **flags: Any) -> None:
     sys.exit(run_agent(dataclasses.replace(settings, notes=(*settings.notes, *notes))))
 
 
+def _add_flag(setting: Setting) -> None:
+    names = ["-v", setting.flag] if setting.flag == "--v" else [setting.flag]
+    how: dict[str, Any] = {"multiple": setting.kind.repeatable}
+    if setting.kind is SWITCH:
+        how |= {"is_flag": False, "flag_value": "true"}
+    default = f" (default {setting.default})" if setting.default not in {"", "false"} else ""
+    click.option(*names, setting.name, help=setting.help + default, metavar=setting.kind.name, **how)(run)
+
+
 for _setting in SETTINGS:
-    _shown = "" if _setting.default in {"", False} else f" (default {_setting.default})"
-    _names = ["-v", _setting.flag] if _setting.flag == "--v" else [_setting.flag]
-    _how: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if _setting.is_switch else {}
-    click.option(*_names, _setting.name, help=_setting.help + _shown, metavar="VALUE", **_how)(run)
+    _add_flag(_setting)

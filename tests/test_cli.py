@@ -23,7 +23,8 @@ def test_help_names_the_flags_and_imports_nothing_heavy() -> None:
         "print([name for name in ('aiohttp', 'kubernetes_asyncio', 'pyroute2') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert "--ipvs-scheduler" in done.stdout
+    for shown in ("--ipvs-scheduler", "Balancing:\n", "--config FILE", "-h, --help", "Examples:\n"):
+        assert shown in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
 
@@ -37,6 +38,36 @@ def test_unusable_setting_ends_the_start_with_one_line(arguments: list[str]) -> 
     done = ipvs_proxy(*arguments)
     assert done.returncode == 1
     assert done.stderr == "ipvs-proxy: error: --ipvs-sync-period: 'soon' is no duration such as 30s or 1m30s\n"
+
+
+def test_settings_reach_the_agent_in_the_ways_that_kube_proxy_takes_flags(tmp_path: Path) -> None:
+    config = tmp_path / "config.conf"
+    config.write_text("kind: KubeProxyConfiguration\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nmagic: 1\n")
+    code = (
+        "import sys, types\n"
+        "agent = types.ModuleType('ipvs_proxy.agent.run')\n"
+        "agent.run = lambda settings: print(settings) or 7\n"
+        "sys.modules['ipvs_proxy.agent.run'] = agent\n"
+        "from ipvs_proxy.cli import main\nmain()\n"
+    )
+    flags = ["-v=4", "--ipvs_exclude_cidrs=10.0.0.0/8,10.1.0.0/16", "--ipvs-exclude-cidrs", "fd00::/8"]
+    flags += ["--masquerade-all", "--ipvs-strict-arp=false", "--hostname_override=Node_1"]
+    command = [sys.executable, "-c", code]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 7, done.stderr
+    for part in (
+        "verbosity=4,",
+        "exclude_cidrs=(IPv4Network('10.0.0.0/8'), IPv4Network('10.1.0.0/16'), IPv6Network('fd00::/8'))",
+        "masquerade_all=True",
+        "strict_arp=False",
+        "node_name='node_1'",
+    ):
+        assert part in done.stdout
+    filed = [*command, "run", *flags, "--config", str(config)]
+    done = subprocess.run(filed, capture_output=True, text=True, check=False, timeout=60)
+    assert "exclude_cidrs=()" in done.stdout
+    assert "('config_decoded_leniently', {'unknown': ['magic'], 'duplicate': []})" in done.stdout
+    assert "'flags': ['--ipvs-exclude-cidrs', '--ipvs-strict-arp', '--masquerade-all']" in done.stdout
 
 
 def test_unknown_flag_is_bad_usage() -> None:

@@ -1,0 +1,181 @@
+"""The kinds of values that settings have: how each is written in a flag and in a file, and what it means.
+
+A kind promises that whatever it is given becomes a value or a ValueError that an operator understands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any, Final
+
+Network = IPv4Network | IPv6Network
+
+_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", re.ASCII)
+#: Go keeps durations as nanoseconds in 64 bits.
+_LONGEST: Final = (2**63 - 1) / 1e9
+_NETWORK: Final = re.compile(r"[0-9a-fA-F.:]+/\d{1,3}", re.ASCII)
+_TYPES: Final = {
+    dict: "a mapping",
+    list: "a list",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of value: its name in the help, how it is read, and the type that it has in a file.
+
+    ``read`` takes text, or what the file holds, and raises ValueError. The flag of a ``repeatable`` kind may be given
+    more than once, as Go's lists may.
+    """
+
+    name: str
+    read: Callable[[Any], Any]
+    in_file: type[object] = str
+    repeatable: bool = False
+
+    def read_from_file(self, value: Any) -> Any:
+        """Read what a file holds. Raises ValueError if it has another type, as kube-proxy's decoder does."""
+        if type(value) is not self.in_file:
+            raise ValueError(f"is {type_of(value)}, wanted {_TYPES[self.in_file]}")
+        if isinstance(value, list):
+            for index, element in enumerate(value):
+                if type(element) is not str:
+                    raise ValueError(f"element {index} is {type_of(element)}, wanted text")
+        return self.read(value)
+
+
+def type_of(value: Any) -> str:
+    """Name the type of a value of a file."""
+    return _TYPES.get(type(value), type(value).__name__)
+
+
+def duration(value: Any) -> float:
+    """Read a duration as Go writes it (``1m30s``); 0 is a duration without a unit. Gives seconds."""
+    text = str(value).strip()
+    if text == "0":
+        return 0.0
+    if not text or _DURATION.sub("", text):
+        raise ValueError(f"{text!r} is no duration such as 30s or 1m30s")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+    if seconds > _LONGEST:
+        raise ValueError("a duration has 292 years at most")
+    return seconds
+
+
+def duration_or(default: float) -> Callable[[Any], float]:
+    """Make a reader of durations where 0 means the default, in seconds."""
+    return lambda value: duration(value) or default
+
+
+def networks(value: Any) -> tuple[Network, ...]:
+    """Read CIDRs: a list of texts, each of which may have commas, or one such text."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    return tuple(_network(part) for text in texts for part in str(text).split(",") if part)
+
+
+def _network(text: str) -> Network:
+    # A bare address would be a network of one, and all pods outside of it.
+    if not _NETWORK.fullmatch(text):
+        raise ValueError(f"{text!r} is no CIDR such as 10.244.0.0/16")
+    return ip_network(text, strict=False)
+
+
+def cluster_networks(value: Any) -> tuple[Network, ...]:
+    """Read ``clusterCIDR``: one CIDR, or one of each family."""
+    found = networks(value)
+    if len({network.version for network in found}) != len(found):
+        raise ValueError(f"{value!r} has two CIDRs of one family; give one, or one for each family")
+    return found
+
+
+def whole_number(low: int, high: int) -> Callable[[Any], int]:
+    """Make a reader of integers within bounds."""
+
+    def read(value: Any) -> int:
+        text = str(value)
+        if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+            raise ValueError(f"{text!r} is no whole number")
+        if not low <= int(text) <= high:
+            raise ValueError(f"{text} is not between {low} and {high}")
+        return int(text)
+
+    return read
+
+
+def switch(value: Any) -> bool:
+    """Read a boolean, also in the short forms that Go takes."""
+    word = str(value).lower()
+    if word in {"true", "t", "1"}:
+        return True
+    if word in {"false", "f", "0"}:
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+def bind_address(port: int) -> Callable[[Any], str]:
+    """Make a reader of ``IP`` or ``IP:port``; nothing stays nothing."""
+
+    def read(value: Any) -> str:
+        text = str(value)
+        if not text:
+            return ""
+        host, _, number = text.rpartition(":")
+        if not host or (text.count(":") > 1 and not text.startswith("[")):
+            host, number = text, str(port)
+        host = host.removeprefix("[").removesuffix("]")
+        if not _is_address(host):
+            raise ValueError(f"{text!r} is neither an IP address nor one with a port, as 127.0.0.1:80 and [::1]:80 are")
+        if not re.fullmatch(r"[0-9]{1,5}", number) or not 1 <= int(number) <= 65535:
+            raise ValueError(f"{number!r} is no port: that is a number from 1 to 65535")
+        return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
+
+    return read
+
+
+def any_address(value: Any) -> str:
+    """Read an IP address."""
+    if not _is_address(str(value)):
+        raise ValueError(f"{value!r} is no IP address")
+    return str(ip_address(str(value)))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def one_of(*choices: str) -> Callable[[Any], str]:
+    """Make a reader of one of some words."""
+
+    def read(value: Any) -> str:
+        if str(value) not in choices:
+            raise ValueError(f"{value!r} is none of {', '.join(choice for choice in choices if choice)}")
+        return str(value)
+
+    return read
+
+
+def directory(value: Any) -> Path | None:
+    """Read a path; nothing if it is empty."""
+    return Path(value) if value else None
+
+
+TEXT: Final = Kind("TEXT", str)
+DURATION: Final = Kind("DURATION", duration)
+SWITCH: Final = Kind("[true|false]", switch, bool)
+NETWORKS: Final = Kind("CIDR,...", networks, list, repeatable=True)
+CLUSTER_NETWORKS: Final = Kind("CIDR[,CIDR]", cluster_networks)
+ADDRESS: Final = Kind("IP", any_address)
+DIRECTORY: Final = Kind("DIRECTORY", directory)
