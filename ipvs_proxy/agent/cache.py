@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
-from ipvs_proxy.plan.services import SERVICE_NAME, ServiceName
+from ipvs_proxy.plan.fragment import ServiceName
+from ipvs_proxy.plan.services import SERVICE_NAME
 
 #: Annotation of the EndpointSlice controller: when the change happened that led to this version (RFC 3339).
 LAST_CHANGE_TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"

@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import product
 from typing import Protocol
 
 import structlog
@@ -22,8 +23,11 @@ from ipvs_proxy.kube.objects import Node, Service
 from ipvs_proxy.kube.store import Change
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
+from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.services import Context, Fragment, ServiceName, plan_service
+from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.sets import INTERNAL, set_name
 from ipvs_proxy.plan.tables import Family, VirtualServerKey
 
 log = structlog.get_logger(__name__)
@@ -53,8 +57,8 @@ class Recorder(Protocol):
     def programmed(self, *, seconds_since_trigger: float) -> None:
         """A change of endpoints is in the kernel now, so long after it happened in the cluster."""
 
-    def no_local_endpoints(self, services: dict[Family, int]) -> None:
-        """So many Services with a policy of Local have no endpoint here, although there are some."""
+    def no_local_endpoints(self, services: dict[tuple[str, Family], int]) -> None:
+        """So many Services have a policy (internal, external) of Local and no endpoint here, though elsewhere."""
 
     def node_changed(self, node: Node | None) -> None:
         """The own Node changed."""
@@ -64,9 +68,16 @@ class Controller:
     """Keeps the dirty set and turns it into calls of the programmer."""
 
     def __init__(
-        self, programmer: Programmer, *, context: Context, recorder: Recorder, min_sync_period: float = 0.0
+        self,
+        programmer: Programmer,
+        *,
+        context: Context,
+        recorder: Recorder,
+        marks: Marks,
+        min_sync_period: float = 0.0,
     ) -> None:
         self.cache = Cache()
+        self._marks = marks
         self.started = asyncio.Event()
         self._programmer = programmer
         self._context = context
@@ -78,7 +89,7 @@ class Controller:
         self._wake = asyncio.Event()
         self._triggers: dict[ServiceName, list[datetime]] = {}
         self._omissions: dict[ServiceName, list[Omission]] = {}
-        self._no_local: dict[ServiceName, set[Family]] = {}
+        self._no_local: dict[ServiceName, set[tuple[str, Family]]] = {}
         self._losers: dict[VirtualServerKey, set[ServiceName]] = {}
         self._born = datetime.now(UTC)
 
@@ -139,8 +150,11 @@ class Controller:
                 log.error("kernel_not_readable", error=str(error), retry_in_seconds=delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 30.0)
+        for family in Family:
+            self._marks.restore(self._programmer.actual.entries.get(set_name(INTERNAL, family), ()))
         self._dirty |= self.cache.services.keys()
         operations = await self._sync()
+        self._marks.forget_restored()
         operations += len(await self._programmer.program_everything())
         self.started.set()
         log.info(
@@ -187,7 +201,11 @@ class Controller:
     def _plan(self, name: ServiceName) -> Touched:
         service = self.cache.services.get(name)
         try:
-            fragment = None if service is None else plan_service(service, self.cache.slices(name), self._context)
+            if service is None:
+                fragment = None
+                self._marks.keep(name, ())
+            else:
+                fragment = plan_service(service, self.cache.slices(name), self._context, self._marks)
         except Exception:
             # Planning is meant never to fail. Should it do so, this Service stays as it is and no other is harmed.
             log.exception("plan_failed", service=str(name))
@@ -208,8 +226,12 @@ class Controller:
         service = self.cache.services.get(name)
         return (1 if service is not None and is_cluster_dns(service) else 2), name
 
-    def _count_no_local(self) -> dict[Family, int]:
-        return {family: sum(family in families for families in self._no_local.values()) for family in Family}
+    def _count_no_local(self) -> dict[tuple[str, Family], int]:
+        counts = dict.fromkeys(product(("internal", "external"), Family), 0)
+        for found in self._no_local.values():
+            for policy in found:
+                counts[policy] += 1
+        return counts
 
     def _report_omissions(self, name: ServiceName, fragment: Fragment | None) -> None:
         """Log what a plan leaves out, once for as long as it stays so."""

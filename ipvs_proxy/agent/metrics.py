@@ -135,11 +135,11 @@ class Metrics:
         for family in self._families:
             self._latency.labels(family).observe(seconds_since_trigger)
 
-    def no_local_endpoints(self, services: dict[Family, int]) -> None:
-        """Set the number of Services whose Local policy finds no endpoint here."""
-        for family, number in services.items():
+    def no_local_endpoints(self, services: dict[tuple[str, Family], int]) -> None:
+        """Set the number of Services whose Local policy (internal, external) finds no endpoint here."""
+        for (policy, family), number in services.items():
             if family.label in self._families:
-                self._no_local.labels("internal", family.label).set(number)
+                self._no_local.labels(policy, family.label).set(number)
 
     def operation(self, operation: Operation, succeeded: bool) -> None:
         """Count an operation on a kernel table."""

@@ -21,6 +21,7 @@ import structlog
 from ipvs_proxy.agent.retries import RetryQueue
 from ipvs_proxy.kernel.dataplane import Failure, table_of
 from ipvs_proxy.kernel.socket import UNKNOWN
+from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch
 from ipvs_proxy.plan.tables import (
@@ -135,11 +136,12 @@ class Programmer:
     def is_ours(self, key: VirtualServerKey) -> bool:
         """Tell whether a virtual server found in the kernel may be changed or deleted.
 
-        It is ours if it is desired or its address is on our link, unless ``excludeCIDRs`` keeps us from it.
+        It is ours if it is desired, or if the kernel's other tables say so (see ``plan.ownership``), unless
+        ``excludeCIDRs`` keeps us from it.
         """
         if key in self.desired.virtual_servers:
             return True
-        if key.address not in self.actual.addresses:
+        if not ownership.is_ours(key, self.actual):
             return False
         address = ip_address(key.address)
         return not any(address in network for network in self._exclude)

@@ -42,7 +42,8 @@ from ipvs_proxy.kube.manifests import ManifestsError, follow_manifests
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.kube.reflector import reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
-from ipvs_proxy.plan.services import Context
+from ipvs_proxy.plan.fragment import Context
+from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family
 
@@ -113,6 +114,7 @@ async def _run(settings: Settings) -> None:
         programmer,
         context=Context(settings.node_name, settings.scheduler, families=host.families),
         recorder=Reports(metrics, health),
+        marks=Marks(settings.masquerade_bit),
         min_sync_period=settings.min_sync_period,
     )
     # A socket of its own: the audit reads beside the writes.

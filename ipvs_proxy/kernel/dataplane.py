@@ -98,7 +98,7 @@ class Dataplane:
         not be added, so that its address never leads to a port of the node itself.
         """
         failures: list[Failure] = []
-        missing: set[tuple[bytes, int, int]] = set()
+        missing: set[VirtualServerKey] = set()
         for table, group in groupby(operations, table_of):
             batch = list(group)
             if table == "sets" and missing:
@@ -120,8 +120,12 @@ class Dataplane:
         return {"ipvs": self.ipvs, "addresses": self.addresses, "sets": self.sets}[name]
 
 
-def _leads_to(operation: Operation, missing: set[tuple[bytes, int, int]]) -> bool:
-    return isinstance(operation, SetEntryOperation) and operation.verb is Verb.ADD and operation.entry[:3] in missing
+def _leads_to(operation: Operation, missing: set[VirtualServerKey]) -> bool:
+    return (
+        isinstance(operation, SetEntryOperation)
+        and operation.verb is Verb.ADD
+        and VirtualServerKey(*operation.entry[:3]) in missing
+    )
 
 
 def _is_as_wanted(operation: Operation, code: int) -> bool:

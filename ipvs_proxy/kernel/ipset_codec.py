@@ -43,7 +43,9 @@ _TYPE: Final = _SUBSYSTEM | 13
 _A_PROTOCOL, _A_SETNAME, _A_TYPENAME, _A_REVISION, _A_FAMILY, _, _A_DATA, _A_ADT, _A_LINE, _A_MINIMUM = range(1, 11)
 
 # IPSET_ATTR_* of a set or a member
-_IP, _PORT, _PORT_TO, _PROTO, _MEMBER_LINE, _HASHSIZE, _MAXELEM, _IP2, _CIDR2 = 1, 4, 5, 7, 9, 18, 19, 20, 21
+_IP, _PORT, _PORT_TO, _PROTO, _FLAGS, _MEMBER_LINE, _HASHSIZE, _MAXELEM, _IP2, _CIDR2 = 1, 4, 5, 7, 8, 9, 18, 19, 20, 21
+_SKBMARK: Final = 27
+_WITH_SKBINFO: Final = 0x40  # IPSET_FLAG_WITH_SKBINFO
 _IPADDR: Final = {4: 1, 16: 2}
 
 #: struct nfgenmsg: family, version, resource.
@@ -165,7 +167,7 @@ def encode_create(
     definition: SetDefinition, *, protocol: int, revision: int, hash_size: int, maximum_members: int
 ) -> Request:
     """Give the message that creates a set; it fails if one of that name exists, whatever it is."""
-    name, kind, family, _ = definition
+    name, kind, family, _, marks = definition
     if kind is SetType.BITMAP_PORT:
         family_number = 0
         data = _port_attribute(_PORT, 0) + _port_attribute(_PORT_TO, 0xFFFF)
@@ -173,7 +175,11 @@ def encode_create(
         family_number = int(family)
         data = b"".join(
             ATTRIBUTE.pack(8, number | NETWORK_ORDER) + value.to_bytes(4, "big")
-            for number, value in ((_HASHSIZE, hash_size), (_MAXELEM, maximum_members))
+            for number, value in (
+                (_HASHSIZE, hash_size),
+                (_MAXELEM, maximum_members),
+                *(((_FLAGS, _WITH_SKBINFO),) * marks),
+            )
         )
     payload = (
         _head(protocol, name=name, family=family_number)
@@ -223,7 +229,7 @@ def encode_member(entry: SetEntry, kind: SetType) -> bytes:
             return data
         data += _port_attribute(_PORT, entry.port) + _BYTE_ATTRIBUTE.pack(5, _PROTO, entry.protocol)
         if kind is SetType.HASH_IP_PORT:
-            return data
+            return data + _mark_attribute(entry.mark) if entry.mark else data
         data += _address_attribute(_IP2, entry.source)
         if kind is SetType.HASH_IP_PORT_NET and entry.prefix_length is not None:
             data += _BYTE_ATTRIBUTE.pack(5, _CIDR2, entry.prefix_length)
@@ -266,7 +272,8 @@ def _decode_member(found: dict[int, bytes], kind: SetType) -> SetEntry:
         return SetEntry(address)
     protocol = integer(found, _PROTO, 0)
     if kind is SetType.HASH_IP_PORT:
-        return SetEntry(address, protocol, number)
+        mark = int.from_bytes(found.get(_SKBMARK, b"")[:4], "big")
+        return SetEntry(address, protocol, number, mark=mark)
     source = _decode_address(found.get(_IP2))
     if kind is SetType.HASH_IP_PORT_IP:
         return SetEntry(address, protocol, number, source)
@@ -288,6 +295,11 @@ def _head(protocol: int, *, name: str | None = None, family: int = Family.IPV4) 
 
 def _port_attribute(number: int, port: int) -> bytes:
     return _PORT_ATTRIBUTE.pack(6, number | NETWORK_ORDER, port.to_bytes(2, "big"))
+
+
+def _mark_attribute(mark: int) -> bytes:
+    """Give the mark with a mask that leaves nothing of the mark that a packet had: IPVS compares whole marks."""
+    return ATTRIBUTE.pack(12, _SKBMARK | NETWORK_ORDER) + (mark << 32 | 0xFFFF_FFFF).to_bytes(8, "big")
 
 
 def _address_attribute(number: int, address: bytes) -> bytes:

@@ -4,6 +4,12 @@ Pure. The chains, jumps and rules are those of kube-proxy's IPVS mode, in its or
 writes a rule only while the set that it refers to has members, it is always there: all sets exist from the start and an
 empty set matches nothing, so the text depends on the configuration alone and not on the Services.
 
+Our own are the chains of the mangle table, whose names start with ``IPVS-PROXY-``. They come before IPVS on every way
+into it. ``PREROUTING`` and ``OUTPUT`` give packets of clients in the cluster the mark that leads to all endpoints where
+the policy is ``Local`` (see ``plan.marks``), and ``KUBE-POSTROUTING`` gives those that need it an address of the node.
+``SOURCES`` keeps the node's own connections to the source ranges of a load balancer: kube-proxy needs a rule for each
+of its addresses and ports there, as its filter comes after IPVS has rewritten the packet.
+
 Rules are written as ``iptables-save`` prints them (1.8.9, both variants), so a rule is right if it is the same string.
 
 Two rules have two texts. ``-m physdev ! --physdev-is-in`` keeps what comes in through a bridge out of a shortcut, but
@@ -21,10 +27,14 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final, NamedTuple
 
 from ipvs_proxy.plan import sets
+from ipvs_proxy.plan.marks import CLASS, CLASS_MASK
 from ipvs_proxy.plan.tables import Family
 
 NAT: Final = "nat"
 FILTER: Final = "filter"
+MANGLE: Final = "mangle"
+#: In the order in which they are written.
+TABLES: Final = (NAT, FILTER, MANGLE)
 
 SERVICES: Final = "KUBE-SERVICES"
 POSTROUTING: Final = "KUBE-POSTROUTING"
@@ -36,6 +46,11 @@ FIREWALL: Final = "KUBE-PROXY-FIREWALL"
 SOURCE_RANGES: Final = "KUBE-SOURCE-RANGES-FIREWALL"
 IPVS_FILTER: Final = "KUBE-IPVS-FILTER"
 IPVS_OUT_FILTER: Final = "KUBE-IPVS-OUT-FILTER"
+MARK_INCOMING: Final = "IPVS-PROXY-PREROUTING"
+MARK_OUTGOING: Final = "IPVS-PROXY-OUTPUT"
+OWN_SOURCES: Final = "IPVS-PROXY-SOURCES"
+
+_CLASS: Final = f"{CLASS:#x}/{CLASS_MASK:#x}"
 
 
 class Chain(NamedTuple):
@@ -62,6 +77,7 @@ class Jump(NamedTuple):
 CHAINS: Final = (
     *(Chain(NAT, name) for name in (SERVICES, POSTROUTING, NODE_PORT, LOAD_BALANCER, MARK_MASQUERADE)),
     *(Chain(FILTER, name) for name in (FORWARD, NODE_PORT, FIREWALL, SOURCE_RANGES, IPVS_FILTER, IPVS_OUT_FILTER)),
+    *(Chain(MANGLE, name) for name in (MARK_INCOMING, MARK_OUTGOING, OWN_SOURCES)),
 )
 
 #: In the order in which they are inserted, each before all rules of its chain.
@@ -75,6 +91,8 @@ JUMPS: Final = (
     Jump(FILTER, "FORWARD", FIREWALL, "kube-proxy firewall rules"),
     Jump(FILTER, "INPUT", IPVS_FILTER, "kubernetes ipvs access filter"),
     Jump(FILTER, "OUTPUT", IPVS_OUT_FILTER, "kubernetes ipvs access filter"),
+    Jump(MANGLE, "PREROUTING", MARK_INCOMING, "ipvs-proxy clients in the cluster"),
+    Jump(MANGLE, "OUTPUT", MARK_OUTGOING, "ipvs-proxy clients on the node"),
 )
 
 #: What the kernel and iptables both take as the name of a network interface.
@@ -109,7 +127,8 @@ class RuleSettings:
 
     ``masquerade_bit`` is the bit (0 to 31) of the packet mark that asks for masquerading. With ``masquerade_all`` all
     traffic to cluster IPs is masqueraded; without it, what does not come from ``local``; with neither, only what the
-    node sends from a virtual server's address.
+    node sends from a virtual server's address. ``own_pods`` is the network of this node's pods, if it is known: where
+    the policy is ``Local``, clients in the cluster that are certainly on this node keep their address.
 
     Raises:
         ValueError: if a value cannot be written as a rule.
@@ -119,6 +138,7 @@ class RuleSettings:
     masquerade_bit: int = 14
     masquerade_all: bool = False
     local: IPv4Network | IPv6Network | Interface | None = None
+    own_pods: IPv4Network | IPv6Network | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.masquerade_bit <= 31:
@@ -146,6 +166,7 @@ def render(settings: RuleSettings, *, family: Family, random_fully: bool, bridge
     rules = {
         NAT: _nat(settings, family=family, random_fully=random_fully, bridge_netfilter=bridge_netfilter),
         FILTER: _filter(settings, family=family),
+        MANGLE: _mangle(settings, family=family),
     }
     chains = {chain: tuple(f"-A {chain.name} {rule}" for rule in rules[chain.table][chain.name]) for chain in CHAINS}
     return Ruleset(chains, tuple(Rule(jump.table, jump.text) for jump in JUMPS))
@@ -194,6 +215,7 @@ def _nat(
         ),
         POSTROUTING: (
             f"{refer.commented(sets.LOOP_BACK, 'dst,dst,src')} -j MASQUERADE",
+            *_masquerade_cluster_clients(settings),
             f"-m mark ! --mark {mark}/{mark} -j RETURN",
             f"-j MARK --set-xmark {mark}/0x0",
             _comment("kubernetes service traffic requiring SNAT") + " -j MASQUERADE" + " --random-fully" * random_fully,
@@ -217,19 +239,54 @@ def _nat(
     }
 
 
+def _masquerade_cluster_clients(settings: RuleSettings) -> tuple[str, ...]:
+    """Give the rules for marked packets, which may leave for any endpoint.
+
+    The answer has to come back through this node: that is certain only for pods of this node. What else is in the
+    cluster's network may be a pod of another node.
+    """
+    comment = _comment("clients in the cluster, local policy")
+    from_node = f"-m mark --mark {_CLASS} {comment} -m addrtype --src-type LOCAL -j MASQUERADE"
+    if settings.local is None or isinstance(settings.local, Interface) or settings.local == settings.own_pods:
+        return (from_node,)
+    not_own = "" if settings.own_pods is None else f"! -s {settings.own_pods} "
+    return (from_node, f"{not_own}-m mark --mark {_CLASS} {comment} -j MASQUERADE")
+
+
+def _mangle(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str]]:
+    refer = _Sets(family)
+    mark = f"-j SET --map-set {sets.set_name(sets.INTERNAL, family)} dst,dst --map-mark"
+    return {
+        MARK_INCOMING: () if settings.local is None else (f"{_from_local(settings.local, family)}{mark}",),
+        MARK_OUTGOING: (f"{refer.match(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {OWN_SOURCES}", mark),
+        OWN_SOURCES: (*_allowed_sources(refer), "-j DROP"),
+    }
+
+
+def _allowed_sources(refer: _Sets) -> tuple[str, ...]:
+    return tuple(
+        f"{refer.commented(base, 'dst,dst,src')} -j RETURN"
+        for base in (sets.LOAD_BALANCER_SOURCE_CIDR, sets.LOAD_BALANCER_SOURCE_IP)
+    )
+
+
+def _from_local(local: IPv4Network | IPv6Network | Interface, family: Family, *, negation: str = "") -> str:
+    """Match what pods send (or with the negation ``! `` what others send)."""
+    if isinstance(local, Interface):
+        return f"{negation}-i {local.name}{'+' * local.is_prefix} "
+    if local.version != (4 if family is Family.IPV4 else 6):
+        raise ValueError(f"the local network {local} is not of the family {family.label}")
+    return f"{negation}-s {local} "
+
+
 def _masquerade_cluster_ips(settings: RuleSettings, family: Family) -> str:
-    local = settings.local
     origin, directions = "", "dst,dst"
     if settings.masquerade_all:
         pass
-    elif local is None:
+    elif settings.local is None:
         directions = "src,dst"
-    elif isinstance(local, Interface):
-        origin = f"! -i {local.name}{'+' * local.is_prefix} "
-    elif local.version != (4 if family is Family.IPV4 else 6):
-        raise ValueError(f"the local network {local} is not of the family {family.label}")
     else:
-        origin = f"! -s {local} "
+        origin = _from_local(settings.local, family, negation="! ")
     return f"{origin}{_Sets(family).commented(sets.CLUSTER_IP, directions)} -j {MARK_MASQUERADE}"
 
 
@@ -244,17 +301,17 @@ def _filter(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str
             f"{_comment('kubernetes forwarding conntrack rule')} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         ),
         NODE_PORT: (f"{refer.commented(sets.HEALTH_CHECK_NODE_PORT, 'dst')} -j ACCEPT",),
-        FIREWALL: (f"{refer.commented(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {SOURCE_RANGES}",),
-        SOURCE_RANGES: (
-            f"{refer.commented(sets.LOAD_BALANCER_SOURCE_CIDR, 'dst,dst,src')} -j RETURN",
-            f"{refer.commented(sets.LOAD_BALANCER_SOURCE_IP, 'dst,dst,src')} -j RETURN",
-            "-j DROP",
+        FIREWALL: (
+            f"{refer.commented(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {SOURCE_RANGES}",
+            # What IPVS finds no real server for it refuses; the API documents that these are dropped.
+            f"-m mark ! --mark {_CLASS} -m conntrack --ctstate NEW {refer.commented(sets.NO_LOCAL, 'dst,dst')} -j DROP",
         ),
+        SOURCE_RANGES: (*_allowed_sources(refer), "-j DROP"),
         IPVS_FILTER: (
             *(f"{refer.match(base, 'dst,dst')} -j RETURN" for base in known),
             f"{refer.match(sets.HEALTH_CHECK_NODE_PORT, 'dst')} -j RETURN",
             f"-m conntrack --ctstate NEW {refer.match(sets.IPVS_IPS, 'dst')} -j REJECT --reject-with {reject}",
         ),
-        # Its rules name virtual servers that only some sources may use; there are none of these yet.
+        # What kube-proxy has here is in our own chain for sources.
         IPVS_OUT_FILTER: (),
     }

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from ipvs_proxy.kernel.iptables_render import CHAINS, FILTER, NAT, Chain, Rule, Ruleset
+from ipvs_proxy.kernel.iptables_render import CHAINS, TABLES, Chain, Rule, Ruleset
 
 #: From a rule as we write it to what this node's iptables prints for it.
 Forms = Mapping[Rule, str]
@@ -26,7 +26,7 @@ _OUR_CHAINS: Final = frozenset(CHAINS)
 _OUR_NAMES: Final = frozenset(chain.name for chain in CHAINS)
 #: Options whose values every version prints, whatever the order and the defaults around them.
 _MEANINGFUL: Final = frozenset(
-    {"-A", "-s", "-d", "-i", "-o", "-p", "-j", "-g", "--match-set", "--src-type", "--dst-type"}
+    {"-A", "-s", "-d", "-i", "-o", "-p", "-j", "-g", "--match-set", "--map-set", "--src-type", "--dst-type"}
 )
 
 
@@ -83,7 +83,7 @@ def payload(wanted: Ruleset, jumps: Iterable[Rule]) -> str:
     """
     missing = list(jumps)
     lines: list[str] = []
-    for table in (NAT, FILTER):
+    for table in TABLES:
         chains = [chain for chain in wanted.chains if chain.table == table]
         lines.append(f"*{table}")
         lines += [f":{chain.name} - [0:0]" for chain in chains]
@@ -101,7 +101,7 @@ def removal(wanted: Ruleset, found: Ruleset) -> str:
     ours = set(wanted.jumps)
     used = {(rule.table, rule.text.rsplit(" ", 1)[1]) for rule in found.jumps if rule not in ours}
     lines: list[str] = []
-    for table in (NAT, FILTER):
+    for table in TABLES:
         names = [chain.name for chain in found.chains if chain.table == table]
         lines.append(f"*{table}")
         lines += [f":{name} - [0:0]" for name in names]
@@ -161,7 +161,7 @@ def _meaning(rule: str) -> list[tuple[str, ...]]:
     parts: list[tuple[str, ...]] = []
     for position, word in enumerate(words):
         if word in _MEANINGFUL:
-            length = 3 if word == "--match-set" else 2
+            length = 3 if word.endswith("-set") else 2
             negation = words[position - 1 : position] if words[max(0, position - 1)] == "!" else []
             parts.append((*negation, *words[position : position + length]))
         elif word.endswith("mark") and word.startswith("--"):

@@ -23,11 +23,13 @@ from ipvs_proxy.kernel.netlink import (
     text,
     text_attribute,
 )
+from ipvs_proxy.plan.marks import is_ours, mark_key
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
     HASHED,
     PERSISTENT,
+    Family,
     Protocol,
     RealServer,
     RealServerKey,
@@ -73,6 +75,7 @@ _ALL: Final = 0xFFFFFFFF
 _GENERIC: Final = Struct("=BBxx")
 #: The nested attribute that names a virtual server: family, protocol, address, port.
 _KEY: Final = Struct("=HH HHHxx HHHxx HH16s HH2sxx")
+_MARK_KEY: Final = Struct("=HH HHHxx HHI")
 #: What it takes besides to add or set a virtual server: flags and their mask, timeout, netmask.
 _SETTINGS: Final = Struct("=HHII HHI HH4s")
 #: The nested attribute that names a real server, and the one that describes it.
@@ -101,7 +104,7 @@ class Connections(NamedTuple):
 
 
 class ForeignVirtualServer(NamedTuple):
-    """A virtual server that cannot be ours: of a firewall mark, or of a protocol that Services do not have."""
+    """A virtual server that cannot be ours: of a mark that is not ours, or of a protocol that Services do not have."""
 
     family: int
     fwmark: int
@@ -128,14 +131,16 @@ class Timeouts(NamedTuple):
 
 
 def encode_key(key: VirtualServerKey) -> bytes:
-    """Give the nested attribute that names a virtual server.
+    """Give the nested attribute that names a virtual server, by its mark if it has one.
 
     Raises:
-        ValueError: if the address has not 4 or 16 bytes or the port not 16 bits.
+        ValueError: if the address has not 4 or 16 bytes, the port not 16 bits or the mark not 32.
 
     """
-    address, protocol, port = key
+    address, protocol, port, mark = key
     try:
+        if mark:
+            return _MARK_KEY.pack(*(_MARK_KEY.size, _SERVICE | NESTED), *(6, _AF, _af_of(address)), *(8, _FWMARK, mark))
         return _KEY.pack(
             *(_KEY.size, _SERVICE | NESTED),
             *(6, _AF, _af_of(address)),
@@ -267,13 +272,17 @@ def decode_virtual_server(payload: bytes) -> VirtualServer | ForeignVirtualServe
     protocol = integer(found, _PROTOCOL, 0)
     address, port = _decode_address(found.get(_ADDRESS, bytes(16)), af), _decode_port(found.get(_PORT, b"\0\0"))
     scheduler = text(found.get(_SCHEDULER, b""))
-    if fwmark or protocol not in _PROTOCOLS:
+    if is_ours(fwmark) and af in {_AF_INET, _AF_INET6}:
+        key = mark_key(fwmark, Family(af))
+    elif fwmark or protocol not in _PROTOCOLS:
         return ForeignVirtualServer(af, fwmark, protocol, address, port, scheduler)
+    else:
+        key = VirtualServerKey(address, protocol, port)
     # struct ip_vs_flags: flags, mask
     flags = integer({_FLAGS: found.get(_FLAGS, b"")[:4]}, _FLAGS) & ~HASHED
     persistent = bool(flags & PERSISTENT)
     return VirtualServer(
-        VirtualServerKey(address, protocol, port),
+        key,
         scheduler,
         flags,
         integer(found, _TIMEOUT, 0) if persistent else 0,

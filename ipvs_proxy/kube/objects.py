@@ -66,6 +66,28 @@ class ServiceSpec(Struct, frozen=True):
     session_affinity_config: SessionAffinityConfig | None = None
     internal_traffic_policy: str | None = None
     external_traffic_policy: str | None = None
+    external_ips: list[str] | None = msgspec.field(default=None, name="externalIPs")
+    load_balancer_source_ranges: list[str] | None = None
+    health_check_node_port: PortNumber = 0
+
+
+class LoadBalancerIngress(Struct, frozen=True):
+    """One element of ``status.loadBalancer.ingress``."""
+
+    ip: str = ""
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(Struct, frozen=True):
+    """``status.loadBalancer``."""
+
+    ingress: list[LoadBalancerIngress] | None = None
+
+
+class ServiceStatus(Struct, frozen=True):
+    """A Service's ``status``."""
+
+    load_balancer: LoadBalancerStatus = LoadBalancerStatus()
 
 
 class Service(Struct, frozen=True):
@@ -73,6 +95,7 @@ class Service(Struct, frozen=True):
 
     metadata: ObjectMeta
     spec: ServiceSpec = ServiceSpec()
+    status: ServiceStatus = ServiceStatus()
 
 
 class EndpointConditions(Struct, frozen=True):

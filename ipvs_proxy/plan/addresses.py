@@ -43,3 +43,33 @@ def _parse_ipv6(text: str) -> bytes | None:
 def is_of(address: bytes, family: Family) -> bool:
     """Tell whether a packed address belongs to a family."""
     return len(address) == (4 if family is Family.IPV4 else 16)
+
+
+def is_special(address: bytes) -> bool:
+    """Tell whether a packed address can be nobody's on a network: unspecified, loopback, multicast or broadcast.
+
+    IPv6 link-local addresses count too, as they mean nothing without an interface. The API's validation refuses these
+    (``ValidateNonSpecialIP`` of Kubernetes), but objects of other origin have them.
+    """
+    if len(address) == 4:
+        return address[0] == 127 or 224 <= address[0] < 240 or address in {bytes(4), b"\xff" * 4}
+    if not any(address[:15]):
+        return address[15] < 2
+    return address[0] == 0xFF or (address[0] == 0xFE and address[1] & 0xC0 == 0x80)
+
+
+def parse_network(text: str) -> tuple[bytes, int] | None:
+    """Read a CIDR as kube-proxy does: the packed network address with host bits masked off, and the prefix length.
+
+    White space around it is ignored, and addresses are read as ``parse_address`` does. ``None`` if it is none.
+    """
+    base, slash, suffix = text.strip().partition("/")
+    address = parse_address(base)
+    if address is None or not slash or not suffix.isascii() or not suffix.isdigit():
+        return None
+    bits = len(address) * 8
+    length = int(suffix) - (96 if bits == 32 and ":" in base else 0)
+    if not 0 <= length <= bits:
+        return None
+    number = int.from_bytes(address, "big") >> (bits - length) << (bits - length)
+    return number.to_bytes(len(address), "big"), length

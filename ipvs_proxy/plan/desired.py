@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
-from ipvs_proxy.plan.services import Fragment, ServiceName
+from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.tables import SetEntry, VirtualServer, VirtualServerKey
 
 T = TypeVar("T")

@@ -1,11 +1,21 @@
 """The difference between what is desired and what the kernel holds, as operations in a safe order.
 
-The order within one round: what makes a connection work comes first and the address that attracts connections last. A
-local endpoint is in the hairpin set before it is a real server, because the first packet decides whether a connection
-is masqueraded; a virtual server is there before the filter chains let its port pass. For removals the members of the
-sets go first, so that the filter chains refuse new connections to an address (and never let them reach a port of the
-node itself) while the virtual server and the address go. A virtual server goes before its address, so what a crash
-leaves in between is either known as ours by its address or attracts no connections.
+The phases of one round, and why they come in this order:
+
+1. What keeps the client's address or leads to a mark's virtual server ends before real servers elsewhere come in.
+2. What has to hold when the first packet comes: a local endpoint is in the hairpin set and a node port is masqueraded
+   before there is a real server, because the first packet decides for its connection; new source ranges are there
+   before the old ones go, and before the set that says that there are any.
+3. Virtual and real servers are added and set.
+4. What needs them: the members by which the filter chains let a port pass, so that the address never leads to a port of
+   the node itself; the policy Local; the marks.
+5. The addresses, which attract connections.
+6. Removals in the opposite order: first the members that let connections pass, so that new ones are refused, then the
+   virtual servers, then the addresses, then the rest. A virtual server goes before its address and its node port's
+   member, so what a crash leaves is still known as ours.
+
+A port whose virtual server exists already, or whose address is not on our link, is let pass in phase 2: nothing is
+exposed by that, and a change of policy has its masquerading before it has remote real servers.
 """
 
 from __future__ import annotations
@@ -14,8 +24,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.sets import IPVS_IPS, LOOP_BACK, set_name
 from ipvs_proxy.plan.tables import (
     DRAINING,
     AddressOperation,
@@ -34,8 +44,28 @@ from ipvs_proxy.plan.tables import (
 
 T = TypeVar("T")
 
-_ADDRESS_SETS = frozenset(set_name(IPVS_IPS, family) for family in Family)
-_HAIRPIN_SETS = frozenset(set_name(LOOP_BACK, family) for family in Family)
+_BOTH_FAMILIES = tuple(Family)
+
+
+def _of(*bases: str) -> frozenset[str]:
+    return frozenset(sets.set_name(base, family) for base in bases for family in _BOTH_FAMILIES)
+
+
+#: Members that keep the client's address, or lead to a mark: they end first and begin late.
+_KEEPING = _of(
+    sets.LOAD_BALANCER_LOCAL,
+    sets.NODE_PORT_LOCAL_TCP,
+    sets.NODE_PORT_LOCAL_UDP,
+    sets.NODE_PORT_LOCAL_SCTP,
+    sets.INTERNAL,
+)
+#: Members that let connections to a virtual server pass.
+_DOORS = _of(sets.CLUSTER_IP, sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
+#: Members that say which of them have source ranges, and those ranges.
+_FIREWALLED = _of(sets.LOAD_BALANCER_FW)
+_RANGES = _of(sets.LOAD_BALANCER_SOURCE_CIDR, sets.LOAD_BALANCER_SOURCE_IP)
+_ADDRESSES = _of(sets.IPVS_IPS)
+_HEALTH = _of(sets.HEALTH_CHECK_NODE_PORT)
 
 
 @dataclass(slots=True)
@@ -87,23 +117,49 @@ def _record_member(members: set[T], verb: Verb, member: T) -> None:
 
 def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -> list[Operation]:
     """Give the operations that bring the touched objects from ``actual`` to ``desired``, in a safe order."""
-    ipvs = [
+    operations: list[Operation] = [
         operation
         for key in touched.virtual_servers
         for operation in virtual_server_difference(desired.virtual_servers.get(key), actual.virtual_servers.get(key))
     ]
-    entries = list(_entry_difference(desired, actual, touched.entries))
-    addresses = list(_address_difference(desired, actual, touched.addresses))
-    return [
-        *(operation for operation in entries if operation.verb is Verb.ADD and _names_hairpin(operation)),
-        *(operation for operation in ipvs if not _removes_virtual_server(operation)),
-        *(operation for operation in entries if operation.verb is Verb.ADD and not _names_hairpin(operation)),
-        *(operation for operation in addresses if operation.verb is Verb.ADD),
-        *(operation for operation in entries if operation.verb is Verb.DELETE and not _names_address(operation)),
-        *(operation for operation in ipvs if _removes_virtual_server(operation)),
-        *(operation for operation in addresses if operation.verb is Verb.DELETE),
-        *(operation for operation in entries if operation.verb is Verb.DELETE and _names_address(operation)),
-    ]
+    operations += _entry_difference(desired, actual, touched.entries)
+    operations += _address_difference(desired, actual, touched.addresses)
+    if len(operations) > 1:
+        operations.sort(key=lambda operation: _phase(operation, desired, actual))
+    return operations
+
+
+def _phase(operation: Operation, desired: DesiredTables, actual: KernelTables) -> int:
+    """Give the place of an operation in the order that the module describes."""
+    adds = operation.verb is not Verb.DELETE
+    match operation:
+        case RealServerOperation():
+            return 30
+        case VirtualServerOperation():
+            return 30 if adds else 70
+        case AddressOperation():
+            return 50 if adds else 80
+        case SetEntryOperation(_, name, entry):
+            return _phase_of_added(name, entry, desired, actual) if adds else _phase_of_deleted(name)
+
+
+def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> int:
+    if name in _FIREWALLED:
+        return 20
+    if name in _DOORS:
+        exposes_nothing = (
+            VirtualServerKey(*entry[:3]) in actual.virtual_servers or entry.address not in desired.addresses
+        )
+        return 10 if exposes_nothing else 40
+    return 40 if name in _KEEPING or name in _ADDRESSES or name in _HEALTH else 10
+
+
+def _phase_of_deleted(name: str) -> int:
+    if name in _KEEPING:
+        return 0
+    if name in _DOORS or name in _HEALTH:
+        return 60
+    return 100 if name in _RANGES else 90
 
 
 def virtual_server_difference(desired: VirtualServer | None, actual: VirtualServer | None) -> list[IpvsOperation]:
@@ -161,18 +217,6 @@ def everything(desired: DesiredTables, actual: KernelTables) -> Touched:
         desired.addresses.keys() | actual.addresses,
         desired.entries.keys() | {(name, entry) for name, entries in actual.entries.items() for entry in entries},
     )
-
-
-def _removes_virtual_server(operation: IpvsOperation) -> bool:
-    return isinstance(operation, VirtualServerOperation) and operation.verb is Verb.DELETE
-
-
-def _names_address(operation: SetEntryOperation) -> bool:
-    return operation.set_name in _ADDRESS_SETS
-
-
-def _names_hairpin(operation: SetEntryOperation) -> bool:
-    return operation.set_name in _HAIRPIN_SETS
 
 
 def _entry_difference(

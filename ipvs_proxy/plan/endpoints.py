@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointHints, EndpointSlice
-from ipvs_proxy.plan.addresses import is_of, parse_address
+from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family, Protocol, RealServerKey
 
@@ -135,7 +135,7 @@ def _address_of(endpoint: SliceEndpoint, family: Family) -> bytes | Reason:
     address = parse_address(endpoint.addresses[0])
     if address is None or not is_of(address, family):
         return Reason.INVALID_ADDRESS
-    return address
+    return Reason.SPECIAL_ADDRESS if is_special(address) else address
 
 
 def choose_cluster(endpoints: Sequence[Endpoint], *, node_name: str, zone: str) -> list[Choice]:

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     NOT_LOCAL = "not-local"
     NO_ADDRESS = "no-address"
     INVALID_ADDRESS = "invalid-address"
+    SPECIAL_ADDRESS = "special-address"
 
     # A port of an EndpointSlice, or a whole slice, is not used.
     NO_PORT_NAME = "no-port-name"
@@ -35,9 +36,20 @@ class Reason(StrEnum):
     INVALID_CLUSTER_IP = "invalid-cluster-ip"
     INVALID_PORT = "invalid-port"
     INVALID_AFFINITY_TIMEOUT = "invalid-affinity-timeout"
+    INVALID_SOURCE_RANGE = "invalid-source-range"
+    INVALID_EXTERNAL_ADDRESS = "invalid-external-address"
     DUPLICATE_PORT = "duplicate-port"
+    NO_HEALTH_CHECK_PORT = "no-health-check-node-port"
+    NO_MARK_LEFT = "no-mark-left"
     OLDER_SERVICE_WINS = "older-service-wins"
 
     # An object of a kernel table is wanted.
     CLUSTER_IP = "cluster-ip"
+    EXTERNAL_IP = "external-ip"
+    LOAD_BALANCER = "load-balancer"
+    NODE_PORT = "node-port"
+    SOURCE_RANGE = "source-range"
+    HEALTH_CHECK = "health-check"
+    CLUSTER_CLIENT = "client-in-cluster"
     LOCAL_ENDPOINT = "local-endpoint"
+    NO_LOCAL_ENDPOINT = "no-local-endpoint"

@@ -1,12 +1,14 @@
-"""The ipsets: kube-proxy's names, types and comments, for both families.
+"""The ipsets: kube-proxy's names, types and comments, for both families; and two of our own.
 
 The table is that of kube-proxy's IPVS mode, so that a node can be taken over in place and tools that look at the sets
 go on working. IPv6 names start with ``KUBE-6-`` and are cut at 31 characters, as ipset allows no more
-(``IPSET_MAXNAMELEN`` of linux/netfilter/ipset/ip_set.h is 32 with the final zero).
+(``IPSET_MAXNAMELEN`` of linux/netfilter/ipset/ip_set.h is 32 with the final zero). The names of our own sets start with
+``IPVS-PROXY-``, so that nobody takes them for kube-proxy's.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from ipvs_proxy.plan.tables import Family, SetDefinition, SetType
@@ -28,6 +30,11 @@ NODE_PORT_SCTP: Final = "NODE-PORT-SCTP-HASH"
 NODE_PORT_LOCAL_SCTP: Final = "NODE-PORT-LOCAL-SCTP-HASH"
 HEALTH_CHECK_NODE_PORT: Final = "HEALTH-CHECK-NODE-PORT"
 IPVS_IPS: Final = "IPVS-IPS"
+
+#: Addresses and ports where clients in the cluster get another virtual server, and its mark (see ``marks``).
+INTERNAL: Final = "INTERNAL"
+#: Addresses and ports with the policy Local where clients outside the cluster find no endpoint on this node.
+NO_LOCAL: Final = "NO-LOCAL"
 
 _SETS: Final = (
     (LOOP_BACK, SetType.HASH_IP_PORT_IP, "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose"),
@@ -72,13 +79,28 @@ _SETS: Final = (
     (HEALTH_CHECK_NODE_PORT, SetType.BITMAP_PORT, "Kubernetes health check node port"),
     (IPVS_IPS, SetType.HASH_IP, "Addresses on the ipvs interface"),
 )
+_OWN_SETS: Final = (
+    (INTERNAL, SetType.HASH_IP_PORT, "local policy, for clients in the cluster"),
+    (NO_LOCAL, SetType.HASH_IP_PORT, "local policy without local endpoint"),
+)
+_OWN: Final = frozenset(base for base, _, _ in _OWN_SETS)
 
 
 def set_name(base: str, family: Family) -> str:
-    """Give the kernel's name of a set: ``KUBE-CLUSTER-IP``, ``KUBE-6-CLUSTER-IP``."""
-    return f"KUBE-{base}" if family is Family.IPV4 else f"KUBE-6-{base}"[:31]
+    """Give the kernel's name of a set: ``KUBE-CLUSTER-IP``, ``KUBE-6-CLUSTER-IP``, ``IPVS-PROXY-6-INTERNAL``."""
+    prefix = "IPVS-PROXY-" if base in _OWN else "KUBE-"
+    return f"{prefix}{base}" if family is Family.IPV4 else f"{prefix}6-{base}"[:31]
 
 
 def definitions(family: Family) -> dict[str, SetDefinition]:
     """Give all sets of one family by the name without its prefix (``CLUSTER-IP``)."""
-    return {base: SetDefinition(set_name(base, family), kind, family, comment) for base, kind, comment in _SETS}
+    return {
+        base: SetDefinition(set_name(base, family), kind, family, comment, marks=base == INTERNAL)
+        for base, kind, comment in (*_SETS, *_OWN_SETS)
+    }
+
+
+@cache
+def names(family: Family) -> dict[str, str]:
+    """Give the kernel's names of all sets of one family by the name without its prefix."""
+    return {base: definition.name for base, definition in definitions(family).items()}

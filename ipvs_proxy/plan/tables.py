@@ -49,14 +49,22 @@ def endpoint_text(address: bytes, port: int) -> str:
 
 
 class VirtualServerKey(NamedTuple):
-    """What the kernel identifies a virtual server by."""
+    """What the kernel identifies a virtual server by: address, protocol and port, or else a packet mark.
+
+    The key of a virtual server with a ``mark`` has the zero address of its family and port 0; the protocol is that of
+    the packets which get the mark, as the kernel keeps none (see ``marks``).
+    """
 
     address: bytes
     protocol: int
     port: int
+    mark: int = 0
 
     def __str__(self) -> str:
-        return f"{endpoint_text(self.address, self.port)}/{Protocol(self.protocol).name}"
+        protocol = Protocol(self.protocol).name
+        if self.mark:
+            return f"mark {self.mark:#x} {family_of(self.address).label}/{protocol}"
+        return f"{endpoint_text(self.address, self.port)}/{protocol}"
 
 
 class RealServerKey(NamedTuple):
@@ -100,8 +108,8 @@ class VirtualServer:
     ``flags`` are ``IP_VS_SVC_F_*`` without HASHED, which the kernel always adds. ``timeout`` is the persistence timeout
     in seconds, 0 without PERSISTENT. ``netmask`` is the prefix length that groups clients for persistence, ``None`` for
     the whole address. ``lingering`` are real servers that are not wanted for new connections but still answer existing
-    ones (serving and terminating): a plan names them so that a drain does not cut them; in what is read from a kernel
-    it is empty.
+    ones (serving and terminating): a plan names them so that a drain does not cut them. ``internal`` is the virtual
+    server that clients in the cluster get in the place of this one. In what is read from a kernel both are empty.
     """
 
     key: VirtualServerKey
@@ -111,6 +119,7 @@ class VirtualServer:
     netmask: int | None = None
     real_servers: dict[RealServerKey, RealServer] = field(default_factory=dict)
     lingering: frozenset[RealServerKey] = frozenset()
+    internal: VirtualServerKey | None = None
 
     @property
     def settings(self) -> tuple[str, int, int, int | None]:
@@ -122,7 +131,8 @@ class SetEntry(NamedTuple):
     """A member of an ipset, in the order of the longest set type, ``hash:ip,port,net``.
 
     ``bitmap:port`` uses only ``port``, ``hash:ip`` only ``address``, ``hash:ip,port`` the first three,
-    ``hash:ip,port,ip`` the first four.
+    ``hash:ip,port,ip`` the first four. ``mark`` is the packet mark that a member of a set with marks gives; it is not
+    a part of what identifies the member.
     """
 
     address: bytes = b""
@@ -130,6 +140,7 @@ class SetEntry(NamedTuple):
     port: int = 0
     source: bytes = b""
     prefix_length: int | None = None
+    mark: int = 0
 
 
 class SetType(Enum):
@@ -143,12 +154,16 @@ class SetType(Enum):
 
 
 class SetDefinition(NamedTuple):
-    """One ipset: its name (at most 31 characters), type and family, and the comment of the rules that refer to it."""
+    """One ipset: its name (at most 31 characters), type and family, and the comment of the rules that refer to it.
+
+    ``marks``: every member has a packet mark (``skbinfo`` in ipset's words).
+    """
 
     name: str
     type: SetType
     family: Family
     comment: str
+    marks: bool = False
 
 
 class Verb(Enum):

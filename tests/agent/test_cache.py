@@ -9,7 +9,7 @@ import pytest
 
 from ipvs_proxy.agent.cache import LAST_CHANGE_TRIGGER_TIME, ZONE, Cache
 from ipvs_proxy.kube.objects import EndpointSlice, Node, ObjectMeta
-from ipvs_proxy.plan.services import ServiceName
+from ipvs_proxy.plan.fragment import ServiceName
 from tests.support.objects import endpoint, endpoint_slice, service
 
 WEB, API = ServiceName("default", "web"), ServiceName("default", "api")

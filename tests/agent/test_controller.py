@@ -23,7 +23,9 @@ from ipvs_proxy.kernel.monitor import Change as Happened
 from ipvs_proxy.kernel.monitor import Event
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Service
 from ipvs_proxy.kube.store import Change
-from ipvs_proxy.plan.services import Context, Fragment, plan_service
+from ipvs_proxy.plan.fragment import Context, Fragment
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
@@ -55,7 +57,7 @@ class Rig:
         self.drains = Drains(deadline=60.0, finished=self.outcomes.append)
         watch_writes(self.programmer, self.drains, clock=lambda: 0.0)
         self.controller = Controller(
-            self.programmer, context=Context("node"), recorder=Reports(self.metrics, self.health)
+            self.programmer, context=Context("node"), recorder=Reports(self.metrics, self.health), marks=Marks()
         )
         self.repairs: dict[str, int] = {}
         self.audit = Audit(
@@ -334,7 +336,7 @@ async def test_service_that_cannot_be_planned_harms_no_other(
     def plan(item: Service, slices: Iterable[EndpointSlice], context: Context) -> Fragment:
         if item.metadata.name == "cursed":
             raise RuntimeError("a bug")
-        return plan_service(item, slices, context)
+        return plan_service(item, slices, context, Marks())
 
     monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", plan)
     with capture_logs() as logs:

@@ -20,7 +20,9 @@ from msgspec import structs
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch
-from ipvs_proxy.plan.services import Context, Fragment, ServiceName, plan_service
+from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     AddressOperation,
@@ -212,7 +214,7 @@ class Convergence(RuleBasedStateMachine):
     # The path of a change.
 
     def plan(self, name: ServiceName) -> Fragment:
-        return plan_service(self.services[name], self.slices[name].values(), HERE)
+        return plan_service(self.services[name], self.slices[name].values(), HERE, Marks())
 
     def follow(self, name: ServiceName) -> None:
         """Plan one Service anew and bring the kernel to it; nothing of another Service may change."""

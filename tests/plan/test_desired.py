@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
 from ipvs_proxy.plan.desired import Conflict, DesiredTables, Touched
-from ipvs_proxy.plan.services import Context, Fragment, ServiceName, plan_service
+from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import ACTIVE, Protocol, SetEntry
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 
@@ -21,7 +23,7 @@ OLD, YOUNG = ServiceName("default", "old"), ServiceName("default", "young")
 
 
 def fragment(wanted: Service, *slices: EndpointSlice) -> Fragment:
-    return plan_service(wanted, slices, HERE)
+    return plan_service(wanted, slices, HERE, Marks())
 
 
 def tables(*fragments: Fragment) -> DesiredTables:

@@ -9,7 +9,9 @@ import pytest
 from ipvs_proxy.kube.objects import ServicePort
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch, virtual_server_difference
-from ipvs_proxy.plan.services import Context, Fragment, plan_service
+from ipvs_proxy.plan.fragment import Context, Fragment
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
@@ -219,7 +221,7 @@ def test_deletions_of_what_is_unknown_are_harmless() -> None:
 def plan(name: str, address: str, *ports: ServicePort, pods: tuple[str, ...] = ()) -> Fragment:
     wanted = service(name, cluster_ip=address, ports=ports or [ServicePort(80, "http")])
     piece = endpoint_slice(*(endpoint(pod, node="here") for pod in pods), of=name)
-    return plan_service(wanted, [piece], Context("here"))
+    return plan_service(wanted, [piece], Context("here"), Marks())
 
 
 def rounds(desired: DesiredTables, kernel: FakeKernel, mirror: KernelTables, touched: Touched) -> list[Operation]:

@@ -24,7 +24,9 @@ from ipvs_proxy.kube.objects import (
 )
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import KernelTables, difference, everything
-from ipvs_proxy.plan.services import Context, plan_service
+from ipvs_proxy.plan.fragment import Context
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.services import plan_service
 from tests.support.objects import endpoint, endpoint_slice, service, virtual
 
 HERE = Context("node-a")
@@ -89,8 +91,8 @@ slices = st.builds(
 def test_garbage_never_raises(
     meta: ObjectMeta, spec: dict[str, object], ports: list[ServicePort] | None, pieces: list[EndpointSlice]
 ) -> None:
-    fragment = plan_service(Service(meta, ServiceSpec(ports=ports, **spec)), pieces, HERE)  # type: ignore[arg-type]
-    rival = plan_service(service(), [endpoint_slice(REMOTE)], HERE)
+    fragment = plan_service(Service(meta, ServiceSpec(ports=ports, **spec)), pieces, HERE, Marks())  # type: ignore[arg-type]
+    rival = plan_service(service(), [endpoint_slice(REMOTE)], HERE, Marks())
     tables = DesiredTables()
     tables.replace(fragment.name, fragment)
     tables.replace(rival.name, rival)
@@ -108,8 +110,8 @@ def test_garbage_never_harms_the_other_ports(
 ) -> None:
     good = ServicePort(80, "good")
     piece = endpoint_slice(LOCAL, REMOTE, DRAINING, ports=[EndpointPort("good", 8080)])
-    alone = plan_service(service(ports=[good]), [piece], HERE)
-    crowd = plan_service(service(ports=[*ports[:position], good, *ports[position:]]), [*pieces, piece], HERE)
+    alone = plan_service(service(ports=[good]), [piece], HERE, Marks())
+    crowd = plan_service(service(ports=[*ports[:position], good, *ports[position:]]), [*pieces, piece], HERE, Marks())
     assert crowd.virtual_servers[KEY] == alone.virtual_servers[KEY]
     assert crowd.choices[KEY] == alone.choices[KEY]
     assert alone.entries.items() <= crowd.entries.items()

@@ -19,8 +19,10 @@ from ipvs_proxy.kube.objects import (
 )
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
+from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.services import SERVICE_PROXY_NAME, Context, Fragment, ServiceName, plan_service
+from ipvs_proxy.plan.services import SERVICE_PROXY_NAME, plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     PERSISTENT,
@@ -43,7 +45,7 @@ GONE = endpoint("10.0.0.5", ready=False, serving=False, terminating=True, node="
 
 
 def planned(wanted: Service, *slices: EndpointSlice, context: Context = HERE) -> Fragment:
-    return plan_service(wanted, slices, context)
+    return plan_service(wanted, slices, context, Marks())
 
 
 def server(fragment: Fragment, key: VirtualServerKey = KEY) -> VirtualServer:

@@ -13,7 +13,9 @@ import pytest
 from ipvs_proxy.plan import endpoints, services
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, everything
-from ipvs_proxy.plan.services import Context, Fragment, ServiceName, plan_service
+from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
@@ -42,7 +44,7 @@ def fragment(number: int, *, pods: int = 5, local: bool = False) -> Fragment:
         for pod in range(1, pods + 1)
     ]
     wanted = service(name, cluster_ip=f"10.96.{number >> 8}.{number & 255}")
-    return plan_service(wanted, [endpoint_slice(*members, of=name)], HERE)
+    return plan_service(wanted, [endpoint_slice(*members, of=name)], HERE, Marks())
 
 
 def settled(count: int) -> tuple[DesiredTables, KernelTables]:

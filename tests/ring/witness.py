@@ -10,7 +10,9 @@ import msgspec
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.services import Context, ServiceName, plan_service
+from ipvs_proxy.plan.fragment import Context, ServiceName
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import text_of
 from tests.ring.topology import Topology
 
@@ -30,7 +32,7 @@ def planned(directory: Path, node: str = "node") -> DesiredTables:
             service = msgspec.convert(item, Service)
             name = ServiceName(service.metadata.namespace, service.metadata.name)
             own = [s for s in slices if (s.metadata.labels or {})["kubernetes.io/service-name"] == name.name]
-            tables.replace(name, plan_service(service, own, Context(node)))
+            tables.replace(name, plan_service(service, own, Context(node), Marks()))
     return tables
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from hypothesis import strategies as st
 
 from ipvs_proxy.kube.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePort
-from ipvs_proxy.plan.services import ServiceName
+from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Protocol,

@@ -1,0 +1,69 @@
+"""What one Service asks of the kernel, and what that depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from ipvs_proxy.plan.endpoints import Choice, Omission
+from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.tables import Family, SetEntry, VirtualServer, VirtualServerKey
+
+#: When a Service of unknown age counts as created: after all others.
+YOUNGEST = datetime.max.replace(tzinfo=UTC)
+
+
+class ServiceName(NamedTuple):
+    """Namespace and name of a Service."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Context(NamedTuple):
+    """What a plan depends on besides the objects: facts of this node and settings of the agent.
+
+    All addresses are packed. ``node_port_addresses`` are those that node ports are served on, ``host_addresses`` those
+    of all links but our own, ``node_ips`` the Node's own, by which source ranges allow the node itself. ``compatible``:
+    one list of endpoints for all clients, as in kube-proxy's IPVS mode.
+    """
+
+    node_name: str
+    scheduler: str = "rr"
+    zone: str = ""
+    families: tuple[Family, ...] = (Family.IPV4, Family.IPV6)
+    node_port_addresses: tuple[bytes, ...] = ()
+    host_addresses: frozenset[bytes] = frozenset()
+    node_ips: tuple[bytes, ...] = ()
+    compatible: bool = False
+
+
+class HealthCheck(NamedTuple):
+    """The health check of a Service's local endpoints: its port, and how many addresses are ready."""
+
+    port: int
+    local_endpoints: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """What one Service asks of the kernel, everything with the reason it is there.
+
+    ``created`` orders Services that claim the same virtual server. ``entries`` are keyed by (set name, entry).
+    ``choices`` has the decision about every endpoint of every virtual server; ``no_local`` tells for which policy
+    (``internal``, ``external``) ``Local`` finds no endpoint here although there are some.
+    """
+
+    name: ServiceName
+    created: datetime = YOUNGEST
+    virtual_servers: dict[VirtualServerKey, tuple[VirtualServer, Reason]] = field(default_factory=dict)
+    addresses: dict[bytes, Reason] = field(default_factory=dict)
+    entries: dict[tuple[str, SetEntry], Reason] = field(default_factory=dict)
+    choices: dict[VirtualServerKey, list[Choice]] = field(default_factory=dict)
+    omissions: list[Omission] = field(default_factory=list)
+    no_local: set[tuple[str, Family]] = field(default_factory=set)
+    health_checks: dict[Family, HealthCheck] = field(default_factory=dict)

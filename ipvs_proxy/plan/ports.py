@@ -1,0 +1,285 @@
+"""One port of a Service in one family: its virtual servers, and the set members that go with each.
+
+Every address that the port can be reached at becomes a virtual server. Which endpoints serve it, and which sets its
+address is in, depends on the kind of the address and on the traffic policy; the table is section 3.2 of kube-proxy's
+IPVS mode, except where a policy of ``Local`` meets clients of both kinds: see ``_serve_outside``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from ipvs_proxy.kube.objects import Service, ServicePort
+from ipvs_proxy.plan import sets
+from ipvs_proxy.plan.endpoints import PROTOCOLS, Choice, Endpoint, Omission, PortKey, choose_cluster, choose_local
+from ipvs_proxy.plan.exposures import Exposures, contains
+from ipvs_proxy.plan.fragment import Context, Fragment
+from ipvs_proxy.plan.marks import Marks, mark_key
+from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.tables import (
+    ACTIVE,
+    PERSISTENT,
+    SCHED2,
+    Family,
+    Protocol,
+    RealServerKey,
+    SetEntry,
+    VirtualServer,
+    VirtualServerKey,
+)
+
+#: The API's default of ``sessionAffinityConfig.clientIP.timeoutSeconds``, and its upper bound (86400), in seconds.
+DEFAULT_AFFINITY_TIMEOUT = 10_800
+MAX_AFFINITY_TIMEOUT = 86_400
+
+_NODE_PORT_SETS = {
+    Protocol.TCP: (sets.NODE_PORT_TCP, sets.NODE_PORT_LOCAL_TCP),
+    Protocol.UDP: (sets.NODE_PORT_UDP, sets.NODE_PORT_LOCAL_UDP),
+    Protocol.SCTP: (sets.NODE_PORT_SCTP, sets.NODE_PORT_LOCAL_SCTP),
+}
+
+
+class FamilyPlan:
+    """The fragment of a Service while one family is being added to it, and the ports that have a mark."""
+
+    def __init__(
+        self, family: Family, context: Context, marks: Marks, fragment: Fragment, marked: set[PortKey]
+    ) -> None:
+        self.family = family
+        self.context = context
+        self.marks = marks
+        self.fragment = fragment
+        self.marked = marked
+        self._names = sets.names(family)
+
+    def add_entry(self, base: str, entry: SetEntry, reason: Reason) -> None:
+        """Add a member to the set of this family."""
+        self.fragment.entries[self._names[base], entry] = reason
+
+    def add_address(self, address: bytes, reason: Reason) -> None:
+        """Have an address put on our link, unless another link has it."""
+        if reason is Reason.CLUSTER_IP or address not in self.context.host_addresses:
+            self.fragment.addresses[address] = reason
+            self.add_entry(sets.IPVS_IPS, SetEntry(address), reason)
+
+    def admit_health_checks(self, port: int) -> None:
+        """Let health checks through to the node's own port."""
+        self.add_entry(sets.HEALTH_CHECK_NODE_PORT, SetEntry(port=port), Reason.HEALTH_CHECK)
+
+
+class _Endpoints:
+    """The endpoints of a port, and which of them each traffic policy chooses."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], context: Context) -> None:
+        self.all = endpoints
+        self._context = context
+
+    @cached_property
+    def cluster(self) -> list[Choice]:
+        return choose_cluster(self.all, node_name=self._context.node_name, zone=self._context.zone)
+
+    @cached_property
+    def local(self) -> list[Choice]:
+        return choose_local(self.all)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether any endpoint, here or elsewhere, could be used."""
+        return any(endpoint.ready or endpoint.fallback for endpoint in self.all)
+
+
+def plan_port(
+    service: Service,
+    port: ServicePort,
+    cluster_ip: bytes,
+    endpoints: Sequence[Endpoint],
+    *,
+    exposures: Exposures,
+    plan: FamilyPlan,
+) -> None:
+    """Add what one port asks for; its protocol and number are known to be good."""
+    protocol = PROTOCOLS[port.protocol]
+    fragment, context = plan.fragment, plan.context
+    key = VirtualServerKey(cluster_ip, protocol, port.port)
+    if key in fragment.virtual_servers:
+        fragment.omissions.append(
+            Omission(f"service {fragment.name} port {port.name or port.port}", Reason.DUPLICATE_PORT)
+        )
+        return
+    chosen = _Endpoints(endpoints, context)
+    outside = _outside(port, protocol, exposures, context, plan.family)
+    settings = _settings(service, port, context, fragment)
+
+    choices = chosen.local if exposures.internal_local else chosen.cluster
+    if exposures.internal_local and not _any_used(choices):
+        if chosen.has_any:
+            fragment.no_local.add(("internal", plan.family))
+        if context.compatible and outside:
+            choices = chosen.cluster
+    _add(plan, key, Reason.CLUSTER_IP, choices, settings)
+    plan.add_address(cluster_ip, Reason.CLUSTER_IP)
+    plan.add_entry(sets.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
+    if outside:
+        _serve_outside(port, outside, chosen, settings, exposures=exposures, plan=plan)
+    for endpoint in endpoints:
+        # Whatever its condition: a connection of a pod to itself that exists must find its way.
+        if endpoint.local:
+            address, number = endpoint.key
+            plan.add_entry(sets.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
+
+
+def _outside(
+    port: ServicePort, protocol: Protocol, exposures: Exposures, context: Context, family: Family
+) -> list[tuple[VirtualServerKey, Reason]]:
+    """Give the virtual servers that clients outside the cluster use, with the kind of each; one can be of two kinds."""
+    length = 4 if family is Family.IPV4 else 16
+    found = [(VirtualServerKey(address, protocol, port.port), Reason.EXTERNAL_IP) for address in exposures.external_ips]
+    found += [
+        (VirtualServerKey(address, protocol, port.port), Reason.LOAD_BALANCER)
+        for address in exposures.load_balancer_ips
+    ]
+    if port.node_port:
+        found += [
+            (VirtualServerKey(address, protocol, port.node_port), Reason.NODE_PORT)
+            for address in context.node_port_addresses
+            if len(address) == length
+        ]
+    return found
+
+
+def _serve_outside(
+    port: ServicePort,
+    outside: list[tuple[VirtualServerKey, Reason]],
+    chosen: _Endpoints,
+    settings: tuple[str, int, int],
+    *,
+    exposures: Exposures,
+    plan: FamilyPlan,
+) -> None:
+    """Add the virtual servers for clients outside the cluster.
+
+    With the policy ``Local`` these get endpoints of this node only, and are dropped if there is none. Clients in the
+    cluster get all endpoints at the same addresses, through a virtual server of its own (see ``marks``). With
+    ``compatible`` all get the local endpoints, or all endpoints if there is none.
+    """
+    fragment = plan.fragment
+    local = exposures.external_local
+    internal: VirtualServerKey | None = None
+    choices = chosen.local if local else chosen.cluster
+    empty = local and not _any_used(choices)
+    if empty and chosen.has_any:
+        fragment.no_local.add(("external", plan.family))
+    if local and not plan.context.compatible:
+        holder = PortKey(port.name, Protocol(outside[0][0].protocol))
+        mark = plan.marks.assign(fragment.name, holder, [key for key, _ in outside])
+        if mark is None:
+            fragment.omissions.append(
+                Omission(f"service {fragment.name} port {port.name or port.port}", Reason.NO_MARK_LEFT)
+            )
+        else:
+            plan.marked.add(holder)
+            internal = mark_key(mark, plan.family)
+            _add(plan, internal, Reason.CLUSTER_CLIENT, chosen.cluster, settings)
+    if empty and internal is None:
+        choices = chosen.cluster
+    for key, kind in outside:
+        if fragment.virtual_servers.get(key, (None, kind))[1] is Reason.CLUSTER_IP:
+            fragment.omissions.append(Omission(f"service {fragment.name} {kind} {key}", Reason.DUPLICATE_PORT))
+            continue
+        _add(plan, key, kind, choices, settings, internal=internal)
+        entry = SetEntry(*key[:3])
+        _add_members(plan, port, entry, kind, exposures)
+        if internal is not None:
+            plan.add_entry(sets.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
+            if empty and _any_used(chosen.cluster):
+                plan.add_entry(sets.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
+
+
+def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Reason, exposures: Exposures) -> None:
+    """Add the address and the set members of one virtual server, by its kind."""
+    local = exposures.external_local
+    if kind is Reason.NODE_PORT:
+        everywhere, here = _NODE_PORT_SETS[Protocol(entry.protocol)]
+        member = entry if entry.protocol == Protocol.SCTP else SetEntry(port=port.node_port)
+        plan.add_entry(everywhere, member, kind)
+        if local:
+            plan.add_entry(here, member, kind)
+        return
+    plan.add_address(entry.address, kind)
+    if kind is Reason.EXTERNAL_IP:
+        plan.add_entry(sets.EXTERNAL_IP_LOCAL if local else sets.EXTERNAL_IP, entry, kind)
+        return
+    plan.add_entry(sets.LOAD_BALANCER, entry, kind)
+    if local:
+        plan.add_entry(sets.LOAD_BALANCER_LOCAL, entry, kind)
+    if exposures.source_ranges:
+        plan.add_entry(sets.LOAD_BALANCER_FW, entry, Reason.SOURCE_RANGE)
+        for network, length in exposures.source_ranges:
+            member = entry._replace(source=network, prefix_length=length)
+            plan.add_entry(sets.LOAD_BALANCER_SOURCE_CIDR, member, Reason.SOURCE_RANGE)
+        if any(
+            len(node_ip) == len(entry.address) and contains(network, node_ip)
+            for network in exposures.source_ranges
+            for node_ip in plan.context.node_ips
+        ):
+            # The node's own connections have the virtual server's address as their source.
+            plan.add_entry(sets.LOAD_BALANCER_SOURCE_IP, entry._replace(source=entry.address), Reason.SOURCE_RANGE)
+
+
+def _add(
+    plan: FamilyPlan,
+    key: VirtualServerKey,
+    reason: Reason,
+    choices: list[Choice],
+    settings: tuple[str, int, int],
+    *,
+    internal: VirtualServerKey | None = None,
+) -> None:
+    scheduler, flags, timeout = settings
+    plan.fragment.choices[key] = choices
+    plan.fragment.virtual_servers[key] = (
+        VirtualServer(
+            key=key,
+            scheduler=scheduler,
+            flags=flags,
+            timeout=timeout,
+            real_servers={choice.endpoint.key: ACTIVE for choice in choices if choice.used},
+            lingering=_lingering(choices),
+            internal=internal,
+        ),
+        reason,
+    )
+
+
+def _settings(service: Service, port: ServicePort, context: Context, fragment: Fragment) -> tuple[str, int, int]:
+    """Give scheduler, flags and persistence timeout of a port's virtual servers."""
+    # ``mh`` hashes the source port too, as kube-proxy asks of it.
+    flags = SCHED2 if context.scheduler == "mh" else 0
+    if service.spec.session_affinity != "ClientIP":
+        return context.scheduler, flags, 0
+    timeout = _affinity_timeout(service)
+    if not 0 < timeout <= MAX_AFFINITY_TIMEOUT:
+        fragment.omissions.append(
+            Omission(
+                f"service {fragment.name} port {port.name or port.port} timeoutSeconds {timeout}",
+                Reason.INVALID_AFFINITY_TIMEOUT,
+            )
+        )
+        timeout = DEFAULT_AFFINITY_TIMEOUT
+    return context.scheduler, flags | PERSISTENT, timeout
+
+
+def _affinity_timeout(service: Service) -> int:
+    config = service.spec.session_affinity_config
+    if config is None or config.client_ip is None or config.client_ip.timeout_seconds is None:
+        return DEFAULT_AFFINITY_TIMEOUT
+    return config.client_ip.timeout_seconds
+
+
+def _any_used(choices: list[Choice]) -> bool:
+    return any(choice.used for choice in choices)
+
+
+def _lingering(choices: list[Choice]) -> frozenset[RealServerKey]:
+    return frozenset(choice.endpoint.key for choice in choices if not choice.used and choice.endpoint.fallback)
