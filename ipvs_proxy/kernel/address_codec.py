@@ -74,8 +74,13 @@ def encode_new_dummy(name: str) -> Request:
     return Request(NEW_LINK, payload, REQUEST | CREATE | EXCLUSIVE)
 
 
-def encode_dump_addresses(family: Family, *, ifindex: int) -> Request:
-    """Give the request for the addresses of one family on one link; the filter needs a strict socket."""
+def encode_dump_links() -> Request:
+    """Give the request for all links."""
+    return Request(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0))
+
+
+def encode_dump_addresses(family: Family, *, ifindex: int = 0) -> Request:
+    """Give the request for the addresses of one family on one link (0: all); the filter needs a strict socket."""
     return Request(_GET_ADDRESS, _ADDRESS_HEADER.pack(family, 0, 0, 0, ifindex))
 
 

@@ -24,12 +24,11 @@ from ipvs_proxy.kernel.address_codec import (
 from ipvs_proxy.kernel.errors import MissingPiece, Unusable
 from ipvs_proxy.kernel.netlink import Request
 from ipvs_proxy.kernel.socket import NETLINK_ROUTE, NetlinkSocket, Traffic
+from ipvs_proxy.plan.node_addresses import SERVICE_LINK, is_confined
 from ipvs_proxy.plan.tables import AddressOperation, Family
 
 #: The name that kube-proxy uses, so that its link is taken over in place.
-LINK: Final = "kube-ipvs0"
-
-_IPV6_LOOPBACK: Final = bytes(15) + b"\1"
+LINK: Final = SERVICE_LINK
 
 
 class Addresses:
@@ -103,7 +102,7 @@ class Addresses:
             for payload in payloads:
                 ifindex, address, _ = decode_address(payload)
                 # A kernel without strict checks gives the addresses of all links.
-                if ifindex == found.ifindex and not _is_local(address):
+                if ifindex == found.ifindex and not is_confined(address):
                     addresses.add(address)
         return addresses
 
@@ -156,9 +155,3 @@ def find_link(socket: NetlinkSocket, name: str) -> Link | None:
         if error.errno == ENODEV:
             return None
         raise
-
-
-def _is_local(address: bytes) -> bool:
-    if len(address) == 4:
-        return address[0] == 127
-    return address == _IPV6_LOOPBACK or (address[0] == 0xFE and address[1] & 0xC0 == 0x80)

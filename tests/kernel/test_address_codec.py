@@ -63,6 +63,8 @@ VIP6 = bytes.fromhex("fd000000000000000000000000000001")
             "00 00 0000 00000000 00000000 00000000 0700 0300 6c6f00 00",
         ),
         (codec.encode_dump_addresses(Family.IPV6, ifindex=7), 22, 0x1, "0a 00 00 00 07000000"),
+        (codec.encode_dump_addresses(Family.IPV4), 22, 0x1, "02 00 00 00 00000000"),
+        (codec.encode_dump_links(), 18, 0x1, "00 00 0000 00000000 00000000 00000000"),
     ],
 )
 def test_golden_bytes(request_, kind, flags, golden):
