@@ -10,7 +10,7 @@ nobody wants is not ours and stays.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
@@ -170,17 +170,19 @@ async def audit_for_ever(
             finished()
 
 
-async def follow_for_ever(audit: Audit, watch: Callable[[], AsyncIterable[list[Event]]]) -> None:
-    """Hand rtnetlink's events to the audit as they come; ``watch`` begins to listen.
+async def follow_for_ever(
+    notice: Callable[[list[Event]], Awaitable[None]], watch: Callable[[], AsyncIterable[list[Event]]]
+) -> None:
+    """Hand rtnetlink's events to ``notice`` as they come; ``watch`` begins to listen.
 
     Where listening fails it is begun again, and what was missed meanwhile is looked for.
     """
     while True:
         try:
             async for batch in watch():
-                await audit.notice(batch)
+                await notice(batch)
         except FAULTS as error:
             log.error("repair_failed", error=str(error))
         await asyncio.sleep(LISTEN_AGAIN)
         with suppress(*FAULTS):
-            await audit.notice([Event(Change.LOST)])
+            await notice([Event(Change.LOST)])

@@ -16,15 +16,12 @@ from ipvs_proxy.plan.services import SERVICE_NAME
 
 #: Annotation of the EndpointSlice controller: when the change happened that led to this version (RFC 3339).
 LAST_CHANGE_TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
-#: Label with the zone of a node (Kubernetes documentation, "well-known labels").
-ZONE = "topology.kubernetes.io/zone"
 
 
 class Effect(NamedTuple):
     """What a change leads to."""
 
     services: frozenset[ServiceName] = frozenset()
-    zone_changed: bool = False
     node: Node | None = None
     triggered: datetime | None = None
 
@@ -36,11 +33,6 @@ class Cache:
         self.services: dict[ServiceName, Service] = {}
         self.node: Node | None = None
         self._slices: dict[ServiceName, dict[str, EndpointSlice]] = {}
-
-    @property
-    def zone(self) -> str:
-        """The zone of this node, empty if it has none."""
-        return (self.node.metadata.labels or {}).get(ZONE, "") if self.node is not None else ""
 
     def slices(self, name: ServiceName) -> Iterable[EndpointSlice]:
         """Give the EndpointSlices of a Service."""
@@ -59,11 +51,10 @@ class Cache:
             case EndpointSlice():
                 return self._change_slice(_slice(old), _slice(new))
             case Node():
-                zone = self.zone
                 # A deleted Node keeps its last known state: a mistake at the API must not move traffic.
                 if isinstance(new, Node):
                     self.node = new
-                return Effect(zone_changed=zone != self.zone, node=self.node)
+                return Effect(node=self.node)
         return Effect()
 
     def _change_slice(self, old: EndpointSlice | None, new: EndpointSlice | None) -> Effect:

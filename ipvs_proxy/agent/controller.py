@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from typing import Protocol
@@ -18,6 +18,7 @@ from typing import Protocol
 import structlog
 
 from ipvs_proxy.agent.cache import Cache
+from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.kube.objects import Node, Service
 from ipvs_proxy.kube.store import Change
@@ -74,10 +75,15 @@ class Controller:
         context: Context,
         recorder: Recorder,
         marks: Marks,
+        facts: NodeFacts,
+        adapt_rules: Callable[[Node | None], bool],
         min_sync_period: float = 0.0,
     ) -> None:
         self.cache = Cache()
         self._marks = marks
+        self._facts = facts
+        self._adapt_rules = adapt_rules
+        self._rules_outdated = False
         self.started = asyncio.Event()
         self._programmer = programmer
         self._context = context
@@ -101,18 +107,12 @@ class Controller:
             effect = self.cache.change(change.old, change.new)
             self._dirty |= effect.services
             if effect.node is not None:
-                self._recorder.node_changed(effect.node)
-            if effect.zone_changed:
-                self._context = self._context._replace(zone=self.cache.zone)
-                self._dirty |= self.cache.services.keys()
-                log.info("zone_changed", zone=self.cache.zone)
+                self._take_node(effect.node)
             if effect.triggered is not None and effect.triggered > self._born:
                 for name in effect.services:
                     self._triggers.setdefault(name, []).append(effect.triggered)
             self._recorder.changed(change.kind, pending=len(self._dirty))
-        if self._dirty:
-            self._recorder.queued()
-            self._wake.set()
+        self._wake_up()
 
     def synced(self, kind: str) -> None:
         """Note that the objects of a kind are known now."""
@@ -124,6 +124,38 @@ class Controller:
         """Note that an object could not be decoded; its last good version stays in use."""
         self._recorder.skipped(kind)
         log.warning("object_skipped", kind=kind, object=key, error=error)
+
+    async def refresh_facts(self) -> None:
+        """Read this node's addresses anew; the Services that depend on what changed become dirty.
+
+        Raises:
+            OSError: if they cannot be read.
+            MalformedMessage: if the kernel's answer is garbage.
+
+        """
+        if await self._facts.refresh():
+            self._take_facts()
+            self._wake_up()
+
+    def _take_node(self, node: Node) -> None:
+        self._recorder.node_changed(node)
+        if self._facts.update(node):
+            self._take_facts()
+        self._rules_outdated |= self._adapt_rules(node)
+
+    def _take_facts(self) -> None:
+        before, self._context = self._context, self._context._replace(**self._facts.facts._asdict())
+        if self._context == before:
+            return
+        only_addresses = self._context.zone == before.zone
+        self._dirty |= {
+            name for name, service in self.cache.services.items() if not only_addresses or reaches_outside(service)
+        }
+
+    def _wake_up(self) -> None:
+        if self._dirty or self._rules_outdated:
+            self._recorder.queued()
+            self._wake.set()
 
     # The loop.
 
@@ -144,9 +176,11 @@ class Controller:
         delay = 1.0
         while True:
             try:
+                await self.refresh_facts()
                 await self._programmer.take_over()
+                self._rules_outdated = False
                 break
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 log.error("kernel_not_readable", error=str(error), retry_in_seconds=delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 30.0)
@@ -169,6 +203,8 @@ class Controller:
     async def _sync(self) -> int:
         """Plan and program the dirty Services, in batches; give the number of operations that succeeded."""
         begun = time.monotonic()
+        if self._rules_outdated:
+            await self._write_rules()
         dirty, self._dirty = self._dirty, set()
         names = sorted(dirty, key=self._order)
         done = 0
@@ -185,6 +221,16 @@ class Controller:
                 milliseconds=round(seconds * 1000, 1),
             )
         return done
+
+    async def _write_rules(self) -> None:
+        """Have the packet rules follow the own Node; should that fail, the next audit does it."""
+        self._rules_outdated = False
+        try:
+            findings = await self._programmer.repair_rules()
+        except (OSError, ValueError) as error:
+            log.error("rules_not_written", error=str(error))
+        else:
+            log.info("rules_adapted", changes=len(findings))
 
     async def _sync_batch(self, names: list[ServiceName]) -> int:
         touched = Touched()
@@ -262,6 +308,14 @@ class Controller:
                 self._losers[key] = losers
             else:
                 self._losers.pop(key, None)
+
+
+def reaches_outside(service: Service) -> bool:
+    """Tell whether what a Service asks for depends on the addresses of this node."""
+    spec = service.spec
+    return bool(
+        spec.external_ips or service.status.load_balancer.ingress or any(port.node_port for port in spec.ports or ())
+    )
 
 
 def is_cluster_dns(service: Service) -> bool:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from ipvs_proxy.agent.cache import ZONE
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.plan.node_addresses import (
     Interfaces,
@@ -20,6 +19,9 @@ from ipvs_proxy.plan.node_addresses import (
 from ipvs_proxy.plan.tables import Family, text_of
 
 log = structlog.get_logger(__name__)
+
+#: Label with the zone of a node (Kubernetes documentation, "well-known labels").
+ZONE = "topology.kubernetes.io/zone"
 
 
 class Facts(NamedTuple):
@@ -108,8 +110,10 @@ def _report(before: Facts, after: Facts) -> None:
         fields["node_port_addresses"] = _texts(after.node_port_addresses)
     if before.node_ips != after.node_ips:
         fields["node_ips"] = _texts(after.node_ips)
+    if before.zone != after.zone:
+        fields["zone"] = after.zone
     if fields:
-        log.info("node_addresses_changed", **fields)
+        log.info("node_facts_changed", **fields)
 
 
 def _texts(addresses: Iterable[bytes]) -> list[str]:

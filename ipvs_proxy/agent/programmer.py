@@ -133,6 +133,11 @@ class Programmer:
             frame_written=len(findings),
         )
 
+    async def repair_rules(self) -> list[str]:
+        """Bring the packet rules to what they should be; say what was wrong."""
+        async with self._lock:
+            return await self.work(self._kernel.repair_rules)
+
     def is_ours(self, key: VirtualServerKey) -> bool:
         """Tell whether a virtual server found in the kernel may be changed or deleted.
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -23,8 +24,10 @@ from ipvs_proxy.agent.audit import Audit, audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.controller import Controller
 from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.local_detection import adapt_rules, rule_settings
 from ipvs_proxy.agent.logs import configure
 from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
 from ipvs_proxy.agent.settings import Settings
@@ -32,9 +35,9 @@ from ipvs_proxy.kernel import preflight, sysctl
 from ipvs_proxy.kernel.addresses import Addresses
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.iptables_render import RuleSettings
+from ipvs_proxy.kernel.host_addresses import HostAddresses
 from ipvs_proxy.kernel.ipvs import Ipvs, Timeouts
-from ipvs_proxy.kernel.monitor import Monitor
+from ipvs_proxy.kernel.monitor import Change, Event, Monitor
 from ipvs_proxy.kernel.rules import IptablesRules
 from ipvs_proxy.kernel.sets import Sets
 from ipvs_proxy.kube.client import ConnectError, connect
@@ -42,6 +45,7 @@ from ipvs_proxy.kube.manifests import ManifestsError, follow_manifests
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.kube.reflector import reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.sets import definitions
@@ -112,9 +116,16 @@ async def _run(settings: Settings) -> None:
     watch_writes(programmer, drains)
     controller = Controller(
         programmer,
-        context=Context(settings.node_name, settings.scheduler, families=host.families),
+        context=Context(settings.node_name, settings.scheduler, families=host.families, compatible=settings.compatible),
         recorder=Reports(metrics, health),
         marks=Marks(settings.masquerade_bit),
+        facts=NodeFacts(
+            HostAddresses().read,
+            node_port_cidrs=settings.node_port_addresses,
+            bind_address=parse_address(settings.bind_address),
+            families=host.families,
+        ),
+        adapt_rules=lambda node: adapt_rules(dataplane.rules, settings, node),
         min_sync_period=settings.min_sync_period,
     )
     # A socket of its own: the audit reads beside the writes.
@@ -136,7 +147,7 @@ async def _run(settings: Settings) -> None:
                 audit, period=settings.sync_period, begun=health.queued, finished=lambda: _audited(programmer, health)
             ),
         ),
-        _after(controller.started, lambda: follow_for_ever(audit, Monitor)),
+        _after(controller.started, lambda: follow_for_ever(partial(_notice, audit, controller), Monitor)),
         _measure_loop_delay(metrics.loop_delay),
         serve_for_ever(health_application(health, metrics), settings.healthz_bind_address, name="healthz"),
         serve_for_ever(metrics_application(metrics), settings.metrics_bind_address, name="metrics"),
@@ -170,16 +181,10 @@ def prepare_kernel(settings: Settings, host: preflight.Host) -> Dataplane:
         addresses=Addresses(),
         sets=Sets([definition for family in host.families for definition in definitions(family).values()]),
         rules={
-            family: IptablesRules(family, _rule_settings(settings, family), iptables=host.iptables)
+            family: IptablesRules(family, rule_settings(settings, family, None), iptables=host.iptables)
             for family in host.families
         },
     )
-
-
-def _rule_settings(settings: Settings, family: Family) -> RuleSettings:
-    version = 4 if family is Family.IPV4 else 6
-    local = next((network for network in settings.cluster_cidrs if network.version == version), None)
-    return RuleSettings(masquerade_bit=settings.masquerade_bit, masquerade_all=settings.masquerade_all, local=local)
 
 
 async def _sources(settings: Settings, controller: Controller) -> list[Coroutine[Any, Any, None]]:
@@ -190,6 +195,13 @@ async def _sources(settings: Settings, controller: Controller) -> list[Coroutine
     return [
         reflect(resource, client, controller) for resource in (SERVICES, ENDPOINT_SLICES, own_node(settings.node_name))
     ]
+
+
+async def _notice(audit: Audit, controller: Controller, events: list[Event]) -> None:
+    """Take in what rtnetlink tells: of our own link, and of the addresses of others."""
+    await audit.notice(events)
+    if any(event.change in {Change.HOST_ADDRESSES_CHANGED, Change.LOST} for event in events):
+        await controller.refresh_facts()
 
 
 def _watch_gauges(metrics: Metrics, programmer: Programmer, drains: Drains) -> None:

@@ -18,16 +18,22 @@ from ipvs_proxy.agent.settings_values import (
     CLUSTER_NETWORKS,
     DIRECTORY,
     DURATION,
+    INTERFACE,
     NETWORKS,
+    NODE_PORT_ADDRESSES,
     SWITCH,
     TEXT,
     Kind,
     Network,
     bind_address,
+    compatibility,
     duration_or,
     one_of,
     whole_number,
 )
+from ipvs_proxy.plan.node_addresses import NodePortAddresses
+
+DETECT_LOCAL_MODES: Final = ("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")
 
 PREFIX: Final = "KubeProxyConfiguration"
 ANY_IPV4: Final = "0.0.0.0"  # noqa: S104  kube-proxy's default
@@ -45,6 +51,12 @@ class Settings:
     kubeconfig: str = ""
     master: str = ""
     cluster_cidrs: tuple[Network, ...] = ()
+    detect_local_mode: str = "ClusterCIDR"
+    bridge_interface: str = ""
+    interface_name_prefix: str = ""
+    node_port_addresses: NodePortAddresses = ()
+    bind_address: str = ANY_IPV4
+    compatible: bool = False
     scheduler: str = "rr"
     sync_period: float = 30.0
     min_sync_period: float = 0.0
@@ -105,6 +117,8 @@ SETTINGS_BY_GROUP: Final[Mapping[str, tuple[Setting, ...]]] = {
                 "Pause between two rounds of changes", file_default="0s"),
         Setting("drain_timeout", "", "--drain-timeout", DURATION, "1h",
                 "When a removed endpoint loses its last connections; 0s: never", outranks_file=True),
+        Setting("node_port_addresses", "nodePortAddresses", "--nodeport-addresses", NODE_PORT_ADDRESSES, "",
+                "Serve node ports only on addresses of these CIDRs, or 'primary': on the node IPs"),
         Setting("exclude_cidrs", "ipvs.excludeCIDRs", "--ipvs-exclude-cidrs", NETWORKS, "",
                 "Virtual servers with these addresses are never deleted"),
         Setting("strict_arp", "ipvs.strictARP", "--ipvs-strict-arp", SWITCH, "false",
@@ -119,6 +133,13 @@ SETTINGS_BY_GROUP: Final[Mapping[str, tuple[Setting, ...]]] = {
     "Masquerading": (
         Setting("cluster_cidrs", "clusterCIDR", "--cluster-cidr", CLUSTER_NETWORKS, "",
                 "CIDR of the pods, or one for each family; the rest is masqueraded"),
+        Setting("detect_local_mode", "detectLocalMode", "--detect-local-mode",
+                Kind("MODE", one_of("", *DETECT_LOCAL_MODES)), "", "How to tell the cluster's pods from other clients: "
+                "ClusterCIDR (the default), NodeCIDR, BridgeInterface or InterfaceNamePrefix"),
+        Setting("bridge_interface", "detectLocal.bridgeInterface", "--pod-bridge-interface", INTERFACE, "",
+                "The bridge that local pods are on, with BridgeInterface"),
+        Setting("interface_name_prefix", "detectLocal.interfaceNamePrefix", "--pod-interface-name-prefix", INTERFACE,
+                "", "How the names of local pods' interfaces begin, with InterfaceNamePrefix"),
         Setting("masquerade_all", "iptables.masqueradeAll", "--masquerade-all", SWITCH, "false",
                 "Masquerade all traffic to cluster IPs"),
         Setting("masquerade_bit", "iptables.masqueradeBit", "--iptables-masquerade-bit",
@@ -140,6 +161,9 @@ SETTINGS_BY_GROUP: Final[Mapping[str, tuple[Setting, ...]]] = {
                 "auto", "text, json, or auto: text on a terminal, else json", outranks_file=True),
     ),
     "Compatibility": (
+        Setting("compatible", "", "--compat", Kind("WHAT", compatibility), "",
+                "kube-proxy: one list of endpoints for all clients, also where a traffic policy is Local",
+                outranks_file=True),
         Setting("mode", "mode", "--proxy-mode", Kind("MODE", one_of("", "ipvs", "iptables", "nftables")), "",
                 "Accepted as kube-proxy's, and always ipvs"),
     ),
@@ -193,6 +217,8 @@ def _finish(values: dict[str, Any], faults: list[str], ignored: list[str]) -> Se
         faults.append("--hostname-override: the name of the node is blank")
     if values.get("min_sync_period", 0.0) > values.get("sync_period", 30.0):
         faults.append(f"{PREFIX}.ipvs.syncPeriod: shorter than ipvs.minSyncPeriod ({values['min_sync_period']:g}s)")
+    values["detect_local_mode"] = values.get("detect_local_mode") or "ClusterCIDR"
+    faults += _local_faults(values)
     if faults:
         raise SettingsError("\n".join(faults))
     notes: list[tuple[str, dict[str, Any]]] = []
@@ -201,7 +227,18 @@ def _finish(values: dict[str, Any], faults: list[str], ignored: list[str]) -> Se
     mode = values.pop("mode")
     if mode not in {"", "ipvs"}:
         notes.append(("mode_ignored", {"mode": mode, "reason": "ipvs-proxy always uses IPVS"}))
-    any_host, loopback = ("[::]", "[::1]") if ":" in values.pop("bind_address") else (ANY_IPV4, "127.0.0.1")
+    any_host, loopback = ("[::]", "[::1]") if ":" in values["bind_address"] else (ANY_IPV4, "127.0.0.1")
     values["healthz_bind_address"] = values["healthz_bind_address"] or f"{any_host}:10256"
     values["metrics_bind_address"] = values["metrics_bind_address"] or f"{loopback}:10249"
     return Settings(node_name=node_name, notes=tuple(notes), **values)
+
+
+def _local_faults(values: Mapping[str, Any]) -> list[str]:
+    """Say what the chosen way of telling local pods lacks."""
+    needed = {
+        "BridgeInterface": ("bridge_interface", "detectLocal.bridgeInterface"),
+        "InterfaceNamePrefix": ("interface_name_prefix", "detectLocal.interfaceNamePrefix"),
+    }.get(values["detect_local_mode"])
+    if needed is None or values.get(needed[0]):
+        return []
+    return [f"{PREFIX}.{needed[1]}: detectLocalMode {values['detect_local_mode']} needs it"]

@@ -12,6 +12,9 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
 
+from ipvs_proxy.kernel.iptables_render import Interface, RuleSettings
+from ipvs_proxy.plan.node_addresses import PRIMARY, NodePortAddresses
+
 Network = IPv4Network | IPv6Network
 
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -172,10 +175,37 @@ def directory(value: Any) -> Path | None:
     return Path(value) if value else None
 
 
+def node_port_addresses(value: Any) -> NodePortAddresses:
+    """Read CIDRs, or ``primary`` alone."""
+    texts = value if isinstance(value, list | tuple) else [value]
+    words = [part.strip() for text in texts for part in str(text).split(",")]
+    if PRIMARY not in words:
+        return networks(value)
+    if words != [PRIMARY]:
+        raise ValueError(f"{PRIMARY} stands alone or not at all")
+    return PRIMARY
+
+
+def interface(value: Any) -> str:
+    """Read the name of a network interface, or the beginning of one."""
+    if value:
+        RuleSettings(local=Interface(value))
+    return str(value)
+
+
+def compatibility(value: Any) -> bool:
+    """Read whose behaviour to have."""
+    if value not in {"", "kube-proxy"}:
+        raise ValueError(f"{value!r} is not kube-proxy")
+    return bool(value)
+
+
 TEXT: Final = Kind("TEXT", str)
 DURATION: Final = Kind("DURATION", duration)
 SWITCH: Final = Kind("[true|false]", switch, bool)
 NETWORKS: Final = Kind("CIDR,...", networks, list, repeatable=True)
 CLUSTER_NETWORKS: Final = Kind("CIDR[,CIDR]", cluster_networks)
+NODE_PORT_ADDRESSES: Final = Kind("CIDR,...|primary", node_port_addresses, list, repeatable=True)
+INTERFACE: Final = Kind("NAME", interface)
 ADDRESS: Final = Kind("IP", any_address)
 DIRECTORY: Final = Kind("DIRECTORY", directory)

@@ -34,8 +34,10 @@ class Rules(Protocol):
     """What the agent asks of the packet rules of one family, however they are kept.
 
     All calls block and raise ``Unusable`` if the rules cannot be read or written. ``writes`` counts the writes.
+    ``settings`` may be replaced at any time; the next repair writes what they say.
     """
 
+    settings: RuleSettings
     writes: int
 
     def drift(self) -> list[str]:

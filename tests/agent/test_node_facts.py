@@ -78,7 +78,7 @@ async def test_a_change_is_logged_with_what_came_and_went() -> None:
         assert await facts.refresh()
         assert facts.update(node("192.0.2.3"))
         assert facts.update(node("192.0.2.3", zone="b"))
-    line = {"event": "node_addresses_changed", "log_level": "info"}
+    line = {"event": "node_facts_changed", "log_level": "info"}
     assert logs == [
         line | {"added": ["192.0.2.1"], "node_port_addresses": ["192.0.2.1"]},
         line | {"added": ["10.0.0.1", "192.0.2.3"], "removed": ["192.0.2.1"], "node_port_addresses": ["192.0.2.3"]},

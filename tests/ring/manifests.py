@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tests.ring.topology import ADDRESSES, POD_CIDRS
 
 PORTS = {"TCP": 80, "UDP": 53, "SCTP": 132}
 TARGET_PORTS = {"TCP": 8080, "UDP": 8053, "SCTP": 8132}
@@ -18,22 +21,46 @@ def write(directory: Path, name: str, *items: dict[str, Any]) -> None:
 
 
 def node(name: str = "node") -> dict[str, Any]:
-    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+    """The own Node with the networks of its pods and its addresses."""
+    addresses = [{"type": "InternalIP", "address": address} for address in ADDRESSES["node"].values()]
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name},
+        "spec": {"podCIDRs": list(POD_CIDRS.values())},
+        "status": {"addresses": addresses},
+    }
 
 
-def service(name: str, *addresses: str, protocols: tuple[str, ...] = ("TCP",), affinity: int = 0) -> dict[str, Any]:
-    """A ClusterIP Service, dual-stack if it has two addresses; its port names are the protocols."""
+def service(
+    name: str,
+    *addresses: str,
+    protocols: tuple[str, ...] = ("TCP",),
+    affinity: int = 0,
+    node_ports: dict[str, int] | None = None,
+    ingress: Iterable[str] = (),
+    **spec_fields: Any,
+) -> dict[str, Any]:
+    """A Service, dual-stack if it has two addresses; its port names are the protocols.
+
+    ``spec_fields`` are further fields of the spec under their API names.
+    """
     spec: dict[str, Any] = {
         "type": "ClusterIP",
         "clusterIP": addresses[0],
         "clusterIPs": list(addresses),
         "ipFamilies": ["IPv6" if ":" in address else "IPv4" for address in addresses],
-        "ports": [{"name": p.lower(), "protocol": p, "port": PORTS[p]} for p in protocols],
+        "ports": [
+            {"name": p.lower(), "protocol": p, "port": PORTS[p], "nodePort": (node_ports or {}).get(p, 0)}
+            for p in protocols
+        ],
+        **spec_fields,
     }
     if affinity:
         spec |= {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": affinity}}}
     metadata = {"name": name, "namespace": "ring", "creationTimestamp": "2026-01-01T00:00:00Z"}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+    status = {"loadBalancer": {"ingress": [{"ip": address} for address in ingress]}}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": status}
 
 
 def endpoint(address: str, node_name: str = "node", **conditions: bool) -> dict[str, Any]:

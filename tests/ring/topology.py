@@ -32,6 +32,8 @@ from pathlib import Path
 FAMILIES = ("IPv4", "IPv6")
 PODS = ("pod1", "pod2", "pod3")
 CLUSTER_CIDR = "10.244.0.0/16,fd00:10:244::/48"
+#: The networks of the node's pods.
+POD_CIDRS = {"IPv4": "10.244.1.0/24", "IPv6": "fd00:10:244:1::/64"}
 
 #: The addresses of each place, by family.
 ADDRESSES = {

@@ -1,0 +1,196 @@
+"""Every kind of address with real packets: who answers, and which source address it sees.
+
+One agent serves all of it. ``TABLE`` is the documentation: a row for each kind of address and traffic policy, and for
+where the endpoints are; a column for each place that a client can be. ``pod2`` runs on the node, ``pod4`` on the peer.
+
+=========  ===========================================================================================================
+``a b``    these answer, and see the client's own address
+``a b*``   these answer, and see an address of the node
+dropped    no answer
+refused    the connection is refused at once
+=========  ===========================================================================================================
+
+The policy ``Local`` is the external one, or for a cluster IP the internal one. Clients in the cluster reach all
+endpoints of an external address whatever its policy (Kubernetes documentation, "Traffic policies"); ``pod`` keeps its
+address then, while the node itself and a pod that is not certainly the node's cannot, as the answer has to come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.ring import manifests
+from tests.ring.agent import Agent, running_agent
+from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
+from tests.ring.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+
+CLIENTS = {"pod": "pod1", "node": "node", "remote pod": "pod4", "other node": "peer", "outside": "client"}
+ENDPOINTS = {"here+there": ("pod2", "pod4"), "there": ("pod4",), "none": ()}
+
+TABLE = """
+kind          policy   endpoints   | pod         | node        | remote pod  | other node  | outside
+ClusterIP     Cluster  here+there  | pod2 pod4   | pod2 pod4*  | pod2        | pod2 pod4*  | pod2 pod4*
+ClusterIP     Cluster  there       | pod4        | pod4*       |             | pod4*       | pod4*
+ClusterIP     Cluster  none        | refused     | refused     | refused     | refused     | refused
+ClusterIP     Local    here+there  | pod2        | pod2*       | pod2        | pod2*       | pod2*
+ClusterIP     Local    there       | dropped     | dropped     | dropped     | dropped     | dropped
+ClusterIP     Local    none        | refused     | refused     | refused     | refused     | refused
+NodePort      Cluster  here+there  | pod2 pod4*  | pod2 pod4*  | pod2 pod4*  | pod2 pod4*  | pod2 pod4*
+NodePort      Cluster  there       | pod4*       | pod4*       | pod4*       | pod4*       | pod4*
+NodePort      Cluster  none        | refused     | refused     | refused     | refused     | refused
+NodePort      Local    here+there  | pod2 pod4   | pod2 pod4*  | pod2 pod4*  | pod2        | pod2
+NodePort      Local    there       | pod4        | pod4*       | pod4*       | dropped     | dropped
+NodePort      Local    none        | refused     | refused     | refused     | refused     | refused
+LoadBalancer  Cluster  here+there  | pod2 pod4*  | pod2 pod4*  | pod2 pod4*  | pod2 pod4*  | pod2 pod4*
+LoadBalancer  Cluster  there       | pod4*       | pod4*       | pod4*       | pod4*       | pod4*
+LoadBalancer  Cluster  none        | refused     | refused     | refused     | refused     | refused
+LoadBalancer  Local    here+there  | pod2 pod4   | pod2 pod4*  | pod2 pod4*  | pod2        | pod2
+LoadBalancer  Local    there       | pod4        | pod4*       | pod4*       | dropped     | dropped
+LoadBalancer  Local    none        | refused     | refused     | refused     | refused     | refused
+ExternalIP    Cluster  here+there  | pod2 pod4*  | pod2 pod4*  | pod2 pod4*  | pod2 pod4*  | pod2 pod4*
+ExternalIP    Cluster  there       | pod4*       | pod4*       | pod4*       | pod4*       | pod4*
+ExternalIP    Cluster  none        | refused     | refused     | refused     | refused     | refused
+ExternalIP    Local    here+there  | pod2 pod4   | pod2 pod4*  | pod2 pod4*  | pod2        | pod2
+ExternalIP    Local    there       | pod4        | pod4*       | pod4*       | dropped     | dropped
+ExternalIP    Local    none        | refused     | refused     | refused     | refused     | refused
+"""
+
+
+class Row(NamedTuple):
+    """What clients meet at one kind of address; ``number`` makes its addresses and ports its own."""
+
+    number: int
+    kind: str
+    policy: str
+    endpoints: str
+    cells: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.policy}-{self.endpoints.replace('+', '-')}".lower()
+
+    def address(self, family: str) -> str:
+        """The address that clients use."""
+        if self.kind == "NodePort":
+            return ADDRESSES["node"][family]
+        network = {
+            "ClusterIP": {"IPv4": "10.96.1", "IPv6": "fd00:10:96::1"},
+            "LoadBalancer": {"IPv4": "203.0.112", "IPv6": "fd00:1b::"},
+            "ExternalIP": {"IPv4": "203.0.114", "IPv6": "fd00:e:"},
+        }[self.kind][family]
+        return f"{network}.{self.number}" if family == "IPv4" else f"{network}:{self.number:x}"
+
+    def cluster_ip(self, family: str) -> str:
+        return {"IPv4": f"10.96.1.{self.number}", "IPv6": f"fd00:10:96::1:{self.number:x}"}[family]
+
+    def port(self, protocol: str) -> int:
+        if self.kind != "NodePort":
+            return PORTS[protocol]
+        return 30000 + self.number
+
+    def manifest(self) -> dict:
+        addresses = [self.address(family) for family in FAMILIES]
+        fields: dict = {"type": {"ExternalIP": "ClusterIP"}.get(self.kind, self.kind)}
+        if self.kind == "ClusterIP":
+            fields["internalTrafficPolicy"] = self.policy
+        else:
+            fields["externalTrafficPolicy"] = self.policy
+        if self.kind == "ExternalIP":
+            fields["externalIPs"] = addresses
+        return manifests.service(
+            self.name,
+            *(self.cluster_ip(family) for family in FAMILIES),
+            protocols=("TCP", "UDP", "SCTP"),
+            node_ports=dict.fromkeys(PORTS, 30000 + self.number) if self.kind == "NodePort" else None,
+            ingress=addresses if self.kind == "LoadBalancer" else (),
+            **fields,
+        )
+
+
+def parse_table() -> list[Row]:
+    heading, *lines = TABLE.strip().splitlines()
+    columns = [column.strip() for column in heading.split("|")[1:]]
+    rows = []
+    for number, line in enumerate(lines, 10):
+        first, *cells = line.split("|")
+        rows.append(Row(number, *first.split(), dict(zip(columns, map(str.strip, cells), strict=True))))
+    return rows
+
+
+ROWS = parse_table()
+
+
+def write_services(directory: Path) -> None:
+    manifests.write(directory, "node", manifests.node())
+    for row in ROWS:
+        endpoints = [
+            endpoint(ADDRESSES[pod][family], "peer" if pod == "pod4" else "node")
+            for pod in ENDPOINTS[row.endpoints]
+            for family in FAMILIES
+        ]
+        slices = manifests.slices(row.name, endpoints, ("TCP", "UDP", "SCTP"))
+        manifests.write(directory, row.name, row.manifest(), *slices)
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Topology]:
+    with topology() as net, servers(net, ("pod2", "pod4"), TARGET_PORTS):
+        yield net
+
+
+@pytest.fixture(scope="module", autouse=True)
+def agent(net: Topology, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    directory = tmp_path_factory.mktemp("manifests")
+    write_services(directory)
+    with running_agent(net, directory) as agent:
+        yield agent
+
+
+def check(net: Topology, row: Row, column: str, family: str, protocol: str = "TCP") -> None:
+    """Have one client ask and compare with its cell."""
+    place, cell = CLIENTS[column], row.cells[column]
+    address, port = row.address(family), row.port(protocol)
+    if cell == "refused":
+        with pytest.raises(OSError) as caught:
+            net.ask(place, address, port, protocol)
+        assert not isinstance(caught.value, TimeoutError), "not refused at once"
+        return
+    if cell == "dropped":
+        with pytest.raises(TimeoutError):
+            net.ask(place, address, port, protocol, timeout=0.7)
+        return
+    pods = cell.rstrip("*").split()
+    answers = [net.ask(place, address, port, protocol) for _ in range(2 * len(pods))]
+    assert {name for name, _ in answers} == set(pods)
+    expected = ADDRESSES["node" if cell.endswith("*") else place][family]
+    # A pod that answers itself sees the node, or it would answer past it.
+    assert {source for name, source in answers if name != place} <= {expected}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_who_answers_and_which_source_it_sees(net: Topology, row: Row, family: str) -> None:
+    problems = []
+    for column, cell in row.cells.items():
+        if cell:
+            try:
+                check(net, row, column, family)
+            except (AssertionError, OSError) as error:
+                problems.append(f"{column}: {cell!r}, but {error!r}")
+            except pytest.fail.Exception as error:
+                problems.append(f"{column}: {cell!r}, but {error}")
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("protocol", ["UDP", "SCTP"])
+@pytest.mark.parametrize("kind", ["NodePort", "LoadBalancer", "ExternalIP"])
+def test_other_protocols_take_the_same_way(net: Topology, kind: str, protocol: str, family: str) -> None:
+    for row in ROWS:
+        if row.kind == kind and row.endpoints == "here+there":
+            for column in ("pod", "outside"):
+                check(net, row, column, family, protocol)
