@@ -16,6 +16,7 @@ from ipvs_proxy.kernel.netlink import (
     attributes,
     text,
     text_attribute,
+    walk,
 )
 from ipvs_proxy.plan.tables import AddressOperation, Family, Verb, family_of
 
@@ -130,9 +131,13 @@ def decode_address(payload: bytes) -> Address:
     if len(payload) < _ADDRESS_HEADER.size:
         raise MalformedMessage(f"{len(payload)} bytes are too few for an address")
     family, prefix_length, _, _, ifindex = _ADDRESS_HEADER.unpack_from(payload)
-    found = attributes(payload, _ADDRESS_HEADER.size)
-    # On a point-to-point link the other attribute is the peer's.
-    address = found.get(_LOCAL) or found.get(_ADDRESS) or b""
+    address = b""
+    for kind, first, last in walk(payload, _ADDRESS_HEADER.size):
+        if kind == _LOCAL:  # on a point-to-point link the other attribute is the peer's
+            address = payload[first:last]
+            break
+        if kind == _ADDRESS:
+            address = payload[first:last]
     if len(address) != {Family.IPV4: 4, Family.IPV6: 16}.get(family):
         raise MalformedMessage(f"{address!r} is no address of family {family}")
     return Address(ifindex, address, prefix_length)
