@@ -258,7 +258,11 @@ def _mangle(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str
     mark = f"-j SET --map-set {sets.set_name(sets.INTERNAL, family)} dst,dst --map-mark"
     return {
         MARK_INCOMING: () if settings.local is None else (f"{_from_local(settings.local, family)}{mark}",),
-        MARK_OUTGOING: (f"{refer.match(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {OWN_SOURCES}", mark),
+        MARK_OUTGOING: (
+            f"{refer.match(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {OWN_SOURCES}",
+            mark,
+            f"-m mark ! --mark {_CLASS} -m conntrack --ctstate NEW {refer.match(sets.NO_LOCAL, 'dst,dst')} -j DROP",
+        ),
         OWN_SOURCES: (*_allowed_sources(refer), "-j DROP"),
     }
 
@@ -294,6 +298,7 @@ def _filter(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str
     refer = _Sets(family)
     mark = settings.mark
     reject = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
+    unserved = f"-m conntrack --ctstate NEW {refer.commented(sets.NO_ENDPOINT, 'dst,dst')}"
     known = (sets.LOAD_BALANCER, sets.CLUSTER_IP, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
     return {
         FORWARD: (
@@ -303,8 +308,9 @@ def _filter(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str
         NODE_PORT: (f"{refer.commented(sets.HEALTH_CHECK_NODE_PORT, 'dst')} -j ACCEPT",),
         FIREWALL: (
             f"{refer.commented(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {SOURCE_RANGES}",
-            # What IPVS finds no real server for it refuses; the API documents that these are dropped.
             f"-m mark ! --mark {_CLASS} -m conntrack --ctstate NEW {refer.commented(sets.NO_LOCAL, 'dst,dst')} -j DROP",
+            f"-p tcp {unserved} -j REJECT --reject-with tcp-reset",
+            f"{unserved} -j REJECT --reject-with {reject}",
         ),
         SOURCE_RANGES: (*_allowed_sources(refer), "-j DROP"),
         IPVS_FILTER: (

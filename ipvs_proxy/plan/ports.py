@@ -118,6 +118,7 @@ def plan_port(
         if context.compatible and outside:
             choices = chosen.cluster
     _add(plan, key, Reason.CLUSTER_IP, choices, settings)
+    _turn_away(plan, key, choices, chosen)
     plan.add_address(cluster_ip, Reason.CLUSTER_IP)
     plan.add_entry(sets.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
     if outside:
@@ -190,10 +191,24 @@ def _serve_outside(
         _add(plan, key, kind, choices, settings, internal=internal)
         entry = SetEntry(*key[:3])
         _add_members(plan, port, entry, kind, exposures)
+        _turn_away(plan, key, choices, chosen)
         if internal is not None:
             plan.add_entry(sets.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
-            if empty and _any_used(chosen.cluster):
-                plan.add_entry(sets.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
+
+
+def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: list[Choice], chosen: _Endpoints) -> None:
+    """Have new connections to a virtual server without real servers dropped, or refused if there is no endpoint at all.
+
+    The API documents dropping for the policies ``Local``. IPVS by itself refuses with ICMP, which the kernel limits to
+    one a second for each client.
+    """
+    if plan.context.compatible or _any_used(choices):
+        return
+    entry = SetEntry(*key[:3])
+    if _any_used(chosen.cluster):
+        plan.add_entry(sets.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
+    else:
+        plan.add_entry(sets.NO_ENDPOINT, entry, Reason.NO_ENDPOINT)
 
 
 def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Reason, exposures: Exposures) -> None:

@@ -53,3 +53,4 @@ class Reason(StrEnum):
     CLUSTER_CLIENT = "client-in-cluster"
     LOCAL_ENDPOINT = "local-endpoint"
     NO_LOCAL_ENDPOINT = "no-local-endpoint"
+    NO_ENDPOINT = "no-endpoint"

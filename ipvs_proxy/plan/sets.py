@@ -1,4 +1,4 @@
-"""The ipsets: kube-proxy's names, types and comments, for both families; and two of our own.
+"""The ipsets: kube-proxy's names, types and comments, for both families; and three of our own.
 
 The table is that of kube-proxy's IPVS mode, so that a node can be taken over in place and tools that look at the sets
 go on working. IPv6 names start with ``KUBE-6-`` and are cut at 31 characters, as ipset allows no more
@@ -35,6 +35,8 @@ IPVS_IPS: Final = "IPVS-IPS"
 INTERNAL: Final = "INTERNAL"
 #: Addresses and ports with the policy Local where clients outside the cluster find no endpoint on this node.
 NO_LOCAL: Final = "NO-LOCAL"
+#: Addresses and ports of Services without any endpoint.
+NO_ENDPOINT: Final = "NO-ENDPOINT"
 
 _SETS: Final = (
     (LOOP_BACK, SetType.HASH_IP_PORT_IP, "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose"),
@@ -82,6 +84,7 @@ _SETS: Final = (
 _OWN_SETS: Final = (
     (INTERNAL, SetType.HASH_IP_PORT, "local policy, for clients in the cluster"),
     (NO_LOCAL, SetType.HASH_IP_PORT, "local policy without local endpoint"),
+    (NO_ENDPOINT, SetType.HASH_IP_PORT, "service without endpoint"),
 )
 _OWN: Final = frozenset(base for base, _, _ in _OWN_SETS)
 
