@@ -103,9 +103,12 @@ def removal(wanted: Ruleset, found: Ruleset) -> str:
     lines: list[str] = []
     for table in TABLES:
         names = [chain.name for chain in found.chains if chain.table == table]
+        own_jumps = [jump for jump in found.jumps if jump.table == table and jump in ours]
+        if not names and not own_jumps:
+            continue
         lines.append(f"*{table}")
         lines += [f":{name} - [0:0]" for name in names]
-        lines += [_with_verb("-D", jump) for jump in found.jumps if jump.table == table and jump in ours]
+        lines += [_with_verb("-D", jump) for jump in own_jumps]
         lines += [f"-X {name}" for name in names if (table, name) not in used]
         lines.append("COMMIT")
     return "\n".join(lines) + "\n"

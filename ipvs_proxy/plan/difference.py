@@ -14,12 +14,17 @@ The phases of one round, and why they come in this order:
    virtual servers, then the addresses, then the rest. A virtual server goes before its address and its node port's
    member, so what a crash leaves is still known as ours.
 
+A virtual server that nobody wants any more drains: its real servers get weight 0, and it stays with what it needs (its
+address, and what tells that it is ours) until they are gone. New connections are refused meanwhile, because the members
+that let them pass go at once.
+
 A port whose virtual server exists already, or whose address is not on our link, is let pass in phase 2: nothing is
 exposed by that, and a change of policy has its masquerading before it has remote real servers.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -40,6 +45,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
+    family_of,
 )
 
 T = TypeVar("T")
@@ -68,9 +74,52 @@ _ADDRESSES = _of(sets.IPVS_IPS)
 _HEALTH = _of(sets.HEALTH_CHECK_NODE_PORT)
 
 
+#: An address, or a member of a set.
+Anchor = bytes | tuple[str, SetEntry]
+
+
+class Leaving:
+    """The virtual servers that drain although nobody wants them, and what has to stay with them."""
+
+    def __init__(self) -> None:
+        self._keys: dict[VirtualServerKey, Touched] = {}
+        self._held: Counter[Anchor] = Counter()
+
+    def hold(self, key: VirtualServerKey) -> None:
+        """Have everything stay that a virtual server needs."""
+        if key not in self._keys:
+            self._keys[key] = remains = remains_of(key)
+            self._held.update((*remains.addresses, *remains.entries))
+
+    def release(self, key: VirtualServerKey) -> None:
+        """Let it go: the virtual server is gone, or wanted again."""
+        remains = self._keys.pop(key, None)
+        if remains is not None:
+            self._held -= Counter((*remains.addresses, *remains.entries))
+
+    def holds(self, anchor: Anchor) -> bool:
+        """Tell whether an address or a member has to stay."""
+        return anchor in self._held
+
+    def __contains__(self, key: VirtualServerKey) -> bool:
+        return key in self._keys
+
+
+def remains_of(key: VirtualServerKey) -> Touched:
+    """Give what has to outlast a virtual server: its address, and what tells that it is ours (see ``ownership``)."""
+    if key.mark:
+        return Touched()
+    names = sets.names(family_of(key.address))
+    exact = SetEntry(key.address, key.protocol, key.port)
+    node_port = (names[sets.NODE_PORT_SETS[Protocol(key.protocol)]], exact)
+    if key.protocol != Protocol.SCTP:
+        node_port = (node_port[0], SetEntry(port=key.port))
+    return Touched(addresses={key.address}, entries={(names[sets.IPVS_IPS], SetEntry(key.address)), node_port})
+
+
 @dataclass(slots=True)
 class KernelTables:
-    """What the kernel holds, as far as it is ours.
+    """What the kernel holds, as far as it is ours, and which virtual servers of it are leaving.
 
     First read from the kernel, then kept up to date with every operation that succeeded.
     """
@@ -78,6 +127,7 @@ class KernelTables:
     virtual_servers: dict[VirtualServerKey, VirtualServer] = field(default_factory=dict)
     addresses: set[bytes] = field(default_factory=set)
     entries: dict[str, set[SetEntry]] = field(default_factory=dict)
+    leaving: Leaving = field(default_factory=Leaving, compare=False)
 
     def record(self, operation: Operation) -> None:
         """Take note of an operation that the kernel has carried out."""
@@ -101,6 +151,7 @@ class KernelTables:
     def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> None:
         if verb is Verb.DELETE:
             self.virtual_servers.pop(server.key, None)
+            self.leaving.release(server.key)
             return
         known = self.virtual_servers.get(server.key)
         # A dictionary of its own: the desired one is another object, and real servers have operations of their own.
@@ -116,7 +167,15 @@ def _record_member(members: set[T], verb: Verb, member: T) -> None:
 
 
 def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -> list[Operation]:
-    """Give the operations that bring the touched objects from ``actual`` to ``desired``, in a safe order."""
+    """Give the operations that bring the touched objects from ``actual`` to ``desired``, in a safe order.
+
+    Which virtual servers are leaving is noted in ``actual``.
+    """
+    for key in touched.virtual_servers:
+        if key not in desired.virtual_servers and _drains(actual.virtual_servers.get(key)):
+            actual.leaving.hold(key)
+        else:
+            actual.leaving.release(key)
     operations: list[Operation] = [
         operation
         for key in touched.virtual_servers
@@ -171,7 +230,7 @@ def virtual_server_difference(desired: VirtualServer | None, actual: VirtualServ
     deleting and adding would cut its connections.
     """
     if desired is None:
-        return [] if actual is None else [VirtualServerOperation(Verb.DELETE, actual)]
+        return [] if actual is None else _take_leave(actual)
     operations: list[IpvsOperation] = []
     present = {} if actual is None else actual.real_servers
     if actual is None:
@@ -192,6 +251,21 @@ def virtual_server_difference(desired: VirtualServer | None, actual: VirtualServ
         elif found.weight:
             operations.append(RealServerOperation(Verb.SET, desired.key, key, DRAINING))
     return operations
+
+
+def _drains(unwanted: VirtualServer | None) -> bool:
+    """Tell whether a virtual server that nobody wants has real servers that may have connections to finish."""
+    return unwanted is not None and unwanted.key.protocol != Protocol.UDP and bool(unwanted.real_servers)
+
+
+def _take_leave(unwanted: VirtualServer) -> list[IpvsOperation]:
+    if not _drains(unwanted):
+        return [VirtualServerOperation(Verb.DELETE, unwanted)]
+    return [
+        RealServerOperation(Verb.SET, unwanted.key, key, DRAINING)
+        for key, server in unwanted.real_servers.items()
+        if server.weight
+    ]
 
 
 def touch(operations: Iterable[Operation]) -> Touched:
@@ -224,7 +298,7 @@ def _entry_difference(
 ) -> Iterable[SetEntryOperation]:
     for name, entry in keys:
         wanted, present = (name, entry) in desired.entries, entry in actual.entries.get(name, ())
-        if wanted != present:
+        if wanted != present and (wanted or not actual.leaving.holds((name, entry))):
             yield SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, name, entry)
 
 
@@ -233,5 +307,5 @@ def _address_difference(
 ) -> Iterable[AddressOperation]:
     for address in keys:
         wanted, present = address in desired.addresses, address in actual.addresses
-        if wanted != present:
+        if wanted != present and (wanted or not actual.leaving.holds(address)):
             yield AddressOperation(Verb.ADD if wanted else Verb.DELETE, address)

@@ -12,7 +12,6 @@ from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServerKey, family_of
 
 _SETS_OF_ADDRESSES = (sets.CLUSTER_IP, sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
-_SETS_OF_NODE_PORTS = {Protocol.TCP: sets.NODE_PORT_TCP, Protocol.UDP: sets.NODE_PORT_UDP}
 
 
 def is_ours(key: VirtualServerKey, actual: KernelTables) -> bool:
@@ -27,7 +26,5 @@ def is_ours(key: VirtualServerKey, actual: KernelTables) -> bool:
     exact = SetEntry(key.address, key.protocol, key.port)
     if any(has(base, exact) for base in _SETS_OF_ADDRESSES):
         return True
-    node_ports = _SETS_OF_NODE_PORTS.get(Protocol(key.protocol))
-    if node_ports is None:
-        return has(sets.NODE_PORT_SCTP, exact)
-    return has(node_ports, SetEntry(port=key.port))
+    protocol = Protocol(key.protocol)
+    return has(sets.NODE_PORT_SETS[protocol], exact if protocol is Protocol.SCTP else SetEntry(port=key.port))

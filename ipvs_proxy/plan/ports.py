@@ -33,12 +33,6 @@ from ipvs_proxy.plan.tables import (
 DEFAULT_AFFINITY_TIMEOUT = 10_800
 MAX_AFFINITY_TIMEOUT = 86_400
 
-_NODE_PORT_SETS = {
-    Protocol.TCP: (sets.NODE_PORT_TCP, sets.NODE_PORT_LOCAL_TCP),
-    Protocol.UDP: (sets.NODE_PORT_UDP, sets.NODE_PORT_LOCAL_UDP),
-    Protocol.SCTP: (sets.NODE_PORT_SCTP, sets.NODE_PORT_LOCAL_SCTP),
-}
-
 
 class FamilyPlan:
     """The fragment of a Service while one family is being added to it, and the ports that have a mark."""
@@ -215,11 +209,11 @@ def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Rea
     """Add the address and the set members of one virtual server, by its kind."""
     local = exposures.external_local
     if kind is Reason.NODE_PORT:
-        everywhere, here = _NODE_PORT_SETS[Protocol(entry.protocol)]
-        member = entry if entry.protocol == Protocol.SCTP else SetEntry(port=port.node_port)
-        plan.add_entry(everywhere, member, kind)
+        protocol = Protocol(entry.protocol)
+        member = entry if protocol is Protocol.SCTP else SetEntry(port=port.node_port)
+        plan.add_entry(sets.NODE_PORT_SETS[protocol], member, kind)
         if local:
-            plan.add_entry(here, member, kind)
+            plan.add_entry(sets.LOCAL_NODE_PORT_SETS[protocol], member, kind)
         return
     plan.add_address(entry.address, kind)
     if kind is Reason.EXTERNAL_IP:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Final
 
-from ipvs_proxy.plan.tables import Family, SetDefinition, SetType
+from ipvs_proxy.plan.tables import Family, Protocol, SetDefinition, SetType
 
 LOOP_BACK: Final = "LOOP-BACK"
 CLUSTER_IP: Final = "CLUSTER-IP"
@@ -37,6 +37,18 @@ INTERNAL: Final = "INTERNAL"
 NO_LOCAL: Final = "NO-LOCAL"
 #: Addresses and ports of Services without any endpoint.
 NO_ENDPOINT: Final = "NO-ENDPOINT"
+
+#: The set of each protocol's node ports, and that of those with the policy Local.
+NODE_PORT_SETS: Final = {
+    Protocol.TCP: NODE_PORT_TCP,
+    Protocol.UDP: NODE_PORT_UDP,
+    Protocol.SCTP: NODE_PORT_SCTP,
+}
+LOCAL_NODE_PORT_SETS: Final = {
+    Protocol.TCP: NODE_PORT_LOCAL_TCP,
+    Protocol.UDP: NODE_PORT_LOCAL_UDP,
+    Protocol.SCTP: NODE_PORT_LOCAL_SCTP,
+}
 
 _SETS: Final = (
     (LOOP_BACK, SetType.HASH_IP_PORT_IP, "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose"),

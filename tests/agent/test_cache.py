@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from ipvs_proxy.agent.cache import LAST_CHANGE_TRIGGER_TIME, ZONE, Cache
+from ipvs_proxy.agent.cache import LAST_CHANGE_TRIGGER_TIME, Cache
 from ipvs_proxy.kube.objects import EndpointSlice, Node, ObjectMeta
 from ipvs_proxy.plan.fragment import ServiceName
 from tests.support.objects import endpoint, endpoint_slice, service
@@ -38,13 +38,11 @@ def test_service_is_known_until_it_is_deleted() -> None:
     assert cache.services == {}
 
 
-def test_deleted_node_keeps_its_zone() -> None:
-    cache, node = Cache(), Node(ObjectMeta("node", labels={ZONE: "a"}))
-    assert cache.change(None, node).zone_changed
-    assert not cache.change(node, None).zone_changed
-    assert cache.zone == "a"
-    assert cache.change(node, Node(ObjectMeta("node"))).zone_changed
-    assert cache.zone == ""
+def test_deleted_node_stays_as_it_was() -> None:
+    cache, node = Cache(), Node(ObjectMeta("node", labels={"zone": "a"}))
+    assert cache.change(None, node).node == node
+    assert cache.change(node, None).node == node
+    assert cache.node == node
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from ipvs_proxy.agent.controller import KINDS, Controller
 from ipvs_proxy.agent.drain import Drains, Outcome, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.run import Reports
 from ipvs_proxy.kernel.monitor import Change as Happened
 from ipvs_proxy.kernel.monitor import Event
-from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Service
+from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
 from ipvs_proxy.kube.store import Change
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
@@ -54,10 +55,17 @@ class Rig:
             plane, count=self.metrics.operation, exclude=[ip_network(cidr) for cidr in exclude]
         )
         self.outcomes: list[Outcome] = []
+        self.interfaces: dict[str, set[bytes]] = {}
+        self.adapted: list[Node | None] = []
         self.drains = Drains(deadline=60.0, finished=self.outcomes.append)
         watch_writes(self.programmer, self.drains, clock=lambda: 0.0)
         self.controller = Controller(
-            self.programmer, context=Context("node"), recorder=Reports(self.metrics, self.health), marks=Marks()
+            self.programmer,
+            context=Context("node"),
+            recorder=Reports(self.metrics, self.health),
+            marks=Marks(),
+            facts=NodeFacts(lambda: self.interfaces),
+            adapt_rules=lambda node: bool(self.adapted.append(node)),
         )
         self.repairs: dict[str, int] = {}
         self.audit = Audit(
@@ -333,10 +341,10 @@ async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_new
 async def test_service_that_cannot_be_planned_harms_no_other(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan(item: Service, slices: Iterable[EndpointSlice], context: Context) -> Fragment:
+    def plan(item: Service, slices: Iterable[EndpointSlice], context: Context, marks: Marks) -> Fragment:
         if item.metadata.name == "cursed":
             raise RuntimeError("a bug")
-        return plan_service(item, slices, context, Marks())
+        return plan_service(item, slices, context, marks)
 
     monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", plan)
     with capture_logs() as logs:
@@ -358,7 +366,7 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
         raise OSError("no buffer space")
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
         await rig.until(lambda: len(begun) >= 2)
         assert rig.repairs["addresses"] >= 1
         task.cancel()

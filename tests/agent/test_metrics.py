@@ -23,7 +23,7 @@ def test_names_and_labels_are_those_of_kube_proxy(metrics: Metrics) -> None:
     metrics.changed("EndpointSlice", pending=2)
     metrics.changed("Node", pending=0)
     metrics.queued()
-    metrics.no_local_endpoints({Family.IPV4: 4, Family.IPV6: 5})
+    metrics.no_local_endpoints({("internal", Family.IPV4): 4, ("external", Family.IPV6): 5})
     metrics.programmed(seconds_since_trigger=0.7)
     found = text(metrics)
     prefix = "kubeproxy_sync_proxy_rules"

@@ -10,8 +10,7 @@ from ipaddress import ip_network
 import pytest
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.cache import ZONE
-from ipvs_proxy.agent.node_facts import Facts, NodeFacts
+from ipvs_proxy.agent.node_facts import ZONE, Facts, NodeFacts
 from ipvs_proxy.kube.objects import Node, NodeAddress, NodeStatus, ObjectMeta
 from ipvs_proxy.plan.node_addresses import PRIMARY
 from ipvs_proxy.plan.tables import Family
@@ -84,6 +83,7 @@ async def test_a_change_is_logged_with_what_came_and_went() -> None:
         line | {"added": ["10.0.0.1", "192.0.2.3"], "removed": ["192.0.2.1"], "node_port_addresses": ["192.0.2.3"]},
         line | {"removed": ["10.0.0.1"]},
         line | {"node_ips": ["192.0.2.3"]},
+        line | {"zone": "b"},
     ]
 
 

@@ -79,7 +79,7 @@ def test_rules_refer_only_to_sets_of_their_family_and_with_the_dimensions_of_the
         reference
         for rules in rendered(family, name).chains.values()
         for rule in rules
-        for reference in re.findall(r"--match-set (\S+) (\S+)", rule)
+        for reference in re.findall(r"--(?:match|map)-set (\S+) (\S+)", rule)
     ]
     for set_name, directions in references:
         assert len(directions.split(",")) in dimensions.get(known[set_name], {3}), set_name
@@ -88,7 +88,7 @@ def test_rules_refer_only_to_sets_of_their_family_and_with_the_dimensions_of_the
 
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_rules_lead_only_to_chains_of_their_table_or_to_targets(family, name):
-    targets = {"ACCEPT", "DROP", "MARK", "MASQUERADE", "REJECT", "RETURN"}
+    targets = {"ACCEPT", "DROP", "MARK", "MASQUERADE", "REJECT", "RETURN", "SET"}
     ruleset = rendered(family, name)
     for chain, rules in ruleset.chains.items():
         for rule in rules:

@@ -14,11 +14,13 @@ from pyroute2.netlink.generic.ipvs import ipvsmsg
 from ipvs_proxy.kernel import ipvs_codec as codec
 from ipvs_proxy.kernel.ipvs_codec import Connections, DestinationEntry, ForeignVirtualServer, Timeouts
 from ipvs_proxy.kernel.netlink import MalformedMessage, attribute, attributes, frame, text_attribute
+from ipvs_proxy.plan.marks import CLASS, is_ours, mark_key
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
     HASHED,
     PERSISTENT,
+    Family,
     Protocol,
     RealServer,
     RealServerKey,
@@ -44,7 +46,9 @@ GOLDEN_POD = "1400 0100 0a0000010000000000000000000000000600 0200 1f9000000600 0
 
 addresses = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
 ports = st.integers(0, 0xFFFF)
-keys = st.builds(VirtualServerKey, addresses, st.sampled_from(Protocol).map(int), ports)
+keys = st.builds(VirtualServerKey, addresses, st.sampled_from(Protocol).map(int), ports, mark=st.just(0)) | st.builds(
+    mark_key, st.integers(1, CLASS - 1).map(lambda low: CLASS | low).filter(is_ours), st.sampled_from(Family)
+)
 u32 = st.integers(0, 0xFFFFFFFF)
 real_servers = st.builds(RealServer, st.integers(0, 0x7FFFFFFF), st.integers(0, 7), u32, u32) | st.sampled_from(
     [ACTIVE, DRAINING]

@@ -19,7 +19,7 @@ from msgspec import structs
 
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch
+from ipvs_proxy.plan.difference import KernelTables, difference, everything, remains_of, touch
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
@@ -211,6 +211,23 @@ class Convergence(RuleBasedStateMachine):
         if self.kernel.apply(RealServerOperation(verb, key, target, RealServer(weight or 0))) == 0:
             self.trusted = False
 
+    # Drains that end.
+
+    @precondition(lambda self: self.trusted)
+    @rule()
+    def drains_end(self) -> None:
+        self.finish_drains()
+
+    def finish_drains(self) -> None:
+        """Do as the drain manager does with virtual servers that nobody wants: they go, and then what stayed for them."""
+        for key in [key for key in self.kernel.virtual_servers if key in self.mirror.leaving]:
+            server = self.mirror.virtual_servers[key]
+            assert not any(settings.weight for settings in server.real_servers.values())
+            operation = VirtualServerOperation(Verb.DELETE, server)
+            assert self.kernel.apply(operation) == 0
+            self.mirror.record(operation)
+            self.run_round(remains_of(key))
+
     # The path of a change.
 
     def plan(self, name: ServiceName) -> Fragment:
@@ -317,16 +334,21 @@ class Convergence(RuleBasedStateMachine):
         self.refusals = 0
         self.audit()
         assert not self.pending
+        self.finish_drains()
+        assert not any(key in self.mirror.leaving for key in self.kernel.virtual_servers)
         self.check_converged()
 
     def expected(self) -> Expected:
         return union(self.plan(name) for name in self.services)
 
     def check_converged(self) -> None:
-        expected, kernel = self.expected(), self.kernel
-        assert kernel.addresses == expected.addresses
-        assert {(name, entry) for name, entries in kernel.sets.items() for entry in entries} == expected.entries
-        assert kernel.virtual_servers.keys() == expected.virtual_servers.keys()
+        expected, kernel, leaving = self.expected(), self.kernel, self.mirror.leaving
+        entries = {(name, entry) for name, entries in kernel.sets.items() for entry in entries}
+        assert {address for address in kernel.addresses if not leaving.holds(address)} <= expected.addresses
+        assert {entry for entry in entries if not leaving.holds(entry)} <= expected.entries
+        assert {key for key in kernel.virtual_servers if key not in leaving} == expected.virtual_servers.keys()
+        assert expected.addresses <= kernel.addresses
+        assert expected.entries <= entries
         for key, wanted in expected.virtual_servers.items():
             found = kernel.virtual_servers[key]
             draining = {

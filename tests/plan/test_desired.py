@@ -77,7 +77,11 @@ def test_a_change_of_one_port_touches_only_that_port() -> None:
     assert touched == Touched(
         {virtual("10.96.0.10", 443), virtual("10.96.0.10", 8443)},
         set(),
-        {("KUBE-CLUSTER-IP", SetEntry(ADDRESS, Protocol.TCP, port)) for port in (443, 8443)},
+        {
+            (name, SetEntry(ADDRESS, Protocol.TCP, port))
+            for name in ("KUBE-CLUSTER-IP", "IPVS-PROXY-NO-ENDPOINT")
+            for port in (443, 8443)
+        },
     )
 
 

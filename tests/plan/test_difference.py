@@ -6,9 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from ipvs_proxy.kube.objects import ServicePort
+from ipvs_proxy.kube.objects import EndpointPort, ServicePort
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch, virtual_server_difference
+from ipvs_proxy.plan.difference import (
+    KernelTables,
+    difference,
+    everything,
+    remains_of,
+    touch,
+    virtual_server_difference,
+)
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
@@ -220,7 +227,11 @@ def test_deletions_of_what_is_unknown_are_harmless() -> None:
 
 def plan(name: str, address: str, *ports: ServicePort, pods: tuple[str, ...] = ()) -> Fragment:
     wanted = service(name, cluster_ip=address, ports=ports or [ServicePort(80, "http")])
-    piece = endpoint_slice(*(endpoint(pod, node="here") for pod in pods), of=name)
+    piece = endpoint_slice(
+        *(endpoint(pod, node="here") for pod in pods),
+        of=name,
+        ports=[EndpointPort(port.name, 8080, port.protocol) for port in wanted.spec.ports or ()],
+    )
     return plan_service(wanted, [piece], Context("here"), Marks())
 
 
@@ -246,7 +257,8 @@ def test_everything_is_both_sides() -> None:
     kernel.addresses.add(packed("10.96.0.9"))
     kernel.sets["KUBE-IPVS-IPS"].add(SetEntry(packed("10.96.0.9")))
     kernel.sets["KUBE-NODE-PORT-TCP"].add(SetEntry(port=30080))
-    desired.replace(plan("a", "10.96.0.1").name, plan("a", "10.96.0.1"))
+    one = plan("a", "10.96.0.1", pods=("10.0.0.1",))
+    desired.replace(one.name, one)
     mirror = kernel.read()
     rounds(desired, kernel, mirror, everything(desired, mirror))
     assert set(kernel.virtual_servers) == {virtual("10.96.0.1")}
@@ -254,6 +266,7 @@ def test_everything_is_both_sides() -> None:
     assert {name: members for name, members in kernel.sets.items() if members} == {
         "KUBE-CLUSTER-IP": {SetEntry(packed("10.96.0.1"), Protocol.TCP, 80)},
         "KUBE-IPVS-IPS": {SetEntry(packed("10.96.0.1"))},
+        "KUBE-LOOP-BACK": {SetEntry(packed("10.0.0.1"), Protocol.TCP, 8080, packed("10.0.0.1"))},
     }
     assert difference(desired, mirror, everything(desired, mirror)) == []
 
@@ -265,6 +278,7 @@ def test_a_set_that_is_missing_in_the_kernel_is_filled() -> None:
     assert {operation.set_name for operation in added if isinstance(operation, SetEntryOperation)} == {
         "KUBE-CLUSTER-IP",
         "KUBE-IPVS-IPS",
+        "IPVS-PROXY-NO-ENDPOINT",
     }
 
 
@@ -327,8 +341,35 @@ def test_a_service_that_goes_is_shut_before_it_is_taken_down(
 ) -> None:
     desired, kernel, mirror = before
     found = steps(rounds(desired, kernel, mirror, desired.replace(plan("a", "10.96.0.1").name, None)))
-    assert sorted(found[:2]) == ["KUBE-CLUSTER-IP delete", "KUBE-LOOP-BACK delete"]
-    assert found[2:] == ["virtual server delete", "address delete", "KUBE-IPVS-IPS delete"]
+    # Its connections go on: virtual server and address stay until they are drained.
+    assert found == ["real server set", "KUBE-CLUSTER-IP delete", "KUBE-LOOP-BACK delete"]
+    key = virtual("10.96.0.1")
+    assert difference(desired, mirror, everything(desired, mirror)) == []
+    mirror.record(VirtualServerOperation(Verb.DELETE, mirror.virtual_servers[key]))
+    assert steps(difference(desired, mirror, remains_of(key))) == ["address delete", "KUBE-IPVS-IPS delete"]
+
+
+def test_a_service_that_comes_back_while_it_drains_gets_its_weights_back(
+    before: tuple[DesiredTables, FakeKernel, KernelTables],
+) -> None:
+    desired, kernel, mirror = before
+    one = plan("a", "10.96.0.1", pods=("10.0.0.1",))
+    rounds(desired, kernel, mirror, desired.replace(one.name, None))
+    assert steps(rounds(desired, kernel, mirror, desired.replace(one.name, one))) == [
+        "KUBE-CLUSTER-IP add",
+        "KUBE-LOOP-BACK add",
+        "real server set",
+    ]
+    assert virtual("10.96.0.1") not in mirror.leaving
+
+
+def test_a_service_of_udp_goes_at_once(before: tuple[DesiredTables, FakeKernel, KernelTables]) -> None:
+    desired, kernel, mirror = before
+    dns = plan("b", "10.96.0.2", ServicePort(53, "http", "UDP"), pods=("10.0.0.1",))
+    rounds(desired, kernel, mirror, desired.replace(dns.name, dns))
+    rounds(desired, kernel, mirror, desired.replace(dns.name, None))
+    assert virtual("10.96.0.2", 53, Protocol.UDP) not in kernel.virtual_servers
+    assert kernel.addresses == {packed("10.96.0.1")}
 
 
 def test_a_port_that_moves_is_never_open_to_the_node_itself(

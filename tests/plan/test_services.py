@@ -320,7 +320,7 @@ def test_internal_traffic_policy(policy: str | None, addresses: set[str]) -> Non
 def test_local_without_local_endpoints_never_leaves_the_node(kind: str) -> None:
     fragment = planned(service(internal="Local", kind=kind), endpoint_slice(REMOTE, UNREADY))
     assert server(fragment).real_servers == {}
-    assert fragment.no_local == {Family.IPV4}
+    assert fragment.no_local == {("internal", Family.IPV4)}
 
 
 def test_local_falls_back_to_a_local_endpoint_that_still_serves() -> None:
@@ -341,7 +341,7 @@ def test_no_local_is_told_by_family() -> None:
         endpoint_slice(LOCAL, name="web-4"),
         endpoint_slice(endpoint("fd00::2", node="node-b"), name="web-6", address_type="IPv6"),
     )
-    assert fragment.no_local == {Family.IPV6}
+    assert fragment.no_local == {("internal", Family.IPV6)}
 
 
 # Addresses and members of sets.
@@ -363,6 +363,7 @@ def test_entries_of_a_cluster_ip() -> None:
     assert fragment.entries == {
         ("KUBE-CLUSTER-IP", SetEntry(four, Protocol.TCP, 80)): Reason.CLUSTER_IP,
         ("KUBE-CLUSTER-IP", SetEntry(four, Protocol.UDP, 53)): Reason.CLUSTER_IP,
+        ("IPVS-PROXY-NO-ENDPOINT", SetEntry(four, Protocol.UDP, 53)): Reason.NO_ENDPOINT,
         ("KUBE-IPVS-IPS", SetEntry(four)): Reason.CLUSTER_IP,
         ("KUBE-6-CLUSTER-IP", SetEntry(six, Protocol.TCP, 80)): Reason.CLUSTER_IP,
         ("KUBE-6-CLUSTER-IP", SetEntry(six, Protocol.UDP, 53)): Reason.CLUSTER_IP,
