@@ -95,7 +95,10 @@ class Leaving:
         """Let it go: the virtual server is gone, or wanted again."""
         remains = self._keys.pop(key, None)
         if remains is not None:
-            self._held -= Counter((*remains.addresses, *remains.entries))
+            for anchor in (*remains.addresses, *remains.entries):
+                self._held[anchor] -= 1
+                if not self._held[anchor]:
+                    del self._held[anchor]
 
     def holds(self, anchor: Anchor) -> bool:
         """Tell whether an address or a member has to stay."""

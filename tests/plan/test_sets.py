@@ -51,7 +51,15 @@ def test_each_set_is_that_of_kube_proxy(ipv4: str, ipv6: str, kind: str, comment
 
 
 @pytest.mark.parametrize("family", Family)
-def test_there_are_no_other_sets_and_no_name_is_too_long_or_twice(family: Family) -> None:
+def test_other_sets_are_named_as_ours_and_no_name_is_too_long_or_twice(family: Family) -> None:
     names = [definition.name for definition in definitions(family).values()]
-    assert len(names) == len(set(names)) == len(ROWS) == 17
+    own = [name for name in names if not name.startswith("KUBE-")]
+    assert len(names) - len(own) == len(ROWS) == 17
+    assert all(name.startswith("IPVS-PROXY-") for name in own)
+    assert len(set(names)) == len(names)
     assert max(map(len, names)) <= 31
+
+
+@pytest.mark.parametrize("family", Family)
+def test_one_set_has_marks(family: Family) -> None:
+    assert [base for base, definition in definitions(family).items() if definition.marks] == ["INTERNAL"]
