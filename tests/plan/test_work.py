@@ -19,14 +19,12 @@ from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
-    AddressOperation,
     Operation,
     Protocol,
     RealServerOperation,
     SetEntry,
     SetEntryOperation,
     Verb,
-    VirtualServerOperation,
 )
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 
