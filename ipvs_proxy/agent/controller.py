@@ -20,8 +20,9 @@ import structlog
 from ipvs_proxy.agent.cache import Cache
 from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Programmer
-from ipvs_proxy.kube.objects import Node, Service
+from ipvs_proxy.kube.objects import EndpointSlice, Node, Service
 from ipvs_proxy.kube.store import Change
+from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
@@ -84,6 +85,8 @@ class Controller:
         self._facts = facts
         self._adapt_rules = adapt_rules
         self._rules_outdated = False
+        self._departed: list[EndpointSlice] = []
+        self._nodes: dict[bytes, str] = {}
         self.started = asyncio.Event()
         self._programmer = programmer
         self._context = context
@@ -105,6 +108,8 @@ class Controller:
         """Take in changes of objects; the Services concerned become dirty."""
         for change in changes:
             effect = self.cache.change(change.old, change.new)
+            if isinstance(change.old, EndpointSlice):
+                self._departed.append(change.old)
             self._dirty |= effect.services
             if effect.node is not None:
                 self._take_node(effect.node)
@@ -124,6 +129,17 @@ class Controller:
         """Note that an object could not be decoded; its last good version stays in use."""
         self._recorder.skipped(kind)
         log.warning("object_skipped", kind=kind, object=key, error=error)
+
+    def node_of(self, address: bytes) -> str:
+        """Give the other node of an endpoint that has just left, or been left out; empty if it is not known."""
+        for piece in self._departed:
+            for endpoint in piece.endpoints or ():
+                if endpoint.node_name and endpoint.node_name != self._context.node_name and endpoint.addresses:
+                    packed = parse_address(endpoint.addresses[0])
+                    if packed is not None:
+                        self._nodes[packed] = endpoint.node_name
+        self._departed.clear()
+        return self._nodes.get(address, "")
 
     async def refresh_facts(self) -> None:
         """Read this node's addresses anew; the Services that depend on what changed become dirty.
@@ -210,6 +226,9 @@ class Controller:
         done = 0
         for start in range(0, len(names), BATCH):
             done += await self._sync_batch(names[start : start + BATCH])
+        if not self._dirty:
+            self._departed.clear()
+            self._nodes.clear()
         seconds = time.monotonic() - begun
         self._recorder.synced(seconds=seconds, complete=not self._programmer.retries)
         if self.started.is_set() and done:

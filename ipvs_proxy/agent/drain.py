@@ -1,16 +1,23 @@
-"""Ends drains: a real server that is not wanted any more goes when it is idle, or at its deadline.
+"""Ends drains: a real server that is not wanted any more goes when it is idle, at its deadline, or with its node.
 
 A drain is not state of ours: a real server with weight 0 that nobody wants is draining, whoever set it so, and a
 restart carries on with what the kernel shows. Only the time that the deadline counts from is in memory; after a restart
 it counts anew. While its endpoint still serves (it terminates, with connections of its own) a real server has no
 deadline: the pod itself ends it.
+
+A virtual server whose Service was deleted drains as a whole: when its last real server is gone it goes too, with its
+address. Connections to an endpoint whose node is dead will never end by themselves; they are ended by removing the real
+server, as the kernel then answers the next packet (``expire_nodest_conn``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
@@ -23,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 #: How often the connections of draining real servers are counted, in seconds.
 INTERVAL = 1.0
+#: Connections to an endpoint that does not serve are left alone for so many seconds before its node is asked about.
+SUSPICION = 10.0
 
 
 class Outcome(StrEnum):
@@ -30,6 +39,7 @@ class Outcome(StrEnum):
 
     IDLE = "idle"
     DEADLINE = "deadline"
+    NODE_DEAD = "node-dead"
     RETURNED = "returned"
     GONE = "gone"
 
@@ -46,16 +56,36 @@ class Connections(Protocol):
         """Connections in any other state, such as TIME_WAIT."""
 
 
+@dataclass(slots=True)
+class _Drain:
+    """One drain: since when its deadline counts (monotonic seconds; ``None`` while the endpoint serves), its node."""
+
+    since: float | None
+    node: str
+    ending: Outcome = Outcome.GONE
+
+
 class Drains:
     """The drains under way, as they follow from what is desired and what the kernel holds. The clock is passed in."""
 
-    def __init__(self, *, deadline: float, finished: Callable[[Outcome], None]) -> None:
-        """Take the deadline in seconds (0: none) and what is told how each drain ended."""
-        self.deadline = deadline
+    def __init__(
+        self,
+        *,
+        deadline: float,
+        finished: Callable[[Outcome], None],
+        node_of: Callable[[bytes], str] = lambda _: "",
+    ) -> None:
+        """Take the deadline in seconds (0: none), what is told how each drain ended, and who knows endpoints' nodes.
+
+        ``node_of`` gives the name of the node of an endpoint's address, empty if it is not known or this one.
+        """
+        self.begun = asyncio.Event()
+        self._deadline = deadline or math.inf
         self._finished = finished
-        #: Since when the deadline of each counts (monotonic seconds); ``None`` while the endpoint serves.
-        self._drains: dict[VirtualServerKey, dict[RealServerKey, float | None]] = {}
-        self._ending: dict[tuple[VirtualServerKey, RealServerKey], Outcome] = {}
+        self._node_of = node_of
+        self._drains: dict[VirtualServerKey, dict[RealServerKey, _Drain]] = {}
+        #: Deadlines of Services that have their own, also while they drain after their deletion.
+        self._deadlines: dict[VirtualServerKey, float] = {}
 
     def __len__(self) -> int:
         return sum(len(servers) for servers in self._drains.values())
@@ -68,39 +98,72 @@ class Drains:
         self, key: VirtualServerKey, desired: VirtualServer | None, actual: VirtualServer | None, now: float
     ) -> None:
         """Look at a virtual server after a write: drains begin, and others end."""
+        self._note_deadline(key, desired, actual)
         before = self._drains.pop(key, {})
-        after: dict[RealServerKey, float | None] = {}
-        if actual is not None and desired is not None:
-            for server, settings in actual.real_servers.items():
-                if settings.weight == 0 and server not in desired.real_servers:
-                    since = before.get(server)
-                    after[server] = None if server in desired.lingering else now if since is None else since
+        after: dict[RealServerKey, _Drain] = {}
+        for server, settings in ({} if actual is None else actual.real_servers).items():
+            if settings.weight or (desired is not None and server in desired.real_servers):
+                continue
+            drain = before.get(server)
+            if drain is None:
+                drain = _Drain(now, self._node_of(server.address))
+                self.begun.set()
+            serves = desired is not None and server in desired.lingering
+            drain.since = None if serves else now if drain.since is None else drain.since
+            after[server] = drain
         if after:
             self._drains[key] = after
         for server in before.keys() - after.keys():
-            outcome = self._ending.pop((key, server), Outcome.GONE)
+            outcome = before[server].ending
             if actual is not None and server in actual.real_servers:
                 outcome = Outcome.RETURNED
             log.info("drained", virtual_server=str(key), real_server=str(server), outcome=outcome.value)
             self._finished(outcome)
 
     def due(
-        self, key: VirtualServerKey, connections: Mapping[RealServerKey, Connections], now: float
+        self,
+        key: VirtualServerKey,
+        connections: Mapping[RealServerKey, Connections],
+        now: float,
+        dead: Collection[str] = (),
     ) -> list[tuple[VirtualServerKey, RealServerKey]]:
-        """Give the real servers of a virtual server whose drain ends now, by how many connections each has."""
+        """Give the real servers of a virtual server whose drain ends now, by how many connections each has.
+
+        ``dead`` are the names of nodes that are known to be dead.
+        """
         ends = []
-        for server, since in self._drains.get(key, {}).items():
+        deadline = self._deadlines.get(key, self._deadline)
+        for server, drain in self._drains.get(key, {}).items():
             counted = connections.get(server)
             if counted is None:
                 continue
             if counted.active + counted.inactive == 0:
-                self._ending[key, server] = Outcome.IDLE
-            elif self.deadline and since is not None and now - since >= self.deadline:
-                self._ending[key, server] = Outcome.DEADLINE
+                drain.ending = Outcome.IDLE
+            elif drain.since is not None and now - drain.since >= deadline:
+                drain.ending = Outcome.DEADLINE
+            elif drain.since is not None and drain.node in dead:
+                drain.ending = Outcome.NODE_DEAD
             else:
                 continue
             ends.append((key, server))
         return ends
+
+    def suspects(self, now: float) -> set[str]:
+        """Give the nodes of endpoints that have not served for a while and still have connections."""
+        return {
+            drain.node
+            for servers in self._drains.values()
+            for drain in servers.values()
+            if drain.node and drain.since is not None and now - drain.since >= SUSPICION
+        }
+
+    def _note_deadline(
+        self, key: VirtualServerKey, desired: VirtualServer | None, actual: VirtualServer | None
+    ) -> None:
+        if desired is not None and desired.drain_timeout is not None:
+            self._deadlines[key] = desired.drain_timeout
+        elif desired is not None or actual is None:
+            self._deadlines.pop(key, None)
 
 
 def watch_writes(programmer: Programmer, drains: Drains, clock: Callable[[], float] = time.monotonic) -> None:
@@ -118,13 +181,21 @@ async def end_drains_for_ever(
     programmer: Programmer,
     drains: Drains,
     connections: Callable[[VirtualServerKey], Mapping[RealServerKey, Connections]],
+    dead_nodes: Callable[[set[str]], Awaitable[Collection[str]]],
 ) -> None:
-    """Count the connections of draining real servers every second, and remove those that are done."""
+    """Count the connections of draining real servers every second, and at once when a drain begins; end what is due.
+
+    ``dead_nodes`` tells which of some nodes are dead.
+    """
     while True:
-        await asyncio.sleep(INTERVAL)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(drains.begun.wait(), INTERVAL)
+        drains.begun.clear()
+        suspects = drains.suspects(time.monotonic())
+        dead = await dead_nodes(suspects) if suspects else ()
         for key in drains.virtual_servers():
             try:
-                due = drains.due(key, await programmer.work(connections, key), time.monotonic())
+                due = drains.due(key, await programmer.work(connections, key), time.monotonic(), dead)
             except (OSError, ValueError) as error:
                 log.warning("drain_not_readable", virtual_server=str(key), error=str(error))
                 continue

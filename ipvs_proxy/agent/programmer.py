@@ -23,7 +23,7 @@ from ipvs_proxy.kernel.dataplane import Failure, table_of
 from ipvs_proxy.kernel.socket import UNKNOWN
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch
+from ipvs_proxy.plan.difference import KernelTables, difference, everything, remains_of, touch
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Operation,
@@ -169,16 +169,24 @@ class Programmer:
             return await self._program(await correction(self.actual))
 
     async def remove_real_servers(self, removals: Sequence[tuple[VirtualServerKey, RealServerKey]]) -> list[Operation]:
-        """Delete drained real servers, unless they have become wanted or weight came back in the meantime."""
+        """Delete drained real servers, unless they have become wanted or weight came back in the meantime.
+
+        With its last real server goes a virtual server that nobody wants, and what stayed for it.
+        """
         async with self._lock:
-            operations: list[Operation] = []
+            operations: list[RealServerOperation] = []
             for key, server in removals:
                 actual, desired = self.actual.virtual_servers.get(key), self.desired.virtual_servers.get(key)
                 settings = None if actual is None else actual.real_servers.get(server)
                 if settings is None or settings.weight or (desired is not None and server in desired.real_servers):
                     continue
                 operations.append(RealServerOperation(Verb.DELETE, key, server, settings))
-            return await self._carry_out(operations, touch(operations))
+            done = await self._carry_out(operations, touch(operations))
+            finished = Touched()
+            for key in {operation.virtual_server for operation in operations} - self.desired.virtual_servers.keys():
+                finished.virtual_servers.add(key)
+                finished.add(remains_of(key))
+            return done + await self._program(finished) if finished else done
 
     async def retry_for_ever(self) -> None:
         """Try failed objects again when they are due."""
@@ -205,7 +213,7 @@ class Programmer:
             for key in touched.virtual_servers & self.foreign.keys() & self.desired.virtual_servers.keys():
                 self.actual.virtual_servers[key] = self.foreign.pop(key)
 
-    async def _carry_out(self, operations: list[Operation], touched: Touched) -> list[Operation]:
+    async def _carry_out(self, operations: Sequence[Operation], touched: Touched) -> list[Operation]:
         failures: list[Failure] = []
         if operations:
             if self.written is not None:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ import structlog
 from ipvs_proxy import __version__
 from ipvs_proxy.agent.audit import Audit, audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.controller import Controller
+from ipvs_proxy.agent.dead_nodes import DeadNodes
 from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.local_detection import adapt_rules, rule_settings
@@ -42,6 +43,7 @@ from ipvs_proxy.kernel.rules import IptablesRules
 from ipvs_proxy.kernel.sets import Sets
 from ipvs_proxy.kube.client import ConnectError, connect
 from ipvs_proxy.kube.manifests import ManifestsError, follow_manifests
+from ipvs_proxy.kube.nodes import get_node
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.kube.reflector import reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
@@ -112,8 +114,6 @@ async def _run(settings: Settings) -> None:
     metrics = Metrics(host.families)
     health = HealthTracker(host.families, sync_period=settings.sync_period)
     programmer = Programmer(dataplane, count=metrics.operation, exclude=settings.exclude_cidrs)
-    drains = Drains(deadline=settings.drain_timeout, finished=metrics.drain_finished)
-    watch_writes(programmer, drains)
     controller = Controller(
         programmer,
         context=Context(settings.node_name, settings.scheduler, families=host.families, compatible=settings.compatible),
@@ -128,6 +128,8 @@ async def _run(settings: Settings) -> None:
         adapt_rules=lambda node: adapt_rules(dataplane.rules, settings, node),
         min_sync_period=settings.min_sync_period,
     )
+    drains = Drains(deadline=settings.drain_timeout, finished=metrics.drain_finished, node_of=controller.node_of)
+    watch_writes(programmer, drains)
     # A socket of its own: the audit reads beside the writes.
     reader = Ipvs()
     audit = Audit(
@@ -137,10 +139,11 @@ async def _run(settings: Settings) -> None:
         repaired=metrics.repaired,
     )
     _watch_gauges(metrics, programmer, drains)
+    sources, dead_nodes = await _sources(settings, controller)
     loops: list[Coroutine[Any, Any, None]] = [
         controller.run(),
         programmer.retry_for_ever(),
-        end_drains_for_ever(programmer, drains, dataplane.connections),
+        end_drains_for_ever(programmer, drains, dataplane.connections, dead_nodes),
         _after(
             controller.started,
             lambda: audit_for_ever(
@@ -151,7 +154,7 @@ async def _run(settings: Settings) -> None:
         _measure_loop_delay(metrics.loop_delay),
         serve_for_ever(health_application(health, metrics), settings.healthz_bind_address, name="healthz"),
         serve_for_ever(metrics_application(metrics), settings.metrics_bind_address, name="metrics"),
-        *await _sources(settings, controller),
+        *sources,
     ]
     await _run_until(stop, loops)
     programmer.close()
@@ -187,14 +190,20 @@ def prepare_kernel(settings: Settings, host: preflight.Host) -> Dataplane:
     )
 
 
-async def _sources(settings: Settings, controller: Controller) -> list[Coroutine[Any, Any, None]]:
-    """Give the loops that bring objects: of the manifests, or of the API."""
+async def _sources(
+    settings: Settings, controller: Controller
+) -> tuple[list[Coroutine[Any, Any, None]], Callable[[set[str]], Awaitable[Collection[str]]]]:
+    """Give the loops that bring objects, of the manifests or of the API, and what tells which nodes are dead."""
     if settings.manifests is not None:
-        return [follow_manifests(settings.manifests, settings.node_name, controller)]
+        return [follow_manifests(settings.manifests, settings.node_name, controller)], _none_known
     client = await connect(kubeconfig=settings.kubeconfig, master=settings.master)
-    return [
-        reflect(resource, client, controller) for resource in (SERVICES, ENDPOINT_SLICES, own_node(settings.node_name))
-    ]
+    resources = (SERVICES, ENDPOINT_SLICES, own_node(settings.node_name))
+    return [reflect(resource, client, controller) for resource in resources], DeadNodes(partial(get_node, client)).among
+
+
+async def _none_known(_: set[str]) -> Collection[str]:
+    """Manifests say nothing of whether another node lives."""
+    return ()
 
 
 async def _notice(audit: Audit, controller: Controller, events: list[Event]) -> None:

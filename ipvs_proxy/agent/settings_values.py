@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipvs_proxy.kernel.iptables_render import Interface, RuleSettings
+from ipvs_proxy.plan.durations import duration
 from ipvs_proxy.plan.node_addresses import PRIMARY, NodePortAddresses
 
 Network = IPv4Network | IPv6Network
 
-_UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", re.ASCII)
-#: Go keeps durations as nanoseconds in 64 bits.
-_LONGEST: Final = (2**63 - 1) / 1e9
 _NETWORK: Final = re.compile(r"[0-9a-fA-F.:]+/\d{1,3}", re.ASCII)
 _TYPES: Final = {
     dict: "a mapping",
@@ -59,19 +56,6 @@ class Kind:
 def type_of(value: Any) -> str:
     """Name the type of a value of a file."""
     return _TYPES.get(type(value), type(value).__name__)
-
-
-def duration(value: Any) -> float:
-    """Read a duration as Go writes it (``1m30s``); 0 is a duration without a unit. Gives seconds."""
-    text = str(value).strip()
-    if text == "0":
-        return 0.0
-    if not text or _DURATION.sub("", text):
-        raise ValueError(f"{text!r} is no duration such as 30s or 1m30s")
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
-    if seconds > _LONGEST:
-        raise ValueError("a duration has 292 years at most")
-    return seconds
 
 
 def duration_or(default: float) -> Callable[[Any], float]:

@@ -89,13 +89,15 @@ class Leaving:
         """Have everything stay that a virtual server needs."""
         if key not in self._keys:
             self._keys[key] = remains = remains_of(key)
-            self._held.update((*remains.addresses, *remains.entries))
+            self._held.update(remains.addresses)
+            self._held.update(remains.entries)
 
     def release(self, key: VirtualServerKey) -> None:
         """Let it go: the virtual server is gone, or wanted again."""
         remains = self._keys.pop(key, None)
         if remains is not None:
-            for anchor in (*remains.addresses, *remains.entries):
+            anchors: set[Anchor] = {*remains.addresses, *remains.entries}
+            for anchor in anchors:
                 self._held[anchor] -= 1
                 if not self._held[anchor]:
                     del self._held[anchor]

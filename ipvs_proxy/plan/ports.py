@@ -38,13 +38,21 @@ class FamilyPlan:
     """The fragment of a Service while one family is being added to it, and the ports that have a mark."""
 
     def __init__(
-        self, family: Family, context: Context, marks: Marks, fragment: Fragment, marked: set[PortKey]
+        self,
+        family: Family,
+        context: Context,
+        fragment: Fragment,
+        *,
+        marks: Marks,
+        marked: set[PortKey],
+        drain_timeout: float | None,
     ) -> None:
         self.family = family
         self.context = context
         self.marks = marks
         self.fragment = fragment
         self.marked = marked
+        self.drain_timeout = drain_timeout
         self._names = sets.names(family)
 
     def add_entry(self, base: str, entry: SetEntry, reason: Reason) -> None:
@@ -256,6 +264,7 @@ def _add(
             real_servers={choice.endpoint.key: ACTIVE for choice in choices if choice.used},
             lingering=_lingering(choices),
             internal=internal,
+            drain_timeout=plan.drain_timeout,
         ),
         reason,
     )

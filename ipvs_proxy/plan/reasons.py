@@ -36,6 +36,7 @@ class Reason(StrEnum):
     INVALID_CLUSTER_IP = "invalid-cluster-ip"
     INVALID_PORT = "invalid-port"
     INVALID_AFFINITY_TIMEOUT = "invalid-affinity-timeout"
+    INVALID_DRAIN_TIMEOUT = "invalid-drain-timeout"
     INVALID_SOURCE_RANGE = "invalid-source-range"
     INVALID_EXTERNAL_ADDRESS = "invalid-external-address"
     DUPLICATE_PORT = "duplicate-port"

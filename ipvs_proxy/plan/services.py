@@ -6,11 +6,13 @@ makes the cost of a change proportional to the change. Fragments of different Se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
+from ipvs_proxy.plan.durations import duration
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Omission, PortKey, gather
 from ipvs_proxy.plan.exposures import expose
 from ipvs_proxy.plan.fragment import YOUNGEST, Context, Fragment, HealthCheck, ServiceName
@@ -23,6 +25,8 @@ from ipvs_proxy.plan.tables import Family
 SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 #: Label of an EndpointSlice that names its Service.
 SERVICE_NAME = "kubernetes.io/service-name"
+#: Annotation of a Service: how long its removed endpoints keep their connections, ``5m``, ``0s`` or ``unlimited``.
+DRAIN_TIMEOUT = "ipvs-proxy.io/drain-timeout"
 
 
 def plan_service(service: Service, slices: Iterable[EndpointSlice], context: Context, marks: Marks) -> Fragment:
@@ -38,6 +42,7 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], context: Con
     fragment = Fragment(name, created=_created(service))
     pieces = list(slices)
     marked: set[PortKey] = set()
+    drain_timeout = _drain_timeout(service, fragment)
     for family in context.families:
         address = _cluster_address(service, family)
         if isinstance(address, Reason):
@@ -45,7 +50,12 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], context: Con
             if address is not Reason.NO_CLUSTER_IP:
                 fragment.omissions.append(Omission(f"service {name} {family.label}", address))
         else:
-            _plan_family(service, pieces, address, FamilyPlan(family, context, marks, fragment, marked))
+            _plan_family(
+                service,
+                pieces,
+                address,
+                FamilyPlan(family, context, fragment, marks=marks, marked=marked, drain_timeout=drain_timeout),
+            )
     marks.keep(name, marked)
     # What is wrong in both families, such as a slice of no known address type, is told once.
     fragment.omissions[:] = dict.fromkeys(fragment.omissions)
@@ -92,6 +102,21 @@ def _cluster_address(service: Service, family: Family) -> bytes | Reason:
 
 def _usable(address: bytes) -> bytes | Reason:
     return Reason.INVALID_CLUSTER_IP if is_special(address) else address
+
+
+def _drain_timeout(service: Service, fragment: Fragment) -> float | None:
+    """Read how long real servers may drain, in seconds; ``None`` if the Service does not say."""
+    text = (service.metadata.annotations or {}).get(DRAIN_TIMEOUT)
+    if text is None:
+        return None
+    if text.strip() == "unlimited":
+        return math.inf
+    try:
+        return duration(text)
+    except ValueError:
+        where = f"service {fragment.name} annotation {DRAIN_TIMEOUT} {text}"
+        fragment.omissions.append(Omission(where, Reason.INVALID_DRAIN_TIMEOUT))
+        return None
 
 
 def _plan_family(service: Service, slices: list[EndpointSlice], address: bytes, plan: FamilyPlan) -> None:

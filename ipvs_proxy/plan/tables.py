@@ -109,7 +109,8 @@ class VirtualServer:
     in seconds, 0 without PERSISTENT. ``netmask`` is the prefix length that groups clients for persistence, ``None`` for
     the whole address. ``lingering`` are real servers that are not wanted for new connections but still answer existing
     ones (serving and terminating): a plan names them so that a drain does not cut them. ``internal`` is the virtual
-    server that clients in the cluster get in the place of this one. In what is read from a kernel both are empty.
+    server that clients in the cluster get in the place of this one. ``drain_timeout`` is how long its real servers may
+    drain, in seconds, ``None`` for the agent's default. What is read from a kernel has none of the three.
     """
 
     key: VirtualServerKey
@@ -120,6 +121,7 @@ class VirtualServer:
     real_servers: dict[RealServerKey, RealServer] = field(default_factory=dict)
     lingering: frozenset[RealServerKey] = frozenset()
     internal: VirtualServerKey | None = None
+    drain_timeout: float | None = None
 
     @property
     def settings(self) -> tuple[str, int, int, int | None]:

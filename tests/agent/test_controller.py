@@ -170,6 +170,8 @@ async def test_leftovers_of_ours_go_and_those_of_others_stay(plane: FakeDataplan
         plane.kernel.virtual_servers[key] = VirtualServer(key, "wlc", real_servers={POD1: ACTIVE})
     plane.kernel.addresses |= {ours.address, excluded.address}
     async with running(plane, WEB, SLICE, exclude=("10.96.5.0/24",)) as rig:
+        assert plane.kernel.virtual_servers[ours].real_servers == {POD1: DRAINING}
+        await rig.programmer.remove_real_servers([(ours, POD1)])
         assert set(plane.kernel.virtual_servers) == {VIP, foreign, excluded}
         assert set(rig.programmer.foreign) == {foreign, excluded}
         assert ours.address not in plane.kernel.addresses

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -94,6 +96,55 @@ def test_without_a_deadline_only_idleness_ends_it() -> None:
     drains = Drains(deadline=0.0, finished=lambda _: None)
     drains.observe(KEY, NOT_WANTED, IN_KERNEL, now=0.0)
     assert drains.due(KEY, {POD: Count(1, 0)}, 1e9) == []
+
+
+@pytest.mark.parametrize(
+    ("timeout", "now", "ends"),
+    [(5.0, 4.9, False), (5.0, 5.0, True), (0.0, 0.0, True), (math.inf, 1e9, False), (None, 60.0, True)],
+)
+def test_a_service_may_have_a_deadline_of_its_own_also_when_it_is_deleted(
+    timeout: float | None, now: float, ends: bool
+) -> None:
+    for gone in (False, True):
+        drains = Drains(deadline=60.0, finished=lambda _: None)
+        desired = replace(NOT_WANTED, drain_timeout=timeout)
+        drains.observe(KEY, replace(WANTED, drain_timeout=timeout), WANTED, now=0.0)
+        drains.observe(KEY, None if gone else desired, IN_KERNEL, now=0.0)
+        assert drains.due(KEY, {POD: Count(1, 0)}, now) == ([(KEY, POD)] if ends else [])
+
+
+def test_connections_to_a_dead_node_end(outcomes: list[Outcome]) -> None:
+    drains = Drains(deadline=60.0, finished=outcomes.append, node_of=lambda _: "elsewhere")
+    busy = {POD: Count(1, 0)}
+    drains.observe(KEY, NOT_WANTED, IN_KERNEL, now=0.0)
+    assert drains.suspects(9.9) == set()
+    assert drains.suspects(10.0) == {"elsewhere"}
+    assert drains.due(KEY, busy, 11.0, {"another"}) == []
+    assert drains.due(KEY, busy, 11.0, {"elsewhere"}) == [(KEY, POD)]
+    drains.observe(KEY, NOT_WANTED, server(), now=11.0)
+    assert outcomes == [Outcome.NODE_DEAD]
+
+
+def test_an_endpoint_that_still_serves_is_not_suspected() -> None:
+    drains = Drains(deadline=60.0, finished=lambda _: None, node_of=lambda _: "elsewhere")
+    drains.observe(KEY, SERVING, IN_KERNEL, now=0.0)
+    assert drains.suspects(1e9) == set()
+    assert drains.due(KEY, {POD: Count(1, 0)}, 1e9, {"elsewhere"}) == []
+
+
+def test_a_drain_that_begins_is_looked_at_without_delay(drains: Drains) -> None:
+    assert drains.begun.is_set()
+    drains.begun.clear()
+    drains.observe(KEY, NOT_WANTED, IN_KERNEL, now=1.0)
+    assert not drains.begun.is_set()
+
+
+def test_a_virtual_server_that_nobody_wants_drains_as_a_whole(outcomes: list[Outcome]) -> None:
+    drains = Drains(deadline=60.0, finished=outcomes.append)
+    drains.observe(KEY, None, IN_KERNEL, now=0.0)
+    assert drains.due(KEY, {POD: Count(0, 0)}, 0.0) == [(KEY, POD)]
+    drains.observe(KEY, None, None, now=0.0)
+    assert outcomes == [Outcome.IDLE]
 
 
 def test_deletion_of_the_virtual_server_ends_its_drains(drains: Drains, outcomes: list[Outcome]) -> None:
