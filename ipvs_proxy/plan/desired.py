@@ -2,7 +2,8 @@
 
 Objects that several Services ask for (an address, a member of a set) are counted and stay until the last one lets go. A
 virtual server has one owner. Where two Services claim the same address, port and protocol, the older one wins, then the
-lower name; the other takes over as soon as the winner goes. Replacing a fragment costs in proportion to that fragment.
+lower name; the other takes over as soon as the winner goes. Members of sets that say how a virtual server is reached
+(its policy, its source ranges) are those of its owner alone. Replacing a fragment costs in proportion to that fragment.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
+from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
-from ipvs_proxy.plan.tables import SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.tables import Family, SetEntry, VirtualServer, VirtualServerKey, family_of
 
 T = TypeVar("T")
+#: A member of a set, with the set's name.
+Member = tuple[str, SetEntry]
 
 
 @dataclass(slots=True)
@@ -56,16 +61,26 @@ class _Claim(NamedTuple):
 class _Held(NamedTuple):
     """What is kept of a fragment after it has been merged.
 
-    The reasons and choices are computed again when somebody asks for them.
+    ``members`` are those that go with a virtual server, ``entries`` the others. The reasons and choices are computed
+    again when somebody asks for them.
     """
 
     claim: _Claim
     virtual_servers: dict[VirtualServerKey, VirtualServer]
+    members: dict[VirtualServerKey, frozenset[Member]]
     addresses: frozenset[bytes]
-    entries: frozenset[tuple[str, SetEntry]]
+    entries: frozenset[Member]
 
 
-_NOTHING = _Held(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, frozenset(), frozenset())
+_NOTHING = _Held(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, {}, frozenset(), frozenset())
+_NO_MEMBERS: frozenset[Member] = frozenset()
+#: What the sets of node ports are for.
+_NODE_PORT_SETS = {
+    sets.set_name(base, family): (family, protocol)
+    for of_protocols in (sets.NODE_PORT_SETS, sets.LOCAL_NODE_PORT_SETS)
+    for protocol, base in of_protocols.items()
+    for family in Family
+}
 
 
 class DesiredTables:
@@ -74,7 +89,7 @@ class DesiredTables:
     def __init__(self) -> None:
         self.virtual_servers: dict[VirtualServerKey, VirtualServer] = {}
         self.addresses: Counter[bytes] = Counter()
-        self.entries: Counter[tuple[str, SetEntry]] = Counter()
+        self.entries: Counter[Member] = Counter()
         self.owners: dict[VirtualServerKey, ServiceName] = {}
         self._held: dict[ServiceName, _Held] = {}
         self._contested: dict[VirtualServerKey, set[ServiceName]] = {}
@@ -97,9 +112,14 @@ class DesiredTables:
         _count(self.entries, before.entries, after.entries, touched.entries)
         same_claim = before.claim == after.claim
         for key in before.virtual_servers.keys() | after.virtual_servers.keys():
-            if not (same_claim and before.virtual_servers.get(key) == after.virtual_servers.get(key)):
+            same = same_claim and before.virtual_servers.get(key) == after.virtual_servers.get(key)
+            if same and before.members.get(key) == after.members.get(key):
+                continue
+            counted = self._members(key, name, before)
+            if not same:
                 self._settle(key, name, claims=key in after.virtual_servers)
                 touched.virtual_servers.add(key)
+            _count(self.entries, counted, self._members(key, name, after), touched.entries)
         return touched
 
     def conflicts_of(self, key: VirtualServerKey) -> list[Conflict]:
@@ -118,6 +138,13 @@ class DesiredTables:
     def services(self) -> Iterable[ServiceName]:
         """Give the Services that ask for anything."""
         return self._held.keys()
+
+    def _members(self, key: VirtualServerKey, name: ServiceName, held: _Held) -> frozenset[Member]:
+        """Give the members that go with a virtual server, by its owner; ``held`` is what the Service ``name`` has."""
+        owner = self.owners.get(key)
+        if owner is None:
+            return _NO_MEMBERS
+        return (held if owner == name else self._held[owner]).members.get(key, _NO_MEMBERS)
 
     def _settle(self, key: VirtualServerKey, name: ServiceName, *, claims: bool) -> None:
         """Decide anew who owns a virtual server after one Service's claim changed."""
@@ -148,9 +175,26 @@ def _count(counter: Counter[T], before: AbstractSet[T], after: AbstractSet[T], t
 
 
 def _hold(name: ServiceName, fragment: Fragment) -> _Held:
+    node_ports = {
+        (family_of(key.address), key.protocol, key.port): key
+        for key, (_, reason) in fragment.virtual_servers.items()
+        if reason is Reason.NODE_PORT
+    }
+    members: dict[VirtualServerKey, list[Member]] = {}
+    others: list[Member] = []
+    for member in fragment.entries:
+        set_name, entry = member
+        key: VirtualServerKey | None = VirtualServerKey(*entry[:3])
+        if not entry.address and set_name in _NODE_PORT_SETS:
+            key = node_ports.get((*_NODE_PORT_SETS[set_name], entry.port))
+        if key in fragment.virtual_servers:
+            members.setdefault(key, []).append(member)
+        else:
+            others.append(member)
     return _Held(
         claim=_Claim(fragment.created, name),
         virtual_servers={key: server for key, (server, _) in fragment.virtual_servers.items()},
+        members={key: frozenset(found) for key, found in members.items()},
         addresses=frozenset(fragment.addresses),
-        entries=frozenset(fragment.entries),
+        entries=frozenset(others),
     )

@@ -22,10 +22,13 @@ from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, everything, remains_of, touch
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.sets import INTERNAL, set_name
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     AddressOperation,
+    Family,
     Operation,
     Protocol,
     RealServer,
@@ -40,6 +43,7 @@ from tests.support.fake_kernel import FakeKernel
 from tests.support.histories import (
     CONDITIONS,
     NAMES,
+    NODE_ADDRESSES,
     Conditions,
     Piece,
     Wish,
@@ -50,9 +54,15 @@ from tests.support.histories import (
     pieces,
     wishes,
 )
-from tests.support.objects import real
+from tests.support.objects import packed, real
 
-HERE = Context("here", zone="zone-a")
+HERE = Context(
+    "here",
+    zone="zone-a",
+    node_port_addresses=tuple(map(packed, NODE_ADDRESSES)),
+    host_addresses=frozenset(map(packed, NODE_ADDRESSES)),
+    node_ips=tuple(map(packed, NODE_ADDRESSES)),
+)
 
 
 class Expected(NamedTuple):
@@ -64,7 +74,7 @@ class Expected(NamedTuple):
     owners: dict[VirtualServerKey, ServiceName]
 
 
-def union(fragments: Iterable[Fragment]) -> Expected:
+def union(fragments: list[Fragment]) -> Expected:
     """Merge fragments in the plainest way: the youngest first, so that the oldest is what remains."""
     expected = Expected({}, set(), set(), {})
     for fragment in sorted(fragments, key=lambda one: (one.created, one.name), reverse=True):
@@ -72,7 +82,34 @@ def union(fragments: Iterable[Fragment]) -> Expected:
         expected.owners.update(dict.fromkeys(fragment.virtual_servers, fragment.name))
         expected.addresses.update(fragment.addresses)
         expected.entries.update(fragment.entries)
+    # What says how a virtual server is reached counts only if its Service owns it.
+    for fragment in fragments:
+        for key in fragment.virtual_servers:
+            if expected.owners[key] != fragment.name:
+                lost = set(members_of(key, fragment))
+                kept = {
+                    member
+                    for other in fragments
+                    for own in other.virtual_servers
+                    if expected.owners[own] == other.name
+                    for member in members_of(own, other)
+                }
+                expected.entries.difference_update(lost - kept)
     return expected
+
+
+def members_of(key: VirtualServerKey, fragment: Fragment) -> Iterable[tuple[str, SetEntry]]:
+    """The members of sets that name a virtual server, or its node port."""
+    for name, entry in fragment.entries:
+        if entry.address:
+            if key == (*entry[:3], 0) and "LOOP-BACK" not in name:
+                yield name, entry
+        elif (
+            entry.port == key.port
+            and fragment.virtual_servers[key][1] is Reason.NODE_PORT
+            and name.endswith(Protocol(key.protocol).name)
+        ):
+            yield name, entry
 
 
 class Convergence(RuleBasedStateMachine):
@@ -86,6 +123,7 @@ class Convergence(RuleBasedStateMachine):
         self.desired = DesiredTables()
         self.kernel = FakeKernel()
         self.mirror = KernelTables()
+        self.marks = Marks()
         self.trusted = True
         self.pending = Touched()
         #: Bit n: the n-th operation of the next round is refused.
@@ -173,7 +211,9 @@ class Convergence(RuleBasedStateMachine):
         """Start anew with nothing but the objects and what the kernel holds."""
         was_settled = self.trusted and not self.pending
         self.refusals = 0
-        self.desired = DesiredTables()
+        self.desired, self.marks = DesiredTables(), Marks()
+        for family in Family:
+            self.marks.restore(self.kernel.sets[set_name(INTERNAL, family)])
         for name in order:
             if name in self.services:
                 self.desired.replace(name, self.plan(name))
@@ -231,13 +271,15 @@ class Convergence(RuleBasedStateMachine):
     # The path of a change.
 
     def plan(self, name: ServiceName) -> Fragment:
-        return plan_service(self.services[name], self.slices[name].values(), HERE, Marks())
+        return plan_service(self.services[name], self.slices[name].values(), HERE, self.marks)
 
     def follow(self, name: ServiceName) -> None:
         """Plan one Service anew and bring the kernel to it; nothing of another Service may change."""
         owned, held = dict(self.desired.owners), self.fragments.pop(name, None)
         if name in self.services:
             self.fragments[name] = self.plan(name)
+        else:
+            self.marks.keep(name, ())
         claimed = {key for one in (held, self.fragments.get(name)) if one for key in one.virtual_servers}
         settled = not self.pending
         touched = self.desired.replace(name, self.fragments.get(name))
@@ -286,7 +328,8 @@ class Convergence(RuleBasedStateMachine):
         """After every single operation the kernel is in a state that a crash may leave."""
         kernel, sets = self.kernel, self.kernel.sets
         guarded = sets["KUBE-IPVS-IPS"] | sets["KUBE-6-IPVS-IPS"]
-        opened = sets["KUBE-CLUSTER-IP"] | sets["KUBE-6-CLUSTER-IP"]
+        doors = ("CLUSTER-IP", "LOAD-BALANCER", "EXTERNAL-IP", "EXTERNAL-IP-LOCAL")
+        opened = set().union(*(sets[set_name(door, family)] for door in doors for family in Family))
         # Every address of the link is guarded, and no port is open that has no virtual server to take it.
         assert all(SetEntry(address) in guarded for address in kernel.addresses), operation
         for entry in opened:
@@ -339,7 +382,7 @@ class Convergence(RuleBasedStateMachine):
         self.check_converged()
 
     def expected(self) -> Expected:
-        return union(self.plan(name) for name in self.services)
+        return union([self.plan(name) for name in self.services])
 
     def check_converged(self) -> None:
         expected, kernel, leaving = self.expected(), self.kernel, self.mirror.leaving
@@ -357,7 +400,7 @@ class Convergence(RuleBasedStateMachine):
                 if settings.weight == 0 and server not in wanted.real_servers
             }
             kept = {server: settings for server, settings in found.real_servers.items() if server not in draining}
-            assert replace(found, real_servers=kept) == replace(wanted, lingering=frozenset())
+            assert replace(found, real_servers=kept) == replace(wanted, lingering=frozenset(), internal=None)
             assert set(kept.values()) <= {ACTIVE}
             # Only UDP servers that still answer may drain: nobody would ever end the others' connections.
             assert key.protocol != Protocol.UDP or draining.keys() <= wanted.lingering

@@ -106,7 +106,9 @@ class FakeKernel:
             return 0
         if server.scheduler not in SCHEDULERS:
             return ENOENT
-        if server.flags & _HASHED or not 0 < server.key.port < 65536 or len(server.key.address) not in {4, 16}:
+        if server.flags & _HASHED or len(server.key.address) not in {4, 16}:
+            return EINVAL
+        if not server.key.mark and not 0 < server.key.port < 65536:
             return EINVAL
         self.virtual_servers[server.key] = VirtualServer(
             server.key,
@@ -156,12 +158,17 @@ class FakeKernel:
             return ENOENT
         if verb is Verb.SET or not _fits(entry, self._definitions[name]):
             return IPSET_PROTOCOL
-        if (verb is Verb.ADD) == (entry in members):
+        # The mark is what a member leads to, not what it is.
+        same = (
+            {member for member in members if member._replace(mark=0) == entry._replace(mark=0)}
+            if entry.mark
+            else {entry}
+        )
+        if (verb is Verb.ADD) == bool(same & members):
             return IPSET_EXIST
+        members -= same
         if verb is Verb.ADD:
             members.add(entry)
-        else:
-            members.remove(entry)
         return 0
 
 
@@ -177,7 +184,7 @@ def _fits(entry: SetEntry, definition: SetDefinition) -> bool:
         case SetType.HASH_IP:
             return address and not entry.protocol and not entry.port and no_source
         case SetType.HASH_IP_PORT:
-            return flow and no_source
+            return flow and no_source and bool(entry.mark) == definition.marks
         case SetType.HASH_IP_PORT_IP:
             return flow and source and entry.prefix_length is None
         case SetType.HASH_IP_PORT_NET:

@@ -5,8 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from hypothesis import strategies as st
+from msgspec import structs
 
-from ipvs_proxy.kube.objects import Endpoint, EndpointPort, EndpointSlice, Service, ServicePort
+from ipvs_proxy.kube.objects import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
+    Service,
+    ServicePort,
+    ServiceStatus,
+)
 from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.tables import (
     AddressOperation,
@@ -54,6 +64,11 @@ class Wish(NamedTuple):
     local: bool
     age: int
     kind: str
+    node_port: int = 0
+    ingress: tuple[int, ...] = ()
+    external: tuple[int, ...] = ()
+    external_local: bool = False
+    ranges: tuple[int, ...] = ()
 
 
 wishes = st.builds(
@@ -64,8 +79,17 @@ wishes = st.builds(
     sticky=st.booleans(),
     local=st.booleans(),
     age=st.integers(0, 1),
-    kind=st.sampled_from(["ClusterIP"] * 7 + ["ExternalName"]),
+    kind=st.sampled_from(["ClusterIP"] * 3 + ["NodePort", "LoadBalancer"] * 2 + ["ExternalName"]),
+    node_port=st.sampled_from([0, 0, 30080, 30081]),
+    ingress=st.sampled_from([(), (), (0,), (1, 2)]),
+    external=st.sampled_from([(), (), (0,), (3, 1)]),
+    external_local=st.booleans(),
+    ranges=st.sampled_from([(), (), (0,), (0, 1), (2,)]),
 )
+#: The last one is an address of the node itself.
+OUTSIDE = ["203.0.113.1", "203.0.113.2", "2001:db8::1", "192.0.2.1"]
+NODE_ADDRESSES = ["192.0.2.1", "fd00:2::1"]
+RANGES = ["198.51.100.0/24", "192.0.2.1/32", "2001:db8:1::/64"]
 
 #: ready, serving, terminating: the conditions of a pod's life.
 CONDITIONS = [(True, True, False), (False, False, False), (False, True, True), (False, False, True), (None, None, None)]
@@ -107,16 +131,30 @@ foreign_operations = st.one_of(
 
 def make_service(name: ServiceName, wish: Wish) -> Service:
     addresses = [[IPV4[wish.ipv4]], IPV6, [IPV4[wish.ipv4], *IPV6]][wish.families]
-    return service(
+    made = service(
         name.name,
         cluster_ip=addresses[0],
         cluster_ips=addresses,
         families=[["IPv4"], ["IPv6"], ["IPv4", "IPv6"]][wish.families],
-        ports=[SERVICE_PORTS[number] for number in sorted(wish.ports)],
+        ports=[
+            structs.replace(SERVICE_PORTS[number], node_port=wish.node_port + number if wish.node_port else 0)
+            for number in sorted(wish.ports)
+        ],
         affinity="ClientIP" if wish.sticky else "None",
         internal="Local" if wish.local else None,
         age=wish.age,
         kind=wish.kind,
+    )
+    return structs.replace(
+        made,
+        spec=structs.replace(
+            made.spec,
+            external_ips=[OUTSIDE[number] for number in wish.external],
+            external_traffic_policy="Local" if wish.external_local else None,
+            load_balancer_source_ranges=[RANGES[number] for number in wish.ranges],
+            health_check_node_port=32000 if wish.external_local else 0,
+        ),
+        status=ServiceStatus(LoadBalancerStatus([LoadBalancerIngress(OUTSIDE[number]) for number in wish.ingress])),
     )
 
 
