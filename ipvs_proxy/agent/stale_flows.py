@@ -1,8 +1,9 @@
 """Has tracked flows of UDP deleted that lead where no virtual server would send them any more.
 
-Every write to a virtual server of UDP makes its family due, and the start makes all of them due. Then the family's flows
-are read once, however many virtual servers changed, by a thread with a socket of its own, and judged by what is desired
-at that moment. What could not be done is not forgotten: it is tried again until it succeeds.
+Every write to a virtual server of UDP makes its family due. Then the family's flows are read once, however many virtual
+servers changed, by a thread with a socket of its own, and all of them are judged by what is desired at that moment: the
+first round of a start so cleans what an earlier agent left. What could not be done is not forgotten: it is tried again
+until it succeeds.
 
 IPVS itself lets go of a removed real server (``expire_nodest_conn``), and balances a flow's next packet at once if
 conntrack does not know the flow any more: so a client loses nothing by the deletion.
@@ -14,8 +15,9 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from errno import errorcode
 from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Final, Self
 from typing import Protocol as Interface
 
 import structlog
@@ -65,7 +67,8 @@ class StaleFlows:
     """Remembers what changed, and cleans.
 
     ``desired`` gives the virtual servers as they should be, and ``also_allowed`` the real servers that others give the
-    same destination; both are called in the event loop. ``cleaned`` is told after each reading of a family's flows
+    same destination; both are called in the event loop, and what
+    ``also_allowed`` gives must not change afterwards. ``cleaned`` is told after each reading of a family's flows
     which family it was, how many flows were deleted and how many seconds it took.
     """
 
@@ -93,28 +96,26 @@ class StaleFlows:
                 self._changed[family].add(key)
                 self._due[family].set()
 
-    async def clean_for_ever(self) -> NoReturn:
+    async def clean_for_ever(self) -> None:
         """Clean each family whenever it is due; a fault of one does not hold back the other."""
         await asyncio.gather(*(self._clean_family_for_ever(family) for family in Family))
-        raise AssertionError  # both go on for ever
 
-    async def _clean_family_for_ever(self, family: Family) -> NoReturn:
+    async def _clean_family_for_ever(self, family: Family) -> None:
         delay = 0.0
         while True:
             await self._due[family].wait()
             await asyncio.sleep(SETTLE)
-            self._due[family].clear()
             if await self._clean(family):
                 delay = 0.0
                 await asyncio.sleep(REST)
             else:
-                self._due[family].set()
                 delay = min(delay * 2, LONGEST_DELAY) or FIRST_DELAY
                 await asyncio.sleep(delay)
 
     async def _clean(self, family: Family) -> bool:
         """Delete the family's stale flows; tell whether all of them are gone. If not, the changes stay remembered."""
-        changed = frozenset(self._changed[family])
+        changed, self._changed[family] = self._changed[family], set()
+        self._due[family].clear()
         desired = {key: server for key, server in self._desired().items() if key.protocol == Protocol.UDP}
         gone, also_allowed = changed - desired.keys(), self._also_allowed()
         begun = time.monotonic()
@@ -124,18 +125,17 @@ class StaleFlows:
             )
         except (OSError, ValueError) as error:
             self._tell(family, error)
+            self.observe(changed)
             return False
-        seconds = time.monotonic() - begun
-        deleted = results.count(0)
+        deleted, seconds = results.count(0), time.monotonic() - begun
         self._cleaned(family, deleted, seconds)
-        if results:
+        if deleted:
             log.info("stale_flows_deleted", family=family.label, deleted=deleted, seconds=round(seconds, 3))
-        if deleted < len(results):
-            log.warning("stale_flows_not_deleted", family=family.label, failed=len(results) - deleted)
-            return False
-        # What was noted meanwhile is looked at again.
-        self._changed[family] -= changed
-        return True
+        if failures := [result for result in results if result]:
+            reason = errorcode.get(failures[0], "no answer from the kernel")
+            log.warning("stale_flows_not_deleted", family=family.label, failed=len(failures), error=reason)
+            self.observe(changed)
+        return not failures
 
     def _delete(self, family: Family, is_stale: Callable[[Flow], bool]) -> list[int]:
         with self._open_table() as table:
@@ -146,4 +146,4 @@ class StaleFlows:
             log.warning("flows_not_readable", family=family.label, error=str(error))
         elif not self._missing_piece_told:
             self._missing_piece_told = True
-            log.warning("stale_flows_stay", error=str(error))
+            log.warning("conntrack_unusable", error=str(error))
