@@ -15,7 +15,7 @@ from typing import Final, Self
 from ipvs_proxy.kernel import conntrack_codec as codec
 from ipvs_proxy.kernel.errors import MissingPiece
 from ipvs_proxy.kernel.netlink import MalformedMessage, Request
-from ipvs_proxy.kernel.socket import NETLINK_NETFILTER, NetlinkSocket, Traffic
+from ipvs_proxy.kernel.socket import NETLINK_NETFILTER, NetlinkSocket
 from ipvs_proxy.plan.flows import Flow
 from ipvs_proxy.plan.tables import Family
 
@@ -31,9 +31,9 @@ class Conntrack:
 
     """
 
-    def __init__(self, *, traffic: Traffic | None = None) -> None:
+    def __init__(self) -> None:
         try:
-            self._socket = NetlinkSocket(NETLINK_NETFILTER, traffic=traffic)
+            self._socket = NetlinkSocket(NETLINK_NETFILTER)
         except OSError as error:
             if error.errno == EPROTONOSUPPORT:
                 raise MissingPiece("the kernel has no nfnetlink", "load the module nfnetlink") from error

@@ -71,7 +71,7 @@ class Scripted:
 def table(monkeypatch):
     def make(*answers: Dump, results: list[int] | None = None) -> tuple[Conntrack, Scripted]:
         scripted = Scripted(*answers, results=results)
-        monkeypatch.setattr(conntrack, "NetlinkSocket", lambda protocol, *, traffic: scripted)
+        monkeypatch.setattr(conntrack, "NetlinkSocket", lambda protocol: scripted)
         return Conntrack(), scripted
 
     return make
@@ -117,7 +117,7 @@ def test_any_other_refusal_is_given_as_it_is(table):
 
 
 def test_kernel_without_nfnetlink_is_a_missing_piece(monkeypatch):
-    def refuse(protocol, *, traffic):
+    def refuse(protocol):
         raise OSError(EPROTONOSUPPORT, os.strerror(EPROTONOSUPPORT))
 
     monkeypatch.setattr(conntrack, "NetlinkSocket", refuse)
