@@ -5,10 +5,10 @@ servers changed, by a thread with a socket of its own, and all of them are judge
 first round of a start so cleans what an earlier agent left. What could not be done is not forgotten: it is tried again
 until it succeeds.
 
-With ``expire_nodest_conn`` IPVS lets go of a removed real server by itself, and balances a flow's next packet at once if
-conntrack does not know the flow any more: so a client loses nothing by the deletion. From Linux 5.9 on IPVS also takes
-the tracked flow along. What is left are older kernels, flows that another mode of kube-proxy made, and those that have
-never been translated.
+With ``expire_nodest_conn`` IPVS lets go of a removed real server by itself, and balances a flow's next packet at once
+if conntrack does not know the flow any more: so a client loses nothing by the deletion. Newer kernels (Linux 6.1 does)
+also take the tracked flow along, some milliseconds later. That leaves older kernels, flows that another mode of
+kube-proxy made, and those that have never been translated.
 """
 
 from __future__ import annotations

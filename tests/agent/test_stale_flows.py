@@ -171,6 +171,7 @@ async def test_many_changes_need_one_reading(bench, monkeypatch):
             bench.stale_flows.observe({key})
             await asyncio.sleep(0)
         await until(lambda: bench.cleaned == [(Family.IPV4, 100)])
+        await asyncio.sleep(0.1)  # longer than it takes to read again
     assert bench.table.reads == [Family.IPV4]
 
 
@@ -208,6 +209,16 @@ async def test_virtual_server_that_goes_while_flows_are_read_is_looked_at_again(
         bench.table.gate.set()
         await until(lambda: bench.cleaned == [(Family.IPV4, 0), (Family.IPV4, 1)])
     assert bench.table.flows == set()
+
+
+async def test_virtual_server_that_is_gone_is_nobody_of_ours_once_its_flows_are_cleaned(bench):
+    async with bench.running():
+        bench.stale_flows.observe({DNS})
+        await until(lambda: len(bench.cleaned) == 1)
+        bench.table.flows = {flow(DNS, POD)}  # somebody else serves the address now
+        bench.stale_flows.observe({SYSLOG})
+        await until(lambda: len(bench.cleaned) == 2)
+    assert bench.table.flows == {flow(DNS, POD)}
 
 
 async def test_real_servers_that_another_virtual_server_gives_are_allowed(bench):

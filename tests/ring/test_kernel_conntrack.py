@@ -61,7 +61,7 @@ def net() -> Iterator[Topology]:
 
 @contextmanager
 def flows_outlive_real_servers(net: Topology) -> Iterator[None]:
-    """Have IPVS leave flows alone when a real server goes, as it does on Linux before 5.9."""
+    """Have IPVS leave flows alone when a real server goes, as older kernels do in any case."""
     with net.inside("node"):
         setting = Path("/proc/sys/net/ipv4/vs/expire_nodest_conn")
         setting.write_text("0")
