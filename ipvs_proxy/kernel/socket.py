@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from errno import ENOBUFS
 from itertools import repeat
@@ -136,7 +136,8 @@ class NetlinkSocket:
             MalformedMessage: if the reply is garbage, or there is none.
 
         """
-        replies, _ = self._query(request, ACK)
+        replies: list[bytes] = []
+        self._query(request, ACK, replies.append)
         if not replies:
             raise MalformedMessage("the kernel confirmed a question without answering it")
         return replies[0]
@@ -150,10 +151,22 @@ class NetlinkSocket:
 
         """
         for _ in range(DUMP_ATTEMPTS):
-            replies, interrupted = self._query(request, DUMP)
-            if not interrupted:
+            replies: list[bytes] = []
+            if self.stream(request, replies.append):
                 return replies
         raise OSError(f"the kernel's table changed during each of {DUMP_ATTEMPTS} dumps")
+
+    def stream(self, request: Request, take: Callable[[bytes], None]) -> bool:
+        """Read a table too large to keep: ``take`` gets the payload of each reply as it comes.
+
+        Returns whether the table stayed the same meanwhile.
+
+        Raises:
+            OSError: with the errno of the kernel's refusal or that of the socket.
+            MalformedMessage: if a reply is garbage, or ``take`` says so.
+
+        """
+        return not self._query(request, DUMP, take)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
         """Cut requests into (start, end) of batches that fit both buffers; one that is too long goes alone."""
@@ -192,11 +205,10 @@ class NetlinkSocket:
             self.close()
             return {index: failures.get(index, Outcome(first + index, UNKNOWN)) for index in range(len(requests))}
 
-    def _query(self, request: Request, flag: int) -> tuple[list[bytes], bool]:
-        """Send one request; give the payloads of its replies and whether the table changed in between."""
+    def _query(self, request: Request, flag: int, take: Callable[[bytes], None]) -> bool:
+        """Send one request, hand over the payloads of its replies, and tell whether the table changed in between."""
         sequence = self._reserve(1)
         self.traffic.reads += 1
-        payloads: list[bytes] = []
         interrupted = False
         end: Outcome | Done | None = None
         try:
@@ -206,7 +218,7 @@ class NetlinkSocket:
                     if reply.sequence != sequence:
                         continue
                     if isinstance(reply, Data):
-                        payloads.append(reply.payload)
+                        take(reply.payload)
                     else:
                         end = reply
                     if not isinstance(reply, Outcome) and reply.flags & DUMP_INTERRUPTED:
@@ -216,7 +228,7 @@ class NetlinkSocket:
             raise
         if end.error:
             raise OSError(end.error, os.strerror(end.error))
-        return payloads, interrupted
+        return interrupted
 
     def _reserve(self, count: int) -> int:
         """Give the first of ``count`` sequence numbers that follow one another. 0 is left to notifications."""

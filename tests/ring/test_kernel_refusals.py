@@ -21,6 +21,10 @@ ROOT = Path(__file__).parents[2]
         ("from ipvs_proxy.kernel.ipvs import Ipvs; Ipvs()", "IPVS may not be read or written"),
         ("from ipvs_proxy.kernel.sets import Sets; Sets([])", "ipsets may not be read or written"),
         (
+            "from ipvs_proxy.kernel.conntrack import Conntrack; Conntrack().read(2, 17, keep=bool)",
+            "tracked flows may not be read or deleted",
+        ),
+        (
             "from ipvs_proxy.kernel.addresses import Addresses; Addresses().ensure_link()",
             "the link kube-ipvs0 may not be made",
         ),
