@@ -303,7 +303,11 @@ def _entry_difference(
 ) -> Iterable[SetEntryOperation]:
     for name, entry in keys:
         wanted, present = (name, entry) in desired.entries, entry in actual.entries.get(name, ())
-        if wanted != present and (wanted or not actual.leaving.holds((name, entry))):
+        held = actual.leaving.holds((name, entry))
+        # What somebody else took away is put back as long as it guards an address.
+        if held and name in _ADDRESSES and entry.address in actual.addresses:
+            wanted = True
+        if wanted != present and (wanted or not held):
             yield SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, name, entry)
 
 

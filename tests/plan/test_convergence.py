@@ -262,7 +262,9 @@ class Convergence(RuleBasedStateMachine):
         """Do as the drain manager does with virtual servers that nobody wants: they go, and then what stayed for them."""
         for key in [key for key in self.kernel.virtual_servers if key in self.mirror.leaving]:
             server = self.mirror.virtual_servers[key]
-            assert not any(settings.weight for settings in server.real_servers.values())
+            if any(settings.weight for settings in server.real_servers.values()):
+                assert key in self.pending.virtual_servers
+                continue
             operation = VirtualServerOperation(Verb.DELETE, server)
             assert self.kernel.apply(operation) == 0
             self.mirror.record(operation)
