@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
@@ -30,6 +31,11 @@ BIND_RETRY = 5.0
 CONNECTION_AGE = 30.0
 #: Connections of one listener; one more is closed at once. Load balancers have a few probers each.
 CONNECTIONS = 128
+
+# Anybody may send garbage to these ports; the library would log each with a traceback.
+_garbage = logging.getLogger(__name__)
+_garbage.propagate = False
+_garbage.addHandler(logging.NullHandler())
 
 _EVERY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104  load balancers ask at any address
 _SOCKET_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
@@ -204,6 +210,7 @@ class _Listener:
             runner = web.AppRunner(
                 _application(answer),
                 access_log=None,
+                logger=_garbage,
                 keepalive_timeout=CONNECTION_AGE,
                 lingering_time=1.0,
                 shutdown_timeout=0.1,

@@ -184,6 +184,20 @@ async def test_any_path_and_any_method_gets_the_same_answer(node: Node, request_
     assert body == (b"" if request_line.startswith(b"HEAD") else (BODY % (7, "true")).encode())
 
 
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\r\n", b"\r\n" * 10, b"x" * 100_000])
+async def test_garbage_gets_no_answer_of_ours_and_no_log(
+    node: Node, garbage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    async with serving(node) as servers:
+        servers.wish(LB, ipv4(port))
+        await answer(port)
+        with suppress(ConnectionError):  # closed before all of it was read
+            assert weight(await ask(port, garbage)) is None
+        assert weight(await answer(port)) == 1
+    assert caplog.records == []
+
+
 async def test_new_count_and_health_change_the_answer_only(node: Node) -> None:
     port = free_port()
     async with serving(node) as servers:
