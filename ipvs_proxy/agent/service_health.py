@@ -34,8 +34,7 @@ CONNECTIONS = 128
 
 # Anybody may send garbage to these ports; the library would log each with a traceback.
 _garbage = logging.getLogger(__name__)
-_garbage.propagate = False
-_garbage.addHandler(logging.NullHandler())
+_garbage.disabled = True
 
 _EVERY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104  load balancers ask at any address
 _SOCKET_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
