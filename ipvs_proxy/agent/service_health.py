@@ -132,17 +132,17 @@ class ServiceHealth:
         owners = sorted(self._pending | self._failing.keys())
         self._pending.clear()
         # All closing comes first: a port may go from one Service to another.
-        gone = []
-        for owner in owners:
-            places = self._open.get(owner, {})
-            gone += [places.pop(place) for place in places.keys() - self._places(owner)]
-        await _close(gone)
-        for owner in owners:
-            try:
-                await self._open_missing(owner)
-            except Exception:
-                log.exception("service_health_not_served", service=str(owner[0]), family=owner[1].label)
-                self._failing.setdefault(owner, 0)  # none was told
+        for step in (self._close_unwanted, self._open_missing):
+            for owner in owners:
+                try:
+                    await step(owner)
+                except Exception:
+                    log.exception("service_health_not_served", service=str(owner[0]), family=owner[1].label)
+                    self._failing.setdefault(owner, 0)  # no port was told
+
+    async def _close_unwanted(self, owner: _Owner) -> None:
+        places = self._open.get(owner, {})
+        await _close([places.pop(place) for place in places.keys() - self._places(owner)])
 
     async def _open_missing(self, owner: _Owner) -> None:
         """Open what an owner lacks: all of it, or, if one address is refused, nothing."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+import structlog
 
 from ipvs_proxy.agent import service_health
 from ipvs_proxy.agent.service_health import HealthCheck, ServiceHealth
@@ -410,6 +411,21 @@ async def test_connections_are_bounded(node: Node, monkeypatch: pytest.MonkeyPat
         for _, other in (*held, (reader, writer)):
             other.close()
         await weight_becomes(port, 1)
+
+
+async def test_fault_of_the_caller_does_not_end_the_loop(node: Node) -> None:
+    port, other = free_port(), free_port()
+    del node.addresses[Family.IPV6]  # asking for them raises a KeyError
+    async with serving(node) as servers:
+        with structlog.testing.capture_logs() as logs:
+            servers.wish(LB, {Family.IPV6: HealthCheck(port, 1)})
+            servers.wish(OTHER, ipv4(other))
+            assert weight(await answer(other)) == 1
+        assert logs[0]["event"] == "service_health_not_served"
+        assert (logs[0]["service"], logs[0]["family"]) == ("ns/lb", "IPv6")
+        node.addresses[Family.IPV6] = None
+        assert weight(await answer(port, "::1")) == 1
+        await until(lambda: not servers._failing)
 
 
 async def test_end_closes_all_sockets(node: Node) -> None:
