@@ -17,8 +17,9 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import aiohttp
 import structlog
@@ -34,7 +35,11 @@ CREDENTIALS_AGE = 60.0
 CONNECT_TIMEOUT = 10.0
 #: Seconds a credential plugin may take; requests wait for it.
 PLUGIN_TIMEOUT = 30.0
+#: Seconds a write may take in all.
+WRITE_TIMEOUT = 30.0
 READ_BUFFER = 1 << 20
+#: Bytes of the answer to a write that are kept, for a message.
+MESSAGE_SIZE = 2048
 
 # What goes wrong is told once, by ConnectError; the library would add lines of its own.
 logging.getLogger("kubernetes_asyncio").addHandler(logging.NullHandler())
@@ -59,6 +64,13 @@ class Response:
     async def read(self) -> bytes:
         """Give the whole body, decompressed."""
         return await self._response.read()
+
+
+class Reply(NamedTuple):
+    """What the server said to a write: the HTTP status, and the beginning of the body for a message."""
+
+    status: int
+    text: str
 
 
 class _Access(NamedTuple):
@@ -101,19 +113,51 @@ class Client:
         """
         await self._refresh()
         access = self._access
-        headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": f"ipvs-proxy/{__version__}"}
-        if access.authorization:
-            headers["Authorization"] = access.authorization
         async with self._session.get(
             access.host + path,
             params=dict(query),
-            headers=headers,
+            headers=_headers(access),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=inactivity),
             proxy=access.proxy,
             server_hostname=access.server_name,
             allow_redirects=False,
         ) as response:
             yield Response(response)
+
+    async def send(self, method: Literal["POST", "PATCH"], path: str, body: bytes) -> Reply:
+        """Create an object, or change fields of one (RFC 7386 merge patch); refused credentials are renewed once.
+
+        Args:
+            method: what to do.
+            path: absolute, already quoted.
+            body: JSON.
+
+        Raises:
+            aiohttp.ClientError, TimeoutError, OSError: the server was not reached, or did not answer in time.
+            ConnectError: the credentials were refused and cannot be read anew.
+
+        """
+        await self._refresh()
+        reply = await self._send(method, path, body)
+        if reply.status == HTTPStatus.UNAUTHORIZED:
+            await self.reauthenticate()
+            reply = await self._send(method, path, body)
+        return reply
+
+    async def _send(self, method: str, path: str, body: bytes) -> Reply:
+        access = self._access
+        content_type = "application/json" if method == "POST" else "application/merge-patch+json"
+        async with self._session.request(
+            method,
+            access.host + path,
+            data=body,
+            headers=_headers(access) | {"Content-Type": content_type},
+            timeout=aiohttp.ClientTimeout(total=WRITE_TIMEOUT, sock_connect=CONNECT_TIMEOUT),
+            proxy=access.proxy,
+            server_hostname=access.server_name,
+            allow_redirects=False,
+        ) as response:
+            return Reply(response.status, (await response.read())[:MESSAGE_SIZE].decode(errors="replace"))
 
     async def reauthenticate(self) -> None:
         """Read the configuration anew, after the server refused the credentials.
@@ -167,6 +211,13 @@ async def connect(*, kubeconfig: str, master: str) -> Client:
 
     """
     return Client(await _load(kubeconfig, master), kubeconfig=kubeconfig, master=master)
+
+
+def _headers(access: _Access) -> dict[str, str]:
+    headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": f"ipvs-proxy/{__version__}"}
+    if access.authorization:
+        headers["Authorization"] = access.authorization
+    return headers
 
 
 def _session(access: _Access) -> aiohttp.ClientSession:

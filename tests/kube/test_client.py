@@ -49,7 +49,7 @@ class Server:
 async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     server = Server()
     application = web.Application()
-    application.router.add_get("/{path:.*}", server.handle)
+    application.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
@@ -205,6 +205,49 @@ async def test_a_redirect_is_not_followed() -> None:
         async with client.get("/x", {}, inactivity=5) as response:
             assert response.status == 302
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "content_type"), [("POST", "application/json"), ("PATCH", "application/merge-patch+json")]
+)
+async def test_a_write_carries_the_token_and_the_body(tmp_path: Path, method: Any, content_type: str) -> None:
+    bodies = []
+
+    async def created(request: web.Request) -> web.StreamResponse:
+        bodies.append(await request.read())
+        return web.Response(status=201, text="x" * 10_000)
+
+    async with serving() as server:
+        server.answer = created
+        path = write_kubeconfig(tmp_path / "config", f"http://127.0.0.1:{server.port}", {"token": "secret"})
+        async with connected(path) as client:
+            assert await client.send(method, "/apis/x%2Fy", b'{"a": 1}') == (201, "x" * client_module.MESSAGE_SIZE)
+    (request,) = server.requests
+    assert (request.method, request.raw_path, bodies) == (method, "/apis/x%2Fy", [b'{"a": 1}'])
+    assert request.headers["Content-Type"] == content_type
+    assert request.headers["Authorization"] == "Bearer secret"
+    assert request.headers["User-Agent"] == f"ipvs-proxy/{__version__}"
+
+
+@pytest.mark.parametrize(("statuses", "end"), [((401, 201), 201), ((401, 401), 401), ((403,), 403)])
+async def test_a_write_whose_credentials_are_refused_is_tried_once_more_with_new_ones(
+    tmp_path: Path, statuses: tuple[int, ...], end: int
+) -> None:
+    left = list(statuses)
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=left.pop(0))
+
+    async with serving() as server:
+        server.answer = answer
+        user = write_plugin(tmp_path, '{\\"token\\": \\"token-$n\\"}')
+        path = write_kubeconfig(tmp_path / "config", f"http://127.0.0.1:{server.port}", user)
+        async with connected(path) as client:
+            assert (await client.send("POST", "/x", b"{}")).status == end
+    assert left == []
+    assert [token and token.strip() for token in server.tokens] == [
+        f"Bearer token-{number + 1}" for number in range(len(statuses))
+    ]
 
 
 async def test_the_master_overrides_the_server_of_the_kubeconfig(tmp_path: Path) -> None:

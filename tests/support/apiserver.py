@@ -21,12 +21,14 @@ class ApiServer:
         self.script = list(script)
         self.queries: list[dict[str, str]] = []
         self.tokens: list[str] = []
+        #: Method, path, content type and body of what was written.
+        self.writes: list[tuple[str, str, str, Any]] = []
         self.port = 0
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
         application = web.Application()
-        application.router.add_get("/{path:.*}", self._handle)
+        application.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
@@ -40,6 +42,8 @@ class ApiServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self.queries.append(dict(request.query))
         self.tokens.append(request.headers.get("Authorization", ""))
+        if request.can_read_body:
+            self.writes.append((request.method, request.raw_path, request.content_type, await request.json()))
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         return await answer(request)
 

@@ -1,0 +1,289 @@
+"""The servers behind ``healthCheckNodePort``: cloud load balancers ask them which nodes have endpoints of a Service.
+
+One listening socket per Service and family, or one per address where ``nodePortAddresses`` is restrictive, as
+kube-proxy has them; the answer is byte for byte kube-proxy's. Promised: ``wish`` only notes what a Service wants, so
+the path of a change never waits for a socket; a port that is taken is tried again until it is free; a closed listener
+answers nothing any more; and these ports, which anybody may reach, hold a bounded number of connections for a bounded
+time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import NamedTuple
+
+import structlog
+from aiohttp import web
+
+from ipvs_proxy.plan.services import ServiceName
+from ipvs_proxy.plan.tables import Family
+
+log = structlog.get_logger(__name__)
+
+#: Seconds until a bind that was refused is tried again.
+BIND_RETRY = 5.0
+#: A connection older than this many seconds is closed, twice this at the latest, whatever its client does.
+CONNECTION_AGE = 30.0
+#: Connections of one listener; one more is closed at once. Load balancers have a few probers each.
+CONNECTIONS = 128
+
+# Anybody may send garbage to these ports; the library would log each with a traceback.
+_garbage = logging.getLogger(__name__)
+_garbage.disabled = True
+
+_EVERY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104  load balancers ask at any address
+_SOCKET_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+
+
+class HealthCheck(NamedTuple):
+    """What one family of a Service wants: its ``healthCheckNodePort``, and how many distinct ready local endpoints."""
+
+    port: int
+    local_endpoints: int
+
+
+class _Place(NamedTuple):
+    """Where a socket listens."""
+
+    address: str
+    port: int
+
+
+_Owner = tuple[ServiceName, Family]
+
+
+class ServiceHealth:
+    """The listeners of all Services; all methods belong to the event loop's thread.
+
+    Args:
+        healthy: tells whether the agent keeps up, as ``/livez`` does.
+        addresses: gives a family's addresses to listen on, ``None`` for all of them.
+        refused: told once for a row of failures that the port of a Service cannot be bound, and why.
+
+    """
+
+    def __init__(
+        self,
+        *,
+        healthy: Callable[[], bool],
+        addresses: Callable[[Family], Sequence[str] | None],
+        refused: Callable[[ServiceName, int, OSError], None],
+    ) -> None:
+        self._healthy = healthy
+        self._addresses = addresses
+        self._refused = refused
+        self._wanted: dict[ServiceName, Mapping[Family, HealthCheck]] = {}
+        self._open: dict[_Owner, dict[_Place, _Listener]] = {}
+        self._pending: set[_Owner] = set()
+        #: Owners that were refused, each with the port that was told.
+        self._failing: dict[_Owner, int] = {}
+        self._wake = asyncio.Event()
+
+    def wish(self, name: ServiceName, wanted: Mapping[Family, HealthCheck]) -> None:
+        """Note what a Service wants now; an empty mapping is nothing. A new count is answered at once."""
+        known = self._wanted.get(name, {})
+        if wanted == known:
+            return
+        if wanted:
+            self._wanted[name] = dict(wanted)
+        else:
+            del self._wanted[name]
+        for family in known.keys() | wanted.keys():
+            old, new = known.get(family), wanted.get(family)
+            if (old and old.port) != (new and new.port):
+                self._pending.add((name, family))
+                self._wake.set()
+
+    def readdress(self) -> None:
+        """Look at the node's addresses again: what listens on one that went is closed, a new one is opened."""
+        self._pending.update((name, family) for name, wanted in self._wanted.items() for family in wanted)
+        self._wake.set()
+
+    async def serve_for_ever(self) -> None:
+        """Open and close listeners as wished until cancelled; then all are closed."""
+        clock = asyncio.get_running_loop().time
+        sweep_at = clock() + CONNECTION_AGE
+        try:
+            while True:
+                pause = min(BIND_RETRY, sweep_at - clock()) if self._failing else sweep_at - clock()
+                try:
+                    async with asyncio.timeout(max(pause, 0)):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+                self._wake.clear()
+                if clock() >= sweep_at:
+                    sweep_at = clock() + CONNECTION_AGE
+                    for places in self._open.values():
+                        for listener in places.values():
+                            listener.sweep()
+                await self._settle()
+        finally:
+            await _close(listener for places in self._open.values() for listener in places.values())
+            self._open.clear()
+
+    async def _settle(self) -> None:
+        """Bring the listeners of the owners that changed, or were refused, to what they want."""
+        owners = sorted(self._pending | self._failing.keys())
+        self._pending.clear()
+        # All closing comes first: a port may go from one Service to another.
+        for step in (self._close_unwanted, self._open_missing):
+            for owner in owners:
+                try:
+                    await step(owner)
+                except Exception:
+                    log.exception("service_health_not_served", service=str(owner[0]), family=owner[1].label)
+                    self._failing.setdefault(owner, 0)  # no port was told
+
+    async def _close_unwanted(self, owner: _Owner) -> None:
+        places = self._open.get(owner, {})
+        await _close([places.pop(place) for place in places.keys() - self._places(owner)])
+
+    async def _open_missing(self, owner: _Owner) -> None:
+        """Open what an owner lacks: all of it, or, if one address is refused, nothing."""
+        wanted = self._places(owner)
+        opened = self._open.setdefault(owner, {})
+        try:
+            for place in sorted(wanted - opened.keys()):
+                opened[place] = await _Listener.open(owner[1], place, lambda: self._answer(owner))
+        except OSError as error:
+            await _close(self._open.pop(owner).values())
+            port = next(iter(wanted)).port
+            if self._failing.get(owner) != port:
+                self._failing[owner] = port
+                self._refused(owner[0], port, error)
+            return
+        self._failing.pop(owner, None)
+        if not opened:
+            del self._open[owner]
+
+    def _places(self, owner: _Owner) -> set[_Place]:
+        name, family = owner
+        check = self._wanted.get(name, {}).get(family)
+        if check is None:
+            return set()
+        addresses = self._addresses(family)
+        if addresses is None:
+            addresses = (_EVERY_ADDRESS[family],)
+        return {_Place(address, check.port) for address in addresses}
+
+    def _answer(self, owner: _Owner) -> web.Response:
+        name, family = owner
+        check = self._wanted.get(name, {}).get(family)
+        local_endpoints, healthy = check.local_endpoints if check else 0, self._healthy()
+        body = {
+            "service": {"namespace": name.namespace, "name": name.name},
+            "localEndpoints": local_endpoints,
+            "serviceProxyHealthy": healthy,
+        }
+        return web.Response(
+            status=HTTPStatus.OK if local_endpoints and healthy else HTTPStatus.SERVICE_UNAVAILABLE,
+            body=json.dumps(body, indent="\t").encode(),
+            headers={
+                "Content-Type": "application/json",
+                "X-Content-Type-Options": "nosniff",
+                "X-Load-Balancing-Endpoint-Weight": str(local_endpoints),
+            },
+        )
+
+
+class _Listener:
+    """One listening socket and its connections."""
+
+    def __init__(self, runner: web.AppRunner) -> None:
+        self._runner = runner
+        self._listening: asyncio.Server | None = None
+        self._old: set[web.RequestHandler] = set()
+
+    @classmethod
+    async def open(cls, family: Family, place: _Place, answer: Callable[[], web.Response]) -> _Listener:
+        """Listen on one address and answer every request alike; raises OSError if the address is refused."""
+        # IPV6_V6ONLY and SO_REUSEADDR are what this function sets.
+        sock = socket.create_server(place, family=_SOCKET_FAMILY[family])
+        try:
+            runner = web.AppRunner(
+                _application(answer),
+                access_log=None,
+                logger=_garbage,
+                keepalive_timeout=CONNECTION_AGE,
+                lingering_time=1.0,
+                shutdown_timeout=0.1,
+            )
+            await runner.setup()
+            listener = cls(runner)
+            listener._listening = await asyncio.get_running_loop().create_server(listener._accept, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        return listener
+
+    def sweep(self) -> None:
+        """Close the connections that were there at the last sweep."""
+        connections = set(self._connections())
+        for connection in connections & self._old:
+            _abort(connection)
+        self._old = connections
+
+    async def close(self) -> None:
+        """Free the address at once and end the connections, also with clients that do not read."""
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            # asyncio forgets a connection that it accepts while it closes, and the client would wait for ever: accept
+            # no more, let those on their way arrive, and then close.
+            for sock in listening.sockets:
+                asyncio.get_running_loop().remove_reader(sock.fileno())
+            await asyncio.sleep(0)
+            listening.close()
+        for connection in self._connections():
+            _abort(connection)
+        await self._runner.cleanup()
+
+    def _connections(self) -> list[web.RequestHandler]:
+        server = self._runner.server
+        return server.connections if server else []
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        server = self._runner.server
+        # The listener can be closed while a connection is being accepted.
+        return server() if server and self._listening and len(server.connections) < CONNECTIONS else _Refusal()
+
+
+class _Refusal(asyncio.Protocol):
+    """A connection that is closed at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Close it."""
+        transport.close()
+
+
+def _application(answer: Callable[[], web.Response]) -> web.Application:
+    """Make an application that answers any path and any method alike."""
+
+    @web.middleware
+    async def answer_all(
+        request: web.Request,  # noqa: ARG001  the answer does not depend on it
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],  # noqa: ARG001
+    ) -> web.StreamResponse:
+        return answer()
+
+    async def hide_software(_: web.Request, response: web.StreamResponse) -> None:
+        # kube-proxy sends no such header, and the port may be open to the world.
+        response.headers.popall("Server", None)
+
+    application = web.Application(middlewares=[answer_all])
+    application.on_response_prepare.append(hide_software)
+    return application
+
+
+def _abort(connection: web.RequestHandler) -> None:
+    if connection.transport is not None:
+        connection.transport.abort()
+
+
+async def _close(listeners: Iterable[_Listener]) -> None:
+    await asyncio.gather(*(listener.close() for listener in listeners))
