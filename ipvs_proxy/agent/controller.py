@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import product
 from typing import Protocol
@@ -25,7 +25,7 @@ from ipvs_proxy.kube.store import Change
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.endpoints import Omission
-from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
+from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
@@ -64,6 +64,21 @@ class Recorder(Protocol):
 
     def node_changed(self, node: Node | None) -> None:
         """The own Node changed."""
+
+    def health_checks(self, name: ServiceName, wanted: Mapping[Family, HealthCheck]) -> None:
+        """A Service wants these health checks of its local endpoints now."""
+
+    def conflict(self, loser: Service, key: VirtualServerKey, winner: ServiceName) -> None:
+        """A Service lost a virtual server to an older one."""
+
+    def conflicts(self, number: int) -> None:
+        """So many claims to virtual servers are lost now."""
+
+    def left_out(self, service: Service | None, omission: Omission) -> None:
+        """Something of a Service cannot be served as it is written."""
+
+    def started(self, node: Node | None, node_name: str) -> None:
+        """Everything is programmed for the first time."""
 
 
 class Controller:
@@ -207,6 +222,7 @@ class Controller:
         self._marks.forget_restored()
         operations += len(await self._programmer.program_everything())
         self.started.set()
+        self._recorder.started(self.cache.node, self._context.node_name)
         log.info(
             "started",
             services=len(self.cache.services),
@@ -280,6 +296,7 @@ class Controller:
             self._no_local[name] = fragment.no_local
         else:
             self._no_local.pop(name, None)
+        self._recorder.health_checks(name, {} if fragment is None else fragment.health_checks)
         touched = self._programmer.desired.replace(name, fragment)
         self._report_conflicts(touched)
         return touched
@@ -305,6 +322,8 @@ class Controller:
             return
         for where, reason in omissions:
             (log.debug if reason in _ORDINARY else log.warning)("left_out", where=where, reason=reason.value)
+            if reason not in _ORDINARY:
+                self._recorder.left_out(self.cache.services.get(name), Omission(where, reason))
         if omissions:
             self._omissions[name] = omissions
         else:
@@ -323,10 +342,15 @@ class Controller:
                     loser=str(loser),
                     reason=Reason.OLDER_SERVICE_WINS.value,
                 )
+                service = self.cache.services.get(loser)
+                if service is not None:
+                    self._recorder.conflict(service, key, desired.owners[key])
             if losers:
                 self._losers[key] = losers
             else:
                 self._losers.pop(key, None)
+        if touched.virtual_servers:
+            self._recorder.conflicts(sum(map(len, self._losers.values())))
 
 
 def reaches_outside(service: Service) -> bool:

@@ -68,6 +68,16 @@ class Metrics:
             ["traffic_policy", _LABEL],
             registry=registry,
         )
+        self._cleaning = Histogram(
+            "kubeproxy_conntrack_reconciler_sync_duration_seconds",
+            "Seconds that looking for stale flows took",
+            [_LABEL],
+            buckets=_SYNC_BUCKETS,
+            registry=registry,
+        )
+        self._cleaned = Counter(
+            "kubeproxy_conntrack_reconciler_deleted_entries", "Stale flows deleted", [_LABEL], registry=registry
+        )
         self._answers = {
             path: Counter(f"kubeproxy_proxy_{path}", f"Answers of /{path}", ["code"], registry=registry)
             for path in ("healthz", "livez")
@@ -85,6 +95,15 @@ class Metrics:
         self._skipped = Counter(
             "ipvs_proxy_skipped_objects", "Objects that could not be decoded", ["kind"], registry=registry
         )
+        self._left_out = Counter(
+            "ipvs_proxy_left_out",
+            "Parts of Services and EndpointSlices that could not be served as written",
+            ["reason"],
+            registry=registry,
+        )
+        self._conflicts = Gauge(
+            "ipvs_proxy_conflicts", "Claims to virtual servers that older Services have", registry=registry
+        )
         self._drained = Counter(
             "ipvs_proxy_drains_finished", "Drains of real servers that ended", ["outcome"], registry=registry
         )
@@ -101,6 +120,7 @@ class Metrics:
                 ("real_servers", "Real servers of ours in the kernel, draining ones included"),
                 ("foreign_virtual_servers", "Virtual servers in the kernel that are not ours"),
                 ("drains", "Real servers that drain"),
+                ("events_dropped", "Events that were not written to the API"),
                 ("kernel_writes", "Messages and rule sets written to the kernel since the start"),
             )
         }
@@ -140,6 +160,20 @@ class Metrics:
         for (policy, family), number in services.items():
             if family.label in self._families:
                 self._no_local.labels(policy, family.label).set(number)
+
+    def left_out(self, reason: str) -> None:
+        """Count something that could not be served as written."""
+        self._left_out.labels(reason).inc()
+
+    def conflicts(self, number: int) -> None:
+        """Set the number of claims that were lost."""
+        self._conflicts.set(number)
+
+    def cleaned(self, family: Family, deleted: int, seconds: float) -> None:
+        """Note that stale flows of a family were looked for."""
+        if family.label in self._families:
+            self._cleaning.labels(family.label).observe(seconds)
+            self._cleaned.labels(family.label).inc(deleted)
 
     def operation(self, operation: Operation, succeeded: bool) -> None:
         """Count an operation on a kernel table."""

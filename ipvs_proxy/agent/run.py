@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
@@ -30,8 +31,11 @@ from ipvs_proxy.agent.logs import configure
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.agent.reports import Reports, report_refused_health_check
 from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
+from ipvs_proxy.agent.service_health import ServiceHealth
 from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.agent.stale_flows import StaleFlows
 from ipvs_proxy.kernel import preflight, sysctl
 from ipvs_proxy.kernel.addresses import Addresses
 from ipvs_proxy.kernel.dataplane import Dataplane
@@ -41,49 +45,22 @@ from ipvs_proxy.kernel.ipvs import Ipvs, Timeouts
 from ipvs_proxy.kernel.monitor import Change, Event, Monitor
 from ipvs_proxy.kernel.rules import IptablesRules
 from ipvs_proxy.kernel.sets import Sets
-from ipvs_proxy.kube.client import ConnectError, connect
+from ipvs_proxy.kube.client import Client, ConnectError, connect
+from ipvs_proxy.kube.events import Events
 from ipvs_proxy.kube.manifests import ManifestsError, follow_manifests
 from ipvs_proxy.kube.nodes import get_node
-from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.kube.reflector import reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.plan.tables import Family, text_of
 
 log = structlog.get_logger(__name__)
 
 #: How often the delay of the event loop is measured, in seconds.
 LOOP_DELAY_INTERVAL = 0.5
-
-
-class Reports:
-    """Hands what the controller reports to the metrics and to the health tracker."""
-
-    def __init__(self, metrics: Metrics, health: HealthTracker) -> None:
-        self._health = health
-        self.changed = metrics.changed
-        self.skipped = metrics.skipped
-        self.programmed = metrics.programmed
-        self.no_local_endpoints = metrics.no_local_endpoints
-        self._metrics = metrics
-
-    def queued(self) -> None:
-        """Note that there is something to do."""
-        self._metrics.queued()
-        self._health.queued()
-
-    def synced(self, *, seconds: float, complete: bool) -> None:
-        """Note that it is done; what waits for a retry keeps it open."""
-        self._metrics.synced(seconds=seconds, complete=complete)
-        if complete:
-            self._health.updated()
-
-    def node_changed(self, node: Node | None) -> None:
-        """Note the own Node."""
-        self._health.node_changed(node)
 
 
 def run(settings: Settings) -> int:
@@ -111,25 +88,48 @@ async def _run(settings: Settings) -> None:
     for family, reason in host.unsupported.items():
         log.warning("family_unsupported", family=family.label, reason=reason)
     dataplane = prepare_kernel(settings, host)
+    loops, programmer = await _assemble(settings, host, dataplane)
+    await _run_until(stop, loops)
+    programmer.close()
+    log.info("stopped", kernel_writes=programmer.kernel_writes(), seconds=round(time.monotonic() - begun, 1))
+
+
+async def _assemble(
+    settings: Settings, host: preflight.Host, dataplane: Dataplane
+) -> tuple[list[Coroutine[Any, Any, None]], Programmer]:
+    """Make the parts and tell them of each other; give the loops to run, and who writes to the kernel."""
     metrics = Metrics(host.families)
     health = HealthTracker(host.families, sync_period=settings.sync_period)
     programmer = Programmer(dataplane, count=metrics.operation, exclude=settings.exclude_cidrs)
+    client = None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
+    events = None if client is None else Events(client.send, reporting_instance=f"ipvs-proxy-{socket.gethostname()}")
+    emit = None if events is None else events.emit
+    facts = NodeFacts(
+        HostAddresses().read,
+        node_port_cidrs=settings.node_port_addresses,
+        bind_address=parse_address(settings.bind_address),
+        families=host.families,
+    )
+    checks = ServiceHealth(
+        healthy=health.healthy,
+        addresses=partial(_health_check_addresses, settings, facts),
+        refused=partial(report_refused_health_check, emit),
+    )
     controller = Controller(
         programmer,
         context=Context(settings.node_name, settings.scheduler, families=host.families, compatible=settings.compatible),
-        recorder=Reports(metrics, health),
+        recorder=Reports(metrics, health, wish=checks.wish, emit=emit),
         marks=Marks(settings.masquerade_bit),
-        facts=NodeFacts(
-            HostAddresses().read,
-            node_port_cidrs=settings.node_port_addresses,
-            bind_address=parse_address(settings.bind_address),
-            families=host.families,
-        ),
+        facts=facts,
         adapt_rules=lambda node: adapt_rules(dataplane.rules, settings, node),
         min_sync_period=settings.min_sync_period,
     )
     drains = Drains(deadline=settings.drain_timeout, finished=metrics.drain_finished, node_of=controller.node_of)
     watch_writes(programmer, drains)
+    flows = StaleFlows(
+        lambda: programmer.desired.virtual_servers, cleaned=metrics.cleaned, also_allowed=programmer.desired.internal
+    )
+    programmer.on_write(flows.observe)
     # A socket of its own: the audit reads beside the writes.
     reader = Ipvs()
     audit = Audit(
@@ -138,27 +138,27 @@ async def _run(settings: Settings) -> None:
         read_virtual_servers=lambda: reader.read().virtual_servers,
         repaired=metrics.repaired,
     )
-    _watch_gauges(metrics, programmer, drains)
-    sources, dead_nodes = await _sources(settings, controller)
+    _watch_gauges(metrics, programmer, drains, events)
     loops: list[Coroutine[Any, Any, None]] = [
         controller.run(),
         programmer.retry_for_ever(),
-        end_drains_for_ever(programmer, drains, dataplane.connections, dead_nodes),
+        end_drains_for_ever(programmer, drains, dataplane.connections, _dead_nodes(client)),
+        flows.clean_for_ever(),
+        checks.serve_for_ever(),
         _after(
             controller.started,
             lambda: audit_for_ever(
                 audit, period=settings.sync_period, begun=health.queued, finished=lambda: _audited(programmer, health)
             ),
         ),
-        _after(controller.started, lambda: follow_for_ever(partial(_notice, audit, controller), Monitor)),
+        _after(controller.started, lambda: follow_for_ever(partial(_notice, audit, controller, checks), Monitor)),
         _measure_loop_delay(metrics.loop_delay),
         serve_for_ever(health_application(health, metrics), settings.healthz_bind_address, name="healthz"),
         serve_for_ever(metrics_application(metrics), settings.metrics_bind_address, name="metrics"),
-        *sources,
+        *_sources(settings, controller, client),
+        *([] if events is None else [events.post_for_ever()]),
     ]
-    await _run_until(stop, loops)
-    programmer.close()
-    log.info("stopped", kernel_writes=programmer.kernel_writes(), seconds=round(time.monotonic() - begun, 1))
+    return loops, programmer
 
 
 def prepare_kernel(settings: Settings, host: preflight.Host) -> Dataplane:
@@ -190,30 +190,42 @@ def prepare_kernel(settings: Settings, host: preflight.Host) -> Dataplane:
     )
 
 
-async def _sources(
-    settings: Settings, controller: Controller
-) -> tuple[list[Coroutine[Any, Any, None]], Callable[[set[str]], Awaitable[Collection[str]]]]:
-    """Give the loops that bring objects, of the manifests or of the API, and what tells which nodes are dead."""
+def _sources(settings: Settings, controller: Controller, client: Client | None) -> list[Coroutine[Any, Any, None]]:
+    """Give the loops that bring objects: of the manifests, or of the API."""
     if settings.manifests is not None:
-        return [follow_manifests(settings.manifests, settings.node_name, controller)], _none_known
-    client = await connect(kubeconfig=settings.kubeconfig, master=settings.master)
+        return [follow_manifests(settings.manifests, settings.node_name, controller)]
     resources = (SERVICES, ENDPOINT_SLICES, own_node(settings.node_name))
-    return [reflect(resource, client, controller) for resource in resources], DeadNodes(partial(get_node, client)).among
+    return [reflect(resource, client, controller) for resource in resources if client is not None]
 
 
-async def _none_known(_: set[str]) -> Collection[str]:
-    """Manifests say nothing of whether another node lives."""
-    return ()
+def _dead_nodes(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:
+    """Give what tells which nodes are dead: the API; manifests say nothing of it."""
+    if client is not None:
+        return DeadNodes(partial(get_node, client)).among
+
+    async def none_known(_: set[str]) -> Collection[str]:
+        return ()
+
+    return none_known
 
 
-async def _notice(audit: Audit, controller: Controller, events: list[Event]) -> None:
+def _health_check_addresses(settings: Settings, facts: NodeFacts, family: Family) -> list[str] | None:
+    """Give where health checks of Services are served: as node ports are; ``None`` for all addresses."""
+    if not settings.node_port_addresses:
+        return None
+    length = 4 if family is Family.IPV4 else 16
+    return [text_of(address) for address in facts.facts.node_port_addresses if len(address) == length]
+
+
+async def _notice(audit: Audit, controller: Controller, checks: ServiceHealth, events: list[Event]) -> None:
     """Take in what rtnetlink tells: of our own link, and of the addresses of others."""
     await audit.notice(events)
     if any(event.change in {Change.HOST_ADDRESSES_CHANGED, Change.LOST} for event in events):
         await controller.refresh_facts()
+        checks.readdress()
 
 
-def _watch_gauges(metrics: Metrics, programmer: Programmer, drains: Drains) -> None:
+def _watch_gauges(metrics: Metrics, programmer: Programmer, drains: Drains, events: Events | None) -> None:
     metrics.watch("virtual_servers", lambda: len(programmer.actual.virtual_servers))
     metrics.watch(
         "real_servers",
@@ -221,6 +233,7 @@ def _watch_gauges(metrics: Metrics, programmer: Programmer, drains: Drains) -> N
     )
     metrics.watch("foreign_virtual_servers", lambda: len(programmer.foreign))
     metrics.watch("drains", lambda: len(drains))
+    metrics.watch("events_dropped", lambda: 0 if events is None else events.dropped)
     metrics.watch("kernel_writes", programmer.kernel_writes)
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import structlog
 from aiohttp import web
 
-from ipvs_proxy.plan.services import ServiceName
+from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
 from ipvs_proxy.plan.tables import Family
 
 log = structlog.get_logger(__name__)
@@ -38,13 +38,6 @@ _garbage.disabled = True
 
 _EVERY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104  load balancers ask at any address
 _SOCKET_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-
-
-class HealthCheck(NamedTuple):
-    """What one family of a Service wants: its ``healthCheckNodePort``, and how many distinct ready local endpoints."""
-
-    port: int
-    local_endpoints: int
 
 
 class _Place(NamedTuple):

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import Family, SetEntry, VirtualServer, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import Family, RealServerKey, SetEntry, VirtualServer, VirtualServerKey, family_of
 
 T = TypeVar("T")
 #: A member of a set, with the set's name.
@@ -134,6 +134,14 @@ class DesiredTables:
     def conflicts(self) -> list[Conflict]:
         """Give every claim that lost."""
         return [conflict for key in self._contested for conflict in self.conflicts_of(key)]
+
+    def internal(self) -> dict[VirtualServerKey, frozenset[RealServerKey]]:
+        """Give the real servers that clients in the cluster get at addresses where they are others: a snapshot."""
+        return {
+            key: frozenset(internal.real_servers) | internal.lingering
+            for key, server in self.virtual_servers.items()
+            if server.internal is not None and (internal := self.virtual_servers.get(server.internal)) is not None
+        }
 
     def services(self) -> Iterable[ServiceName]:
         """Give the Services that ask for anything."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from errno import EIO
 from ipaddress import ip_network
@@ -19,12 +19,13 @@ from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Programmer
-from ipvs_proxy.agent.run import Reports
+from ipvs_proxy.agent.reports import Reports
 from ipvs_proxy.kernel.monitor import Change as Happened
 from ipvs_proxy.kernel.monitor import Event
+from ipvs_proxy.kube.events import Regarding
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
 from ipvs_proxy.kube.store import Change
-from ipvs_proxy.plan.fragment import Context, Fragment
+from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
@@ -57,12 +58,19 @@ class Rig:
         self.outcomes: list[Outcome] = []
         self.interfaces: dict[str, set[bytes]] = {}
         self.adapted: list[Node | None] = []
+        self.wishes: dict[ServiceName, Mapping[Family, HealthCheck]] = {}
+        self.events: list[str] = []
         self.drains = Drains(deadline=60.0, finished=self.outcomes.append)
         watch_writes(self.programmer, self.drains, clock=lambda: 0.0)
         self.controller = Controller(
             self.programmer,
             context=Context("node"),
-            recorder=Reports(self.metrics, self.health),
+            recorder=Reports(
+                self.metrics,
+                self.health,
+                wish=lambda name, wanted: self.wishes.update({name: wanted}),
+                emit=self.emit,
+            ),
             marks=Marks(),
             facts=NodeFacts(lambda: self.interfaces),
             adapt_rules=lambda node: bool(self.adapted.append(node)),
@@ -74,6 +82,9 @@ class Rig:
             read_virtual_servers=plane.read_virtual_servers,
             repaired=lambda table, count: self.repairs.update({table: self.repairs.get(table, 0) + count}),
         )
+
+    def emit(self, regarding: Regarding, **fields: str) -> None:
+        self.events.append(f"{regarding} {fields['reason']} {fields['note']}")
 
     def add(self, *objects: KubernetesObject) -> None:
         self.controller.changed([Change(type(item).__name__, None, item) for item in objects])

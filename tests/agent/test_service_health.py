@@ -11,8 +11,8 @@ import pytest
 import structlog
 
 from ipvs_proxy.agent import service_health
-from ipvs_proxy.agent.service_health import HealthCheck, ServiceHealth
-from ipvs_proxy.plan.services import ServiceName
+from ipvs_proxy.agent.service_health import ServiceHealth
+from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
 from ipvs_proxy.plan.tables import Family
 
 LB, OTHER = ServiceName("ns", "lb"), ServiceName("ns", "other")

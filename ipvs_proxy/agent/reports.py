@@ -1,0 +1,108 @@
+"""Hands what happens to those who tell it: metrics, the health tracker, events of the API, Services' health checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import structlog
+
+from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.kube.events import EventType, Regarding
+from ipvs_proxy.kube.objects import Node, ObjectMeta, Service
+from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
+from ipvs_proxy.plan.tables import Family, VirtualServerKey
+
+log = structlog.get_logger(__name__)
+
+
+class Emit(Protocol):
+    """Makes an event of the API; see ``kube.events.Events.emit``."""
+
+    def __call__(
+        self,
+        regarding: Regarding,
+        *,
+        type: EventType,  # noqa: A002  the API's name
+        reason: str,
+        action: str,
+        note: str,
+    ) -> None:
+        """Note that something happened; never waits, never fails."""
+
+
+class Reports:
+    """What the controller and the health checks report goes through here.
+
+    ``wish`` takes what health checks a Service wants. ``emit`` is ``None`` where there is no API to have events.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        health: HealthTracker,
+        *,
+        wish: Callable[[ServiceName, Mapping[Family, HealthCheck]], None],
+        emit: Emit | None,
+    ) -> None:
+        self._metrics = metrics
+        self._health = health
+        self._emit = emit
+        self.changed = metrics.changed
+        self.skipped = metrics.skipped
+        self.programmed = metrics.programmed
+        self.no_local_endpoints = metrics.no_local_endpoints
+        self.conflicts = metrics.conflicts
+        self.health_checks = wish
+
+    def queued(self) -> None:
+        """Note that there is something to do."""
+        self._metrics.queued()
+        self._health.queued()
+
+    def synced(self, *, seconds: float, complete: bool) -> None:
+        """Note that it is done; what waits for a retry keeps it open."""
+        self._metrics.synced(seconds=seconds, complete=complete)
+        if complete:
+            self._health.updated()
+
+    def node_changed(self, node: Node | None) -> None:
+        """Note the own Node."""
+        self._health.node_changed(node)
+
+    def started(self, node: Node | None, node_name: str) -> None:
+        """Tell the cluster that this node is served."""
+        metadata = ObjectMeta(node_name) if node is None else node.metadata
+        self._event("Node", metadata, "Normal", "Starting", "StartProxy", "")
+
+    def conflict(self, loser: Service, key: VirtualServerKey, winner: ServiceName) -> None:
+        """Tell the loser's owner who has its address."""
+        note = f"{key} is served for the older Service {winner}; this Service takes over when that one lets go of it"
+        self._event("Service", loser.metadata, "Warning", "AddressConflict", "Bind", note)
+
+    def left_out(self, service: Service | None, omission: Omission) -> None:
+        """Count what cannot be served as it is written, and tell the Service's owner."""
+        self._metrics.left_out(omission.reason)
+        if service is not None:
+            note = f"{omission.where}: {omission.reason}"
+            self._event("Service", service.metadata, "Warning", "NotServed", "Plan", note)
+
+    def _event(self, kind: str, metadata: ObjectMeta, type_: EventType, reason: str, action: str, note: str) -> None:
+        if self._emit is not None:
+            regarding = Regarding(kind, metadata.namespace, metadata.name, metadata.uid)
+            self._emit(regarding, type=type_, reason=reason, action=action, note=note)
+
+
+def report_refused_health_check(emit: Emit | None, name: ServiceName, port: int, error: OSError) -> None:
+    """Tell that a Service's health check cannot be served."""
+    log.error("service_health_check_refused", service=str(name), port=port, error=str(error))
+    if emit is not None:
+        emit(
+            Regarding("Service", name.namespace, name.name),
+            type="Warning",
+            reason="FailedToStartServiceHealthcheck",
+            action="Listen",
+            note=f"node port {port} for the health check cannot be opened on this node: {error}",
+        )
