@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl
+PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack
 MACHINE := linux-image-amd64 qemu-system-x86 busybox-static udev zstd cpio
 
 .PHONY: help setup demo test lint bench

@@ -221,6 +221,7 @@ class Controller:
         operations = await self._sync()
         self._marks.forget_restored()
         operations += len(await self._programmer.program_everything())
+        await self._programmer.take_over_rules()
         self.started.set()
         self._recorder.started(self.cache.node, self._context.node_name)
         log.info(

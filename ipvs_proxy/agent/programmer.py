@@ -55,6 +55,12 @@ class Kernel(Protocol):
     def repair_rules(self) -> list[str]:
         """Bring the packet rules to what they should be; say what was wrong."""
 
+    def find_leftovers(self) -> list[str]:
+        """Say what kube-proxy left behind in its other modes."""
+
+    def remove_leftovers(self) -> list[str]:
+        """Take away what kube-proxy left behind in its other modes; say what it was."""
+
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """Read all virtual servers, also those that are not ours."""
 
@@ -89,6 +95,7 @@ class Programmer:
         self.actual = KernelTables()
         self.foreign: dict[VirtualServerKey, VirtualServer] = {}
         self.retries = RetryQueue()
+        self._leftovers: list[str] = []
         self.written: Touched | None = None
         self._kernel = kernel
         self._count = count
@@ -114,11 +121,16 @@ class Programmer:
     async def take_over(self) -> None:
         """Read what an earlier agent left: the starting point of the mirror. Nothing is deleted here.
 
-        Link, sets and rules are made right first, because everything else refers to them.
+        Link, sets and rules are made right first, because everything else refers to them. Where kube-proxy ran in
+        another mode its rules serve the Services until ours can: then ours are written by ``take_over_rules``.
         """
         async with self._lock:
             findings = await self.work(self._kernel.ensure_tables)
-            findings += await self.work(self._kernel.repair_rules)
+            self._leftovers = await self.work(self._kernel.find_leftovers)
+            if self._leftovers:
+                log.info("other_mode_found", found=self._leftovers)
+            else:
+                findings += await self.work(self._kernel.repair_rules)
             self.actual = KernelTables(
                 addresses=await self.work(self._kernel.read_addresses),
                 entries=await self.work(self._kernel.read_entries),
@@ -132,6 +144,20 @@ class Programmer:
             addresses=len(self.actual.addresses),
             frame_written=len(findings),
         )
+
+    async def take_over_rules(self) -> None:
+        """Put our rules in the place of those that kube-proxy left in another mode: all virtual servers are complete.
+
+        A fault is logged; the next audit writes the rules, and the next start removes what is left.
+        """
+        if not self._leftovers:
+            return
+        async with self._lock:
+            try:
+                await self.work(self._kernel.repair_rules)
+                log.info("other_mode_removed", removed=await self.work(self._kernel.remove_leftovers))
+            except (OSError, ValueError) as error:
+                log.error("other_mode_not_removed", error=str(error))
 
     async def repair_rules(self) -> list[str]:
         """Bring the packet rules to what they should be; say what was wrong."""

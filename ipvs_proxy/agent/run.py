@@ -42,6 +42,7 @@ from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.errors import Unusable
 from ipvs_proxy.kernel.host_addresses import HostAddresses
 from ipvs_proxy.kernel.ipvs import Ipvs, Timeouts
+from ipvs_proxy.kernel.leftovers import Leftovers
 from ipvs_proxy.kernel.monitor import Change, Event, Monitor
 from ipvs_proxy.kernel.rules import IptablesRules
 from ipvs_proxy.kernel.sets import Sets
@@ -187,6 +188,7 @@ def prepare_kernel(settings: Settings, host: preflight.Host) -> Dataplane:
             family: IptablesRules(family, rule_settings(settings, family, None), iptables=host.iptables)
             for family in host.families
         },
+        leftovers=Leftovers(host.iptables, host.families),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ipvs_proxy.kernel.addresses import Addresses
 from ipvs_proxy.kernel.ipvs import Connections, Ipvs
+from ipvs_proxy.kernel.leftovers import Leftovers
 from ipvs_proxy.kernel.rules import Rules
 from ipvs_proxy.kernel.sets import Sets, describe_error
 from ipvs_proxy.plan.tables import (
@@ -53,7 +54,10 @@ def table_of(operation: Operation) -> str:
 class Dataplane:
     """What the agent needs of the kernel."""
 
-    def __init__(self, *, ipvs: Ipvs, addresses: Addresses, sets: Sets, rules: Mapping[Family, Rules]) -> None:
+    def __init__(
+        self, *, ipvs: Ipvs, addresses: Addresses, sets: Sets, rules: Mapping[Family, Rules], leftovers: Leftovers
+    ) -> None:
+        self.leftovers = leftovers
         self.ipvs = ipvs
         self.addresses = addresses
         self.sets = sets
@@ -70,6 +74,14 @@ class Dataplane:
         Alone among the calls this one may be made from another thread than the rest: it touches nothing else.
         """
         return [f"{family.label} {finding}" for family, rules in self.rules.items() for finding in rules.repair()]
+
+    def find_leftovers(self) -> list[str]:
+        """Say what kube-proxy left behind in its other modes."""
+        return self.leftovers.find()
+
+    def remove_leftovers(self) -> list[str]:
+        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        return self.leftovers.remove()
 
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """Read all virtual servers with their real servers, also those that are not ours."""

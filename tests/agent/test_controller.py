@@ -9,6 +9,7 @@ from errno import EIO
 from ipaddress import ip_network
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from ipvs_proxy.agent import retries
@@ -23,7 +24,7 @@ from ipvs_proxy.agent.reports import Reports
 from ipvs_proxy.kernel.monitor import Change as Happened
 from ipvs_proxy.kernel.monitor import Event
 from ipvs_proxy.kube.events import Regarding
-from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
+from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service, ServicePort
 from ipvs_proxy.kube.store import Change
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
@@ -34,6 +35,7 @@ from ipvs_proxy.plan.tables import (
     Family,
     Operation,
     RealServerOperation,
+    SetEntry,
     Verb,
     VirtualServer,
     VirtualServerOperation,
@@ -165,6 +167,70 @@ async def test_change_of_one_endpoint_writes_only_that_and_reads_nothing(plane: 
         await rig.until(lambda: plane.applied)
         assert plane.applied == [RealServerOperation(Verb.ADD, VIP, real("10.244.0.3"), ACTIVE)]
         assert plane.calls == {"apply": 1}
+
+
+async def test_rules_of_another_mode_serve_until_ours_are_complete(plane: FakeDataplane) -> None:
+    plane.leftovers = ["IPv4: 9 chains of iptables mode"]
+    order: list[str] = []
+    apply, repair, remove = plane.apply, plane.repair_rules, plane.remove_leftovers
+    plane.apply = lambda operations: order.append("apply") or apply(operations)  # type: ignore[method-assign,func-returns-value]
+    plane.repair_rules = lambda: order.append("rules") or repair()  # type: ignore[method-assign,func-returns-value]
+    plane.remove_leftovers = lambda: order.append("remove") or remove()  # type: ignore[method-assign,func-returns-value]
+    async with running(plane, WEB, SLICE):
+        assert order == ["apply", "rules", "remove"]
+
+
+async def test_a_node_without_another_mode_is_not_searched_twice(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE):
+        assert (plane.calls["find_leftovers"], plane.calls["remove_leftovers"]) == (1, 0)
+
+
+async def test_conflicts_are_told_to_the_loser_and_counted(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE, service("young", age=-5)) as rig:
+        (event,) = rig.events[:1]
+        assert event.startswith(
+            "Service default/young AddressConflict 10.96.0.10:80/TCP is served for the older Service"
+        )
+        assert b"ipvs_proxy_conflicts 1.0" in rig.metrics.render("text/plain")[0]
+        rig.replace(WEB, None)
+        await rig.until(lambda: b"ipvs_proxy_conflicts 0.0" in rig.metrics.render("text/plain")[0])
+
+
+async def test_what_cannot_be_served_is_counted_and_told(plane: FakeDataplane) -> None:
+    odd = service("odd", cluster_ip="10.96.0.77", ports=[ServicePort(0, "zero")])
+    async with running(plane, WEB, SLICE, odd) as rig:
+        assert [event for event in rig.events if "default/odd" in event] == [
+            "Service default/odd NotServed service default/odd port zero: invalid-port"
+        ]
+        assert b'ipvs_proxy_left_out_total{reason="invalid-port"} 1.0' in rig.metrics.render("text/plain")[0]
+
+
+async def test_an_address_that_comes_to_the_node_gets_its_node_ports(plane: FakeDataplane) -> None:
+    exposed = service("exposed", cluster_ip="10.96.0.78", ports=[ServicePort(80, "http", node_port=30080)])
+    node_port = virtual("192.0.2.1", 30080)
+    async with running(plane, exposed) as rig:
+        assert node_port not in plane.kernel.virtual_servers
+        rig.interfaces["eth0"] = {node_port.address}
+        await rig.controller.refresh_facts()
+        await rig.until(lambda: node_port in plane.kernel.virtual_servers)
+        rig.interfaces.clear()
+        await rig.controller.refresh_facts()
+        await rig.until(lambda: node_port not in plane.kernel.virtual_servers)
+        assert SetEntry(port=30080) not in plane.kernel.sets["KUBE-NODE-PORT-TCP"]
+
+
+async def test_health_checks_follow_the_service(plane: FakeDataplane) -> None:
+    balanced = service("lb", cluster_ip="10.96.0.79", kind="LoadBalancer")
+    balanced = structs.replace(
+        balanced,
+        spec=structs.replace(balanced.spec, external_traffic_policy="Local", health_check_node_port=32000),
+    )
+    pods = endpoint_slice(endpoint("10.244.0.1", node="node"), endpoint("10.244.0.2", node="other"), name="lb", of="lb")
+    async with running(plane, balanced, pods) as rig:
+        name = ServiceName("default", "lb")
+        assert rig.wishes[name] == {Family.IPV4: HealthCheck(32000, 1)}
+        rig.replace(balanced, None)
+        await rig.until(lambda: rig.wishes[name] == {})
 
 
 async def test_restart_writes_nothing(plane: FakeDataplane) -> None:

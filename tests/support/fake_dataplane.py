@@ -27,6 +27,7 @@ class FakeDataplane:
         self.applied: list[Operation] = []
         self.broken = 0
         self.wrong_rules: list[str] = []
+        self.leftovers: list[str] = []
 
     def ensure_tables(self) -> list[str]:
         self.calls["ensure_tables"] += 1
@@ -37,6 +38,15 @@ class FakeDataplane:
     def repair_rules(self) -> list[str]:
         self.calls["repair_rules"] += 1
         found, self.wrong_rules = self.wrong_rules, []
+        return found
+
+    def find_leftovers(self) -> list[str]:
+        self.calls["find_leftovers"] += 1
+        return self.leftovers
+
+    def remove_leftovers(self) -> list[str]:
+        self.calls["remove_leftovers"] += 1
+        found, self.leftovers = self.leftovers, []
         return found
 
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:

@@ -1,0 +1,83 @@
+"""What kube-proxy left in its iptables and nftables modes goes, and nothing else, in a real kernel."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from ipvs_proxy.kernel.iptables import NF_TABLES, Iptables
+from ipvs_proxy.kernel.iptables_render import RuleSettings
+from ipvs_proxy.kernel.leftovers import Leftovers
+from ipvs_proxy.kernel.rules import IptablesRules
+from ipvs_proxy.kernel.sets import Sets
+from ipvs_proxy.plan.sets import definitions
+from ipvs_proxy.plan.tables import Family
+from tests.kernel.test_leftovers import SAVED
+from tests.support.namespaces import fresh_namespace, missing_piece, run
+
+pytestmark = pytest.mark.skipif(missing_piece() is not None, reason=str(missing_piece()))
+
+NFT = Iptables(suffix="-nft", backend=NF_TABLES, version=(1, 8, 9), reason="test")
+PROGRAMS = {Family.IPV4: "iptables-nft", Family.IPV6: "ip6tables-nft"}
+
+
+@pytest.fixture(autouse=True)
+def namespace():
+    with fresh_namespace():
+        yield
+
+
+def saved(family: Family) -> list[str]:
+    return [line.split(" [")[0] for line in run(f"{PROGRAMS[family]}-save").splitlines() if line[:1] in ":-*"]
+
+
+def iptables_mode(family: Family) -> str:
+    """Give the rules as iptables mode has them in a family."""
+    if family is Family.IPV4:
+        return SAVED
+    text = SAVED.replace("10.244.1.2:8080", "[fd00::2]:8080").replace("icmp-port", "icmp6-port")
+    return text.replace("10.96.0.8", "fd00::8").replace("203.0.113.9", "fd00::9").replace("/32", "/128")
+
+
+@pytest.mark.parametrize("family", Family)
+def test_iptables_mode_is_replaced_by_ours_and_then_removed(family: Family) -> None:
+    NFT.restore(family, iptables_mode(family))
+    leftovers = Leftovers(NFT, (family,))
+    assert leftovers.find() == [f"{family.label}: 10 chains of iptables mode"]
+    with closing(Sets(definitions(family).values())) as sets:
+        sets.ensure()
+    rules = IptablesRules(family, RuleSettings(), iptables=NFT)
+    rules.repair()
+    ours = saved(family)
+    assert leftovers.remove() == [f"{family.label}: 10 chains of iptables mode"]
+    assert rules.drift() == []
+    gone = [line for line in ours if line not in saved(family)]
+    assert all("KUBE-" in line for line in gone)
+    left = "\n".join(saved(family))
+    for name in ("KUBE-SEP", "KUBE-EXT", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-CANARY"):
+        assert name not in left
+    # A chain that a rule of somebody else leads to stays, empty; kubelet's are as they were.
+    for line in ("-A MINE -d", ":KUBE-SVC-ABCDEFGHIJKLMNOP -", ":KUBE-KUBELET-CANARY -", ":KUBE-FIREWALL -"):
+        assert line in left
+
+
+def test_a_clean_node_gets_no_write() -> None:
+    before = saved(Family.IPV4)
+    assert Leftovers(NFT, tuple(Family)).find() == []
+    assert Leftovers(NFT, tuple(Family)).remove() == []
+    assert saved(Family.IPV4) == before
+
+
+def test_the_tables_of_nftables_mode_go_and_others_stay() -> None:
+    for family in ("ip", "ip6"):
+        run("nft", "add", "table", family, "kube-proxy")
+        run("nft", "add", "chain", family, "kube-proxy", "services")
+    run("nft", "add", "table", "ip", "mine")
+    leftovers = Leftovers(NFT, tuple(Family))
+    assert leftovers.find() == ["IPv4: the table of nftables mode", "IPv6: the table of nftables mode"]
+    assert leftovers.remove() == ["IPv4: the table of nftables mode", "IPv6: the table of nftables mode"]
+    tables = run("nft", "list", "tables")
+    assert "kube-proxy" not in tables
+    assert "table ip mine" in tables
+    assert leftovers.find() == []
