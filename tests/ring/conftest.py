@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 
 import pytest
 
+from tests.ring.behaviours import RESULTS
 from tests.support.namespaces import missing_piece
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RESULTS] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call" or report.outcome != "passed":
+        item.config.stash[RESULTS][item.nodeid] = report.outcome
+    return report
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

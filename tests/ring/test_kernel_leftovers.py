@@ -55,7 +55,7 @@ def test_iptables_mode_is_replaced_by_ours_and_then_removed(family: Family) -> N
     gone = [line for line in ours if line not in saved(family)]
     assert all("KUBE-" in line for line in gone)
     left = "\n".join(saved(family))
-    for name in ("KUBE-SEP", "KUBE-EXT", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-CANARY"):
+    for name in ("KUBE-SEP-", "KUBE-EXT-", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-PROXY-CANARY"):
         assert name not in left
     # A chain that a rule of somebody else leads to stays, empty; kubelet's are as they were.
     for line in ("-A MINE -d", ":KUBE-SVC-ABCDEFGHIJKLMNOP -", ":KUBE-KUBELET-CANARY -", ":KUBE-FIREWALL -"):

@@ -318,8 +318,6 @@ def test_a_change_by_somebody_else_during_the_write_is_not_taken_for_ours(wrap):
 
 def test_cleanup_takes_all_of_ours_and_nothing_else(iptables):
     restore(iptables, FOREIGN)
-    # The mangle table is there once anybody has used it.
-    restore(iptables, "*mangle\nCOMMIT\n")
     foreign = witnessed(iptables)
     made = make(iptables)
     made.repair()
@@ -330,7 +328,10 @@ def test_cleanup_takes_all_of_ours_and_nothing_else(iptables):
     assert left["*filter"] == foreign["*filter"]
     restore(iptables, "*nat\n-D CNI-HOSTPORT -p udp -j KUBE-MARK-MASQ\nCOMMIT\n")
     made.cleanup()
-    assert witnessed(iptables) == foreign
+    left = witnessed(iptables)
+    # The mangle table is there once anybody has used it.
+    assert all(line.endswith(" ACCEPT") for line in left.pop("*mangle", []))
+    assert left == foreign
     writes = made.writes
     made.cleanup()
     assert made.writes == writes

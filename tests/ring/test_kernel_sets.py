@@ -71,7 +71,9 @@ def test_all_sets_are_made_with_kube_proxys_parameters():
             assert made[definition.name] == "bitmap:port range 0-65535"
         else:
             family = "inet" if definition.family is Family.IPV4 else "inet6"
-            assert made[definition.name] == f"{definition.type.value} family {family} hashsize 1024 maxelem 65536"
+            marks = " skbinfo" * definition.marks
+            parameters = f"family {family} hashsize 1024 maxelem 65536{marks}"
+            assert made[definition.name] == f"{definition.type.value} {parameters}"
 
 
 @pytest.mark.parametrize("definition", ALL, ids=lambda definition: definition.name)

@@ -370,12 +370,11 @@ def write_case(directory: Path, name: str) -> None:
     ]
     slices = manifests.slices(f"case-{number}", list(case.endpoints))
     for piece in slices:
-        piece["ports"] = ports
-        piece |= numbered(case.slice_fields, number)
-    for index, more in enumerate(case.more_slices):
-        piece = slices[0] | more
-        piece["metadata"] = slices[0]["metadata"] | {"name": f"case-{number}-more-{index}"}
-        slices.append(piece)
+        piece.update({"ports": ports} | numbered(case.slice_fields, number))
+    slices += [
+        slices[0] | more | {"metadata": slices[0]["metadata"] | {"name": f"case-{number}-more-{index}"}}
+        for index, more in enumerate(case.more_slices)
+    ]
     manifests.write(directory, f"case-{number}", service, *slices)
 
 
