@@ -1,0 +1,348 @@
+"""What each kind of Service asks for outside the cluster IP, in both modes, as text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from ipvs_proxy.kube.objects import LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceStatus
+from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck
+from ipvs_proxy.plan.marks import CLASS, Marks
+from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, text_of
+from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, packed, service
+
+NODE, NODE6 = "192.0.2.1", "2001:db8:1::1"
+HERE = Context(
+    "node-0",
+    node_port_addresses=(packed(NODE), packed(NODE6)),
+    host_addresses=frozenset((packed(NODE), packed(NODE6))),
+    node_ips=(packed(NODE), packed(NODE6)),
+)
+COMPATIBLE = HERE._replace(compatible=True)
+LOCAL, REMOTE = endpoint("10.244.0.7", node="node-0"), endpoint("10.244.1.9", node="node-1")
+EXPOSED = (structs.replace(HTTP, node_port=30080),)
+
+
+def make(*, ingress: tuple[LoadBalancerIngress, ...] = (), base: Service | None = None, **spec: Any) -> Service:
+    made = base or service(ports=spec.pop("ports", (HTTP,)))
+    return structs.replace(
+        made,
+        spec=structs.replace(made.spec, **spec),
+        status=ServiceStatus(LoadBalancerStatus(list(ingress))),
+    )
+
+
+def plan(wanted: Service, *endpoints: Any, context: Context = HERE) -> Fragment:
+    return plan_service(wanted, [endpoint_slice(*endpoints)] if endpoints else [], context, Marks())
+
+
+def entry_text(entry: SetEntry) -> str:
+    if not entry.address:
+        return str(entry.port)
+    text = text_of(entry.address)
+    if entry.protocol:
+        text += f",{Protocol(entry.protocol).name.lower()}:{entry.port}"
+    if entry.source:
+        text += f",{text_of(entry.source)}"
+    if entry.prefix_length is not None:
+        text += f"/{entry.prefix_length}"
+    return text + " marked" * bool(entry.mark)
+
+
+def shown(fragment: Fragment) -> set[str]:
+    """Everything that a fragment asks for, a line each, without the cluster IP's own."""
+    lines = {f"ADDRESS {text_of(address)}" for address in fragment.addresses}
+    lines |= {f"{name} {entry_text(entry)}" for name, entry in fragment.entries}
+    for key, (server, _) in fragment.virtual_servers.items():
+        name = "marked" if key.mark else str(key)
+        settings = f" {server.flags:#x} {server.timeout}" * bool(server.flags)
+        lines.add(f"VS {name} {server.scheduler}{settings}")
+        lines |= {f"RS {name} {real}" for real in server.real_servers}
+    return {
+        line for line in lines if "10.96.0.10" not in line and "fd00:96::10" not in line and "LOOP-BACK" not in line
+    }
+
+
+def lines(text: str) -> set[str]:
+    return {line.strip() for line in text.splitlines() if line.strip()}
+
+
+NODE_PORT = f"""
+VS {NODE}:30080/TCP rr
+RS {NODE}:30080/TCP 10.244.0.7:8080
+RS {NODE}:30080/TCP 10.244.1.9:8080
+KUBE-NODE-PORT-TCP 30080
+"""
+BALANCED = """
+VS 203.0.113.5:80/TCP rr
+RS 203.0.113.5:80/TCP 10.244.0.7:8080
+RS 203.0.113.5:80/TCP 10.244.1.9:8080
+KUBE-LOAD-BALANCER 203.0.113.5,tcp:80
+KUBE-IPVS-IPS 203.0.113.5
+ADDRESS 203.0.113.5
+"""
+EXTERNAL = BALANCED.replace("KUBE-LOAD-BALANCER", "KUBE-EXTERNAL-IP")
+MARKED = """
+VS marked rr
+RS marked 10.244.0.7:8080
+RS marked 10.244.1.9:8080
+"""
+VIP = LoadBalancerIngress("203.0.113.5")
+
+TABLE: dict[str, tuple[Service, str]] = {
+    "nothing outside": (make(), ""),
+    "a node port": (make(type="NodePort", ports=EXPOSED), NODE_PORT),
+    "an address that a load balancer answers itself": (make(ingress=(structs.replace(VIP, ip_mode="Proxy"),)), ""),
+    "an ingress address": (make(type="LoadBalancer", ingress=(VIP,)), BALANCED),
+    "an ingress address of mode VIP": (
+        make(type="LoadBalancer", ingress=(structs.replace(VIP, ip_mode="VIP"),)),
+        BALANCED,
+    ),
+    "an ingress address that the Service has left over": (make(ingress=(VIP,)), BALANCED),
+    "an ingress address with a leading zero, which is decimal": (
+        make(ingress=(LoadBalancerIngress("203.000.113.05"),)),
+        BALANCED,
+    ),
+    "an external IP, and one of the other family": (make(external_ips=["203.0.113.5", "2001:db8::7"]), EXTERNAL),
+    "one address of both kinds": (
+        make(external_ips=["203.0.113.5"], ingress=(VIP,)),
+        BALANCED + EXTERNAL,
+    ),
+    "an external IP that the node has": (
+        make(external_ips=[NODE]),
+        f"""
+VS {NODE}:80/TCP rr
+RS {NODE}:80/TCP 10.244.0.7:8080
+RS {NODE}:80/TCP 10.244.1.9:8080
+KUBE-EXTERNAL-IP {NODE},tcp:80
+""",
+    ),
+    "affinity everywhere": (
+        make(type="LoadBalancer", ingress=(VIP,), ports=EXPOSED, session_affinity="ClientIP"),
+        (NODE_PORT + BALANCED).replace(" rr", " rr 0x1 10800"),
+    ),
+    "the internal policy does not concern clients outside": (
+        make(type="NodePort", ports=EXPOSED, internal_traffic_policy="Local"),
+        NODE_PORT,
+    ),
+    "the external policy of a Service without outside": (make(external_traffic_policy="Local"), ""),
+}
+
+
+@pytest.mark.parametrize(("wanted", "expected"), TABLE.values(), ids=TABLE)
+@pytest.mark.parametrize("context", [HERE, COMPATIBLE], ids=["ours", "compatible"])
+def test_services_of_each_kind(wanted: Service, expected: str, context: Context) -> None:
+    assert shown(plan(wanted, LOCAL, REMOTE, context=context)) == lines(expected)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sets"),
+    [
+        (Protocol.TCP, {"KUBE-NODE-PORT-TCP 30080", "KUBE-NODE-PORT-LOCAL-TCP 30080"}),
+        (Protocol.UDP, {"KUBE-NODE-PORT-UDP 30080", "KUBE-NODE-PORT-LOCAL-UDP 30080"}),
+        (
+            Protocol.SCTP,
+            {f"KUBE-NODE-PORT-SCTP-HASH {NODE},sctp:30080", f"KUBE-NODE-PORT-LOCAL-SCTP-HASH {NODE},sctp:30080"},
+        ),
+    ],
+)
+def test_node_ports_of_each_protocol_with_the_policy_local(protocol: Protocol, sets: set[str]) -> None:
+    port = ServicePort(80, "http", protocol.name, 30080)
+    wanted = make(type="NodePort", ports=(port,), external_traffic_policy="Local")
+    found = shown(plan(wanted, context=COMPATIBLE))
+    assert {line for line in found if "NODE-PORT" in line} == sets
+
+
+def test_both_families_have_their_node_ports() -> None:
+    wanted = make(base=dual_stack(ports=EXPOSED), type="NodePort")
+    found = shown(plan(wanted))
+    assert {line for line in found if line.startswith("VS")} == {
+        f"VS {NODE}:30080/TCP rr",
+        f"VS [{NODE6}]:30080/TCP rr",
+    }
+    assert {"KUBE-NODE-PORT-TCP 30080", "KUBE-6-NODE-PORT-TCP 30080"} <= found
+
+
+def test_without_node_addresses_a_node_port_is_nowhere_and_the_rest_is_served() -> None:
+    wanted = make(type="LoadBalancer", ports=EXPOSED, ingress=(VIP,))
+    found = shown(plan(wanted, LOCAL, REMOTE, context=HERE._replace(node_port_addresses=())))
+    assert found == lines(BALANCED)
+
+
+# The policy Local: (endpoints, ours, compatible).
+LOCAL_ONLY = (
+    BALANCED.replace("RS 203.0.113.5:80/TCP 10.244.1.9:8080\n", "") + "KUBE-LOAD-BALANCER-LOCAL 203.0.113.5,tcp:80\n"
+)
+INSIDE = MARKED + "IPVS-PROXY-INTERNAL 203.0.113.5,tcp:80 marked\n"
+REMOTE_ONLY = (
+    BALANCED.replace("RS 203.0.113.5:80/TCP 10.244.0.7:8080\n", "") + "KUBE-LOAD-BALANCER-LOCAL 203.0.113.5,tcp:80\n"
+)
+NOBODY = REMOTE_ONLY.replace("RS 203.0.113.5:80/TCP 10.244.1.9:8080\n", "")
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "ours", "compatible"),
+    [
+        ((LOCAL, REMOTE), LOCAL_ONLY + INSIDE, LOCAL_ONLY),
+        (
+            (REMOTE,),
+            NOBODY + INSIDE.replace("RS marked 10.244.0.7:8080\n", "") + "IPVS-PROXY-NO-LOCAL 203.0.113.5,tcp:80",
+            REMOTE_ONLY,
+        ),
+        (
+            (),
+            NOBODY
+            + "VS marked rr\nIPVS-PROXY-INTERNAL 203.0.113.5,tcp:80 marked\nIPVS-PROXY-NO-ENDPOINT 203.0.113.5,tcp:80",
+            NOBODY,
+        ),
+    ],
+    ids=["here and there", "there", "none"],
+)
+def test_the_policy_local_of_an_ingress_address(endpoints: tuple[Any, ...], ours: str, compatible: str) -> None:
+    wanted = make(type="LoadBalancer", ingress=(VIP,), external_traffic_policy="Local", health_check_node_port=32100)
+    health = "\nKUBE-HEALTH-CHECK-NODE-PORT 32100"
+    assert shown(plan(wanted, *endpoints)) == lines(ours + health)
+    assert shown(plan(wanted, *endpoints, context=COMPATIBLE)) == lines(compatible + health)
+
+
+def test_all_addresses_of_a_port_share_one_mark_in_both_families() -> None:
+    wanted = make(
+        base=dual_stack(ports=EXPOSED),
+        type="LoadBalancer",
+        external_traffic_policy="Local",
+        ingress=(VIP, LoadBalancerIngress("2001:db8::5")),
+        external_ips=["203.0.113.6"],
+    )
+    fragment = plan(wanted, LOCAL)
+    marks = {entry.mark for name, entry in fragment.entries if "INTERNAL" in name}
+    assert len(marks) == 1
+    assert all(mark & CLASS for mark in marks)
+    assert sum(bool(key.mark) for key in fragment.virtual_servers) == 2
+
+
+def test_where_no_mark_is_left_the_port_behaves_compatibly_and_says_so() -> None:
+    wanted = make(type="LoadBalancer", ingress=(VIP,), external_traffic_policy="Local", health_check_node_port=1)
+    fragment = plan_service(wanted, [endpoint_slice(REMOTE)], HERE, Marks(masquerade_bit=13))
+    assert "RS 203.0.113.5:80/TCP 10.244.1.9:8080" in shown(fragment)
+    assert [omission.reason for omission in fragment.omissions] == [Reason.NO_MARK_LEFT]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        (["198.51.100.7/24 "], {"198.51.100.0/24"}),
+        (["198.51.100.7/32"], {"198.51.100.7/32"}),
+        (["10.0.0.0/8", "0.0.0.0/0"], set()),
+        (["2001:db8::/32"], set()),
+        (["nonsense", "10.0.0.0", "10.0.0.0/33", "10.0.0.0/8"], {"10.0.0.0/8"}),
+    ],
+)
+def test_source_ranges(ranges: list[str], expected: set[str]) -> None:
+    fragment = plan(make(type="LoadBalancer", ingress=(VIP,), load_balancer_source_ranges=ranges), LOCAL)
+    prefix = "KUBE-LOAD-BALANCER-SOURCE-CIDR 203.0.113.5,tcp:80,"
+    found = shown(fragment)
+    assert {line.removeprefix(prefix) for line in found if line.startswith(prefix)} == expected
+    assert ("KUBE-LOAD-BALANCER-FW 203.0.113.5,tcp:80" in found) == bool(expected)
+    bad = [
+        omission.where.split()[-1] for omission in fragment.omissions if omission.reason is Reason.INVALID_SOURCE_RANGE
+    ]
+    assert bad == [text for text in ("nonsense", "10.0.0.0", "10.0.0.0/33") if text in ranges]
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255", "nonsense", "1.2.3"])
+def test_addresses_that_can_be_nobodys_are_left_out_with_a_reason(ip: str) -> None:
+    fragment = plan(make(external_ips=[ip, "203.0.113.5"]), LOCAL, REMOTE)
+    assert shown(fragment) == lines(EXTERNAL)
+    assert fragment.omissions == [Omission(f"service default/web externalIPs {ip}", Reason.INVALID_EXTERNAL_ADDRESS)]
+
+
+def test_health_check_counts_distinct_ready_addresses_of_this_node() -> None:
+    wanted = make(
+        base=service(ports=(HTTP, ServicePort(443, "https"))),
+        type="LoadBalancer",
+        external_traffic_policy="Local",
+        health_check_node_port=32100,
+    )
+    also = endpoint("10.244.0.8", node="node-0", ready=False, serving=True, terminating=True)
+    assert plan(wanted, LOCAL, also, REMOTE).health_checks == {Family.IPV4: HealthCheck(32100, 1)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "port", "reasons"),
+    [
+        ("LoadBalancer", "Local", 0, [Reason.NO_HEALTH_CHECK_PORT]),
+        ("LoadBalancer", "Cluster", 32100, []),
+        ("NodePort", "Local", 32100, []),
+    ],
+)
+def test_only_a_load_balancer_with_the_policy_local_has_a_health_check(
+    kind: str, policy: str, port: int, reasons: list[Reason]
+) -> None:
+    fragment = plan(make(type=kind, external_traffic_policy=policy, health_check_node_port=port), LOCAL)
+    assert fragment.health_checks == {}
+    assert [omission.reason for omission in fragment.omissions] == reasons
+
+
+@pytest.mark.parametrize(
+    ("annotation", "timeout", "reasons"),
+    [
+        ("5m", 300.0, []),
+        ("0s", 0.0, []),
+        ("unlimited", float("inf"), []),
+        ("soon", None, [Reason.INVALID_DRAIN_TIMEOUT]),
+        (None, None, []),
+    ],
+)
+def test_drain_timeout_of_a_service(annotation: str | None, timeout: float | None, reasons: list[Reason]) -> None:
+    wanted = make()
+    annotations = None if annotation is None else {"ipvs-proxy.io/drain-timeout": annotation}
+    wanted = structs.replace(wanted, metadata=structs.replace(wanted.metadata, annotations=annotations))
+    fragment = plan(wanted, LOCAL)
+    assert {server.drain_timeout for server, _ in fragment.virtual_servers.values()} == {timeout}
+    assert [omission.reason for omission in fragment.omissions] == reasons
+
+
+#: The worked example of kube-proxy's behaviour: a load balancer with everything.
+EXAMPLE = make(
+    type="LoadBalancer",
+    ports=EXPOSED,
+    ingress=(VIP,),
+    external_traffic_policy="Local",
+    health_check_node_port=32100,
+    load_balancer_source_ranges=["198.51.100.0/24"],
+)
+EXAMPLE_LINES = f"""
+ADDRESS 203.0.113.5
+VS 203.0.113.5:80/TCP rr
+RS 203.0.113.5:80/TCP 10.244.0.7:8080
+VS {NODE}:30080/TCP rr
+RS {NODE}:30080/TCP 10.244.0.7:8080
+KUBE-LOAD-BALANCER 203.0.113.5,tcp:80
+KUBE-LOAD-BALANCER-LOCAL 203.0.113.5,tcp:80
+KUBE-LOAD-BALANCER-FW 203.0.113.5,tcp:80
+KUBE-LOAD-BALANCER-SOURCE-CIDR 203.0.113.5,tcp:80,198.51.100.0/24
+KUBE-NODE-PORT-TCP 30080
+KUBE-NODE-PORT-LOCAL-TCP 30080
+KUBE-HEALTH-CHECK-NODE-PORT 32100
+KUBE-IPVS-IPS 203.0.113.5
+"""
+
+
+def test_worked_example() -> None:
+    compatible = plan(EXAMPLE, LOCAL, REMOTE, context=COMPATIBLE)
+    assert shown(compatible) == lines(EXAMPLE_LINES)
+    assert (
+        "KUBE-LOOP-BACK",
+        SetEntry(packed("10.244.0.7"), Protocol.TCP, 8080, packed("10.244.0.7")),
+    ) in compatible.entries
+    assert len(compatible.virtual_servers) == 3
+    assert shown(plan(EXAMPLE, LOCAL, REMOTE)) == lines(
+        EXAMPLE_LINES
+        + MARKED
+        + f"IPVS-PROXY-INTERNAL 203.0.113.5,tcp:80 marked\nIPVS-PROXY-INTERNAL {NODE},tcp:30080 marked"
+    )
