@@ -128,7 +128,7 @@ def test_affinity_lets_go_of_an_endpoint_that_drains(net: Topology, directory: P
 def test_udp_follows_at_once_also_one_socket_that_goes_on_sending(net: Topology, directory: Path, family: str) -> None:
     vips = {"IPv4": "10.96.0.43", "IPv6": "fd00:10:96::43"}
     write(directory, "dns", vips, "pod1")
-    eventually(lambda: served(net, vips[family], 1))
+    eventually(lambda: set(weights(net, vips[family], 53, 17)) == {ADDRESSES["pod1"][family]})
     client = net.connect("client", vips[family], PORTS["UDP"], "UDP", timeout=1.0)
     assert exchange(client)[0] == "pod1"
     write(directory, "dns", vips, "pod2")
