@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from contextlib import suppress
 
@@ -51,6 +52,71 @@ def test_any_object_in_an_event_is_decoded_or_skipped(item: object, kind: str, r
 def test_every_item_of_a_list_is_decoded_or_skipped(items: list[object], resource) -> None:
     page = decode_list(json.dumps({"items": items}).encode(), resource)
     assert len(page.objects) + len(page.skipped) == len(items)
+
+
+META = {"name": "web", "namespace": "default", "labels": {"a": "b"}, "creationTimestamp": "2026-01-01T00:00:00Z"}
+WHOLE = {
+    "Service": {
+        "metadata": META,
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": "10.96.0.1",
+            "clusterIPs": ["10.96.0.1"],
+            "ipFamilies": ["IPv4"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080}],
+            "externalIPs": ["203.0.113.1"],
+            "loadBalancerSourceRanges": ["10.0.0.0/8"],
+            "healthCheckNodePort": 32000,
+            "sessionAffinity": "ClientIP",
+            "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 10}},
+            "internalTrafficPolicy": "Local",
+            "externalTrafficPolicy": "Local",
+        },
+        "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.2", "ipMode": "VIP"}]}},
+    },
+    "EndpointSlice": {
+        "metadata": META,
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "endpoints": [
+            {
+                "addresses": ["10.0.0.1"],
+                "conditions": {"ready": True, "serving": True, "terminating": False},
+                "nodeName": "node",
+                "hints": {"forZones": [{"name": "a"}], "forNodes": [{"name": "node"}]},
+            }
+        ],
+    },
+    "Node": {
+        "metadata": META,
+        "spec": {"podCIDRs": ["10.244.1.0/24"], "taints": [{"key": "a"}]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+    },
+}
+
+
+def paths(value: object, before: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Every place in an object."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path for key, inner in items for path in [(*before, key), *paths(inner, (*before, key))]]
+
+
+PLACES = [(resource, path) for resource in RESOURCES for path in paths(WHOLE[resource.kind])]
+
+
+@given(st.sampled_from(PLACES), JSON | st.just(10**30) | st.just("x" * 10_000) | st.floats(allow_nan=False))
+def test_garbage_in_any_field_is_read_or_skipped_by_name_and_harms_no_neighbour(place, garbage: object) -> None:
+    resource, path = place
+    odd = copy.deepcopy(WHOLE[resource.kind])
+    target = odd
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = garbage
+    page = decode_list(json.dumps({"items": [WHOLE[resource.kind], odd, WHOLE[resource.kind]]}).encode(), resource)
+    assert len(page.objects) + len(page.skipped) == 3
+    assert len(page.objects) >= 2
+    if path[0] != "metadata":
+        assert [skipped.key for skipped in page.skipped] in ([], ["default/web"])
 
 
 @given(JSON, st.sampled_from(RESOURCES))

@@ -16,29 +16,79 @@ from ipvs_proxy.kube.objects import (
     EndpointConditions,
     EndpointPort,
     EndpointSlice,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
     ObjectMeta,
     Service,
     ServicePort,
     ServiceSpec,
+    ServiceStatus,
     SessionAffinityConfig,
 )
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import KernelTables, difference, everything
+from ipvs_proxy.plan.difference import difference, everything
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.services import plan_service
-from tests.support.objects import endpoint, endpoint_slice, service, virtual
+from ipvs_proxy.plan.services import DRAIN_TIMEOUT, plan_service
+from tests.support.fake_kernel import FakeKernel
+from tests.support.objects import endpoint, endpoint_slice, packed, service, virtual
 
-HERE = Context("node-a")
+NODE_ADDRESSES = (packed("192.0.2.1"), packed("fd00:2::1"))
+HERE = Context(
+    "node-a",
+    node_port_addresses=NODE_ADDRESSES,
+    host_addresses=frozenset(NODE_ADDRESSES),
+    node_ips=NODE_ADDRESSES,
+)
 CLUSTER_IP = "10.96.0.10"
 KEY = virtual(CLUSTER_IP)
 LOCAL = endpoint("10.0.0.1", node="node-a")
 REMOTE = endpoint("10.0.0.2", node="node-b")
 DRAINING = endpoint("10.0.0.4", ready=False, serving=True, terminating=True, node="node-a")
 
-words = st.text(max_size=12) | st.sampled_from(["", "None", "IPv4", "IPv6", "TCP", "UDP", "http", "Local", "ClientIP"])
+words = st.text(max_size=12) | st.sampled_from(
+    [
+        "",
+        "None",
+        "IPv4",
+        "IPv6",
+        "TCP",
+        "UDP",
+        "SCTP",
+        "http",
+        "Local",
+        "ClientIP",
+        "NodePort",
+        "LoadBalancer",
+        "VIP",
+        "5m",
+    ]
+)
 addresses = words | st.sampled_from(
-    [CLUSTER_IP, "fd00:96::10", "10.0.0.1", "fd00::1", "::ffff:10.0.0.1", "0.0.0.0", "ff02::1"]
+    [
+        CLUSTER_IP,
+        "fd00:96::10",
+        "10.0.0.1",
+        "fd00::1",
+        "::ffff:10.0.0.1",
+        "0.0.0.0",
+        "ff02::1",
+        "127.0.0.1",
+        "192.0.2.1",
+    ]
+)
+ranges = words | st.sampled_from(
+    [
+        "10.0.0.0/8",
+        "0.0.0.0/0",
+        "fd00::/16",
+        "::/0",
+        "10.1.2.3/8",
+        "10.0.0.0",
+        "10.0.0.0/33",
+        "::ffff:10.0.0.0/100",
+        " 10.0.0.0/8 ",
+    ]
 )
 numbers = st.integers(0, 65535)
 maybe = st.none() | st.booleans()
@@ -59,7 +109,17 @@ specs = st.fixed_dictionaries(
         "session_affinity_config": affinities,
         "internal_traffic_policy": st.none() | words,
         "external_traffic_policy": st.none() | words,
+        "external_ips": st.none() | st.lists(addresses, max_size=3),
+        "load_balancer_source_ranges": st.none() | st.lists(ranges, max_size=3),
+        "health_check_node_port": numbers,
     }
+)
+statuses = st.builds(
+    ServiceStatus,
+    st.builds(
+        LoadBalancerStatus,
+        st.none() | st.lists(st.builds(LoadBalancerIngress, ip=addresses, ip_mode=st.none() | words), max_size=3),
+    ),
 )
 metas = st.builds(
     ObjectMeta,
@@ -67,6 +127,7 @@ metas = st.builds(
     namespace=words,
     creation_timestamp=moments,
     labels=st.none() | st.dictionaries(words, words, max_size=2),
+    annotations=st.none() | st.dictionaries(st.just(DRAIN_TIMEOUT) | words, words, max_size=2),
 )
 slice_ports = st.builds(
     EndpointPort, name=st.none() | words.filter(lambda name: name != "good"), port=st.none() | numbers, protocol=words
@@ -87,17 +148,24 @@ slices = st.builds(
 
 
 @settings(deadline=None)
-@given(metas, specs, st.none() | st.lists(bad_ports, max_size=4), st.lists(slices, max_size=3))
-def test_garbage_never_raises(
-    meta: ObjectMeta, spec: dict[str, object], ports: list[ServicePort] | None, pieces: list[EndpointSlice]
+@given(metas, specs, statuses, st.none() | st.lists(bad_ports, max_size=4), st.lists(slices, max_size=3))
+def test_garbage_never_raises_and_asks_for_nothing_that_the_kernel_refuses(
+    meta: ObjectMeta,
+    spec: dict[str, object],
+    status: ServiceStatus,
+    ports: list[ServicePort] | None,
+    pieces: list[EndpointSlice],
 ) -> None:
-    fragment = plan_service(Service(meta, ServiceSpec(ports=ports, **spec)), pieces, HERE, Marks())  # type: ignore[arg-type]
+    wanted = Service(meta, ServiceSpec(ports=ports, **spec), status)  # type: ignore[arg-type]
+    fragment = plan_service(wanted, pieces, HERE, Marks())
     rival = plan_service(service(), [endpoint_slice(REMOTE)], HERE, Marks())
     tables = DesiredTables()
     tables.replace(fragment.name, fragment)
     tables.replace(rival.name, rival)
-    actual = KernelTables()
+    kernel = FakeKernel()
+    actual = kernel.read()
     for operation in difference(tables, actual, everything(tables, actual)):
+        assert kernel.apply(operation) == 0, operation
         actual.record(operation)
     assert difference(tables, actual, everything(tables, actual)) == []
     assert all(omission.where for omission in fragment.omissions)
