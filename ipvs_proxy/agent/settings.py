@@ -152,7 +152,7 @@ SETTINGS_BY_GROUP: Final[Mapping[str, tuple[Setting, ...]]] = {
         Setting("metrics_bind_address", "metricsBindAddress", "--metrics-bind-address",
                 Kind("IP[:PORT]", bind_address(10249)), "", "Where /metrics is served (default 127.0.0.1:10249)"),
         Setting("bind_address", "bindAddress", "--bind-address", ADDRESS, ANY_IPV4,
-                "Its family is that of the two defaults above"),
+                "Address of this node, instead of the Node's; its family is that of the two defaults above"),
     ),
     "Logs": (
         Setting("verbosity", "logging.verbosity", "--v", Kind("NUMBER", whole_number(0, 100), int), "0",
@@ -161,8 +161,8 @@ SETTINGS_BY_GROUP: Final[Mapping[str, tuple[Setting, ...]]] = {
                 "auto", "text, json, or auto: text on a terminal, else json", outranks_file=True),
     ),
     "Compatibility": (
-        Setting("compatible", "", "--compat", Kind("WHAT", compatibility), "",
-                "kube-proxy: one list of endpoints for all clients, also where a traffic policy is Local",
+        Setting("compatible", "", "--compat", Kind("kube-proxy", compatibility), "",
+                "Behave as kube-proxy does: one list of endpoints for all clients, also where a policy is Local",
                 outranks_file=True),
         Setting("mode", "mode", "--proxy-mode", Kind("MODE", one_of("", "ipvs", "iptables", "nftables")), "",
                 "Accepted as kube-proxy's, and always ipvs"),

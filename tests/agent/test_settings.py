@@ -225,3 +225,46 @@ def test_other_modes_are_told_to_have_no_effect() -> None:
 def test_every_row_reads_its_own_default() -> None:
     for setting in SETTINGS:
         setting.kind.read(setting.default)
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        ({"node_port_addresses": "192.0.2.0/24,fd00::/16"}, "node_port_addresses", 2),
+        ({"node_port_addresses": ["192.0.2.0/24", "fd00::/16"]}, "node_port_addresses", 2),
+        ({"node_port_addresses": ["primary"]}, "node_port_addresses", "primary"),
+        ({"compatible": "kube-proxy"}, "compatible", True),
+        ({"detect_local_mode": "NodeCIDR"}, "detect_local_mode", "NodeCIDR"),
+        ({}, "detect_local_mode", "ClusterCIDR"),
+        (
+            {"detect_local_mode": "InterfaceNamePrefix", "interface_name_prefix": "veth"},
+            "interface_name_prefix",
+            "veth",
+        ),
+    ],
+)
+def test_node_ports_and_local_pods(flags: dict[str, object], name: str, value: object) -> None:
+    found = getattr(effective(flags | {"hostname_override": "n"}), name)
+    assert (len(found) if isinstance(value, int) and not isinstance(value, bool) else found) == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "fault"),
+    [
+        (
+            {"node_port_addresses": ["primary", "10.0.0.0/8"]},
+            "--nodeport-addresses: primary stands alone or not at all",
+        ),
+        ({"compatible": "calico"}, "--compat: 'calico' is not kube-proxy"),
+        ({"detect_local_mode": "Guess"}, "--detect-local-mode: "),
+        (
+            {"detect_local_mode": "BridgeInterface"},
+            "detectLocal.bridgeInterface: detectLocalMode BridgeInterface needs it",
+        ),
+        ({"bridge_interface": "a/b"}, "--pod-bridge-interface: 'a/b' is no name or prefix of a network interface"),
+    ],
+)
+def test_faults_of_node_ports_and_local_pods(flags: dict[str, object], fault: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        effective(flags | {"hostname_override": "n"})
+    assert fault in str(caught.value)

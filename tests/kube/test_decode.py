@@ -104,7 +104,10 @@ def paths(value: object, before: tuple[str | int, ...] = ()) -> list[tuple[str |
 PLACES = [(resource, path) for resource in RESOURCES for path in paths(WHOLE[resource.kind])]
 
 
-@given(st.sampled_from(PLACES), JSON | st.just(10**30) | st.just("x" * 10_000) | st.floats(allow_nan=False, allow_infinity=False))
+@given(
+    st.sampled_from(PLACES),
+    JSON | st.just(10**30) | st.just("x" * 10_000) | st.floats(allow_nan=False, allow_infinity=False),
+)
 def test_garbage_in_any_field_is_read_or_skipped_by_name_and_harms_no_neighbour(place, garbage: object) -> None:
     resource, path = place
     odd = copy.deepcopy(WHOLE[resource.kind])
