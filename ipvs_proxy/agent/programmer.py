@@ -208,11 +208,8 @@ class Programmer:
                     continue
                 operations.append(RealServerOperation(Verb.DELETE, key, server, settings))
             done = await self._carry_out(operations, touch(operations))
-            finished = Touched()
-            for key in {operation.virtual_server for operation in operations} - self.desired.virtual_servers.keys():
-                finished.virtual_servers.add(key)
-                finished.add(remains_of(key))
-            return done + await self._program(finished) if finished else done
+            unwanted = {operation.virtual_server for operation in operations} - self.desired.virtual_servers.keys()
+            return done + await self._program(Touched(unwanted)) if unwanted else done
 
     async def retry_for_ever(self) -> None:
         """Try failed objects again when they are due."""
@@ -231,6 +228,9 @@ class Programmer:
 
     async def _program(self, touched: Touched) -> list[Operation]:
         self._adopt(touched)
+        for key in touched.virtual_servers - self.desired.virtual_servers.keys():
+            # With a virtual server goes what stayed for it while it drained.
+            touched.add(remains_of(key))
         return await self._carry_out(difference(self.desired, self.actual, touched), touched)
 
     def _adopt(self, touched: Touched) -> None:

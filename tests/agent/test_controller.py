@@ -219,6 +219,18 @@ async def test_an_address_that_comes_to_the_node_gets_its_node_ports(plane: Fake
         assert SetEntry(port=30080) not in plane.kernel.sets["KUBE-NODE-PORT-TCP"]
 
 
+async def test_a_deleted_service_leaves_nothing_also_if_somebody_else_ends_its_drain(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        rig.replace(WEB, None)
+        await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers == {POD1: DRAINING, POD2: DRAINING})
+        assert plane.kernel.addresses == {VIP.address}
+        plane.kernel.virtual_servers[VIP].real_servers.clear()
+        await rig.audit.round()
+        assert plane.kernel.virtual_servers == {}
+        assert plane.kernel.addresses == set()
+        assert not any(plane.kernel.sets.values())
+
+
 async def test_health_checks_follow_the_service(plane: FakeDataplane) -> None:
     balanced = service("lb", cluster_ip="10.96.0.79", kind="LoadBalancer")
     balanced = structs.replace(

@@ -122,6 +122,8 @@ BEHAVIOURS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("6", "Persistence lets go of an endpoint that drains", ("test_drains.py::test_affinity_lets_go_of_an_endpoint_that_drains",)),
     ("6", "A Service that is deleted drains *",
      ("test_drains.py::test_connections_of_a_deleted_service_go_on", "test_drains.py::test_idle_service_that_is_deleted_leaves_nothing")),
+    ("3.1", "What kube-proxy left is taken over or removed; virtual servers of others stay *",
+     ("test_lifecycle.py::test_table_left_by_another_agent_is_taken_over", "test_lifecycle.py::test_node_ports_that_kube_proxy_left")),
     ("6", "A restart and a crash carry drains on *",
      ("test_lifecycle.py::test_crash_while_draining", "test_lifecycle.py::test_restart_during_traffic")),
 )  # fmt: skip

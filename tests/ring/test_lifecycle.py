@@ -161,6 +161,24 @@ def test_table_left_by_another_agent_is_taken_over(net: Topology, directory: Pat
         before.close()
 
 
+def test_node_ports_that_kube_proxy_left_go_and_what_is_on_the_nodes_address_besides_stays(
+    net: Topology, directory: Path
+) -> None:
+    node, pod2 = ADDRESSES["node"]["IPv4"], ADDRESSES["pod2"]["IPv4"]
+    table = "".join(
+        f"-A -t {node}:{port} -s rr\n-a -t {node}:{port} -r {pod2}:8080 -m -w 1\n" for port in (30123, 8888)
+    )
+    net.run("node", "ipvsadm", "-R", text=table + "-A -f 77 -s rr\n-a -f 77 -r 10.244.9.9:0 -m\n")
+    net.run("node", "ipset", "create", "KUBE-NODE-PORT-TCP", "bitmap:port", "range", "0-65535")
+    net.run("node", "ipset", "add", "KUBE-NODE-PORT-TCP", "30123")
+    with running_agent(net, directory):
+        saved = net.run("node", "ipvsadm", "-Sn")
+        assert f"{node}:30123" not in saved
+        assert f"{node}:8888" in saved
+        assert "-f 77" in saved
+        assert "add KUBE-NODE-PORT-TCP" not in net.run("node", "ipset", "save")
+
+
 def test_every_kind_of_drift_is_repaired(net: Topology, directory: Path) -> None:
     vip4, pod1 = VIPS["IPv4"], f"{ADDRESSES['pod1']['IPv4']}:8080"
     drifts: tuple[tuple[str, str], ...] = (
