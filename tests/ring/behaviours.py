@@ -78,6 +78,8 @@ BEHAVIOURS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("2.2", "--compat=kube-proxy gives one list of endpoints to all clients", ("test_kinds.py::test_compatible_behaviour_has_one_list_for_all_clients",)),
     ("3.1", "Virtual servers: scheduler, protocols, flags, timeout, masquerading real servers of weight 1",
      (*_kinds("a cluster IP"), "test_kernel_ipvs.py::test_settings_survive_the_way_through_the_kernel", "test_kernel_ipvs.py::test_the_kernels_schedulers_are_found")),
+    ("3.1", "What kube-proxy left is taken over or removed; virtual servers of others stay *",
+     ("test_lifecycle.py::test_table_left_by_another_agent_is_taken_over", "test_lifecycle.py::test_node_ports_that_kube_proxy_left")),
     ("3.2", "Cluster IP: virtual server, address, members of sets", (*_kinds("a cluster IP"), "test_traffic.py::test_cluster_ip_reaches")),
     ("3.2", "External IP: on kube-ipvs0 only if no other interface has it",
      (*_kinds("an external IP", "an external IP that is the node's", "an external IP with the policy Local"), *_who("externalip-cluster"))),
@@ -122,8 +124,6 @@ BEHAVIOURS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("6", "Persistence lets go of an endpoint that drains", ("test_drains.py::test_affinity_lets_go_of_an_endpoint_that_drains",)),
     ("6", "A Service that is deleted drains *",
      ("test_drains.py::test_connections_of_a_deleted_service_go_on", "test_drains.py::test_idle_service_that_is_deleted_leaves_nothing")),
-    ("3.1", "What kube-proxy left is taken over or removed; virtual servers of others stay *",
-     ("test_lifecycle.py::test_table_left_by_another_agent_is_taken_over", "test_lifecycle.py::test_node_ports_that_kube_proxy_left")),
     ("6", "A restart and a crash carry drains on *",
      ("test_lifecycle.py::test_crash_while_draining", "test_lifecycle.py::test_restart_during_traffic")),
 )  # fmt: skip
