@@ -27,7 +27,7 @@ from ipvs_proxy.plan.tables import Family
 
 #: Chains that only iptables mode has, by table.
 _CHAINS: Final = {
-    "nat": re.compile(r"KUBE-(NODEPORTS|PROXY-CANARY|(SVC|SVL|EXT|FW|SEP)-[A-Z0-9]{16})"),
+    "nat": re.compile(r"KUBE-(NODEPORTS|PROXY-CANARY|(SVC|SVL|EXT|FW|SEP|XLB)-[A-Z0-9]{16})"),
     "filter": re.compile(r"KUBE-(SERVICES|EXTERNAL-SERVICES|NODEPORTS|PROXY-CANARY)"),
     "mangle": re.compile(r"KUBE-PROXY-CANARY"),
 }
