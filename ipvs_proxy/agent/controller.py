@@ -287,7 +287,9 @@ class Controller:
                 fragment = None
                 self._marks.keep(name, ())
             else:
-                fragment = plan_service(service, self.cache.slices(name), self._context, self._marks)
+                fragment = plan_service(
+                    service, self.cache.slices(name), self._context, self._marks, self.cache.readings(name)
+                )
         except Exception:
             # Planning is meant never to fail. Should it do so, this Service stays as it is and no other is harmed.
             log.exception("plan_failed", service=str(name))

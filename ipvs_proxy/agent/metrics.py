@@ -13,8 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from prometheus_client.exposition import choose_encoder
 
 from ipvs_proxy import __version__
-from ipvs_proxy.kernel.dataplane import table_of
-from ipvs_proxy.plan.tables import Family, Operation
+from ipvs_proxy.plan.tables import Family, Verb
 
 _SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
 _PROGRAMMING_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30))
@@ -88,7 +87,6 @@ class Metrics:
         self._operations = Counter(
             "ipvs_proxy_operations", "Operations on kernel tables", ["table", "verb", "result"], registry=registry
         )
-        self._operation_children: dict[tuple[str, str, bool], Counter] = {}
         self._repairs = Counter(
             "ipvs_proxy_drift_repairs", "Differences found in the kernel and repaired", ["table"], registry=registry
         )
@@ -175,15 +173,9 @@ class Metrics:
             self._cleaning.labels(family.label).observe(seconds)
             self._cleaned.labels(family.label).inc(deleted)
 
-    def operation(self, operation: Operation, succeeded: bool) -> None:
-        """Count an operation on a kernel table."""
-        key = (table_of(operation), operation.verb.value, succeeded)
-        child = self._operation_children.get(key)
-        if child is None:
-            table, verb, _ = key
-            child = self._operations.labels(table, verb, "success" if succeeded else "failure")
-            self._operation_children[key] = child
-        child.inc()
+    def operations(self, table: str, verb: Verb, number: int, succeeded: bool) -> None:
+        """Count operations on a kernel table."""
+        self._operations.labels(table, verb.value, "success" if succeeded else "failure").inc(number)
 
     def repaired(self, table: str, count: int) -> None:
         """Count repairs of drift."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Protocol, TypeVar
@@ -87,7 +87,7 @@ class Programmer:
         self,
         kernel: Kernel,
         *,
-        count: Callable[[Operation, bool], None],
+        count: Callable[[str, Verb, int, bool], None],
         exclude: Sequence[Network] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -253,7 +253,7 @@ class Programmer:
         succeeded = [operation for operation in operations if id(operation) not in failed]
         for operation in succeeded:
             self.actual.record(operation)
-            self._count(operation, True)
+        self._count_all(succeeded, True)
         failing = touch(failure.operation for failure in failures)
         self.retries.settled(touched, failing)
         if failures:
@@ -265,8 +265,7 @@ class Programmer:
 
     async def _note_failures(self, failures: list[Failure], failing: Touched) -> None:
         """Read again what failed, as the mirror may be wrong about it, and have it retried."""
-        for failure in failures:
-            self._count(failure.operation, False)
+        self._count_all([failure.operation for failure in failures], False)
         try:
             await self._read_again(failing)
         except (OSError, ValueError) as error:
@@ -277,6 +276,12 @@ class Programmer:
             log.warning("operation_failed", **describe(failure.operation), error=failure.text, retry_in_seconds=delay)
         if len(failures) > LOGGED_FAILURES:
             log.warning("operations_failed", **Counter(table_of(failure.operation) for failure in failures))
+
+    def _count_all(self, operations: Iterable[Operation], succeeded: bool) -> None:
+        # Counted by kind first: a counter of the metrics costs as much as the rest of the book-keeping.
+        kinds = Counter((table_of(operation), operation.verb) for operation in operations)
+        for (table, verb), number in kinds.items():
+            self._count(table, verb, number, succeeded)
 
     async def _read_again(self, failing: Touched) -> None:
         for key in failing.virtual_servers:

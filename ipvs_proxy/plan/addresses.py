@@ -7,12 +7,12 @@ leading zeros of an IPv4 octet are decimal, not octal. The same text must lead t
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from ipaddress import IPv6Address
+from socket import AF_INET, AF_INET6, inet_pton
 
 from ipvs_proxy.plan.tables import Family
 
 _IPV4 = re.compile(r"\.".join([r"([0-9]{1,16})"] * 4))
+_MAPPED = bytes(10) + b"\xff\xff"
 
 
 def parse_address(text: str) -> bytes | None:
@@ -21,23 +21,22 @@ def parse_address(text: str) -> bytes | None:
     An IPv4-mapped IPv6 address is the IPv4 address it maps, as in Go's ``net.ParseIP``. Zone identifiers are refused: a
     Service address is not bound to an interface.
     """
-    octets = _IPV4.fullmatch(text)
-    if octets is None:
-        return _parse_ipv6(text) if ":" in text and "%" not in text else None
     try:
-        return bytes(map(int, octets.groups()))
+        # Ten times as fast as the pattern below, which is left with what the C library finds too lenient.
+        if ":" not in text:
+            return inet_pton(AF_INET, text)
+        address = inet_pton(AF_INET6, text)
+    except (OSError, ValueError):
+        return _parse_leniently(text)
+    return address[12:] if address.startswith(_MAPPED) else address
+
+
+def _parse_leniently(text: str) -> bytes | None:
+    octets = _IPV4.fullmatch(text)
+    try:
+        return None if octets is None else bytes(map(int, octets.groups()))
     except ValueError:  # an octet above 255
         return None
-
-
-@lru_cache(maxsize=65_536)
-def _parse_ipv6(text: str) -> bytes | None:
-    try:
-        address = IPv6Address(text)
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped
-    return address.packed if mapped is None else mapped.packed
 
 
 def is_of(address: bytes, family: Family) -> bool:

@@ -24,7 +24,7 @@ exposed by that, and a change of policy has its masquerading before it has remot
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -38,6 +38,8 @@ from ipvs_proxy.plan.tables import (
     IpvsOperation,
     Operation,
     Protocol,
+    RealServer,
+    RealServerKey,
     RealServerOperation,
     SetEntry,
     SetEntryOperation,
@@ -136,22 +138,27 @@ class KernelTables:
 
     def record(self, operation: Operation) -> None:
         """Take note of an operation that the kernel has carried out."""
-        match operation:
-            case RealServerOperation(verb, key, server, settings):
-                # Absent if the virtual server went in the meantime: then its real servers went with it.
-                known = self.virtual_servers.get(key)
-                if known is None:
-                    return
-                if verb is Verb.DELETE:
-                    known.real_servers.pop(server, None)
-                else:
-                    known.real_servers[server] = settings
-            case VirtualServerOperation(verb, server):
-                self._record_virtual_server(verb, server)
-            case AddressOperation(verb, address):
-                _record_member(self.addresses, verb, address)
-            case SetEntryOperation(verb, name, entry):
-                _record_member(self.entries.setdefault(name, set()), verb, entry)
+        if isinstance(operation, RealServerOperation):
+            self._record_real_server(*operation)
+        elif isinstance(operation, VirtualServerOperation):
+            self._record_virtual_server(*operation)
+        elif isinstance(operation, AddressOperation):
+            _record_member(self.addresses, *operation)
+        else:
+            verb, name, entry = operation
+            _record_member(self.entries.setdefault(name, set()), verb, entry)
+
+    def _record_real_server(
+        self, verb: Verb, virtual_server: VirtualServerKey, key: RealServerKey, settings: RealServer
+    ) -> None:
+        # Absent if the virtual server went in the meantime: then its real servers went with it.
+        known = self.virtual_servers.get(virtual_server)
+        if known is None:
+            return
+        if verb is Verb.DELETE:
+            known.real_servers.pop(key, None)
+        else:
+            known.real_servers[key] = settings
 
     def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> None:
         if verb is Verb.DELETE:
@@ -181,30 +188,19 @@ def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -
             actual.leaving.hold(key)
         else:
             actual.leaving.release(key)
-    operations: list[Operation] = [
-        operation
-        for key in touched.virtual_servers
-        for operation in virtual_server_difference(desired.virtual_servers.get(key), actual.virtual_servers.get(key))
-    ]
-    operations += _entry_difference(desired, actual, touched.entries)
-    operations += _address_difference(desired, actual, touched.addresses)
-    if len(operations) > 1:
-        operations.sort(key=lambda operation: _phase(operation, desired, actual))
-    return operations
-
-
-def _phase(operation: Operation, desired: DesiredTables, actual: KernelTables) -> int:
-    """Give the place of an operation in the order that the module describes."""
-    adds = operation.verb is not Verb.DELETE
-    match operation:
-        case RealServerOperation():
-            return 30
-        case VirtualServerOperation():
-            return 30 if adds else 70
-        case AddressOperation():
-            return 50 if adds else 80
-        case SetEntryOperation(_, name, entry):
-            return _phase_of_added(name, entry, desired, actual) if adds else _phase_of_deleted(name)
+    phases: defaultdict[int, list[Operation]] = defaultdict(list)
+    for key in touched.virtual_servers:
+        wanted = desired.virtual_servers.get(key)
+        # What nobody wants is deleted, or it drains and then has operations on real servers only.
+        phase = 70 if wanted is None and key not in actual.leaving else 30
+        phases[phase] += virtual_server_difference(wanted, actual.virtual_servers.get(key))
+    for entry_operation in _entry_difference(desired, actual, touched.entries):
+        verb, name, entry = entry_operation
+        phase = _phase_of_deleted(name) if verb is Verb.DELETE else _phase_of_added(name, entry, desired, actual)
+        phases[phase].append(entry_operation)
+    for address_operation in _address_difference(desired, actual, touched.addresses):
+        phases[80 if address_operation.verb is Verb.DELETE else 50].append(address_operation)
+    return [operation for phase in sorted(phases) for operation in phases[phase]]
 
 
 def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> int:

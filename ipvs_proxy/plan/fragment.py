@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from ipvs_proxy.plan.endpoints import Choice, Omission
+from ipvs_proxy.plan.endpoints import Choices, Omission
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family, SetEntry, VirtualServer, VirtualServerKey
 
@@ -63,7 +63,7 @@ class Fragment:
     virtual_servers: dict[VirtualServerKey, tuple[VirtualServer, Reason]] = field(default_factory=dict)
     addresses: dict[bytes, Reason] = field(default_factory=dict)
     entries: dict[tuple[str, SetEntry], Reason] = field(default_factory=dict)
-    choices: dict[VirtualServerKey, list[Choice]] = field(default_factory=dict)
+    choices: dict[VirtualServerKey, Choices] = field(default_factory=dict)
     omissions: list[Omission] = field(default_factory=list)
     no_local: set[tuple[str, Family]] = field(default_factory=set)
     health_checks: dict[Family, HealthCheck] = field(default_factory=dict)

@@ -7,23 +7,20 @@ IPVS mode, except where a policy of ``Local`` meets clients of both kinds: see `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
 
 from ipvs_proxy.kube.objects import Service, ServicePort
 from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.endpoints import PROTOCOLS, Choice, Endpoint, Omission, PortKey, choose_cluster, choose_local
+from ipvs_proxy.plan.endpoints import PROTOCOLS, Choices, Endpoints, Omission, PortKey, choose_cluster, choose_local
 from ipvs_proxy.plan.exposures import Exposures, contains
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks, mark_key
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import (
-    ACTIVE,
     PERSISTENT,
     SCHED2,
     Family,
     Protocol,
-    RealServerKey,
     SetEntry,
     VirtualServer,
     VirtualServerKey,
@@ -70,32 +67,32 @@ class FamilyPlan:
         self.add_entry(sets.HEALTH_CHECK_NODE_PORT, SetEntry(port=port), Reason.HEALTH_CHECK)
 
 
-class _Endpoints:
-    """The endpoints of a port, and which of them each traffic policy chooses."""
+class _Chosen:
+    """The endpoints of a port that each traffic policy chooses."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], context: Context) -> None:
-        self.all = endpoints
+    def __init__(self, endpoints: Endpoints, context: Context) -> None:
+        self._endpoints = endpoints
         self._context = context
 
     @cached_property
-    def cluster(self) -> list[Choice]:
-        return choose_cluster(self.all, node_name=self._context.node_name, zone=self._context.zone)
+    def cluster(self) -> Choices:
+        return choose_cluster(self._endpoints, node_name=self._context.node_name, zone=self._context.zone)
 
     @cached_property
-    def local(self) -> list[Choice]:
-        return choose_local(self.all)
+    def local(self) -> Choices:
+        return choose_local(self._endpoints)
 
     @property
     def has_any(self) -> bool:
         """Whether any endpoint, here or elsewhere, could be used."""
-        return any(endpoint.ready or endpoint.fallback for endpoint in self.all)
+        return any(state.ready or state.fallback for state in self._endpoints.values())
 
 
 def plan_port(
     service: Service,
     port: ServicePort,
     cluster_ip: bytes,
-    endpoints: Sequence[Endpoint],
+    endpoints: Endpoints,
     *,
     exposures: Exposures,
     plan: FamilyPlan,
@@ -109,12 +106,12 @@ def plan_port(
             Omission(f"service {fragment.name} port {port.name or port.port}", Reason.DUPLICATE_PORT)
         )
         return
-    chosen = _Endpoints(endpoints, context)
+    chosen = _Chosen(endpoints, context)
     outside = _outside(port, protocol, exposures, context, plan.family)
     settings = _settings(service, port, context, fragment)
 
     choices = chosen.local if exposures.internal_local else chosen.cluster
-    if exposures.internal_local and not _any_used(choices):
+    if exposures.internal_local and not choices.any_used:
         if chosen.has_any:
             fragment.no_local.add(("internal", plan.family))
         if context.compatible and outside:
@@ -125,10 +122,9 @@ def plan_port(
     plan.add_entry(sets.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
     if outside:
         _serve_outside(port, outside, chosen, settings, exposures=exposures, plan=plan)
-    for endpoint in endpoints:
+    for (address, number), state in endpoints.items():
         # Whatever its condition: a connection of a pod to itself that exists must find its way.
-        if endpoint.local:
-            address, number = endpoint.key
+        if state.local:
             plan.add_entry(sets.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
 
 
@@ -154,7 +150,7 @@ def _outside(
 def _serve_outside(
     port: ServicePort,
     outside: list[tuple[VirtualServerKey, Reason]],
-    chosen: _Endpoints,
+    chosen: _Chosen,
     settings: tuple[str, int, int],
     *,
     exposures: Exposures,
@@ -170,7 +166,7 @@ def _serve_outside(
     local = exposures.external_local
     internal: VirtualServerKey | None = None
     choices = chosen.local if local else chosen.cluster
-    empty = local and not _any_used(choices)
+    empty = local and not choices.any_used
     if empty and chosen.has_any:
         fragment.no_local.add(("external", plan.family))
     if local and not plan.context.compatible:
@@ -198,16 +194,16 @@ def _serve_outside(
             plan.add_entry(sets.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
 
 
-def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: list[Choice], chosen: _Endpoints) -> None:
+def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen: _Chosen) -> None:
     """Have new connections to a virtual server without real servers dropped, or refused if there is no endpoint at all.
 
     The API documents dropping for the policies ``Local``. IPVS by itself refuses with ICMP, which the kernel limits to
     one a second for each client.
     """
-    if plan.context.compatible or _any_used(choices):
+    if plan.context.compatible or choices.any_used:
         return
     entry = SetEntry(*key[:3])
-    if _any_used(chosen.cluster):
+    if chosen.cluster.any_used:
         plan.add_entry(sets.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
     else:
         plan.add_entry(sets.NO_ENDPOINT, entry, Reason.NO_ENDPOINT)
@@ -248,7 +244,7 @@ def _add(
     plan: FamilyPlan,
     key: VirtualServerKey,
     reason: Reason,
-    choices: list[Choice],
+    choices: Choices,
     settings: tuple[str, int, int],
     *,
     internal: VirtualServerKey | None = None,
@@ -261,8 +257,8 @@ def _add(
             scheduler=scheduler,
             flags=flags,
             timeout=timeout,
-            real_servers={choice.endpoint.key: ACTIVE for choice in choices if choice.used},
-            lingering=_lingering(choices),
+            real_servers=choices.real_servers,
+            lingering=choices.lingering,
             internal=internal,
             drain_timeout=plan.drain_timeout,
         ),
@@ -293,11 +289,3 @@ def _affinity_timeout(service: Service) -> int:
     if config is None or config.client_ip is None or config.client_ip.timeout_seconds is None:
         return DEFAULT_AFFINITY_TIMEOUT
     return config.client_ip.timeout_seconds
-
-
-def _any_used(choices: list[Choice]) -> bool:
-    return any(choice.used for choice in choices)
-
-
-def _lingering(choices: list[Choice]) -> frozenset[RealServerKey]:
-    return frozenset(choice.endpoint.key for choice in choices if not choice.used and choice.endpoint.fallback)

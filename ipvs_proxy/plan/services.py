@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
 from ipvs_proxy.plan.durations import duration
-from ipvs_proxy.plan.endpoints import PROTOCOLS, Omission, PortKey, gather
+from ipvs_proxy.plan.endpoints import PROTOCOLS, Gathered, Omission, PortKey, Readings, gather
 from ipvs_proxy.plan.exposures import expose
 from ipvs_proxy.plan.fragment import YOUNGEST, Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
@@ -29,10 +29,17 @@ SERVICE_NAME = "kubernetes.io/service-name"
 DRAIN_TIMEOUT = "ipvs-proxy.io/drain-timeout"
 
 
-def plan_service(service: Service, slices: Iterable[EndpointSlice], context: Context, marks: Marks) -> Fragment:
+def plan_service(
+    service: Service,
+    slices: Iterable[EndpointSlice],
+    context: Context,
+    marks: Marks,
+    readings: Readings | None = None,
+) -> Fragment:
     """Compute the fragment of a Service. Never fails: what cannot be planned is an omission with its reason.
 
-    Nothing is remembered but in ``marks``, which holds the marks of this Service as long as it needs them.
+    Nothing is remembered but in ``marks``, which holds the marks of this Service as long as it needs them, and in
+    ``readings``, which a Service with many slices can have.
     """
     name = ServiceName(service.metadata.namespace, service.metadata.name)
     skipped = _skip_reason(service)
@@ -41,6 +48,8 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], context: Con
         return Fragment(name, omissions=[Omission(f"service {name}", skipped)])
     fragment = Fragment(name, created=_created(service))
     pieces = list(slices)
+    if readings is not None:
+        readings.keep({piece.metadata.name for piece in pieces})
     marked: set[PortKey] = set()
     drain_timeout = _drain_timeout(service, fragment)
     for family in context.families:
@@ -52,7 +61,7 @@ def plan_service(service: Service, slices: Iterable[EndpointSlice], context: Con
         else:
             _plan_family(
                 service,
-                pieces,
+                gather(pieces, family, context.node_name, readings),
                 address,
                 FamilyPlan(family, context, fragment, marks=marks, marked=marked, drain_timeout=drain_timeout),
             )
@@ -119,10 +128,9 @@ def _drain_timeout(service: Service, fragment: Fragment) -> float | None:
         return None
 
 
-def _plan_family(service: Service, slices: list[EndpointSlice], address: bytes, plan: FamilyPlan) -> None:
+def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: FamilyPlan) -> None:
     """Add what a Service asks for in one family."""
     fragment = plan.fragment
-    gathered = gather(slices, plan.family, plan.context.node_name)
     fragment.omissions.extend(gathered.omissions)
     exposures = expose(service, plan.family, fragment.omissions)
     ready: set[bytes] = set()
@@ -136,8 +144,9 @@ def _plan_family(service: Service, slices: list[EndpointSlice], address: bytes, 
             fragment.omissions.append(Omission(where, Reason.INVALID_PORT))
             continue
         key = PortKey(port.name, protocol)
-        endpoints = gathered.endpoints.get(key, [])
-        ready.update(endpoint.key.address for endpoint in endpoints if endpoint.local and endpoint.ready)
+        endpoints = gathered.endpoints.get(key, {})
+        if exposures.health_check_port:
+            ready.update(found.address for found, state in endpoints.items() if state.local and state.ready)
         plan_port(service, port, address, endpoints, exposures=exposures, plan=plan)
     if exposures.health_check_port:
         fragment.health_checks[plan.family] = HealthCheck(exposures.health_check_port, len(ready))

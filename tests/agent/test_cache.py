@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from ipvs_proxy.agent.cache import LAST_CHANGE_TRIGGER_TIME, Cache
+from ipvs_proxy.agent.cache import LAST_CHANGE_TRIGGER_TIME, MANY_SLICES, Cache
 from ipvs_proxy.kube.objects import EndpointSlice, Node, ObjectMeta
 from ipvs_proxy.plan.fragment import ServiceName
 from tests.support.objects import endpoint, endpoint_slice, service
@@ -57,3 +57,21 @@ def test_trigger_time_is_read_from_the_annotation(text: str, moment: datetime | 
     piece = endpoint_slice(endpoint("10.0.0.1"))
     metadata = msgspec.structs.replace(piece.metadata, annotations={LAST_CHANGE_TRIGGER_TIME: text})
     assert Cache().change(None, msgspec.structs.replace(piece, metadata=metadata)).triggered == moment
+
+
+def test_what_is_read_is_kept_for_services_with_many_slices_only() -> None:
+    cache = Cache()
+    name = ServiceName("default", "web")
+    slices = [endpoint_slice(name=f"web-{number}") for number in range(MANY_SLICES)]
+    for piece in slices[:-1]:
+        cache.change(None, piece)
+    assert cache.readings(name) is None
+    cache.change(None, slices[-1])
+    kept = cache.readings(name)
+    assert kept is not None
+    assert cache.readings(name) is kept
+    for piece in slices:
+        cache.change(piece, None)
+    for piece in slices:
+        cache.change(None, piece)
+    assert cache.readings(name) is not kept

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from errno import EIO
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -55,7 +56,7 @@ class Rig:
         self.metrics = Metrics(tuple(Family))
         self.health = HealthTracker(tuple(Family), sync_period=30.0)
         self.programmer = Programmer(
-            plane, count=self.metrics.operation, exclude=[ip_network(cidr) for cidr in exclude]
+            plane, count=self.metrics.operations, exclude=[ip_network(cidr) for cidr in exclude]
         )
         self.outcomes: list[Outcome] = []
         self.interfaces: dict[str, set[bytes]] = {}
@@ -432,10 +433,10 @@ async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_new
 async def test_service_that_cannot_be_planned_harms_no_other(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def plan(item: Service, slices: Iterable[EndpointSlice], context: Context, marks: Marks) -> Fragment:
+    def plan(item: Service, slices: Iterable[EndpointSlice], context: Context, *memory: Any) -> Fragment:
         if item.metadata.name == "cursed":
             raise RuntimeError("a bug")
-        return plan_service(item, slices, context, marks)
+        return plan_service(item, slices, context, *memory)
 
     monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", plan)
     with capture_logs() as logs:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.plan.tables import ACTIVE, Family, RealServerOperation, Verb
-from tests.support.objects import real, virtual
+from ipvs_proxy.plan.tables import Family, Verb
 
 
 @pytest.fixture
@@ -67,10 +66,8 @@ def test_timestamp_of_the_last_sync_moves_only_when_all_is_done(metrics: Metrics
 
 
 def test_own_metrics_count_by_table_and_read_gauges_when_scraped(metrics: Metrics) -> None:
-    operation = RealServerOperation(Verb.ADD, virtual("10.96.0.1"), real("10.244.0.1"), ACTIVE)
-    metrics.operation(operation, True)
-    metrics.operation(operation, True)
-    metrics.operation(operation, False)
+    metrics.operations("ipvs", Verb.ADD, 2, True)
+    metrics.operations("ipvs", Verb.ADD, 1, False)
     metrics.repaired("sets", 3)
     metrics.drain_finished("idle")
     size = [1]

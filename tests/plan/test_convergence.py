@@ -217,7 +217,9 @@ class Convergence(RuleBasedStateMachine):
             self.marks.restore(self.kernel.sets[set_name(INTERNAL, family)])
         for name in order:
             if name in self.services:
-                self.desired.replace(name, self.plan(name))
+                # Not as before: of two Services with the same address only one has its mark in a set.
+                self.fragments[name] = self.plan(name)
+                self.desired.replace(name, self.fragments[name])
         before = len(self.kernel.log)
         self.audit()
         # A Service that lost its addresses to another has a mark that no set remembers.

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice
+from ipvs_proxy.plan import endpoints as endpoints_module
 from ipvs_proxy.plan.endpoints import (
-    Choice,
-    Endpoint,
+    Choices,
+    Endpoints,
     Gathered,
     Omission,
     PortKey,
+    Readings,
+    State,
     choose_cluster,
     choose_local,
     gather,
+    read_slice,
 )
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family, Protocol
@@ -37,17 +39,25 @@ def gathered(*pieces: EndpointSlice, family: Family = Family.IPV4, node: str = N
     return gather(pieces, family, node)
 
 
-def only(*endpoints: SliceEndpoint) -> list[Endpoint]:
+def only(*endpoints: SliceEndpoint) -> Endpoints:
     """The endpoints of one slice, as the choice sees them."""
-    return gathered(endpoint_slice(*endpoints)).endpoints.get(HTTP, [])
+    return gathered(endpoint_slice(*endpoints)).endpoints.get(HTTP, {})
 
 
-def used(choices: Sequence[Choice]) -> str:
+def the_state(*pieces: EndpointSlice) -> State:
+    """The state of the only endpoint."""
+    (state,) = gathered(*pieces).endpoints[HTTP].values()
+    return state
+
+
+def used(choices: Choices) -> str:
     """The last octets of the endpoints in use: ``"1 3"``."""
-    return " ".join(str(choice.endpoint.key.address[-1]) for choice in choices if choice.used)
+    shown = [choice.key for choice in choices if choice.used]
+    assert shown == sorted(choices.real_servers)
+    return " ".join(str(key.address[-1]) for key in shown)
 
 
-def reasons(choices: Sequence[Choice]) -> list[Reason]:
+def reasons(choices: Choices) -> list[Reason]:
     return [choice.reason for choice in choices]
 
 
@@ -250,14 +260,16 @@ def test_every_endpoint_has_one_decision_with_a_reason_that_agrees(endpoints: li
     found = only(*endpoints)
     cluster, local = choose_cluster(found, node_name=NODE, zone=ZONE), choose_local(found)
     for choices in (cluster, local):
-        assert [choice.endpoint for choice in choices] == found
+        assert [(choice.key, choice.state) for choice in choices] == sorted(found.items(), key=lambda item: item[0])
         assert all(choice.used == (choice.reason in IN) for choice in choices)
         # Ready and terminating endpoints are never mixed, and those that do neither serve nor end are never used.
         assert len({choice.reason for choice in choices if choice.used}) <= 1
-        assert all(choice.endpoint.ready or choice.endpoint.fallback for choice in choices if choice.used)
-    assert all(choice.endpoint.local for choice in local if choice.used)
+        assert all(choice.state.ready or choice.state.fallback for choice in choices if choice.used)
+        assert choices.any_used == any(choice.used for choice in choices)
+        assert choices.lingering == {choice.key for choice in choices if choice.state.fallback and not choice.used}
+    assert all(choice.state.local for choice in local if choice.used)
     # If there is any usable endpoint at all, the cluster list is not empty.
-    usable = any(candidate.ready or candidate.fallback for candidate in found)
+    usable = any(state.ready or state.fallback for state in found.values())
     assert usable == any(choice.used for choice in cluster)
 
 
@@ -266,22 +278,22 @@ def test_every_endpoint_has_one_decision_with_a_reason_that_agrees(endpoints: li
 
 @pytest.mark.parametrize(("given_", "expected"), [(None, True), (True, True), (False, False)])
 def test_nil_ready_and_nil_serving_are_true(given_: bool | None, expected: bool) -> None:
-    (found,) = only(endpoint("10.0.0.1", ready=given_))
+    found = the_state(endpoint_slice(endpoint("10.0.0.1", ready=given_)))
     assert found.ready is expected
     assert found.serving is True
-    (found,) = only(endpoint("10.0.0.1", serving=given_))
+    found = the_state(endpoint_slice(endpoint("10.0.0.1", serving=given_)))
     assert found.serving is expected
     assert found.ready is True
 
 
 @pytest.mark.parametrize(("given_", "expected"), [(None, False), (True, True), (False, False)])
 def test_nil_terminating_is_false(given_: bool | None, expected: bool) -> None:
-    (found,) = only(endpoint("10.0.0.1", terminating=given_))
+    found = the_state(endpoint_slice(endpoint("10.0.0.1", terminating=given_)))
     assert found.terminating is expected
 
 
 def test_nil_serving_while_terminating_counts_as_serving() -> None:
-    (found,) = only(endpoint("10.0.0.1", ready=False, terminating=True))
+    found = the_state(endpoint_slice(endpoint("10.0.0.1", ready=False, terminating=True)))
     assert found.fallback
 
 
@@ -289,7 +301,7 @@ def test_nil_serving_while_terminating_counts_as_serving() -> None:
     ("node", "local"), [(NODE, True), (OTHER, False), (None, False), ("", False), ("NODE-A", False)]
 )
 def test_local_is_exactly_the_own_node(node: str | None, local: bool) -> None:
-    (found,) = only(endpoint("10.0.0.1", node=node))
+    found = the_state(endpoint_slice(endpoint("10.0.0.1", node=node)))
     assert found.local is local
 
 
@@ -302,7 +314,7 @@ def test_slices_are_merged_and_sorted_by_address_and_port() -> None:
         endpoint_slice(endpoint("10.0.0.2"), name="web-1"),
         endpoint_slice(endpoint("10.0.0.2"), name="web-3", ports=[EndpointPort("http", 8081)]),
     )
-    assert [candidate.key for candidate in found.endpoints[HTTP]] == [
+    assert [choice.key for choice in choose_cluster(found.endpoints[HTTP], node_name=NODE, zone=ZONE)] == [
         real("10.0.0.2"),
         real("10.0.0.2", 8081),
         real("10.0.0.9"),
@@ -319,7 +331,7 @@ def test_ports_are_told_apart_by_name_and_protocol() -> None:
         EndpointPort("diameter", 3868, "SCTP"),
     ]
     found = gathered(endpoint_slice(endpoint("10.0.0.1"), ports=ports))
-    assert {port: [candidate.key.port for candidate in some] for port, some in found.endpoints.items()} == {
+    assert {port: [key.port for key in some] for port, some in found.endpoints.items()} == {
         PortKey("", Protocol.TCP): [80],
         PortKey("dns", Protocol.UDP): [53],
         PortKey("dns", Protocol.TCP): [5353],
@@ -363,15 +375,15 @@ def test_a_bad_address_is_omitted_once_and_the_other_endpoints_stay(bad: SliceEn
     ports = [EndpointPort("http", 8080), EndpointPort("metrics", 9090)]
     found = gathered(endpoint_slice(endpoint("10.0.0.1"), bad, endpoint("10.0.0.2"), ports=ports))
     assert found.omissions == [Omission("endpointslice default/web-1 endpoint 1", reason)]
-    assert [candidate.key for candidate in found.endpoints[HTTP]] == [real("10.0.0.1"), real("10.0.0.2")]
+    assert list(found.endpoints[HTTP]) == [real("10.0.0.1"), real("10.0.0.2")]
 
 
 def test_only_the_first_address_of_an_endpoint_counts() -> None:
-    assert [candidate.key for candidate in only(endpoint("10.0.0.1", "10.0.0.2"))] == [real("10.0.0.1")]
+    assert list(only(endpoint("10.0.0.1", "10.0.0.2"))) == [real("10.0.0.1")]
 
 
 def test_addresses_are_compared_in_canonical_form() -> None:
-    assert [candidate.key for candidate in only(endpoint("10.0.0.1"), endpoint("010.000.0.01"))] == [real("10.0.0.1")]
+    assert list(only(endpoint("10.0.0.1"), endpoint("010.000.0.01"))) == [real("10.0.0.1")]
 
 
 def test_each_family_sees_its_own_slices_and_no_other_is_news() -> None:
@@ -380,8 +392,8 @@ def test_each_family_sees_its_own_slices_and_no_other_is_news() -> None:
         endpoint_slice(endpoint("fd00::1"), name="web-6", address_type="IPv6"),
     )
     ipv4, ipv6 = gathered(*pieces), gathered(*pieces, family=Family.IPV6)
-    assert [candidate.key for candidate in ipv4.endpoints[HTTP]] == [real("10.0.0.1")]
-    assert [candidate.key for candidate in ipv6.endpoints[HTTP]] == [real("fd00::1")]
+    assert list(ipv4.endpoints[HTTP]) == [real("10.0.0.1")]
+    assert list(ipv6.endpoints[HTTP]) == [real("fd00::1")]
     assert ipv4.omissions == ipv6.omissions == []
 
 
@@ -389,7 +401,7 @@ def test_each_family_sees_its_own_slices_and_no_other_is_news() -> None:
 def test_a_slice_of_another_address_type_is_omitted(kind: str) -> None:
     found = gathered(endpoint_slice(endpoint("10.0.0.1"), address_type=kind), endpoint_slice(far(2), name="web-2"))
     assert [omission.reason for omission in found.omissions] == [Reason.UNSUPPORTED_ADDRESS_TYPE]
-    assert [candidate.key for candidate in found.endpoints[HTTP]] == [real("10.0.0.2")]
+    assert list(found.endpoints[HTTP]) == [real("10.0.0.2")]
 
 
 def test_missing_lists_are_empty_lists() -> None:
@@ -413,19 +425,16 @@ def test_a_port_without_endpoints_has_no_entry() -> None:
 )
 def test_a_duplicate_that_is_not_terminating_wins_in_any_order(first: SliceEndpoint, second: SliceEndpoint) -> None:
     for pair in ((first, second), (second, first)):
-        (same_slice,) = only(*pair)
+        same_slice = the_state(endpoint_slice(*pair))
         assert (same_slice.local, same_slice.terminating) == (True, False)
-        (two_slices,) = gathered(
-            endpoint_slice(pair[0], name="web-1"), endpoint_slice(pair[1], name="web-2")
-        ).endpoints[HTTP]
+        two_slices = the_state(endpoint_slice(pair[0], name="web-1"), endpoint_slice(pair[1], name="web-2"))
         assert (two_slices.local, two_slices.terminating) == (True, False)
 
 
 def test_between_two_that_do_not_terminate_the_later_slice_name_wins() -> None:
     older, newer = endpoint_slice(near(1, **UNREADY), name="web-1"), endpoint_slice(near(1), name="web-2")
     for pieces in ((older, newer), (newer, older)):
-        (found,) = gathered(*pieces).endpoints[HTTP]
-        assert found.ready
+        assert the_state(*pieces).ready
 
 
 @settings(deadline=None)
@@ -440,6 +449,38 @@ def test_the_order_in_which_slices_arrive_means_nothing(pieces: list[list[SliceE
 @settings(deadline=None)
 @given(some_endpoints)
 def test_an_endpoint_is_terminating_only_if_all_its_duplicates_are(endpoints: list[SliceEndpoint]) -> None:
-    for found in only(*endpoints):
-        twins = [twin for twin in endpoints if real(twin.addresses[0]) == found.key]
-        assert found.terminating == all(twin.conditions.terminating for twin in twins)
+    for key, state in only(*endpoints).items():
+        twins = [twin for twin in endpoints if real(twin.addresses[0]) == key]
+        assert state.terminating == all(twin.conditions.terminating for twin in twins)
+
+
+# Readings.
+
+
+def test_a_slice_that_is_the_same_object_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = endpoint_slice(near(1), name="web-1"), endpoint_slice(near(2), name="web-2")
+    changed = endpoint_slice(near(2), near(3), name="web-2")
+    rounds = [(one, two), (one, two), (one, changed), (one, changed)]
+    expected = [gathered(*pieces) for pieces in rounds]
+    read: list[EndpointSlice] = []
+    monkeypatch.setattr(
+        endpoints_module, "read_slice", lambda piece, *facts: (read.append(piece), read_slice(piece, *facts))[1]
+    )
+    readings = Readings()
+    assert [gather(pieces, Family.IPV4, NODE, readings) for pieces in rounds] == expected
+    assert read == [one, two, changed]
+
+
+def test_readings_of_slices_that_are_gone_are_forgotten() -> None:
+    readings = Readings()
+    one = endpoint_slice(near(1), name="web-1")
+    first = readings.read(one, Family.IPV4, NODE)
+    readings.keep({"web-1"})
+    assert readings.read(one, Family.IPV4, NODE) is first
+    readings.keep({"web-2"})
+    assert readings.read(one, Family.IPV4, NODE) is not first
+
+
+def test_endpoints_of_one_state_share_it() -> None:
+    found = only(*(near(number, zones=["zone-a", "zone-b"]) for number in range(1, 100)))
+    assert len(set(map(id, found.values()))) == 1

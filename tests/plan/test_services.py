@@ -278,7 +278,7 @@ def test_ready_endpoints_get_weight_1_and_each_decision_is_kept() -> None:
     fragment = planned(service(), endpoint_slice(LOCAL, REMOTE, UNREADY, DRAINING, GONE))
     assert server(fragment).real_servers == {real("10.0.0.1"): ACTIVE, real("10.0.0.2"): ACTIVE}
     assert ACTIVE == (1, 0, 0, 0)
-    assert [(choice.endpoint.key, choice.used, choice.reason) for choice in fragment.choices[KEY]] == [
+    assert [(choice.key, choice.used, choice.reason) for choice in fragment.choices[KEY]] == [
         (real("10.0.0.1"), True, Reason.READY),
         (real("10.0.0.2"), True, Reason.READY),
         (real("10.0.0.3"), False, Reason.NOT_READY),
