@@ -12,7 +12,7 @@ help:
 	@echo "make demo    a client, a node and three pods on this host: requests through a ClusterIP, a pod that goes away"
 	@echo "make test    all tests, also those that need a kernel with IPVS (in a virtual machine if this one has none)"
 	@echo "make lint    style, types and the layers"
-	@echo "make bench   how long a cold start takes, next to ipvsadm -R"
+	@echo "make bench   one table of what a start and a change cost, next to ipvsadm -R (SIZES=\"100x10 1000x10\" for other sizes)"
 	@echo "make setup   only what the others need: Debian packages (as root) and $(VENV)"
 
 setup: .cache/packages $(VENV)/ready
@@ -48,5 +48,9 @@ test: setup
 demo: setup
 	@$(RUN) -m tests.ring.vm $(CURDIR)/$(RUN) -m demo
 
-bench: setup
-	@$(RUN) -m tests.ring.vm $(CURDIR)/$(RUN) -m bench.cold_start 1000 10
+bench: setup bench/fill
+	@$(RUN) -m bench $(SIZES)
+
+bench/fill: bench/fill.c
+	@command -v cc >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends gcc libc6-dev >.cache/apt.log
+	cc -O2 -Wall -Wextra -o $@ $<

@@ -2,8 +2,8 @@
 
 The reflectors (or the manifests) call ``changed``; the Services concerned become dirty; the loop plans them anew and
 hands the keys of their fragments to the programmer. Nothing is touched until Services, EndpointSlices and the Node are
-all known. At the start the Services go in batches, the API server and the cluster's DNS in the first one, as everything
-else waits for them.
+all known. The API server and the cluster's DNS go first and by themselves, as everything else waits for them; the
+others follow in batches.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 KINDS = frozenset(("Service", "EndpointSlice", "Node"))
 #: Services planned and programmed at one go; planning so many takes the event loop some 10 ms.
 BATCH = 128
+_LAST = 2
 #: A Service that says in the ordinary way that it is not for this proxy is no news.
 _ORDINARY = frozenset((Reason.HEADLESS, Reason.EXTERNAL_NAME, Reason.OTHER_PROXY, Reason.NO_CLUSTER_IP))
 
@@ -116,6 +117,7 @@ class Controller:
         self._no_local: dict[ServiceName, set[tuple[str, Family]]] = {}
         self._losers: dict[VirtualServerKey, set[ServiceName]] = {}
         self._born = datetime.now(UTC)
+        self._known_since = 0.0
 
     # The sink of the reflectors.
 
@@ -193,6 +195,7 @@ class Controller:
     async def run(self) -> None:
         """Wait until everything is known, take the kernel over, then follow the changes for ever."""
         await self._all_known.wait()
+        self._known_since = time.monotonic()
         if self.cache.node is None:
             log.warning("node_not_found", node=self._context.node_name)
         await self._start()
@@ -239,10 +242,15 @@ class Controller:
         if self._rules_outdated:
             await self._write_rules()
         dirty, self._dirty = self._dirty, set()
-        names = sorted(dirty, key=self._order)
-        done = 0
-        for start in range(0, len(names), BATCH):
-            done += await self._sync_batch(names[start : start + BATCH])
+        ranked = sorted((self._rank(name), name) for name in dirty)
+        first = [name for rank, name in ranked if rank < _LAST]
+        rest = [name for rank, name in ranked if rank == _LAST]
+        done = await self._sync_batch(first) if first else 0
+        if first and not self.started.is_set():
+            waited = time.monotonic() - self._known_since
+            log.info("first_programmed", services=list(map(str, first)), milliseconds=round(waited * 1000, 1))
+        for start in range(0, len(rest), BATCH):
+            done += await self._sync_batch(rest[start : start + BATCH])
         if not self._dirty:
             self._departed.clear()
             self._nodes.clear()
@@ -251,8 +259,8 @@ class Controller:
         if self.started.is_set() and done:
             log.info(
                 "programmed",
-                services=len(names),
-                first=str(names[0]),
+                services=len(ranked),
+                first=str(ranked[0][1]),
                 operations=done,
                 milliseconds=round(seconds * 1000, 1),
             )
@@ -304,12 +312,12 @@ class Controller:
         self._report_conflicts(touched)
         return touched
 
-    def _order(self, name: ServiceName) -> tuple[int, ServiceName]:
-        """Sort the API server first, then the cluster's DNS, then the rest by name."""
+    def _rank(self, name: ServiceName) -> int:
+        """Give the place of a Service: the API server comes first, then the cluster's DNS, then the rest."""
         if name == ("default", "kubernetes"):
-            return 0, name
+            return 0
         service = self.cache.services.get(name)
-        return (1 if service is not None and is_cluster_dns(service) else 2), name
+        return 1 if service is not None and is_cluster_dns(service) else _LAST
 
     def _count_no_local(self) -> dict[tuple[str, Family], int]:
         counts = dict.fromkeys(product(("internal", "external"), Family), 0)

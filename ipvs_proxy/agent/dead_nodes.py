@@ -41,7 +41,7 @@ class DeadNodes:
         now = self._clock()
         self._answers = {name: answer for name, answer in self._answers.items() if now - answer[0] < ANSWER_AGE}
         wanted = set(names)
-        for name in sorted(wanted - self._answers.keys())[:ASKED_AT_ONCE]:
+        for name in sorted(wanted.difference(self._answers))[:ASKED_AT_ONCE]:
             self._answers[name] = (now, await self._ask(name))
         return {name for name in wanted if self._answers.get(name, (now, False))[1]}
 

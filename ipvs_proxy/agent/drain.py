@@ -24,7 +24,7 @@ from typing import Protocol
 import structlog
 
 from ipvs_proxy.agent.programmer import Programmer
-from ipvs_proxy.plan.tables import RealServerKey, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import ACTIVE, RealServerKey, VirtualServer, VirtualServerKey
 
 log = structlog.get_logger(__name__)
 
@@ -101,8 +101,10 @@ class Drains:
         self._note_deadline(key, desired, actual)
         before = self._drains.pop(key, {})
         after: dict[RealServerKey, _Drain] = {}
-        for server, settings in ({} if actual is None else actual.real_servers).items():
-            if settings.weight or (desired is not None and server in desired.real_servers):
+        present = {} if actual is None else actual.real_servers
+        # Most are ACTIVE, the very object: looking at the others only matters to Services with 50,000.
+        for server in [server for server, settings in present.items() if settings is not ACTIVE]:
+            if present[server].weight or (desired is not None and server in desired.real_servers):
                 continue
             drain = before.get(server)
             if drain is None:

@@ -23,7 +23,7 @@ from ipvs_proxy.kernel.dataplane import Failure, table_of
 from ipvs_proxy.kernel.socket import UNKNOWN
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, everything, remains_of, touch
+from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Operation,
@@ -208,7 +208,8 @@ class Programmer:
                     continue
                 operations.append(RealServerOperation(Verb.DELETE, key, server, settings))
             done = await self._carry_out(operations, touch(operations))
-            unwanted = {operation.virtual_server for operation in operations} - self.desired.virtual_servers.keys()
+            wanted = self.desired.virtual_servers
+            unwanted = {operation.virtual_server for operation in operations if operation.virtual_server not in wanted}
             return done + await self._program(Touched(unwanted)) if unwanted else done
 
     async def retry_for_ever(self) -> None:
@@ -228,9 +229,6 @@ class Programmer:
 
     async def _program(self, touched: Touched) -> list[Operation]:
         self._adopt(touched)
-        for key in touched.virtual_servers - self.desired.virtual_servers.keys():
-            # With a virtual server goes what stayed for it while it drained.
-            touched.add(remains_of(key))
         return await self._carry_out(difference(self.desired, self.actual, touched), touched)
 
     def _adopt(self, touched: Touched) -> None:

@@ -119,7 +119,7 @@ class StaleFlows:
         changed, self._changed[family] = self._changed[family], set()
         self._due[family].clear()
         desired = {key: server for key, server in self._desired().items() if key.protocol == Protocol.UDP}
-        gone, also_allowed = changed - desired.keys(), self._also_allowed()
+        gone, also_allowed = changed.difference(desired), self._also_allowed()
         begun = time.monotonic()
         try:
             results = await asyncio.to_thread(

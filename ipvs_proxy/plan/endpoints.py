@@ -142,6 +142,10 @@ class Choices:
             self._of({state for state, verdict in self._verdicts.items() if not verdict.used and state.fallback})
         )
 
+    def local(self) -> list[RealServerKey]:
+        """Give the endpoints on this node, used or not."""
+        return self._of({state for state in self._verdicts if state.local})
+
     def _of(self, states: set[State]) -> list[RealServerKey]:
         return [key for key, state in self._endpoints.items() if state in states] if states else []
 
@@ -167,17 +171,15 @@ def gather(
         read = (read_slice if readings is None else readings.read)(piece, family, node_name)
         omissions += read.omissions
         for port, found in read.endpoints.items():
-            merged[port] = _merge(merged[port], found) if port in merged else found
+            _merge(merged.setdefault(port, {}), found)
     return Gathered(merged, omissions)
 
 
-def _merge(earlier: Endpoints, later: Endpoints) -> Endpoints:
-    together = earlier | later
-    if len(together) < len(earlier) + len(later):
-        for key in earlier.keys() & later.keys():
-            if later[key].terminating:
-                together[key] = earlier[key]
-    return together
+def _merge(earlier: Endpoints, later: Endpoints) -> None:
+    """Put later endpoints into earlier ones."""
+    staying = {key: earlier[key] for key, state in later.items() if state.terminating and key in earlier}
+    earlier.update(later)
+    earlier.update(staying)
 
 
 def read_slice(piece: EndpointSlice, family: Family, node_name: str) -> Gathered:
@@ -204,11 +206,8 @@ def read_slice(piece: EndpointSlice, family: Family, node_name: str) -> Gathered
         elif port.protocol not in PROTOCOLS:
             omissions.append(Omission(f"{where} port {port.name!r} {port.protocol}", Reason.UNKNOWN_PROTOCOL))
         elif found:
-            key = PortKey(port.name, PROTOCOLS[port.protocol])
-            known = endpoints.get(key)
-            endpoints[key] = fresh = _with_port(found, port.port)
-            if known is not None:
-                endpoints[key] = _merge(known, fresh)
+            merged = endpoints.setdefault(PortKey(port.name, PROTOCOLS[port.protocol]), {})
+            _merge(merged, _with_port(found, port.port))
     return Gathered(endpoints, omissions)
 
 

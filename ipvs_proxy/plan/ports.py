@@ -122,10 +122,9 @@ def plan_port(
     plan.add_entry(sets.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
     if outside:
         _serve_outside(port, outside, chosen, settings, exposures=exposures, plan=plan)
-    for (address, number), state in endpoints.items():
+    for address, number in choices.local():
         # Whatever its condition: a connection of a pod to itself that exists must find its way.
-        if state.local:
-            plan.add_entry(sets.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
+        plan.add_entry(sets.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
 
 
 def _outside(

@@ -463,3 +463,25 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
         assert rig.repairs["addresses"] >= 1
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+class UnwalkedDict(dict[Any, Any]):
+    """Fails when somebody goes through it all."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("walked")
+
+    def keys(self) -> Any:
+        raise AssertionError("walked")
+
+    items = values = keys
+
+
+async def test_a_change_looks_at_nothing_of_other_services(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        desired, actual = rig.programmer.desired, rig.programmer.actual
+        desired.virtual_servers = UnwalkedDict(desired.virtual_servers)
+        actual.virtual_servers = UnwalkedDict(actual.virtual_servers)
+        rig.controller.cache.services = UnwalkedDict(rig.controller.cache.services)
+        rig.replace(SLICE, endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.9")))
+        await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers.get(real("10.244.0.9")) == ACTIVE)

@@ -20,8 +20,11 @@ import tempfile
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-#: What of the virtual environment the guest does not need.
-_LEFT_BEHIND = ("kubernetes_asyncio", "mypy", "mypy*.so", "*__mypyc*.so", "ruff", "grimp", "pip", "virtme*")
+#: What of the virtual environment the guest does not need; RING_WITH_API=1 takes the API's client along.
+_LEFT_BEHIND = (
+    *(() if os.environ.get("RING_WITH_API") else ("kubernetes_asyncio",)),
+    *("mypy", "mypy*.so", "*__mypyc*.so", "ruff", "grimp", "pip", "virtme*"),
+)
 
 _GUEST = """\
 set -e

@@ -1,0 +1,89 @@
+"""What Python alone costs, at this machine's own speed: the same path with a kernel that takes everything.
+
+``python -m bench.native SERVICES ENDPOINTS`` prints the figures; ``python -m bench.native churn`` a day of changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench import cluster
+from bench.rig import NoKernel, Rig, percentile
+
+CHANGES = 500
+ROLLING = (1_000, 10_000, 50_000)
+#: A day with a change of endpoints every two seconds.
+DAY = 43_200
+
+
+def measure_python(services: int, endpoints: int) -> dict[str, Any]:
+    """Measure in a process of its own; give the figures of one size."""
+    command = [sys.executable, "-m", "bench.native", str(services), str(endpoints)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # type: ignore[no-any-return]
+
+
+async def changes(services: int, endpoints: int) -> dict[str, float]:
+    """Start, then add an endpoint to one Service after another."""
+    rig = Rig(cluster.objects(services, endpoints), NoKernel())
+    begun = time.perf_counter()
+    seconds = []
+    async with rig.running():
+        started = time.perf_counter() - begun
+        for number in range(CHANGES):
+            index = 2 + number % (services - 2)
+            pods = [*cluster.pods_of(index, endpoints), f"10.200.{number // 250}.{number % 250 + 1}"]
+            seconds.append(await rig.change(cluster.endpoint_slice(index, 0, pods, version=2 + number)))
+    return {
+        "python_cold_start": started,
+        "python_change_median": percentile(seconds, 0.5),
+        "python_change_p99": percentile(seconds, 0.99),
+    }
+
+
+async def rolling(endpoints: int) -> float:
+    """Replace ten endpoints in one slice after another of one Service; give the median seconds of an event."""
+    rig = Rig([cluster.service(0), *cluster.slices(0, cluster.pods_of(0, endpoints)), cluster.node()], NoKernel())
+    seconds = []
+    async with rig.running():
+        for number in range(50):
+            piece = number % max(1, endpoints // cluster.SLICE_SIZE)
+            pods = cluster.pods_of(0, endpoints)[piece * cluster.SLICE_SIZE : (piece + 1) * cluster.SLICE_SIZE]
+            pods[:10] = [f"10.201.{number}.{replaced}" for replaced in range(10)]
+            seconds.append(await rig.change(cluster.endpoint_slice(0, piece, pods, version=2 + number)))
+    return percentile(seconds, 0.5)
+
+
+async def churn(events: int) -> None:
+    """Let endpoints come and go in 1,000 Services for a day; print the memory on the way."""
+    rig = Rig(cluster.objects(1_000, 10), NoKernel())
+    async with rig.running():
+        for number in range(events):
+            index = 2 + number % 998
+            pods = cluster.pods_of(index, 10)
+            pods[number % 10] = f"10.{200 + number % 50}.{number // 250 % 250}.{number % 250 + 1}"
+            await rig.change(cluster.endpoint_slice(index, 0, pods, version=2 + number))
+            if number % (events // 8) == 0 or number == events - 1:
+                gc.collect()
+                sys.stdout.write(f"{number + 1:7} changes: {resident_mib():6.1f} MiB\n")
+
+
+def resident_mib() -> float:
+    """Give this process's resident memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "churn":
+        asyncio.run(churn(DAY))
+    elif sys.argv[1] == "rolling":
+        for size in ROLLING:
+            sys.stdout.write(f"{size:7} endpoints: {asyncio.run(rolling(size)) * 1000:6.2f} ms an event\n")
+    else:
+        sys.stdout.write(json.dumps(asyncio.run(changes(int(sys.argv[1]), int(sys.argv[2])))))

@@ -1,0 +1,120 @@
+"""The figures as one table, each beside its target, and as a picture of how they grow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Figures = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """One line: what it is, the target in words, how the cell reads, and whether it holds (``None``: no target here)."""
+
+    label: str
+    target: str
+    cell: str
+    met: bool | None = None
+
+
+def rows(found: Figures, smallest: Figures) -> list[Row]:
+    """Give the lines of one size; ``smallest`` are the figures of the smallest, for what must not grow."""
+    restore = found["ipvsadm"]
+
+    def ratio(name: str, to: float, target: float | None, words: str, label: str) -> Row:
+        value = found[name] / to
+        met = None if target is None else value <= target
+        return Row(label, words, f"{found[name]:.2f} s, {value:.2f}x", met)
+
+    grown = found["change_median"] / smallest["change_median"]
+    python_grown = found["python_change_median"] / smallest["python_change_median"]
+    spread = found["change_p99"] / found["change_median"]
+    lines = [
+        Row("`ipvsadm -R`, IPVS alone", "", f"{restore:.2f} s"),
+        ratio("c_program", restore, None, "", "C program, 256 messages a call"),
+        ratio("fill", found["c_program"], 3.0, "<= 3x of C", "cold fill: operations in memory -> kernel"),
+        Row("… of it in the kernel", "", f"{found['fill_kernel']:.2f} s"),
+        ratio("cold_start", restore, 0.2, "<= 0.2x of ipvsadm", "cold start: process -> everything programmed"),
+        ratio("cold_start_objects_known", restore, None, "", "… of it after all objects are known"),
+        Row("… of it in Python, at this machine's own speed", "", f"{found['python_cold_start']:.2f} s"),
+        Row("API server and DNS after the lists", "50 ms natively", f"{found['first_programmed'] * 1000:.0f} ms"),
+        Row(
+            "one endpoint added: event's bytes -> kernel's answer",
+            "+20 % at most",
+            f"{found['change_median'] * 1000:.2f} ms, {grown:.2f}x",
+            grown <= 1.2,
+        ),
+        Row("… p99", "<= 5x median", f"{found['change_p99'] * 1000:.2f} ms, {spread:.1f}x", spread <= 5),
+        Row("… netlink messages", "<= 4", str(found["change_messages"]), found["change_messages"] <= 4),
+        Row(
+            "… Python alone, natively",
+            "+20 % at most",
+            f"{found['python_change_median'] * 1000:.2f} ms, {python_grown:.2f}x",
+            python_grown <= 1.2,
+        ),
+        Row(
+            "restart, correct kernel: messages written", "0", str(found["restart_writes"]), not found["restart_writes"]
+        ),
+        ratio("restart_objects_known", found["read"], 1.5, "<= 1.5x of reading", "… objects known -> started"),
+        Row("resident memory", "<= 200 MiB", f"{found['resident_mib']:.0f} MiB", found["resident_mib"] <= 200),
+        Row("… at its peak", "", f"{found['peak_mib']:.0f} MiB"),
+    ]
+    if "idle" in found:
+        lines += [
+            Row("idle with audits, share of one core", "< 2 % natively", f"{found['idle']:.1%}"),
+            Row(
+                "… event loop kept for at most",
+                "50 ms",
+                f"{found['loop_delay'] * 1000:.0f} ms",
+                found["loop_delay"] <= 0.05,
+            ),
+        ]
+    return lines
+
+
+def table(found: Sequence[Figures], machine: str) -> str:
+    """Give all sizes side by side as a Markdown table; a figure that misses its target is marked with ``(!)``."""
+    columns = [rows(figures, found[0]) for figures in found]
+    sizes = [f"{figures['services']:,} x {figures['endpoints']}" for figures in found]
+    lines = [
+        f"Linux {found[0]['kernel']}, {machine}. `(!)` marks what misses its target.",
+        "",
+        "| | target | " + " | ".join(sizes) + " |",
+        "|---|---|" + "--:|" * len(sizes),
+    ]
+    for parts in zip(*columns, strict=False):
+        cells = [part.cell + (" (!)" if part.met is False else "") for part in parts]
+        lines.append(f"| {parts[0].label} | {parts[0].target} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(found: Sequence[Figures], path: Path) -> None:
+    """Draw cold start, latency of a change and memory against the number of Services."""
+    import matplotlib as mpl  # noqa: PLC0415  only for --write
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    services = [figures["services"] for figures in found]
+    figure, (start, change, memory) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for name, label in (
+        ("ipvsadm", "ipvsadm -R (IPVS alone)"),
+        ("cold_start", "agent, process start to everything"),
+        ("fill", "agent, IPVS alone"),
+        ("c_program", "C program, IPVS alone"),
+    ):
+        start.plot(services, [figures[name] for figures in found], marker="o", label=label)
+    start.set(title="Filling an empty kernel", ylabel="seconds", xscale="log", yscale="log")
+    for name, label in (("change_median", "median"), ("change_p99", "99th percentile")):
+        change.plot(services, [figures[name] * 1000 for figures in found], marker="o", label=label)
+    change.set(title="One endpoint added", ylabel="milliseconds", xscale="log")
+    change.set_ylim(bottom=0)
+    memory.plot(services, [figures["resident_mib"] for figures in found], marker="o", label="resident")
+    memory.set(title="Memory of the agent", ylabel="MiB", xscale="log")
+    memory.set_ylim(bottom=0)
+    for axes in (start, change, memory):
+        axes.set_xlabel("Services of 10 endpoints")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,226 @@
+"""The agent's own parts in one process, fed with bytes as a watch brings them: what a change costs, and where.
+
+The path is the agent's from the bytes of an event to the kernel's answer: reflector, decoder, store, controller, plan,
+difference, programmer, codec, socket. Left out are the HTTP connection and, as they do not depend on Services, the
+packet rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Self, cast
+
+import structlog
+
+from bench.api_server import PIECE, streams
+from bench.cluster import NODE
+from ipvs_proxy.agent.controller import Controller
+from ipvs_proxy.agent.drain import Drains, watch_writes
+from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.node_facts import NodeFacts
+from ipvs_proxy.agent.programmer import Kernel, Programmer
+from ipvs_proxy.agent.reports import Reports
+from ipvs_proxy.agent.run import GC_THRESHOLD
+from ipvs_proxy.agent.stale_flows import StaleFlows
+from ipvs_proxy.kernel.addresses import Addresses
+from ipvs_proxy.kernel.dataplane import Dataplane, Failure
+from ipvs_proxy.kernel.ipvs import Ipvs
+from ipvs_proxy.kernel.leftovers import Leftovers
+from ipvs_proxy.kernel.sets import Sets
+from ipvs_proxy.kernel.socket import NetlinkSocket
+from ipvs_proxy.kube.reflector import Response, reflect
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.plan.fragment import Context
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.sets import definitions
+from ipvs_proxy.plan.tables import Family, Operation, SetEntry, VirtualServer, VirtualServerKey
+
+FAMILIES = (Family.IPV4, Family.IPV6)
+
+
+class NoKernel:
+    """A kernel that takes everything and holds nothing: what is left is the cost of Python."""
+
+    def ensure_tables(self) -> list[str]:
+        """Find nothing missing."""
+        return []
+
+    repair_rules = find_leftovers = remove_leftovers = ensure_tables
+
+    def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
+        """Read nothing."""
+        return {}
+
+    def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
+        """Read nothing."""
+
+    def read_addresses(self) -> set[bytes]:
+        """Read nothing."""
+        return set()
+
+    def read_entries(self) -> dict[str, set[SetEntry]]:
+        """Read nothing."""
+        return {}
+
+    def apply(self, operations: Sequence[Operation]) -> list[Failure]:  # noqa: ARG002
+        """Take everything."""
+        return []
+
+    def writes(self) -> int:
+        """Have written nothing."""
+        return 0
+
+
+class WithoutRules(Dataplane):
+    """The kernel's tables in this network namespace, without the packet rules."""
+
+    def __init__(self) -> None:
+        sets = [definition for family in FAMILIES for definition in definitions(family).values()]
+        # Nothing is looked for, so nobody is needed who looks.
+        leftovers = cast("Leftovers", None)
+        super().__init__(ipvs=Ipvs(), addresses=Addresses(), sets=Sets(sets), rules={}, leftovers=leftovers)
+
+    def find_leftovers(self) -> list[str]:
+        """Find nothing, as nothing else runs here."""
+        return []
+
+
+class _Body:
+    """An answer that goes on as long as somebody puts bytes into ``queue``."""
+
+    status, headers = 200, dict[str, str]()
+
+    def __init__(self, start: bytes) -> None:
+        self.queue: asyncio.Queue[bytes] = asyncio.Queue()
+        self._start = start
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Give the list, then the events."""
+        for start in range(0, len(self._start), PIECE):
+            yield self._start[start : start + PIECE]
+            await asyncio.sleep(0)
+        self._start = b""
+        while True:
+            yield await self.queue.get()
+
+    async def read(self) -> bytes:
+        """Give nothing: the body never ends."""
+        raise AssertionError("not a list")
+
+
+class _Transport:
+    """Answers each resource's first request with its list."""
+
+    def __init__(self, bodies: Mapping[str, _Body]) -> None:
+        self._bodies = bodies
+
+    @asynccontextmanager
+    async def get(
+        self,
+        path: str,
+        query: Mapping[str, str],  # noqa: ARG002  the transport's signature
+        *,
+        inactivity: float,  # noqa: ARG002
+    ) -> AsyncIterator[Response]:
+        """Give the body of the path's kind."""
+        yield self._bodies["Node" if "nodes" in path else "Service" if "services" in path else "EndpointSlice"]
+
+    async def reauthenticate(self) -> None:
+        """Do nothing: there are no credentials."""
+
+
+class Rig:
+    """A running agent without its HTTP servers."""
+
+    def __init__(self, items: Iterable[dict[str, Any]], kernel: Kernel) -> None:
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+        gc.set_threshold(GC_THRESHOLD, 10, 10)
+        self.bodies = {kind: _Body(body) for kind, body in streams(items).items()}
+        self.kernel = kernel
+        self.metrics = Metrics(FAMILIES)
+        health = HealthTracker(FAMILIES, sync_period=30.0)
+        self.programmer = Programmer(kernel, count=self.metrics.operations)
+        facts = NodeFacts(dict, node_port_cidrs=(), bind_address=None, families=FAMILIES)
+        reports = Reports(self.metrics, health, wish=lambda *_: None, emit=None)
+        self.synced = asyncio.Event()
+        note = reports.synced
+
+        def synced(*, seconds: float, complete: bool) -> None:
+            note(seconds=seconds, complete=complete)
+            self.synced.set()
+
+        reports.synced = synced  # type: ignore[method-assign]
+        self.controller = Controller(
+            self.programmer,
+            context=Context(NODE, families=FAMILIES),
+            recorder=reports,
+            marks=Marks(),
+            facts=facts,
+            adapt_rules=lambda _: False,
+        )
+        watch_writes(self.programmer, Drains(deadline=0, finished=lambda _: None, node_of=self.controller.node_of))
+        self.programmer.on_write(
+            StaleFlows(lambda: self.programmer.desired.virtual_servers, cleaned=lambda *_: None).observe
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run until everything is programmed, then give control, then stop."""
+        transport = _Transport(self.bodies)
+        resources = (SERVICES, ENDPOINT_SLICES, own_node(NODE))
+        tasks = [asyncio.create_task(reflect(resource, transport, self.controller)) for resource in resources]
+        tasks.append(asyncio.create_task(self.controller.run()))
+        started = asyncio.create_task(self.controller.started.wait())
+        await asyncio.wait([started, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        assert started.done(), tasks
+        gc.freeze()
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*tasks)
+            self.programmer.close()
+
+    async def change(self, item: dict[str, Any], kind: str = "MODIFIED") -> float:
+        """Let one event come; give the seconds from its bytes to the kernel's answer."""
+        line = json.dumps({"type": kind, "object": item}, separators=(",", ":")).encode() + b"\n"
+        self.synced.clear()
+        begun = time.perf_counter()
+        self.bodies[item["kind"]].queue.put_nowait(line)
+        await self.synced.wait()
+        return time.perf_counter() - begun
+
+
+class KernelTime:
+    """Adds up the seconds that ``sendmsg`` of netlink takes: the kernel's own work on our messages."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._transmit = transmit = NetlinkSocket._transmit  # noqa: SLF001  measured where it happens
+
+        def timed(netlink: NetlinkSocket, data: bytes) -> None:
+            begun = time.perf_counter()
+            transmit(netlink, data)
+            self.seconds += time.perf_counter() - begun
+
+        NetlinkSocket._transmit = timed  # type: ignore[method-assign]  # noqa: SLF001
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        NetlinkSocket._transmit = self._transmit  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def percentile(values: Collection[float], share: float) -> float:
+    """Give the value that ``share`` of all values do not exceed."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
