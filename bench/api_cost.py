@@ -1,0 +1,135 @@
+"""What API objects cost the agent: time of its real decoder beside ``json.loads``, and memory of what it keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from bench.api_objects import Shape, applications, event_line
+from bench.api_survey import Churn, slice_line
+from bench.api_text import percent, table
+from ipvs_proxy.kube.decode import decode_event
+from ipvs_proxy.kube.lines import LineSplitter
+from ipvs_proxy.kube.objects import KubernetesObject
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource
+
+#: Bytes that a socket gives at once, and how often a time is taken: the best counts.
+CHUNK, REPEATS = 65_536, 7
+#: Seconds of one measurement, at least, and pod changes a second for which the load is told.
+LEAST, CHANGES = 0.02, 100
+
+
+def measured_text(change: Churn) -> str:
+    """Measure on this machine; each ratio is of one run."""
+    rows = []
+    for endpoints in (1, 100, 1000):
+        line = slice_line(endpoints)
+        ours, theirs = fastest(partial(decode_event, line, ENDPOINT_SLICES)), fastest(partial(json.loads, line))
+        what = f"event of a slice, {endpoints:,} endpoint{'s' if endpoints > 1 else ''}, {len(line) / 1e3:.1f} kB"
+        rows.append(_row(what, ours, theirs, len(line)))
+    services, slices = sample()
+    for what, lines, resource in (("Services", services, SERVICES), ("slices", slices, ENDPOINT_SLICES)):
+        stream = b"".join(lines)
+        ours, theirs = fastest(partial(read, stream, resource)), fastest(partial(loads_all, lines))
+        rows.append(_row(f"streaming list of {len(lines):,} {what}", ours, theirs, len(stream)))
+    times = table((f"decoding on {machine()}", "time", "speed", "`json.loads` takes"), rows)
+    return f"{times}\n\n{_load(change)}\n\n{_memory(services, slices)}"
+
+
+def _row(what: str, ours: float, theirs: float, amount: int) -> Sequence[str]:
+    spent = f"{two(ours * 1e6)} us" if ours < 0.001 else f"{two(ours * 1e3)} ms"
+    return what, spent, f"{two(amount / ours / 1e6)} MB/s", f"{two(theirs / ours)} times that"
+
+
+def _load(change: Churn) -> str:
+    """Tell what decoding costs a node under churn, from a slice of about the mean event's size."""
+    empty, full = len(slice_line(0)), len(slice_line(100))
+    line = slice_line(round((change.event_bytes - empty) / (full - empty) * 100))
+    busy = fastest(partial(decode_event, line, ENDPOINT_SLICES)) * CHANGES * change.events
+    mean = f"{change.event_bytes / 1e3:.1f} kB"
+    return f"Decoding the events (mean {mean}) of {CHANGES} pod changes a second takes {two(busy * 100)} % of one core."
+
+
+def loads_all(lines: Sequence[bytes]) -> list[object]:
+    """Read lines as Python's own decoder does."""
+    return [json.loads(line) for line in lines]
+
+
+def read(stream: bytes, resource: Resource) -> list[KubernetesObject]:
+    """Read a stream as the reflector does: pieces to lines to objects."""
+    lines = LineSplitter()
+    view = memoryview(stream)
+    kept = []
+    for start in range(0, len(stream), CHUNK):
+        for line in lines.feed(bytes(view[start : start + CHUNK])):
+            decoded = decode_event(line, resource).object
+            assert decoded is not None
+            kept.append(decoded)
+    return kept
+
+
+def fastest(call: Callable[[], object], *, repeats: int = REPEATS) -> float:
+    """Give the seconds of one call in the best of some runs."""
+    best = float("inf")
+    for _ in range(repeats):
+        calls, begun = 0, time.perf_counter()
+        while (passed := time.perf_counter() - begun) < LEAST:
+            call()
+            calls += 1
+        best = min(best, passed / calls)
+    return best
+
+
+def kept_bytes(lines: Sequence[bytes], resource: Resource) -> float:
+    """Give the memory that one decoded object of these stays in, in bytes."""
+    decode_event(lines[0], resource)
+    tracemalloc.start()
+    try:
+        kept = [decode_event(line, resource).object for line in lines]
+        return tracemalloc.get_traced_memory()[0] / len(kept)
+    finally:
+        tracemalloc.stop()
+
+
+def sample() -> tuple[list[bytes], list[bytes]]:
+    """Give the lines of a tenth of the cluster's Services and of their slices."""
+    shape = Shape(services=((15, 250), (165, 30), (820, 5)), headless_every=0, other_proxy_every=0)
+    services, slices = [], []
+    for application in applications(shape):
+        services.append(event_line(application.service, SERVICES.kind))
+        slices += [event_line(item, ENDPOINT_SLICES.kind) for item in application.slices]
+    return services, slices
+
+
+def _memory(services: Sequence[bytes], slices: Sequence[bytes]) -> str:
+    rows = []
+    for label, lines, resource in (
+        ("a Service", services, SERVICES),
+        ("a slice, as they come", slices, ENDPOINT_SLICES),
+        ("a slice with 100 endpoints", [slice_line(100)] * 100, ENDPOINT_SLICES),
+    ):
+        raw, kept = sum(map(len, lines)) / len(lines), kept_bytes(lines, resource)
+        rows.append((label, f"{two(raw / 1e3)} kB", f"{two(kept / 1e3)} kB", percent(kept / raw)))
+    return table(("kept in memory", "JSON", "decoded", "of the JSON"), rows)
+
+
+def two(value: float) -> str:
+    """Write a measured value with two digits."""
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:g}" if rounded < 10 else f"{rounded:,.0f}"
+
+
+def machine() -> str:
+    """Name what this ran on."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":")[1].strip()
+            break
+    return f"{model}, {os.cpu_count()} CPUs, Python {platform.python_version()}"

@@ -1,0 +1,51 @@
+"""Figures and tables as text, and the places in a document that they are put into."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+
+def size(amount: float) -> str:
+    """Write an amount of bytes with three digits."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if amount >= factor * 0.9995:
+            value = amount / factor
+            return f"{value:,.{max(0, 3 - len(str(int(value))))}f} {unit}"
+    return f"{amount:.0f} B"
+
+
+def rate(amount: float) -> str:
+    """Write bytes for each second."""
+    return f"{size(amount)}/s"
+
+
+def bits(amount: float) -> str:
+    """Write bytes for each second as bits on the wire."""
+    return f"{size(amount * 8)[:-1]}bit/s"
+
+
+def percent(part: float) -> str:
+    """Write a part of one."""
+    return f"{part * 100:.0f} %"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown; the first column is text, the others are figures."""
+    lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def renewed(document: str, tables: Iterable[tuple[str, str]]) -> str:
+    """Put tables into a document, between their markers.
+
+    Raises ValueError if a marker is not there exactly once.
+    """
+    for name, text in tables:
+        pattern = rf"(<!-- begin: {name} -->\n).*?(\n<!-- end: {name} -->)"
+        parts = re.split(pattern, document, flags=re.DOTALL)
+        if len(parts) != 4:
+            raise ValueError(f"the document has {len(parts) // 3} places for the table {name!r}, not one")
+        before, begin, end, after = parts
+        document = before + begin + text + end + after
+    return document
