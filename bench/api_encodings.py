@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-#: The API server's gzip level since 1.27 (kubernetes/kubernetes issue 112296).
+#: The API server's gzip level since 1.26 (kubernetes/kubernetes#112299).
 GZIP_LEVEL = 1
 #: Fields that are maps of strings, or raw JSON inside of a message.
 _MAPS = frozenset(("labels", "annotations", "selector", "capacity", "allocatable"))

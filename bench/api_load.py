@@ -9,12 +9,9 @@ Usage: python -m bench.api_load [--write]     (--write renews the tables of docs
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import structlog
 
 from bench.api_cost import measured_text
 from bench.api_objects import SLICE_SIZE, Shape, bookmark_line
@@ -121,6 +118,7 @@ def rollout_table() -> str:
         ("100 writes/s", Controller(writes_per_second=100)),
         ("100 writes/s, batching period 1 s", Controller(period=1, writes_per_second=100)),
         ("100 writes/s, batching period 10 s", Controller(period=10, writes_per_second=100)),
+        ("100 writes/s, 25 endpoints in a slice", Controller(writes_per_second=100, slice_size=25)),
         ("100 writes/s, 1,000 endpoints in a slice", Controller(writes_per_second=100, slice_size=1000)),
     ):
         rollout = rolling_update(controller)
@@ -213,7 +211,6 @@ def exact_tables(cluster: Survey) -> Iterator[tuple[str, str]]:
 
 def main() -> None:
     """Print all tables; with ``--write`` also put them into the document."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     cluster = survey(Shape(), encodings=True)
     tables = [
         *exact_tables(cluster),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -19,8 +20,9 @@ Json = dict[str, Any]
 
 ZONES = ("eu-west-1a", "eu-west-1b", "eu-west-1c")
 CREATED = "2026-03-14T09:26:53Z"
-FIRST_POD = IPv4Address("10.128.0.1")
-FIRST_VIP = IPv4Address("172.20.0.10")
+FIRST_POD = int(IPv4Address("10.128.0.1"))
+FIRST_VIP = int(IPv4Address("172.20.0.10"))
+FIRST_BALANCER = int(IPv4Address("198.18.0.1"))
 #: Endpoints in one slice: kube-controller-manager's default of --max-endpoints-per-slice.
 SLICE_SIZE = 100
 #: Images that a kubelet reports: its default of nodeStatusMaxImages.
@@ -279,7 +281,7 @@ def _service(shape: Shape, index: int, source: random.Random) -> Json:
         ports.append({"name": "metrics", "protocol": "TCP", "port": 9090, "targetPort": 9090})
     headless = _each(shape.headless_every, index + 2)
     balanced = not headless and _each(shape.load_balancer_every, index + 3)
-    address = "None" if headless else str(FIRST_VIP + index)
+    address = "None" if headless else _address(FIRST_VIP + index)
     selector = {"app.kubernetes.io/instance": name, "app.kubernetes.io/name": name}
     spec: Json = {
         "ports": ports,
@@ -325,9 +327,7 @@ def _service(shape: Shape, index: int, source: random.Random) -> Json:
         },
         "spec": spec,
         "status": {
-            "loadBalancer": {"ingress": [{"ip": str(IPv4Address("198.18.0.0") + index), "ipMode": "VIP"}]}
-            if balanced
-            else {}
+            "loadBalancer": {"ingress": [{"ip": _address(FIRST_BALANCER + index), "ipMode": "VIP"}]} if balanced else {}
         },
     }
 
@@ -336,7 +336,7 @@ def _endpoint(metadata: Json, source: random.Random, *, number: int, nodes: int,
     node_number = number * 7919 % nodes
     zone = _zone(node_number)
     endpoint: Json = {
-        "addresses": [str(FIRST_POD + number)],
+        "addresses": [_address(FIRST_POD + number)],
         "conditions": {"ready": True, "serving": True, "terminating": False},
         "targetRef": {
             "kind": "Pod",
@@ -371,6 +371,11 @@ def _each(period: int, index: int) -> bool:
     return period > 0 and index % period == 0
 
 
+def _address(number: int) -> str:
+    return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+
+
+@cache
 def _node_name(number: int) -> str:
     return f"ip-10-0-{number // 256}-{number % 256}.{ZONES[0][:-1]}.compute.internal"
 

@@ -10,6 +10,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from typing import NamedTuple
 
+from structlog.testing import capture_logs
+
 from bench.api_objects import Json, event_line
 from ipvs_proxy.kube.decode import INITIAL_EVENTS_END
 from ipvs_proxy.kube.reflector import Response, reflect
@@ -32,7 +34,8 @@ def reconnects(outage: Outage) -> list[float]:
 
     Raises RuntimeError if an agent lists again instead of going on from where it was.
     """
-    return asyncio.run(_reconnects(outage))
+    with capture_logs():  # what the reflectors tell of the outage is of no interest
+        return asyncio.run(_reconnects(outage))
 
 
 async def _reconnects(outage: Outage) -> list[float]:

@@ -42,10 +42,10 @@ def renewed(document: str, tables: Iterable[tuple[str, str]]) -> str:
     Raises ValueError if a marker is not there exactly once.
     """
     for name, text in tables:
-        pattern = rf"(<!-- begin: {name} -->\n).*?(\n<!-- end: {name} -->)"
+        pattern = rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)"
         parts = re.split(pattern, document, flags=re.DOTALL)
         if len(parts) != 4:
             raise ValueError(f"the document has {len(parts) // 3} places for the table {name!r}, not one")
         before, begin, end, after = parts
-        document = before + begin + text + end + after
+        document = f"{before}{begin}{text}\n{end}{after}"
     return document
