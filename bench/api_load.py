@@ -215,7 +215,7 @@ def main() -> None:
     tables = [
         *exact_tables(cluster),
         ("encodings", encodings_table(cluster)),
-        ("measured", measured_text(churn(cluster))),
+        ("measured", measured_text(cluster)),
     ]
     for name, text in tables:
         print(f"{name}\n{text}\n")

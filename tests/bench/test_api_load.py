@@ -8,7 +8,7 @@ import re
 import msgspec
 import pytest
 
-from bench import api_load
+from bench import api_cost, api_load
 from bench.api_encodings import protobuf_size
 from bench.api_objects import Shape, applications, bookmark_line, event_line, node
 from bench.api_outage import Outage, reconnects
@@ -204,6 +204,19 @@ def test_watches_come_back_spread_after_a_long_outage():
     assert min(moments) >= 0
     assert max(moments) <= DEFAULT_TIMING.longest_pause
     assert api_load.busiest(sorted(moments)) < 20
+
+
+def test_a_stream_in_pieces_is_read_to_the_same_objects():
+    lines = [event_line(item, resource.kind) for item, resource in objects(SMALL) if resource is ENDPOINT_SLICES]
+    assert len(b"".join(lines)) > 2 * api_cost.CHUNK
+    whole = [decode_event(line, ENDPOINT_SLICES).object for line in lines]
+    assert api_cost.read(b"".join(lines), ENDPOINT_SLICES) == whole
+
+
+def test_kept_memory_grows_with_the_endpoints():
+    one, many = (api_cost.kept_bytes([slice_line(count)] * 10, ENDPOINT_SLICES) for count in (1, 101))
+    # An endpoint holds at least its address and the name of its node.
+    assert many - one > 100 * 100
 
 
 def test_the_fullest_second_is_found():
