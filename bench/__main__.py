@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.report import picture, table
-
 from bench.native import measure_python
+from bench.report import picture, table
 
 SIZES = ("100x10", "1000x10", "10000x10")
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"

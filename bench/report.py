@@ -10,7 +10,7 @@ Figures = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """One line: what it is, the target in words, how the cell reads, and whether it holds (``None``: no target here)."""
+    """One line: what it is, the target in words, how the cell reads, whether it holds (``None``: no target here)."""
 
     label: str
     target: str

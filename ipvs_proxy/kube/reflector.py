@@ -259,7 +259,8 @@ async def reflect(
             log.warning("watch_interrupted", resource=resource.kind, error=str(error) or type(error).__name__)
         if reflector.progress > before:
             pause, reauthenticated = timing.first_pause, False
-        await sleep(max(delay, pause * (0.5 + jitter() / 2)))
+        # Also what the server asks for is spread: it refuses many agents in the same second.
+        await sleep(max(delay * (1 + jitter()), pause * (0.5 + jitter() / 2)))
         if reflector.progress == before:
             pause = min(pause * 2, timing.longest_pause)
 

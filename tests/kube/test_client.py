@@ -182,6 +182,26 @@ async def test_a_compressed_answer_is_decompressed() -> None:
             assert b"".join([chunk async for chunk in response.chunks()]) == b"x" * 100_000
 
 
+async def test_each_flush_of_a_compressed_watch_is_a_gzip_member_of_its_own() -> None:
+    """So do API servers from 1.37 on; aiohttp before 3.14 gives the first member and drops the others."""
+    lines = [f"event {number}\n".encode() * 1000 for number in range(3)]
+
+    async def watch(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Encoding": "gzip"})
+        await response.prepare(request)
+        for line in lines:
+            await response.write(gzip.compress(line))
+        return response
+
+    async with serving() as server:
+        server.answer = watch
+        async with (
+            connected(master=f"http://127.0.0.1:{server.port}") as client,
+            client.get("/api/v1/services", {"watch": "1"}, inactivity=5) as response,
+        ):
+            assert b"".join([chunk async for chunk in response.chunks()]) == b"".join(lines)
+
+
 async def test_a_silent_server_ends_the_reading() -> None:
     async def silent(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
