@@ -15,6 +15,7 @@ import shutil
 import ssl
 import tempfile
 import time
+import traceback
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -240,7 +241,8 @@ async def _load(kubeconfig: str, master: str) -> _Access:
         return await _access(configuration, good_until)
     except ConnectError:
         raise
-    except TimeoutError:
+    except TimeoutError as error:
+        _end_plugin(error)
         raise ConnectError(
             f"{source}: its credential plugin did not end in {PLUGIN_TIMEOUT:g} s; run it by hand to see why"
         ) from None
@@ -252,6 +254,15 @@ async def _load(kubeconfig: str, master: str) -> _Access:
         raise ConnectError(f"{source}: {_one_line(error)}; mend it, or give another --kubeconfig") from None
     finally:
         _forget_files(scratch)
+
+
+def _end_plugin(error: TimeoutError) -> None:
+    """Kill the plugin that was waited for: only the frames that the wait was cancelled in still know its process."""
+    cancelled = error.__cause__
+    for frame, _ in traceback.walk_tb(None if cancelled is None else cancelled.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, asyncio.subprocess.Process) and value.returncode is None:
+                value.kill()
 
 
 async def _configure(kubeconfig: str, master: str, scratch: str) -> tuple[Any, float]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from errno import EAGAIN, EEXIST, ENOBUFS, ENOENT
 from struct import pack
+from typing import ClassVar
 
 import pytest
 
@@ -26,8 +27,11 @@ def outcome(sequence: int, error: int = 0) -> bytes:
 class Scripted(NetlinkSocket):
     """Answers each transmission with the datagrams, or the error, that ``script`` makes of the messages in it."""
 
+    opened: ClassVar[list[Scripted]] = []
+
     def __init__(self, script: Callable[[list[int]], Iterator[bytes]]) -> None:
         super().__init__(NETLINK_ROUTE)
+        self.opened.append(self)
         self.script = script
         self.answers: Iterator[bytes] = iter(())
         self.sent: list[list[tuple[int, int]]] = []
@@ -46,6 +50,13 @@ class Scripted(NetlinkSocket):
         for answer in self.answers:
             return answer
         raise BlockingIOError(EAGAIN, os.strerror(EAGAIN))
+
+
+@pytest.fixture(autouse=True)
+def closed_at_the_end() -> Iterator[None]:
+    yield
+    while Scripted.opened:
+        Scripted.opened.pop().close()
 
 
 def all_well(sequences: list[int]) -> Iterator[bytes]:

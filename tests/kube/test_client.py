@@ -4,11 +4,12 @@ import asyncio
 import base64
 import gzip
 import os
+import select
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -347,12 +348,16 @@ async def test_a_failing_plugin_keeps_the_old_credentials(tmp_path: Path) -> Non
     assert server.tokens == ["Bearer token-1"]
 
 
-async def test_a_plugin_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "PLUGIN_TIMEOUT", 0.2)
-    user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "sleep", "args": ["5"]}}
+async def test_a_plugin_that_hangs_is_given_up_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "PLUGIN_TIMEOUT", 0.5)
+    arguments = ["-c", f"echo $$ >{tmp_path}/pid; exec sleep 60"]
+    user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": arguments}}
     path = write_kubeconfig(tmp_path / "config", "http://127.0.0.1:1", user)
-    with pytest.raises(ConnectError, match=r"credential plugin did not end in 0\.2 s"):
+    with pytest.raises(ConnectError, match=r"credential plugin did not end in 0\.5 s"):
         await connect(kubeconfig=str(path), master="")
+    with suppress(ProcessLookupError):
+        ended, _, _ = select.select([os.pidfd_open(int((tmp_path / "pid").read_text()))], [], [], 5)
+        assert ended
 
 
 async def test_a_token_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
