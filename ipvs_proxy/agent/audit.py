@@ -150,7 +150,7 @@ class Audit:
 
 
 def _same(found: VirtualServer | None, known: VirtualServer | None) -> bool:
-    if found is None or known is None:
+    if found is None or known is None or found is known:
         return found is known
     return found.settings == known.settings and found.real_servers == known.real_servers
 

@@ -141,7 +141,7 @@ async def _assemble(
     audit = Audit(
         programmer,
         dataplane,
-        read_virtual_servers=lambda: reader.read().virtual_servers,
+        read_virtual_servers=lambda: reader.read(programmer.actual.virtual_servers.copy()).virtual_servers,
         repaired=metrics.repaired,
     )
     _watch_gauges(metrics, programmer, drains, events)

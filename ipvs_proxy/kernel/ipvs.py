@@ -3,7 +3,7 @@
 Reading takes one dump of the virtual servers and one dump per virtual server for its real servers, because a socket
 carries one dump at a time and the kernel dumps real servers of one virtual server only. A dump that is taken while
 somebody deletes virtual servers can leave out others, without a sign of it; ``read`` therefore ends with a second list
-of virtual servers and reads again until both agree.
+of virtual servers and reads again until both agree, unless all that was known to be there is there.
 """
 
 from __future__ import annotations
@@ -73,31 +73,29 @@ class Ipvs:
     def read(self, known: Mapping[VirtualServerKey, VirtualServer] = _NOTHING) -> IpvsTable:
         """Read the whole table.
 
-        ``known`` is what the caller believes it to be: keys and whole virtual servers that are still right are given
-        back as the same objects, so that a large table is not in memory twice.
+        ``known`` is what the caller believes it to be: virtual servers that are still right are given back as the same
+        objects, so that a large table is not in memory twice, and a list that has them all needs no second one.
 
         Raises:
             OSError: if the kernel refuses, or if virtual servers come and go during each attempt.
             MalformedMessage: if a reply is garbage.
 
         """
-        before = self._list(known)
+        listed = self._list()
         for _ in range(READ_ATTEMPTS):
-            for key, server in before.virtual_servers.items():
-                server.real_servers.clear()
-                server.real_servers.update(self._read_real_servers(key, known))
-            after = self._list(known)
-            if before.virtual_servers.keys() == after.virtual_servers.keys():
-                unchanged = {
-                    key: known[key] for key, found in before.virtual_servers.items() if known.get(key) == found
-                }
-                return IpvsTable(before.virtual_servers | unchanged, after.foreign)
-            before = after
+            found = [self._complete(server, known.get(key)) for key, server in listed.virtual_servers.items()]
+            table = {server.key: server for server in found}
+            if known and known.keys() <= table.keys():
+                return IpvsTable(table, listed.foreign)
+            again = self._list()
+            if again.virtual_servers.keys() == table.keys():
+                return IpvsTable(table, again.foreign)
+            listed = again
         raise OSError(f"virtual servers came or went during each of {READ_ATTEMPTS} attempts to read them")
 
     def read_virtual_servers(self) -> IpvsTable:
         """Read the virtual servers without real servers: one dump, with the weakness that this module's text names."""
-        return self._list(_NOTHING)
+        return self._list()
 
     def read_one(self, key: VirtualServerKey) -> VirtualServer | None:
         """Read one virtual server with its real servers; ``None`` if it does not exist.
@@ -109,7 +107,7 @@ class Ipvs:
         """
         server = self._get(key)
         if server is not None:
-            server.real_servers.update(self._read_real_servers(key, _NOTHING))
+            server.real_servers.update(self._read_real_servers(key))
         return server
 
     def connections(self, key: VirtualServerKey) -> dict[RealServerKey, Connections]:
@@ -120,7 +118,9 @@ class Ipvs:
             MalformedMessage: if a reply is garbage.
 
         """
-        return {entry.key: Connections(*entry.connections) for entry in self._dump_real_servers(key)}
+        return dict(
+            codec.decode_connections(payload, virtual_address=key.address) for payload in self._dump_real_servers(key)
+        )
 
     def apply(self, operations: Sequence[IpvsOperation]) -> list[int]:
         """Carry operations out in order; give for each 0, the errno of its failure, or UNKNOWN (-1).
@@ -205,14 +205,12 @@ class Ipvs:
                 requests.append(None)
         return requests
 
-    def _list(self, known: Mapping[VirtualServerKey, VirtualServer]) -> IpvsTable:
+    def _list(self) -> IpvsTable:
         table = IpvsTable({}, [])
         for payload in self._socket.dump(codec.encode_dump_virtual_servers(family_id=self._family_id)):
             found = codec.decode_virtual_server(payload)
             if isinstance(found, ForeignVirtualServer):
                 table.foreign.append(found)
-            elif (same := known.get(found.key)) is not None:
-                table.virtual_servers[same.key] = VirtualServer(same.key, *found.settings)
             else:
                 table.virtual_servers[found.key] = found
         return table
@@ -228,22 +226,28 @@ class Ipvs:
             raise
         return found if isinstance(found, VirtualServer) else None
 
-    def _read_real_servers(
-        self, key: VirtualServerKey, known: Mapping[VirtualServerKey, VirtualServer]
-    ) -> dict[RealServerKey, RealServer]:
-        entries = self._dump_real_servers(key)
-        same = known.get(key)
+    def _complete(self, found: VirtualServer, same: VirtualServer | None) -> VirtualServer:
+        """Give a listed virtual server with its real servers: ``same`` if that is what it is, else with its keys."""
+        real_servers = self._read_real_servers(found.key)
         if same is None:
-            return {found: settings for found, settings, _ in entries}
-        keys = {known_key: known_key for known_key in same.real_servers}
-        return {keys.get(found, found): settings for found, settings, _ in entries}
+            found.real_servers.update(real_servers)
+            return found
+        if same.settings == found.settings and same.real_servers == real_servers:
+            return same
+        keys = {key: key for key in list(same.real_servers)}
+        return VirtualServer(
+            same.key, *found.settings, {keys.get(key, key): settings for key, settings in real_servers.items()}
+        )
 
-    def _dump_real_servers(self, key: VirtualServerKey) -> list[codec.DestinationEntry]:
+    def _read_real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, RealServer]:
+        address = key.address
+        return dict(
+            codec.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
+        )
+
+    def _dump_real_servers(self, key: VirtualServerKey) -> list[bytes]:
         """Read the real servers of a virtual server; the kernel answers with none if it does not exist."""
-        request = codec.encode_dump_real_servers(key, family_id=self._family_id)
-        return [
-            codec.decode_real_server(payload, virtual_address=key.address) for payload in self._socket.dump(request)
-        ]
+        return self._socket.dump(codec.encode_dump_real_servers(key, family_id=self._family_id))
 
     def _find_family(self) -> int:
         """Ask for the number of IPVS's generic-netlink family, which makes the kernel load the module."""

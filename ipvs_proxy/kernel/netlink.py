@@ -8,7 +8,7 @@ integers are in host order unless a protocol says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -117,6 +117,23 @@ def parse(datagram: bytes) -> Iterator[Reply]:
         elif kind == OVERRUN:
             yield Overrun(sequence)
         position += (length + 3) & ~3
+
+
+def take_data(datagram: bytes, sequence: int, take: Callable[[bytes], None]) -> tuple[int, int]:
+    """Hand over the payloads of the data messages that a datagram begins with, as long as they answer ``sequence``.
+
+    Gives the position of what follows them, which is for ``parse``, and all their flags. A dump is nearly all such
+    messages, and this takes a third of the time of ``parse``.
+    """
+    position, end, seen = 0, len(datagram), 0
+    while end - position >= 16:
+        length, kind, flags, number, _ = HEADER.unpack_from(datagram, position)
+        if kind <= OVERRUN or number != sequence or not 16 <= length <= end - position:
+            break
+        take(datagram[position + 16 : position + length])
+        seen |= flags
+        position += (length + 3) & ~3
+    return position, seen
 
 
 def _error_in(payload: bytes) -> int:

@@ -33,6 +33,7 @@ from ipvs_proxy.kernel.netlink import (
     Request,
     frame,
     parse,
+    take_data,
 )
 
 #: The fate of an operation is not known: the kernel may have carried it out or not.
@@ -194,7 +195,7 @@ class NetlinkSocket:
                 )
             )
             while True:
-                for reply in self._receive():
+                for reply in _replies(self._receive_datagram()):
                     if not isinstance(reply, Outcome) or not first <= reply.sequence <= last:
                         continue
                     if reply.error:
@@ -214,7 +215,10 @@ class NetlinkSocket:
         try:
             self._transmit(frame(request, sequence=sequence, flags=flag))
             while end is None:
-                for reply in self._receive():
+                datagram = self._receive_datagram()
+                position, flags = take_data(datagram, sequence, take)
+                interrupted |= bool(flags & DUMP_INTERRUPTED)
+                for reply in _replies(datagram[position:]):
                     if reply.sequence != sequence:
                         continue
                     if isinstance(reply, Data):
@@ -242,13 +246,6 @@ class NetlinkSocket:
         self._open().sendto(data, (0, 0))
         self.traffic.system_calls += 1
         self.traffic.bytes_sent += len(data)
-
-    def _receive(self) -> Iterator[Data | Outcome | Done]:
-        """Give the replies in the next datagram."""
-        for reply in parse(self._receive_datagram()):
-            if isinstance(reply, Overrun):
-                raise OSError(ENOBUFS, os.strerror(ENOBUFS))
-            yield reply
 
     def _receive_datagram(self) -> bytes:
         """Give the next datagram that the kernel itself sent."""
@@ -279,6 +276,13 @@ class NetlinkSocket:
         self._batch_bytes = max(4096, min(BATCH_BYTES, send_buffer // 2, receive_buffer // 4))
         self._socket = opened
         return opened
+
+
+def _replies(datagram: bytes) -> Iterator[Data | Outcome | Done]:
+    for reply in parse(datagram):
+        if isinstance(reply, Overrun):
+            raise OSError(ENOBUFS, os.strerror(ENOBUFS))
+        yield reply
 
 
 def open_socket(protocol: int, *, receive_buffer: int, groups: int = 0) -> socket.socket:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyroute2.netlink.generic.ipvs import ipvsmsg
 
 from ipvs_proxy.kernel import ipvs_codec as codec
-from ipvs_proxy.kernel.ipvs_codec import Connections, DestinationEntry, ForeignVirtualServer, Timeouts
+from ipvs_proxy.kernel.ipvs_codec import Connections, ForeignVirtualServer, Timeouts
 from ipvs_proxy.kernel.netlink import MalformedMessage, attribute, attributes, frame, text_attribute
 from ipvs_proxy.plan.marks import CLASS, is_ours, mark_key
 from ipvs_proxy.plan.tables import (
@@ -226,7 +226,9 @@ def test_real_servers_come_back(virtual, key, server):
         RealServerOperation(Verb.ADD, virtual, key, server), family_id=1, server=codec.encode_key(virtual)
     )
     found = codec.decode_real_server(request.payload, virtual_address=virtual.address)
-    assert found == DestinationEntry(key, server, Connections(0, 0, 0))
+    assert found == (key, server)
+    counted = codec.decode_connections(request.payload, virtual_address=virtual.address)
+    assert counted == (key, Connections(0, 0, 0))
 
 
 def dumped(key: RealServerKey, server: RealServer, connections: Connections, *, tunnel: bool = True) -> bytes:
@@ -248,17 +250,53 @@ def dumped(key: RealServerKey, server: RealServer, connections: Connections, *, 
 
 @given(st.builds(RealServerKey, addresses, ports), real_servers, st.builds(Connections, u32, u32, u32))
 def test_both_layouts_of_a_dump_say_the_same(key, server, connections):
-    expected = DestinationEntry(key, server, connections)
-    with_tunnel, without = (dumped(key, server, connections, tunnel=tunnel) for tunnel in (True, False))
-    assert codec.decode_real_server(with_tunnel, virtual_address=KEY.address) == expected
-    assert codec.decode_real_server(without, virtual_address=KEY.address) == expected
-    assert codec._walk_real_server(with_tunnel, KEY.address) == expected
+    for payload in (dumped(key, server, connections, tunnel=tunnel) for tunnel in (True, False)):
+        assert codec.decode_real_server(payload, virtual_address=KEY.address) == (key, server)
+        assert codec.decode_connections(payload, virtual_address=KEY.address) == (key, connections)
+
+
+def test_a_dump_of_this_layout_is_not_walked(monkeypatch):
+    """The layout above is the kernel's since 5.3, and what makes reading a large table cheap."""
+    payload = dumped(POD, ACTIVE, Connections(1, 2, 3))
+    server = listed(VirtualServer(KEY, "rr"))
+    codec.decode_real_server(payload, virtual_address=KEY.address)
+    codec.decode_virtual_server(server)
+    monkeypatch.setattr(codec, "attributes", None)
+    assert codec.decode_real_server(payload, virtual_address=KEY.address) == (POD, ACTIVE)
+    assert codec.decode_virtual_server(server) == VirtualServer(KEY, "rr")
+
+
+def listed(server: VirtualServer, *extra: tuple[int, bytes]) -> bytes:
+    """Give a reply as the kernel's ip_vs_genl_fill_service lays it out; ``extra`` comes behind the scheduler's name."""
+    parts = [
+        (1, pack("=H", 2 if len(server.key.address) == 4 else 10)),
+        (2, pack("=H", server.key.protocol)),
+        (3, server.key.address.ljust(16, b"\0")),
+        (4, server.key.port.to_bytes(2, "big")),
+        (6, server.scheduler.encode() + b"\0"),
+        *extra,
+        (7, pack("=II", server.flags | HASHED, 0xFFFFFFFF)),
+        (8, pack("=I", server.timeout)),
+        (9, b"\xff\xff\xff\xff" if len(server.key.address) == 4 else pack("=I", 128)),
+        (10, attribute(1, pack("=I", 5))),
+        (12, attribute(1, pack("=Q", 5))),
+    ]
+    return reply(1, b"".join(attribute(kind, payload) for kind, payload in parts))
+
+
+@pytest.mark.parametrize("scheduler", ["rr", "wlc", "lblc", "a" * 15])
+@pytest.mark.parametrize("key", [KEY, KEY6])
+@pytest.mark.parametrize("persistent", [(0, 0), (PERSISTENT, 10800)])
+@pytest.mark.parametrize("extra", [(), ((11, b"sip\0"),)])
+def test_a_listed_virtual_server_is_read_whatever_its_layout(scheduler, key, persistent, extra):
+    server = VirtualServer(key, scheduler, *persistent)
+    assert codec.decode_virtual_server(listed(server, *extra)) == server
 
 
 def test_the_usual_settings_are_shared_values():
     for usual in (ACTIVE, DRAINING):
         found = codec.decode_real_server(dumped(POD, usual, Connections(1, 2, 3)), virtual_address=KEY.address)
-        assert found.real_server is usual
+        assert found[1] is usual
 
 
 def test_a_kernel_without_the_family_attribute_means_the_virtual_servers():
@@ -271,7 +309,7 @@ def test_a_kernel_without_the_family_attribute_means_the_virtual_servers():
             (4, pack("=I", 1)),
         ]
     )
-    assert codec.decode_real_server(reply(2, body), virtual_address=KEY.address).key == POD
+    assert codec.decode_real_server(reply(2, body), virtual_address=KEY.address) == (POD, ACTIVE)
 
 
 def test_what_has_no_meaning_without_persistence_is_left_out():
