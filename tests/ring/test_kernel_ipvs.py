@@ -256,12 +256,12 @@ def test_a_virtual_server_that_comes_while_the_table_is_read_is_not_missed(ipvs,
     read_real_servers = ipvs._read_real_servers
     newcomers = iter(["10.97.0.1", "10.97.0.2"])
 
-    def somebody_interferes(key, known):
+    def somebody_interferes(key):
         for address in newcomers:
             run("ipvsadm", "-A", "-t", f"{address}:80", "-s", "rr")
             run("ipvsadm", "-a", "-t", f"{address}:80", "-r", "10.0.0.1:8080", "-m")
             break
-        return read_real_servers(key, known)
+        return read_real_servers(key)
 
     monkeypatch.setattr(ipvs, "_read_real_servers", somebody_interferes)
     found = ipvs.read().virtual_servers
