@@ -97,7 +97,7 @@ def endpoint_slice(index: int, number: int, pods: list[str], version: int = 1) -
             {
                 "addresses": [pod],
                 "conditions": {"ready": True, "serving": True, "terminating": False},
-                "nodeName": f"node-{hash(pod) % 500 + 1}",
+                "nodeName": f"node-{int(IPv4Address(pod)) % 500 + 1}",
                 "zone": "zone-a",
                 "targetRef": {"kind": "Pod", "namespace": namespace, "name": f"{name}-{pod}", "uid": pod},
             }

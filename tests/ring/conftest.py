@@ -13,8 +13,6 @@ from tests.support.namespaces import missing_piece
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = {}
-    # Sockets are opened in namespaces that end with their test; what is told of them would be told of a later test.
-    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,113 @@
+"""What one event costs, counted to the last message: netlink messages, system calls, Services planned again.
+
+The agent's own path from the bytes of a watch event to a real kernel's answer, among few and among many Services.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from bench import cluster
+from bench.rig import Rig, WithoutRules
+from ipvs_proxy.agent import controller
+from tests.support.namespaces import fresh_namespace, run
+
+ENDPOINTS = 10
+INDEX = 7
+PODS = cluster.pods_of(INDEX, ENDPOINTS)
+NEWCOMER = "10.200.0.1"
+
+
+class Work(NamedTuple):
+    messages: int
+    system_calls: int
+    fragments: int
+
+
+class Event(NamedTuple):
+    what: str
+    object: dict[str, Any]
+    kind: str
+    work: Work
+
+
+def slice_of(pods: list[str], version: int, **changes: Any) -> dict[str, Any]:
+    found = cluster.endpoint_slice(INDEX, 0, pods, version)
+    found["endpoints"][-1]["conditions"] |= changes.pop("conditions", {})
+    found["endpoints"][-1] |= changes
+    return found
+
+
+def service_of(version: int, **spec: Any) -> dict[str, Any]:
+    found = cluster.service(INDEX)
+    found["metadata"]["resourceVersion"] = str(version)
+    found["spec"] |= spec
+    return found
+
+
+METRICS = {"name": "metrics", "port": 9090, "protocol": "TCP", "targetPort": 9090}
+HTTP = cluster.service(INDEX)["spec"]["ports"][0]
+IPVS = Work(messages=1, system_calls=2, fragments=1)
+NOTHING = Work(messages=0, system_calls=0, fragments=1)
+
+#: One after another: each begins where the one before ended.
+EVENTS = (
+    Event("an endpoint is added", slice_of([*PODS, NEWCOMER], 2), "MODIFIED", IPVS),
+    Event("the same once more", slice_of([*PODS, NEWCOMER], 3), "MODIFIED", NOTHING),
+    Event("a field that nobody reads", slice_of([*PODS, NEWCOMER], 4, hostname="a"), "MODIFIED", NOTHING),
+    Event("it is not ready", slice_of([*PODS, NEWCOMER], 5, conditions={"ready": False}), "MODIFIED", IPVS),
+    Event("it is ready again", slice_of([*PODS, NEWCOMER], 6), "MODIFIED", IPVS),
+    Event("it is removed", slice_of(PODS, 7), "MODIFIED", IPVS),
+    Event("three come", slice_of([*PODS, NEWCOMER, "10.200.0.2", "10.200.0.3"], 8), "MODIFIED", Work(3, 2, 1)),
+    Event("three go", slice_of(PODS, 9), "MODIFIED", Work(3, 2, 1)),
+    Event("a local endpoint comes", slice_of([*PODS, NEWCOMER], 10, nodeName=cluster.NODE), "MODIFIED", Work(2, 4, 1)),
+    Event("a local endpoint goes", slice_of(PODS, 11), "MODIFIED", Work(2, 4, 1)),
+    Event("a port without endpoints", service_of(9001, ports=[HTTP, METRICS]), "MODIFIED", Work(2, 4, 1)),
+    Event("and without it", service_of(9002, ports=[HTTP]), "MODIFIED", Work(2, 4, 1)),
+    Event("session affinity", service_of(9003, sessionAffinity="ClientIP"), "MODIFIED", IPVS),
+    Event("an external IP", service_of(9004, sessionAffinity="ClientIP", externalIPs=["203.0.113.7"]), "MODIFIED",
+          Work(13, 6, 1)),
+    Event("the whole Service goes", service_of(9005), "DELETED", Work(25, 4, 1)),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def namespace() -> Iterator[None]:
+    with fresh_namespace():
+        yield
+
+
+@pytest.mark.parametrize("services", [10, 300])
+def test_the_work_of_an_event_is_exactly_that_of_the_change(services: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[str] = []
+    plan = controller.plan_service
+
+    def counted(service: Any, *arguments: Any, **named: Any) -> Any:
+        planned.append(service.metadata.name)
+        return plan(service, *arguments, **named)
+
+    monkeypatch.setattr(controller, "plan_service", counted)
+
+    async def measure() -> dict[str, Work]:
+        kernel = WithoutRules()
+        tables = {id(table.traffic): table.traffic for table in (kernel.ipvs, kernel.addresses, kernel.sets)}
+
+        def so_far() -> Work:
+            calls = sum(traffic.system_calls for traffic in tables.values())
+            return Work(kernel.writes(), calls, len(planned))
+
+        found: dict[str, Work] = {}
+        rig = Rig(cluster.objects(services, ENDPOINTS), kernel)
+        async with rig.running():
+            for event in EVENTS:
+                before = so_far()
+                await rig.change(event.object, event.kind)
+                found[event.what] = Work(*(now - then for now, then in zip(so_far(), before, strict=True)))
+        return found
+
+    assert asyncio.run(measure()) == {event.what: event.work for event in EVENTS}
+    assert run("ipvsadm", "-Sn").count("\n-a ") >= (services - 1) * ENDPOINTS
