@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.native import measure_python
+from bench.native import growth, measure_python
 from bench.report import picture, table
 
 SIZES = ("100x10", "1000x10", "10000x10")
@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> None:
         found[-1] |= measure_python(int(services), int(endpoints))
         sys.stderr.write(json.dumps(found[-1]) + "\n")
     machine = f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
-    text = table(found, machine)
+    text = table(found, machine) + growth()
     sys.stdout.write(text)
     if "--write" in words:
         before, _, rest = DOCUMENT.read_text().partition(BEGIN)

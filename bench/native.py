@@ -1,6 +1,7 @@
 """What Python alone costs, at this machine's own speed: the same path with a kernel that takes everything.
 
-``python -m bench.native SERVICES ENDPOINTS`` prints the figures; ``python -m bench.native churn`` a day of changes.
+``python -m bench.native SERVICES ENDPOINTS`` prints the figures. As Markdown, ``python -m bench.native rolling`` prints
+what an event of one large Service costs, and ``python -m bench.native churn`` the memory in a day of changes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ def measure_python(services: int, endpoints: int) -> dict[str, Any]:
     """Measure in a process of its own; give the figures of one size."""
     command = [sys.executable, "-m", "bench.native", str(services), str(endpoints)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # type: ignore[no-any-return]
+
+
+def growth() -> str:
+    """Measure a rolling update and a day of changes, each in a process of its own; give both tables."""
+    tables = []
+    for what in ("rolling", "churn"):
+        command = [sys.executable, "-m", "bench.native", what]
+        tables.append(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    return "".join(f"\n{text}" for text in tables)
 
 
 async def changes(services: int, endpoints: int) -> dict[str, float]:
@@ -60,18 +70,22 @@ async def rolling(endpoints: int) -> float:
     return percentile(seconds, 0.5)
 
 
-async def churn(events: int) -> None:
-    """Let endpoints come and go in 1,000 Services for a day; print the memory on the way."""
+async def churn(events: int) -> list[tuple[int, float]]:
+    """Let endpoints come and go in 1,000 Services for a day; give numbers of changes and MiB of memory on the way."""
     rig = Rig(cluster.objects(1_000, 10), NoKernel())
+    sizes = []
     async with rig.running():
+        drains = asyncio.create_task(rig.end_drains())
         for number in range(events):
             index = 2 + number % 998
             pods = cluster.pods_of(index, 10)
             pods[number % 10] = f"10.{200 + number % 50}.{number // 250 % 250}.{number % 250 + 1}"
             await rig.change(cluster.endpoint_slice(index, 0, pods, version=2 + number))
-            if number % (events // 8) == 0 or number == events - 1:
+            if (number + 1) % (events // 8) == 0:
                 gc.collect()
-                sys.stdout.write(f"{number + 1:7} changes: {resident_mib():6.1f} MiB\n")
+                sizes.append((number + 1, resident_mib()))
+        drains.cancel()
+    return sizes
 
 
 def resident_mib() -> float:
@@ -79,11 +93,22 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "churn":
-        asyncio.run(churn(DAY))
-    elif sys.argv[1] == "rolling":
+def main(words: list[str]) -> None:
+    """Measure what the words say."""
+    write = sys.stdout.write
+    if words == ["rolling"]:
+        write("Rolling update of one Service: an event brings a slice of 1,000 endpoints, ten of them new.\n\n")
+        write("| endpoints of the Service | Python time of an event |\n|--:|--:|\n")
         for size in ROLLING:
-            sys.stdout.write(f"{size:7} endpoints: {asyncio.run(rolling(size)) * 1000:6.2f} ms an event\n")
+            write(f"| {size:,} | {asyncio.run(rolling(size)) * 1000:.1f} ms |\n")
+    elif words == ["churn"]:
+        write("A day in 1,000 Services of 10 endpoints, one endpoint replaced every two seconds.\n\n")
+        write("| changes | resident memory |\n|--:|--:|\n")
+        for changed, size_in_mib in asyncio.run(churn(DAY)):
+            write(f"| {changed:,} | {size_in_mib:.1f} MiB |\n")
     else:
-        sys.stdout.write(json.dumps(asyncio.run(changes(int(sys.argv[1]), int(sys.argv[2])))))
+        write(json.dumps(asyncio.run(changes(int(words[0]), int(words[1])))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -60,6 +60,15 @@ def rows(found: Figures, smallest: Figures) -> list[Row]:
         Row("resident memory", "<= 200 MiB", f"{found['resident_mib']:.0f} MiB", found["resident_mib"] <= 200),
         Row("… at its peak", "", f"{found['peak_mib']:.0f} MiB"),
     ]
+    more = real_servers(found) - real_servers(smallest)
+    growth = (found["resident_mib"] - smallest["resident_mib"]) * 2**20 / more if more else None
+    lines.append(
+        Row(
+            "… growth per real server, with its share of a Service",
+            "",
+            "" if growth is None else f"{growth:,.0f} bytes",
+        )
+    )
     if "idle" in found:
         lines += [
             Row("idle with audits, share of one core", "< 2 % natively", f"{found['idle']:.1%}"),
@@ -71,6 +80,11 @@ def rows(found: Figures, smallest: Figures) -> list[Row]:
             ),
         ]
     return lines
+
+
+def real_servers(found: Figures) -> int:
+    """Give the number of real servers of one size."""
+    return int(found["services"]) * int(found["endpoints"])
 
 
 def table(found: Sequence[Figures], machine: str) -> str:

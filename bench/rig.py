@@ -14,14 +14,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import structlog
 
 from bench.api_server import PIECE, streams
 from bench.cluster import NODE
 from ipvs_proxy.agent.controller import Controller
-from ipvs_proxy.agent.drain import Drains, watch_writes
+from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.node_facts import NodeFacts
@@ -40,9 +40,16 @@ from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.plan.tables import Family, Operation, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Family, Operation, RealServerKey, SetEntry, VirtualServer, VirtualServerKey
 
 FAMILIES = (Family.IPV4, Family.IPV6)
+
+
+class Idle(NamedTuple):
+    """The connections of a real server that nobody is connected to."""
+
+    active: int = 0
+    inactive: int = 0
 
 
 class NoKernel:
@@ -165,7 +172,8 @@ class Rig:
             facts=facts,
             adapt_rules=lambda _: False,
         )
-        watch_writes(self.programmer, Drains(deadline=0, finished=lambda _: None, node_of=self.controller.node_of))
+        self.drains = Drains(deadline=0, finished=lambda _: None, node_of=self.controller.node_of)
+        watch_writes(self.programmer, self.drains)
         self.programmer.on_write(
             StaleFlows(lambda: self.programmer.desired.virtual_servers, cleaned=lambda *_: None).observe
         )
@@ -189,6 +197,17 @@ class Rig:
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(*tasks)
             self.programmer.close()
+
+    async def end_drains(self) -> None:
+        """End drains as the agent does, as if nobody were connected; for ever."""
+
+        def connections(key: VirtualServerKey) -> dict[RealServerKey, Idle]:
+            return dict.fromkeys(self.programmer.actual.virtual_servers[key].real_servers, Idle())
+
+        async def none_dead(_: set[str]) -> Collection[str]:
+            return ()
+
+        await end_drains_for_ever(self.programmer, self.drains, connections, none_dead)
 
     async def change(self, item: dict[str, Any], kind: str = "MODIFIED") -> float:
         """Let one event come; give the seconds from its bytes to the kernel's answer."""
