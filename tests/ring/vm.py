@@ -3,8 +3,9 @@
     python -m tests.ring.vm COMMAND [ARGUMENT ...]
 
 The command runs as root in a copy of this checkout, with its output as it comes and its exit status as ours. The machine sees the
-host's files read-only; only a scratch directory is shared for writing. Its root file system is slow (a start of Python takes seconds), so the
-checkout and the virtual environment are copied into the guest's memory and the rest is mounted once more with a cache.
+host's files read-only; only a scratch directory is shared for writing. Its root file system is slow (a start of Python
+takes seconds, a small file some hundredths), so the checkout and the virtual environment go into the guest's memory as
+one file each, and the rest is mounted once more with a cache.
 
 Emulation is the default: a ``/dev/kvm`` may exist and still not boot a stock kernel. Where it does, IPVS_PROXY_KVM=1 uses it.
 """
@@ -17,13 +18,15 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 #: What of the virtual environment the guest does not need; RING_WITH_API=1 takes the API's client along.
 _LEFT_BEHIND = (
     *(() if os.environ.get("RING_WITH_API") else ("kubernetes_asyncio",)),
-    *("mypy", "mypy*.so", "*__mypyc*.so", "ruff", "grimp", "pip", "virtme*"),
+    *("mypy", "mypyc", "mypy*.so", "*__mypyc*.so", "ruff", "grimp", "importlinter", "pip", "setuptools", "virtme*"),
+    "kubernetes_validate",
 )
 
 _GUEST = """\
@@ -33,9 +36,7 @@ umount /mnt
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000,access=any virtme.initmount1 /mnt
 for place in proc sys dev run dev/shm; do mount --rbind /$place /mnt/$place; done
 for place in tmp var/tmp var/log; do mount -t tmpfs none /mnt/$place; done
-copy() {{ mkdir -p "/mnt/tmp/$2"; (cd "$1" && tar cf - $3 .) | tar xf - -C "/mnt/tmp/$2"; }}
-copy {checkout} checkout "--exclude=./.venv --exclude=./.git --exclude=./.cache"
-copy {site} site {excludes}
+for name in checkout site; do mkdir /mnt/tmp/$name; tar xf {scratch}/$name.tar -C /mnt/tmp/$name; rm {scratch}/$name.tar; done
 mkdir -p /mnt/tmp/bin
 cp /usr/sbin/xtables-nft-multi /usr/sbin/xtables-legacy-multi /usr/sbin/ipset /usr/sbin/ipvsadm /bin/ip /mnt/tmp/bin/
 for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
@@ -97,10 +98,13 @@ def run_in_machine(command: list[str]) -> int:
         settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
         inner = shlex.join(["python3" if word == sys.executable else word for word in command])
         python = shlex.quote(str(Path(sys.executable).resolve()))
+        pack(
+            CHECKOUT,
+            Path(scratch, "checkout.tar"),
+            ("./.venv", "./.git", "./.cache", "./.*_cache", "./.hypothesis", "./dist"),
+        )
+        pack(site, Path(scratch, "site.tar"), _LEFT_BEHIND)
         guest = _GUEST.format(
-            checkout=shlex.quote(str(CHECKOUT)),
-            site=shlex.quote(str(site)),
-            excludes=shlex.quote(" ".join(f"--exclude={name}" for name in _LEFT_BEHIND)),
             command=shlex.quote(f"ln -s {python} /tmp/bin/python3; cd /tmp/checkout; exec env {settings} {inner}"),
             scratch=scratch,
         )
@@ -111,6 +115,12 @@ def run_in_machine(command: list[str]) -> int:
             sys.stderr.write("ring: the virtual machine ended before the command did; its last words are above\n")
             return 1
         return int(status.read_text())
+
+
+def pack(directory: Path, archive: Path, left_behind: Iterable[str]) -> None:
+    """Put a directory into a tar archive, without what matches the patterns."""
+    excludes = [f"--exclude={pattern}" for pattern in left_behind]
+    subprocess.run(["tar", "cf", str(archive), "-C", str(directory), *excludes, "."], check=True)
 
 
 def run_guest(kernel: Path, scratch: str) -> None:
