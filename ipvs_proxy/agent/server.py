@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from ipaddress import ip_address
 
 import structlog
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.metrics import Metrics
@@ -15,9 +17,11 @@ from ipvs_proxy.agent.settings import ANY_IPV4
 
 log = structlog.get_logger(__name__)
 
-#: Seconds until a bind that failed is tried again, and how long a connection may stay without a request.
+#: Seconds until a bind that failed is tried again, and how long a connection may stay without a further request.
 BIND_RETRY = 5.0
 KEEP_ALIVE = 15.0
+#: So many connections at a time; one more closes the oldest, so that a flood of idle ones never keeps a probe out.
+CONNECTIONS = 128
 _NO_SNIFF = {"X-Content-Type-Options": "nosniff"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -83,20 +87,29 @@ async def serve_for_ever(application: web.Application, address: str, *, name: st
     # No grace: what a slow client still wants does not hold up the end of the agent.
     runner = web.AppRunner(application, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=0.1)
     await runner.setup()
+    # 0.0.0.0 means every address of both families, as it does for kube-proxy.
+    where = None if ip_address(host) == ip_address(ANY_IPV4) else host
     try:
         while True:
             try:
-                # 0.0.0.0 means every address of both families, as it does for kube-proxy.
-                await web.TCPSite(
-                    runner,
-                    None if ip_address(host) == ip_address(ANY_IPV4) else host,
-                    int(port),
-                ).start()
+                listener = await asyncio.get_running_loop().create_server(partial(_admit, runner), where, int(port))
                 break
             except OSError as error:
                 log.error("address_not_bound", server=name, address=address, error=str(error), retry_in=BIND_RETRY)
                 await asyncio.sleep(BIND_RETRY)
         log.info("serving", server=name, address=address)
-        await asyncio.Event().wait()
+        async with listener:
+            await asyncio.Event().wait()
     finally:
         await runner.cleanup()
+
+
+def _admit(runner: web.AppRunner) -> RequestHandler:
+    """Take a new connection, at the cost of the oldest if there are too many."""
+    server = runner.server
+    if server is None:
+        raise ConnectionAbortedError("the server has ended")
+    connected = [connection for connection in server.connections if connection.transport is not None]
+    if len(connected) >= CONNECTIONS:
+        connected[0].force_close()
+    return server()

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from ipvs_proxy.agent import server
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
@@ -83,6 +84,53 @@ async def test_client_that_hangs_does_not_hold_up_the_end() -> None:
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n")
         await writer.drain()
     writer.close()
+
+
+async def test_flood_of_silent_clients_keeps_no_probe_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 20)
+    async with (
+        serving(health_application(HealthTracker(tuple(Family), sync_period=30.0), Metrics(tuple(Family)))) as url,
+        asyncio.timeout(10),
+    ):
+        clients = []
+        for number in range(150):
+            clients.append(await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2])))
+            clients[-1][1].write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+            if number % 50 == 0:
+                assert (await get(f"{url}/livez"))[0] == 200
+        ended = [asyncio.create_task(reader.read()) for reader, _ in clients]
+        assert (await get(f"{url}/livez"))[0] == 200
+        done, _ = await asyncio.wait(ended, timeout=0.5)
+        assert 130 <= len(done) < 150
+        for _, writer in clients:
+            writer.close()
+        await asyncio.gather(*ended)
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        b"GET /" + b"a" * 1_000_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 1_000_000 + b"\r\n\r\n",
+        b"\0\xff garbage\r\n\r\n",
+    ],
+    ids=["path", "header", "garbage"],
+)
+async def test_huge_and_broken_requests_are_refused(request_head: bytes) -> None:
+    async with serving(metrics_application(Metrics(tuple(Family)))) as url, asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(request_head)
+        assert (await reader.readline()).split()[1] == b"400"
+        writer.close()
+        assert (await get(f"{url}/proxyMode"))[2] == "ipvs"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_metrics_server_takes_nothing_but_reads(method: str) -> None:
+    async with serving(metrics_application(Metrics(tuple(Family)))) as url, aiohttp.ClientSession() as session:
+        for path in ("/metrics", "/proxyMode", "/healthz"):
+            async with session.request(method, url + path, data=b"x" * 2_000) as response:
+                assert response.status == 405
 
 
 async def test_address_that_is_taken_is_served_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
