@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 import structlog
 
 from ipvs_proxy.agent.retries import RetryQueue
-from ipvs_proxy.kernel.dataplane import Failure, table_of
+from ipvs_proxy.kernel.dataplane import TABLES, Failure, table_of
 from ipvs_proxy.kernel.socket import UNKNOWN
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables, Touched
@@ -207,7 +208,7 @@ class Programmer:
                 if settings is None or settings.weight or (desired is not None and server in desired.real_servers):
                     continue
                 operations.append(RealServerOperation(Verb.DELETE, key, server, settings))
-            done = await self._carry_out(operations, touch(operations))
+            done = await self._carry_out([*operations], touch(operations))
             wanted = self.desired.virtual_servers
             unwanted = {operation.virtual_server for operation in operations if operation.virtual_server not in wanted}
             return done + await self._program(Touched(unwanted)) if unwanted else done
@@ -237,7 +238,7 @@ class Programmer:
             for key in touched.virtual_servers & self.foreign.keys() & self.desired.virtual_servers.keys():
                 self.actual.virtual_servers[key] = self.foreign.pop(key)
 
-    async def _carry_out(self, operations: Sequence[Operation], touched: Touched) -> list[Operation]:
+    async def _carry_out(self, operations: list[Operation], touched: Touched) -> list[Operation]:
         failures: list[Failure] = []
         if operations:
             if self.written is not None:
@@ -247,8 +248,10 @@ class Programmer:
             except (OSError, ValueError) as error:
                 log.error("kernel_write_failed", error=str(error))
                 failures = [Failure(operation, UNKNOWN) for operation in operations]
-        failed = {id(failure.operation) for failure in failures}
-        succeeded = [operation for operation in operations if id(operation) not in failed]
+        succeeded = operations
+        if failures:
+            failed = {id(failure.operation) for failure in failures}
+            succeeded = [operation for operation in operations if id(operation) not in failed]
         for operation in succeeded:
             self.actual.record(operation)
         self._count_all(succeeded, True)
@@ -275,11 +278,11 @@ class Programmer:
         if len(failures) > LOGGED_FAILURES:
             log.warning("operations_failed", **Counter(table_of(failure.operation) for failure in failures))
 
-    def _count_all(self, operations: Iterable[Operation], succeeded: bool) -> None:
+    def _count_all(self, operations: Sequence[Operation], succeeded: bool) -> None:
         # Counted by kind first: a counter of the metrics costs as much as the rest of the book-keeping.
-        kinds = Counter((table_of(operation), operation.verb) for operation in operations)
-        for (table, verb), number in kinds.items():
-            self._count(table, verb, number, succeeded)
+        kinds = Counter(zip(map(type, operations), map(attrgetter("verb"), operations), strict=True))
+        for (kind, verb), number in kinds.items():
+            self._count(TABLES[kind], verb, number, succeeded)
 
     async def _read_again(self, failing: Touched) -> None:
         for key in failing.virtual_servers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from errno import EADDRNOTAVAIL, ECANCELED, EEXIST, ENOENT, ESRCH
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ipvs_proxy.kernel.addresses import Addresses
 from ipvs_proxy.kernel.ipvs import Connections, Ipvs
@@ -21,6 +21,7 @@ from ipvs_proxy.plan.tables import (
     Family,
     Operation,
     RealServerKey,
+    RealServerOperation,
     SetEntry,
     SetEntryOperation,
     Verb,
@@ -44,11 +45,18 @@ class Failure(NamedTuple):
         return describe_error(self.code)
 
 
+#: The table of each kind of operation.
+TABLES: Final[Mapping[type[Operation], str]] = {
+    VirtualServerOperation: "ipvs",
+    RealServerOperation: "ipvs",
+    AddressOperation: "addresses",
+    SetEntryOperation: "sets",
+}
+
+
 def table_of(operation: Operation) -> str:
     """Name the table of an operation: ``ipvs``, ``addresses`` or ``sets``."""
-    if isinstance(operation, AddressOperation):
-        return "addresses"
-    return "sets" if isinstance(operation, SetEntryOperation) else "ipvs"
+    return TABLES[type(operation)]
 
 
 class Dataplane:
