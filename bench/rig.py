@@ -210,13 +210,21 @@ class Rig:
         await end_drains_for_ever(self.programmer, self.drains, connections, none_dead)
 
     async def change(self, item: dict[str, Any], kind: str = "MODIFIED") -> float:
-        """Let one event come; give the seconds from its bytes to the kernel's answer."""
-        line = json.dumps({"type": kind, "object": item}, separators=(",", ":")).encode() + b"\n"
+        """Let one event come; give the seconds from its bytes to the kernel's answer. It has to change something."""
+        line = _line(item, kind)
         self.synced.clear()
         begun = time.perf_counter()
         self.bodies[item["kind"]].queue.put_nowait(line)
         await self.synced.wait()
         return time.perf_counter() - begun
+
+    def send(self, item: dict[str, Any], kind: str = "MODIFIED") -> None:
+        """Let one event come without waiting for anything."""
+        self.bodies[item["kind"]].queue.put_nowait(_line(item, kind))
+
+
+def _line(item: dict[str, Any], kind: str) -> bytes:
+    return json.dumps({"type": kind, "object": item}, separators=(",", ":")).encode() + b"\n"
 
 
 class KernelTime:
