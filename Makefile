@@ -12,7 +12,7 @@ help:
 	@echo "make demo    a client, a node and three pods on this host: requests through a ClusterIP, a pod that goes away"
 	@echo "make test    all tests, also those that need a kernel with IPVS (in a virtual machine if this one has none)"
 	@echo "make lint    style, types and the layers"
-	@echo "make bench   one table of what a start and a change cost, next to ipvsadm -R (SIZES=\"100x10 1000x10\" for other sizes)"
+	@echo "make bench   one table of what a start and a change cost, next to ipvsadm -R, and docs/performance.md (SIZES=\"100x10 50000x2\" only prints)"
 	@echo "make chart   the Helm chart, checked and packed, in dist/"
 	@echo "make setup   only what the others need: Debian packages (as root) and $(VENV)"
 
@@ -50,8 +50,12 @@ test: setup .cache/helm .cache/promtool
 demo: setup
 	@$(RUN) -m tests.ring.vm $(CURDIR)/$(RUN) -m demo
 
-bench: setup bench/fill
-	@$(RUN) -m bench $(SIZES)
+bench: setup bench/fill $(VENV)/with-bench
+	@$(RUN) -m bench $(or $(SIZES),--write)
+
+$(VENV)/with-bench: $(VENV)/ready
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@touch $@
 
 bench/fill: bench/fill.c
 	@command -v cc >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends gcc libc6-dev >.cache/apt.log

@@ -33,6 +33,7 @@ def streams(items: Iterable[dict[str, Any]]) -> dict[str, bytes]:
 
 async def serve(port: int, bodies: dict[str, bytes]) -> None:
     """Answer for ever."""
+    for_ever = asyncio.Event()
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -48,7 +49,7 @@ async def serve(port: int, bodies: dict[str, bytes]) -> None:
                     piece = body[start : start + PIECE]
                     writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                     await writer.drain()
-                await asyncio.Event().wait()
+                await for_ever.wait()
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 

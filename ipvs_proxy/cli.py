@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
+import platform
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from ipvs_proxy import __version__
-from ipvs_proxy.agent.settings import SETTINGS, SETTINGS_BY_GROUP, Setting, SettingsError, effective
-from ipvs_proxy.agent.settings_file import read_file
+from ipvs_proxy.agent.settings import SettingsError
+from ipvs_proxy.agent.settings_document import write_file
+from ipvs_proxy.agent.settings_file import read_settings
+from ipvs_proxy.agent.settings_table import SETTINGS, SETTINGS_BY_GROUP, Setting
 from ipvs_proxy.agent.settings_values import SWITCH
 
 _EXAMPLES = """\b
@@ -37,13 +41,13 @@ class _Run(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one block of help for each group."""
-        shown = {option.name: option.get_help_record(ctx) for option in self.get_params(ctx)}
+        shown = {option.name: record for option in self.get_params(ctx) if (record := option.get_help_record(ctx))}
         names = {group: [setting.name for setting in settings] for group, settings in SETTINGS_BY_GROUP.items()}
         grouped = {name for group in names.values() for name in group}
         names["Other"] = [name for name in shown if name is not None and name not in grouped]
         for group, members in names.items():
             with formatter.section(group):
-                formatter.write_dl([record for name in members if (record := shown[name]) is not None], col_max=34)
+                formatter.write_dl([shown[name] for name in members if name in shown], col_max=34)
 
 
 def _as_click_reads_it(argument: str) -> str:
@@ -54,8 +58,33 @@ def _as_click_reads_it(argument: str) -> str:
     return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else argument
 
 
+def _print_version(context: click.Context, _: click.Parameter, wanted: str | None) -> None:
+    """Print the version and end, as kube-proxy does: ``true`` in words, ``raw`` with all there is to know."""
+    if wanted is None or wanted == "false" or context.resilient_parsing:
+        return
+    if wanted == "raw":
+        raw = {"version": __version__, "python": platform.python_version(), "platform": platform.platform()}
+        click.echo(json.dumps(raw))
+    elif wanted == "true":
+        click.echo(f"ipvs-proxy {__version__}")
+    else:
+        raise click.BadParameter(f"{wanted!r} is none of true, false, raw")
+    context.exit()
+
+
+_VERSION_OPTION: Final[dict[str, Any]] = {
+    "is_flag": False,
+    "flag_value": "true",
+    "is_eager": True,
+    "expose_value": False,
+    "callback": _print_version,
+    "metavar": "[true|false|raw]",
+    "help": "Print the version and end",
+}
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="ipvs-proxy")
+@click.option("--version", **_VERSION_OPTION)
 def main() -> None:
     """Keep this node's IPVS table as the Services of a Kubernetes cluster ask for.
 
@@ -68,23 +97,35 @@ def main() -> None:
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A KubeProxyConfiguration; it replaces the flags that it has fields for",
+    help="A KubeProxyConfiguration; it replaces the flags that it has fields for, and is followed",
 )
-def run(config: Path | None, **flags: Any) -> None:
+@click.option(
+    "--write-config-to",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the effective configuration, with all defaults, and end",
+)
+@click.option("--init-only", is_flag=True, help="Load modules and set sysctls, which needs more rights, and end")
+@click.option("--version", **_VERSION_OPTION)
+def run(config: Path | None, write_config_to: Path | None, init_only: bool, **flags: Any) -> None:
     """Run the agent until SIGTERM; the kernel then stays as it is."""
     # A repeatable flag that was not given is an empty tuple.
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     try:
-        fields, notes = (None, []) if config is None else read_file(config)
-        settings = effective(given, fields)
+        settings = read_settings(given, config)
+        if write_config_to is not None:
+            write_file(settings, write_config_to)
+            return
     except SettingsError as error:
         for line in str(error).splitlines():
             click.echo(f"ipvs-proxy: error: {line}", err=True)
         sys.exit(1)
     # Only here: --help and errors above answer at once.
-    from ipvs_proxy.agent.run import run as run_agent  # noqa: PLC0415
+    from ipvs_proxy.agent import run as agent  # noqa: PLC0415
 
-    sys.exit(run_agent(dataclasses.replace(settings, notes=(*settings.notes, *notes))))
+    if init_only:
+        sys.exit(agent.initialize(settings))
+    sys.exit(agent.run(settings, reread=partial(read_settings, given, config), config=config))
 
 
 def _add_flag(setting: Setting) -> None:
@@ -93,8 +134,10 @@ def _add_flag(setting: Setting) -> None:
     if setting.kind is SWITCH:
         how |= {"is_flag": False, "flag_value": "true"}
     default = f" (default {setting.default})" if setting.default not in {"", "false"} else ""
-    click.option(*names, setting.name, help=setting.help + default, metavar=setting.kind.name, **how)(run)
+    text = setting.help + default
+    click.option(*names, setting.name, help=text, metavar=setting.kind.name, hidden=setting.hidden, **how)(run)
 
 
 for _setting in SETTINGS:
-    _add_flag(_setting)
+    if _setting.flag:
+        _add_flag(_setting)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from ipvs_proxy import __version__
 from tests.support.namespaces import missing_piece
 
 
@@ -30,7 +33,28 @@ def test_help_names_the_flags_and_imports_nothing_heavy() -> None:
 
 
 def test_version() -> None:
-    assert ipvs_proxy("--version").stdout.startswith("ipvs-proxy, version ")
+    assert ipvs_proxy("--version").stdout == f"ipvs-proxy {__version__}\n"
+    assert ipvs_proxy("run", "--version=true").stdout == f"ipvs-proxy {__version__}\n"
+    assert json.loads(ipvs_proxy("--version=raw").stdout)["version"] == __version__
+    assert ipvs_proxy("--version=maybe").returncode == 2
+
+
+def test_effective_configuration_is_written_and_leads_to_itself(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    flags = ["--ipvs-scheduler=sh", "--nodeport-addresses=primary", "--drain-timeout=90s", "--cluster-cidr=10.0.0.0/8"]
+    assert ipvs_proxy(*flags, "--write-config-to", str(first)).returncode == 0
+    assert ipvs_proxy("--config", str(first), "--write-config-to", str(second)).returncode == 0
+    assert first.read_text() == second.read_text()
+    kube_proxy, own = yaml.safe_load_all(first.read_text())
+    assert kube_proxy["ipvs"]["scheduler"] == "sh"
+    assert kube_proxy["nodePortAddresses"] == ["primary"]
+    assert own["drainTimeout"] == "1m30s"
+
+
+def test_place_that_cannot_be_written_is_named() -> None:
+    done = ipvs_proxy("--write-config-to", "/nonexistent/config")
+    assert done.stderr == "ipvs-proxy: error: --write-config-to /nonexistent/config: No such file or directory\n"
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize("arguments", [["--ipvs-sync-period=soon"], ["run", "--ipvs_sync_period", "soon"]])
@@ -46,7 +70,7 @@ def test_settings_reach_the_agent_in_the_ways_that_kube_proxy_takes_flags(tmp_pa
     code = (
         "import sys, types\n"
         "agent = types.ModuleType('ipvs_proxy.agent.run')\n"
-        "agent.run = lambda settings: print(settings) or 7\n"
+        "agent.run = lambda settings, **_: print(settings) or 7\n"
         "sys.modules['ipvs_proxy.agent.run'] = agent\n"
         "from ipvs_proxy.cli import main\nmain()\n"
     )
@@ -66,7 +90,7 @@ def test_settings_reach_the_agent_in_the_ways_that_kube_proxy_takes_flags(tmp_pa
     filed = [*command, "run", *flags, "--config", str(config)]
     done = subprocess.run(filed, capture_output=True, text=True, check=False, timeout=60)
     assert "exclude_cidrs=()" in done.stdout
-    assert "('config_decoded_leniently', {'unknown': ['magic'], 'duplicate': []})" in done.stdout
+    assert "('config_decoded_leniently', {'unknown': ['KubeProxyConfiguration.magic'], 'duplicate': []})" in done.stdout
     assert "'flags': ['--ipvs-exclude-cidrs', '--ipvs-strict-arp', '--masquerade-all']" in done.stdout
 
 

@@ -156,11 +156,11 @@ def _same(found: VirtualServer | None, known: VirtualServer | None) -> bool:
 
 
 async def audit_for_ever(
-    audit: Audit, *, period: float, begun: Callable[[], None], finished: Callable[[], None]
+    audit: Audit, *, period: Callable[[], float], begun: Callable[[], None], finished: Callable[[], None]
 ) -> None:
-    """Run a round every ``period`` seconds; a round that fails is logged and the next one tries again."""
+    """Run a round every ``period()`` seconds; a round that fails is logged and the next one tries again."""
     while True:
-        await asyncio.sleep(period)
+        await asyncio.sleep(period())
         begun()
         try:
             await audit.round()

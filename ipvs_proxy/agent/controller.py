@@ -35,6 +35,8 @@ from ipvs_proxy.plan.tables import Family, VirtualServerKey
 log = structlog.get_logger(__name__)
 
 KINDS = frozenset(("Service", "EndpointSlice", "Node"))
+#: What was read of the kernel so many seconds before all objects were known is read again.
+TAKE_OVER_AGAIN = 30.0
 #: Services planned and programmed at one go; planning so many takes the event loop some 10 ms.
 BATCH = 128
 _LAST = 2
@@ -110,6 +112,8 @@ class Controller:
         self._min_sync_period = min_sync_period
         self._unknown = set(KINDS)
         self._all_known = asyncio.Event()
+        self._node_known = asyncio.Event()
+        self._taken_over = 0.0
         self._dirty: set[ServiceName] = set()
         self._wake = asyncio.Event()
         self._triggers: dict[ServiceName, list[datetime]] = {}
@@ -139,6 +143,8 @@ class Controller:
     def synced(self, kind: str) -> None:
         """Note that the objects of a kind are known now."""
         self._unknown.discard(kind)
+        if kind == "Node":
+            self._node_known.set()
         if not self._unknown:
             self._all_known.set()
 
@@ -170,6 +176,18 @@ class Controller:
             self._take_facts()
             self._wake_up()
 
+    async def reconfigure(self, *, scheduler: str, compatible: bool, min_sync_period: float) -> None:
+        """Go on with other settings: every Service is planned anew, and what does not differ is not written.
+
+        Raises as ``refresh_facts`` does.
+        """
+        self._min_sync_period = min_sync_period
+        self._context = self._context._replace(scheduler=scheduler, compatible=compatible)
+        self._rules_outdated |= self._adapt_rules(self.cache.node)
+        self._dirty |= self.cache.services.keys()
+        self._wake_up()
+        await self.refresh_facts()
+
     def _take_node(self, node: Node) -> None:
         self._recorder.node_changed(node)
         if self._facts.update(node):
@@ -193,9 +211,10 @@ class Controller:
     # The loop.
 
     async def run(self) -> None:
-        """Wait until everything is known, take the kernel over, then follow the changes for ever."""
-        await self._all_known.wait()
-        self._known_since = time.monotonic()
+        """Take the kernel over while the objects come, program all of them, then follow the changes for ever."""
+        await asyncio.gather(self._take_over(), self._know_all())
+        if time.monotonic() - self._taken_over > TAKE_OVER_AGAIN:
+            await self._take_over()
         if self.cache.node is None:
             log.warning("node_not_found", node=self._context.node_name)
         await self._start()
@@ -205,19 +224,28 @@ class Controller:
             await self._sync()
             await asyncio.sleep(self._min_sync_period)
 
-    async def _start(self) -> None:
-        begun = time.monotonic()
+    async def _know_all(self) -> None:
+        await self._all_known.wait()
+        self._known_since = time.monotonic()
+
+    async def _take_over(self) -> None:
+        """Read what is in the kernel and make its frame right. Of the objects, the rules need only the own Node."""
+        await self._node_known.wait()
         delay = 1.0
         while True:
             try:
                 await self.refresh_facts()
                 await self._programmer.take_over()
-                self._rules_outdated = False
                 break
             except (OSError, ValueError) as error:
                 log.error("kernel_not_readable", error=str(error), retry_in_seconds=delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 30.0)
+        self._rules_outdated = False
+        self._taken_over = time.monotonic()
+
+    async def _start(self) -> None:
+        begun = time.monotonic()
         for family in Family:
             self._marks.restore(self._programmer.actual.entries.get(set_name(INTERNAL, family), ()))
         self._dirty |= self.cache.services.keys()

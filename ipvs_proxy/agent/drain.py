@@ -80,7 +80,7 @@ class Drains:
         ``node_of`` gives the name of the node of an endpoint's address, empty if it is not known or this one.
         """
         self.begun = asyncio.Event()
-        self._deadline = deadline or math.inf
+        self.deadline = deadline
         self._finished = finished
         self._node_of = node_of
         self._drains: dict[VirtualServerKey, dict[RealServerKey, _Drain]] = {}
@@ -134,7 +134,7 @@ class Drains:
         ``dead`` are the names of nodes that are known to be dead.
         """
         ends = []
-        deadline = self._deadlines.get(key, self._deadline)
+        deadline = self._deadlines.get(key, self.deadline or math.inf)
         for server, drain in self._drains.get(key, {}).items():
             counted = connections.get(server)
             if counted is None:

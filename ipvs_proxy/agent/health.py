@@ -26,7 +26,7 @@ class HealthTracker:
 
     def __init__(self, families: Sequence[Family], *, sync_period: float, now: Callable[[], float] = time.time) -> None:
         self._families = families
-        self._timeout = 2 * sync_period
+        self.sync_period = sync_period
         self._now = now
         # As kube-proxy: the start counts as an update, so that a node that joins is healthy from its start.
         self._updated = now()
@@ -53,7 +53,7 @@ class HealthTracker:
 
     def healthy(self) -> bool:
         """Tell whether the agent keeps up."""
-        return self._queued is None or self._now() - self._queued < self._timeout
+        return self._queued is None or self._now() - self._queued < 2 * self.sync_period
 
     def healthz(self) -> tuple[int, bytes]:
         """Answer ``/healthz``: status and body."""

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Plat
 from prometheus_client.exposition import choose_encoder
 
 from ipvs_proxy import __version__
+from ipvs_proxy.agent.reload import Outcome
 from ipvs_proxy.plan.tables import Family, Verb
 
 _SYNC_BUCKETS = tuple(0.001 * 2**power for power in range(15))
@@ -111,6 +112,17 @@ class Metrics:
             buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0),
             registry=registry,
         )
+        self._configurations = Counter(
+            "ipvs_proxy_configuration_reads",
+            "Changes of the configuration file, by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
+        self._configured = Gauge(
+            "ipvs_proxy_configuration_last_success_timestamp_seconds",
+            "When a changed configuration file was last in use as a whole",
+            registry=registry,
+        )
         self._gauges = {
             name: Gauge(f"ipvs_proxy_{name}", text, registry=registry)
             for name, text in (
@@ -133,6 +145,12 @@ class Metrics:
     def skipped(self, kind: str) -> None:
         """Count an object that could not be decoded."""
         self._skipped.labels(kind).inc()
+
+    def configuration_read(self, outcome: Outcome) -> None:
+        """Count a change of the configuration file."""
+        self._configurations.labels(outcome.value).inc()
+        if outcome in {Outcome.APPLIED, Outcome.UNCHANGED}:
+            self._configured.set(time.time())
 
     def queued(self) -> None:
         """Note that there is work."""

@@ -54,7 +54,7 @@ class NodeFacts:
     ) -> None:
         self.facts = Facts()
         self._read_interfaces = read_interfaces
-        self._node_port_cidrs = node_port_cidrs
+        self.node_port_cidrs = node_port_cidrs
         self._bind_address = bind_address
         self._families = families
         self._node: Node | None = None
@@ -87,7 +87,7 @@ class NodeFacts:
         ips = node_ips(self._node, self._bind_address)
         hosts = [host_addresses(self._interfaces, family) for family in self._families]
         ports = [
-            node_port_addresses(self._interfaces, family, cidrs=self._node_port_cidrs, ips=ips)
+            node_port_addresses(self._interfaces, family, cidrs=self.node_port_cidrs, ips=ips)
             for family in self._families
         ]
         return Facts(

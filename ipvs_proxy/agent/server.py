@@ -13,7 +13,10 @@ from aiohttp.web_protocol import RequestHandler
 
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.settings import ANY_IPV4
+from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.agent.settings_document import configz
+from ipvs_proxy.agent.settings_table import ANY_IPV4
+from ipvs_proxy.kernel.errors import Unusable
 
 log = structlog.get_logger(__name__)
 
@@ -44,13 +47,19 @@ def health_application(tracker: HealthTracker, metrics: Metrics) -> web.Applicat
     return application
 
 
-def metrics_application(metrics: Metrics) -> web.Application:
-    """Serve ``/metrics``, ``/proxyMode`` and the server's own ``/healthz``."""
+def metrics_application(metrics: Metrics, *, settings: Callable[[], Settings]) -> web.Application:
+    """Serve ``/metrics``, ``/configz``, ``/proxyMode`` and the server's own ``/healthz``.
+
+    ``settings`` gives those in use.
+    """
 
     async def scrape(request: web.Request) -> web.Response:
         # Rendering reads all tables' sizes and takes time: not on the event loop.
         body, content_type = await asyncio.to_thread(metrics.render, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def configuration(_: web.Request) -> web.Response:
+        return web.json_response(configz(settings()), headers=_NO_SNIFF)
 
     async def mode(_: web.Request) -> web.Response:
         return web.Response(text="ipvs", headers=_NO_SNIFF)
@@ -63,6 +72,7 @@ def metrics_application(metrics: Metrics) -> web.Application:
 
     application = _application()
     application.router.add_get("/metrics", scrape)
+    application.router.add_get("/configz", configuration)
     application.router.add_get("/proxyMode", mode)
     application.router.add_get("/healthz", alive)
     application.router.add_get("/healthz/ping", alive)
@@ -80,8 +90,13 @@ def _application() -> web.Application:
     return web.Application(middlewares=[not_found], client_max_size=1024)
 
 
-async def serve_for_ever(application: web.Application, address: str, *, name: str) -> None:
-    """Serve at ``IP:port`` until cancelled; an address that is taken is tried again every five seconds."""
+async def serve_for_ever(application: web.Application, address: str, *, name: str, hard_fail: bool = False) -> None:
+    """Serve at ``IP:port`` until cancelled; an address that is taken is tried again every five seconds.
+
+    Raises:
+        Unusable: if it is taken and ``hard_fail`` is asked for.
+
+    """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     # No grace: what a slow client still wants does not hold up the end of the agent.
@@ -95,6 +110,11 @@ async def serve_for_ever(application: web.Application, address: str, *, name: st
                 listener = await asyncio.get_running_loop().create_server(partial(_admit, runner), where, int(port))
                 break
             except OSError as error:
+                if hard_fail:
+                    raise Unusable(
+                        f"the {name} server cannot listen at {address} ({error.strerror}): choose another address, or "
+                        "unset bindAddressHardFail to try again"
+                    ) from error
                 log.error("address_not_bound", server=name, address=address, error=str(error), retry_in=BIND_RETRY)
                 await asyncio.sleep(BIND_RETRY)
         log.info("serving", server=name, address=address)

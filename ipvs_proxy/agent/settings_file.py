@@ -1,47 +1,28 @@
 """Reads a ``KubeProxyConfiguration`` (kubeproxy.config.k8s.io/v1alpha1), as kubeadm writes it: YAML or JSON.
 
-All fields that kube-proxy knows are accepted. Those that are set and have no effect here (yet) are named once in the
-log; unknown and duplicate ones are passed over and named as well, which is what kube-proxy's lenient decoding does. A
-section that is no section is an error with its path. Nothing that a file can hold ends in anything but fields or a
-SettingsError.
+Our own settings may follow in a second YAML document (ipvs-proxy.io/v1alpha1). Unknown and duplicate fields are passed
+over and named in the log, which is what kube-proxy's lenient decoding does. A section that is no section is an error
+with its path. Nothing that a file can hold ends in anything but fields or a SettingsError.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from ipvs_proxy.agent.settings import PREFIX, SETTINGS, SettingsError
+from ipvs_proxy.agent.settings import Settings, SettingsError, effective
+from ipvs_proxy.agent.settings_table import KUBE_PROXY, OWN, SETTINGS, Document
 from ipvs_proxy.agent.settings_values import type_of
 
-API_VERSION: Final = "kubeproxy.config.k8s.io/v1alpha1"
-KIND: Final = "KubeProxyConfiguration"
-
-_FIELDS: Final = {setting.field for setting in SETTINGS if setting.field}
-#: Fields of kube-proxy 1.36 that have no row in ``SETTINGS`` yet, or no meaning for IPVS.
-WITHOUT_EFFECT: Final = frozenset(
-    """
-    featureGates bindAddressHardFail enableProfiling showHiddenMetricsForVersion windowsRunAsService detectLocalMode
-    nodePortAddresses oomScoreAdj configSyncPeriod portRange
-    clientConnection.acceptContentTypes clientConnection.contentType clientConnection.qps clientConnection.burst
-    logging.flushFrequency logging.vmodule logging.options
-    iptables.localhostNodePorts iptables.syncPeriod iptables.minSyncPeriod
-    nftables.masqueradeBit nftables.masqueradeAll nftables.syncPeriod nftables.minSyncPeriod
-    winkernel.networkName winkernel.sourceVip winkernel.enableDSR winkernel.rootHnsEndpointName
-    winkernel.forwardHealthCheckVip
-    detectLocal.bridgeInterface detectLocal.interfaceNamePrefix
-    conntrack.maxPerCore conntrack.min conntrack.tcpEstablishedTimeout conntrack.tcpCloseWaitTimeout
-    conntrack.tcpBeLiberal conntrack.udpTimeout conntrack.udpStreamTimeout
-    """.split()  # noqa: SIM905  names read best as words
-)
-_SECTIONS: Final = {field.partition(".")[0] for field in _FIELDS | WITHOUT_EFFECT if "." in field}
-#: What kubeadm writes for fields that nobody set.
-_NOT_SET: Final[tuple[object, ...]] = (None, "", [], {}, 0, False, "0s")
+DOCUMENTS: Final = (KUBE_PROXY, OWN)
+_FIELDS: Final = {setting.path for setting in SETTINGS if setting.field}
+_SECTIONS: Final = {path.rpartition(".")[0] for path in _FIELDS} - {document.kind for document in DOCUMENTS}
 
 Notes = list[tuple[str, dict[str, Any]]]
 
@@ -59,51 +40,67 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_settings(flags: Mapping[str, Any], path: Path | None) -> Settings:
+    """Give the effective settings of the flags that were given, and of a file if there is one.
+
+    Raises SettingsError with one line for each fault.
+    """
+    fields, notes = (None, []) if path is None else read_file(path)
+    settings = effective(flags, fields)
+    return replace(settings, notes=(*settings.notes, *notes))
+
+
 def read_file(path: Path) -> tuple[dict[str, Any], Notes]:
-    """Read a configuration file; give its fields by dotted path, and what to log about the others.
+    """Read a configuration file; give its fields by path, and what to log about the others.
 
     Raises SettingsError if it is not there, neither YAML nor JSON, of another kind, or has a section of another type.
     """
     try:
-        document, duplicates = _parse(path.read_text(encoding="utf-8"))
+        documents, duplicates = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from error
     except RecursionError as error:
         raise SettingsError(f"--config {path}: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(f"--config {path}: neither YAML nor JSON: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise SettingsError(f"--config {path}: it holds no {KIND}")
-    kind, version = document.pop("kind", None), document.pop("apiVersion", None)
-    if (kind, version) != (KIND, API_VERSION):
-        raise SettingsError(
-            f"--config {path}: its kind is {kind} and its apiVersion {version}, wanted {KIND} and {API_VERSION}"
-        )
-    return _sort_out(document, duplicates)
+    if not documents or not all(isinstance(document, dict) for document in documents):
+        raise SettingsError(f"--config {path}: it holds no {KUBE_PROXY.kind}")
+    kinds = [Document(document.pop("apiVersion", None), document.pop("kind", None)) for document in documents]
+    for kind in kinds:
+        if kind not in DOCUMENTS:
+            raise SettingsError(
+                f"--config {path}: its kind is {kind.kind} and its apiVersion {kind.api_version}, "
+                f"wanted {KUBE_PROXY.kind} and {KUBE_PROXY.api_version}"
+            )
+    if KUBE_PROXY not in kinds or len(set(kinds)) < len(kinds):
+        raise SettingsError(f"--config {path}: wanted one {KUBE_PROXY.kind}, and at most one {OWN.kind}")
+    return _sort_out(dict(zip(kinds, documents, strict=True)), duplicates)
 
 
-def _sort_out(document: dict[Any, Any], duplicates: list[str]) -> tuple[dict[str, Any], Notes]:
-    """Tell the fields that have an effect from the others, which become notes."""
-    faults = [
-        f"{PREFIX}.{section}: is {type_of(document[section])}, wanted a mapping"
-        for section in sorted(_SECTIONS)
-        if not isinstance(document.get(section) or {}, dict)
-    ]
+def _sort_out(documents: Mapping[Document, dict[Any, Any]], duplicates: list[str]) -> tuple[dict[str, Any], Notes]:
+    """Tell the fields that there are from unknown ones, which become a note."""
+    faults: list[str] = []
+    leaves: dict[str, Any] = {}
+    for document, content in documents.items():
+        for key, value in content.items():
+            path = f"{document.kind}.{key}"
+            if path not in _SECTIONS:
+                leaves[path] = value
+            elif isinstance(value or {}, dict):
+                leaves |= {f"{path}.{name}": field for name, field in (value or {}).items()}
+            else:
+                faults.append(f"{path}: is {type_of(value)}, wanted a mapping")
     if faults:
-        raise SettingsError("\n".join(faults))
-    leaves = dict(_leaves(document))
+        raise SettingsError("\n".join(sorted(faults)))
     notes: Notes = []
-    without_effect = sorted(name for name, value in leaves.items() if name in WITHOUT_EFFECT and value not in _NOT_SET)
-    if without_effect:
-        notes.append(("config_fields_without_effect", {"fields": without_effect}))
-    unknown = sorted(leaves.keys() - _FIELDS - WITHOUT_EFFECT)
+    unknown = sorted(leaves.keys() - _FIELDS)
     if unknown or duplicates:
         notes.append(("config_decoded_leniently", {"unknown": unknown, "duplicate": duplicates}))
-    return {name: value for name, value in leaves.items() if name in _FIELDS}, notes
+    return {path: value for path, value in leaves.items() if path in _FIELDS}, notes
 
 
-def _parse(text: str) -> tuple[Any, list[str]]:
-    """Parse a document; give it, and the keys that come twice in one mapping."""
+def _parse(text: str) -> tuple[list[Any], list[str]]:
+    """Parse a file; give its documents, and the keys that come twice in one mapping."""
     if text.lstrip().startswith("{"):
         # JSON may have tabs, which YAML has not.
         duplicates: list[str] = []
@@ -113,22 +110,15 @@ def _parse(text: str) -> tuple[Any, list[str]]:
             return dict(pairs)
 
         try:
-            return json.loads(text, object_pairs_hook=mapping), duplicates
+            return [json.loads(text, object_pairs_hook=mapping)], duplicates
         except json.JSONDecodeError:
             pass  # YAML in braces
     loader = _Loader(text)
-    return loader.get_single_data(), loader.duplicates
+    documents = []
+    while loader.check_data():  # type: ignore[no-untyped-call]
+        documents.append(loader.get_data())
+    return [document for document in documents if document is not None], loader.duplicates
 
 
 def _twice(keys: list[str]) -> list[str]:
     return [key for key, count in Counter(keys).items() if count > 1]
-
-
-def _leaves(document: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Give the fields by dotted path; sections are one level deep."""
-    for key, value in document.items():
-        if key not in _SECTIONS:
-            yield str(key), value
-            continue
-        for name, field in (value or {}).items():
-            yield f"{key}.{name}", field

@@ -5,6 +5,7 @@ A kind promises that whatever it is given becomes a value or a ValueError that a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipvs_proxy.kernel.iptables_render import Interface, RuleSettings
-from ipvs_proxy.plan.durations import duration
+from ipvs_proxy.plan.durations import duration, duration_text
 from ipvs_proxy.plan.node_addresses import PRIMARY, NodePortAddresses
 
 Network = IPv4Network | IPv6Network
@@ -33,18 +34,20 @@ _TYPES: Final = {
 class Kind:
     """One kind of value: its name in the help, how it is read, and the type that it has in a file.
 
-    ``read`` takes text, or what the file holds, and raises ValueError. The flag of a ``repeatable`` kind may be given
-    more than once, as Go's lists may.
+    ``read`` takes text, or what the file holds, and raises ValueError; ``show`` turns what it gave into what a file
+    holds. A file may hold anything where the type is ``object``. The flag of a ``repeatable`` kind may be given more
+    than once, as Go's lists may.
     """
 
     name: str
     read: Callable[[Any], Any]
     in_file: type[object] = str
     repeatable: bool = False
+    show: Callable[[Any], Any] = str
 
     def read_from_file(self, value: Any) -> Any:
         """Read what a file holds. Raises ValueError if it has another type, as kube-proxy's decoder does."""
-        if type(value) is not self.in_file:
+        if self.in_file is not object and type(value) is not self.in_file:
             raise ValueError(f"is {type_of(value)}, wanted {_TYPES[self.in_file]}")
         if isinstance(value, list):
             for index, element in enumerate(value):
@@ -184,12 +187,55 @@ def compatibility(value: Any) -> bool:
     return bool(value)
 
 
+def number(value: Any) -> float:
+    """Read a number that is not negative."""
+    try:
+        found = float(str(value))
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{value!r} is no number of 0 or more")
+    return found
+
+
+def gates(value: Any) -> dict[str, bool]:
+    """Read feature gates: a mapping, or ``A=true,B=false``."""
+    pairs = value.items() if isinstance(value, dict) else [part.partition("=")[::2] for part in str(value).split(",")]
+    return {str(name).strip(): switch(state) for name, state in pairs if name}
+
+
+def anything(value: Any) -> Any:
+    """Take what comes."""
+    return value
+
+
+def duration_kind(read: Callable[[Any], float] = duration) -> Kind:
+    """Make a kind of durations."""
+    return Kind("DURATION", read, show=duration_text)
+
+
+def integer_kind(name: str, low: int, high: int) -> Kind:
+    """Make a kind of integers within bounds."""
+    return Kind(name, whole_number(low, high), int, show=int)
+
+
+def _show_all(elements: Any) -> list[str] | None:
+    if isinstance(elements, str):
+        return [elements]
+    return [str(element) for element in elements] or None
+
+
 TEXT: Final = Kind("TEXT", str)
-DURATION: Final = Kind("DURATION", duration)
-SWITCH: Final = Kind("[true|false]", switch, bool)
-NETWORKS: Final = Kind("CIDR,...", networks, list, repeatable=True)
-CLUSTER_NETWORKS: Final = Kind("CIDR[,CIDR]", cluster_networks)
-NODE_PORT_ADDRESSES: Final = Kind("CIDR,...|primary", node_port_addresses, list, repeatable=True)
+DURATION: Final = duration_kind()
+SWITCH: Final = Kind("[true|false]", switch, bool, show=bool)
+COUNT: Final = integer_kind("NUMBER", 0, 2**31 - 1)
+NUMBER: Final = Kind("NUMBER", number, object, show=lambda found: int(found) if found == int(found) else found)
+NETWORKS: Final = Kind("CIDR,...", networks, list, repeatable=True, show=_show_all)
+CLUSTER_NETWORKS: Final = Kind("CIDR[,CIDR]", cluster_networks, show=lambda found: ",".join(map(str, found)))
+NODE_PORT_ADDRESSES: Final = Kind("CIDR,...|primary", node_port_addresses, list, repeatable=True, show=_show_all)
 INTERFACE: Final = Kind("NAME", interface)
 ADDRESS: Final = Kind("IP", any_address)
-DIRECTORY: Final = Kind("DIRECTORY", directory)
+DIRECTORY: Final = Kind("DIRECTORY", directory, show=lambda path: str(path or ""))
+COMPATIBILITY: Final = Kind("kube-proxy", compatibility, show=lambda compatible: "kube-proxy" if compatible else "")
+GATES: Final = Kind("GATE=true|false,...", gates, dict, show=dict)
+ANYTHING: Final = Kind("TEXT", anything, object, show=lambda value: value or None)

@@ -22,3 +22,15 @@ def duration(value: Any) -> float:
     if seconds > _LONGEST:
         raise ValueError("a duration has 292 years at most")
     return seconds
+
+
+def duration_text(seconds: float) -> str:
+    """Write a duration as Go does: ``1h0m0s``, ``1m30s``, ``500ms``, ``0s``."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    text = f"{rest:.9f}".rstrip("0").rstrip(".") + "s"
+    if hours or minutes:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text

@@ -133,19 +133,40 @@ def plane() -> FakeDataplane:
 WEB, SLICE = service("web"), endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.2"))
 
 
-async def test_nothing_is_touched_until_all_kinds_are_known(plane: FakeDataplane) -> None:
+async def test_kernel_is_read_when_the_node_is_known_and_services_come_when_all_is(plane: FakeDataplane) -> None:
     rig = Rig(plane)
     task = asyncio.create_task(rig.controller.run())
     rig.add(WEB, SLICE)
-    for kind in ("Service", "EndpointSlice"):
-        rig.controller.synced(kind)
+    rig.controller.synced("Service")
     await asyncio.sleep(0.02)
     assert not plane.calls
     rig.controller.synced("Node")
+    await rig.until(lambda: "read_virtual_servers" in plane.calls)
+    assert not plane.kernel.virtual_servers
+    rig.controller.synced("EndpointSlice")
     await rig.until(rig.controller.started.is_set)
+    assert plane.calls["read_virtual_servers"] == 1
     assert plane.kernel.virtual_servers[VIP].real_servers == {POD1: ACTIVE, POD2: ACTIVE}
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_kernel_that_was_read_long_before_all_is_known_is_read_again(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvs_proxy.agent.controller.TAKE_OVER_AGAIN", 0.0)
+    async with running(plane, WEB, SLICE):
+        assert plane.calls["read_virtual_servers"] == 2
+
+
+async def test_other_settings_lead_to_a_new_plan_of_everything(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        plane.applied.clear()
+        await rig.controller.reconfigure(scheduler="lc", compatible=False, min_sync_period=0.0)
+        await rig.until(lambda: plane.kernel.virtual_servers[VIP].scheduler == "lc")
+        (operation,) = plane.applied
+        assert isinstance(operation, VirtualServerOperation)
+        assert operation.verb is Verb.SET
 
 
 async def test_api_server_and_dns_are_programmed_first(plane: FakeDataplane) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,8 +16,14 @@ from ipvs_proxy.agent import server
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
+from ipvs_proxy.agent.settings import Settings, effective
+from ipvs_proxy.kernel.errors import Unusable
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.plan.tables import Family
+
+
+def effective_defaults() -> Settings:
+    return effective({})
 
 
 def free_port() -> int:
@@ -66,7 +73,7 @@ async def test_health_server_answers_its_two_paths_and_counts_them() -> None:
 
 async def test_metrics_server_answers_as_kube_proxy_does() -> None:
     metrics = Metrics(tuple(Family))
-    async with serving(metrics_application(metrics)) as url:
+    async with serving(metrics_application(metrics, settings=effective_defaults)) as url:
         assert (await get(f"{url}/proxyMode"))[2] == "ipvs"
         assert (await get(f"{url}/healthz"))[2] == "ok"
         assert (await get(f"{url}/healthz?verbose"))[2] == "[+]ping ok\nhealthz check passed\n"
@@ -79,7 +86,7 @@ async def test_metrics_server_answers_as_kube_proxy_does() -> None:
 
 
 async def test_client_that_hangs_does_not_hold_up_the_end() -> None:
-    async with serving(metrics_application(Metrics(tuple(Family)))) as url:
+    async with serving(metrics_application(Metrics(tuple(Family)), settings=effective_defaults)) as url:
         _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n")
         await writer.drain()
@@ -117,7 +124,10 @@ async def test_flood_of_silent_clients_keeps_no_probe_out(monkeypatch: pytest.Mo
     ids=["path", "header", "garbage"],
 )
 async def test_huge_and_broken_requests_are_refused(request_head: bytes) -> None:
-    async with serving(metrics_application(Metrics(tuple(Family)))) as url, asyncio.timeout(10):
+    async with (
+        serving(metrics_application(Metrics(tuple(Family)), settings=effective_defaults)) as url,
+        asyncio.timeout(10),
+    ):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         writer.write(request_head)
         assert (await reader.readline()).split()[1] == b"400"
@@ -127,10 +137,30 @@ async def test_huge_and_broken_requests_are_refused(request_head: bytes) -> None
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 async def test_metrics_server_takes_nothing_but_reads(method: str) -> None:
-    async with serving(metrics_application(Metrics(tuple(Family)))) as url, aiohttp.ClientSession() as session:
+    async with (
+        serving(metrics_application(Metrics(tuple(Family)), settings=effective_defaults)) as url,
+        aiohttp.ClientSession() as session,
+    ):
         for path in ("/metrics", "/proxyMode", "/healthz"):
             async with session.request(method, url + path, data=b"x" * 2_000) as response:
                 assert response.status == 405
+
+
+async def test_settings_are_shown_without_secrets() -> None:
+    async with serving(metrics_application(Metrics(tuple(Family)), settings=effective_defaults)) as url:
+        status, content_type, text = await get(f"{url}/configz")
+    assert (status, content_type.split(";")[0]) == (200, "application/json")
+    assert json.loads(text)["kubeproxy.config.k8s.io"]["ipvs"]["scheduler"] == "rr"
+
+
+async def test_address_that_is_taken_ends_the_agent_where_that_is_asked_for() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        application = metrics_application(Metrics(tuple(Family)), settings=effective_defaults)
+        with pytest.raises(Unusable, match=rf"the test server cannot listen at {address} \(.*\): choose another"):
+            await serve_for_ever(application, address, name="test", hard_fail=True)
 
 
 async def test_address_that_is_taken_is_served_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +169,7 @@ async def test_address_that_is_taken_is_served_once_it_is_free(monkeypatch: pyte
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        application = metrics_application(Metrics(tuple(Family)))
+        application = metrics_application(Metrics(tuple(Family)), settings=effective_defaults)
         task = asyncio.create_task(serve_for_ever(application, f"127.0.0.1:{port}", name="test"))
         await asyncio.sleep(0.1)
         assert not task.done()

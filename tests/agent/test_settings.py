@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_proxy.agent.settings import SETTINGS, SettingsError, effective
+from ipvs_proxy.agent.settings import SettingsError, effective
 from ipvs_proxy.agent.settings_file import read_file
+from ipvs_proxy.agent.settings_table import SETTINGS
 from ipvs_proxy.agent.settings_values import duration
 
-HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+KIND = "KubeProxyConfiguration"
+HEAD = f"apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: {KIND}\n"
+OWN_HEAD = "apiVersion: ipvs-proxy.io/v1alpha1\nkind: IpvsProxyConfiguration\n"
 
 
 def write(tmp_path: Path, text: str, head: str = HEAD) -> Path:
@@ -127,7 +130,9 @@ def test_unknown_and_duplicate_fields_are_named_and_the_rest_counts(tmp_path: Pa
         write(tmp_path, "mode: ipvs\nmagic: 1\nipvs:\n  scheduler: lc\n  scheduler: sh\n  speed: 9\n")
     )
     assert effective({}, fields).scheduler == "sh"
-    assert notes == [("config_decoded_leniently", {"unknown": ["ipvs.speed", "magic"], "duplicate": ["scheduler"]})]
+    assert notes == [
+        ("config_decoded_leniently", {"unknown": [f"{KIND}.ipvs.speed", f"{KIND}.magic"], "duplicate": ["scheduler"]})
+    ]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +146,9 @@ def test_unknown_and_duplicate_fields_are_named_and_the_rest_counts(tmp_path: Pa
         ("mode: 2001-99-99", HEAD, "neither YAML nor JSON: month must be"),
         ("mode: " + "[" * 1500, HEAD, "nested too deeply"),
         ("{" * 1500, "", "nested too deeply|neither YAML nor JSON"),
-        ("---\nmode: ipvs", HEAD, "expected a single document"),
+        ("---\nmode: ipvs", HEAD, "its kind is None"),
+        (f"---\n{HEAD}", HEAD, "wanted one KubeProxyConfiguration, and at most one IpvsProxyConfiguration"),
+        ("", OWN_HEAD, "wanted one KubeProxyConfiguration"),
     ],
 )
 def test_file_of_another_kind_is_refused_with_its_name(tmp_path: Path, text: str, head: str, message: str) -> None:
@@ -189,12 +196,94 @@ def test_wrong_type_or_value_is_one_fault_with_the_field_path(tmp_path: Path, te
     assert line.startswith(f"KubeProxyConfiguration.{fault}")
 
 
-def test_fields_without_effect_are_named_when_they_are_set(tmp_path: Path) -> None:
-    text = "conntrack: {maxPerCore: 1, min: null}\noomScoreAdj: -5\nnftables: {}\nfeatureGates: {A: true}\nipvs: null\n"
-    _, notes = read_file(write(tmp_path, text))
-    assert notes == [
-        ("config_fields_without_effect", {"fields": ["conntrack.maxPerCore", "featureGates", "oomScoreAdj"]})
-    ]
+def test_settings_without_effect_are_named_once_when_they_are_set(tmp_path: Path) -> None:
+    text = """
+iptables: {localhostNodePorts: false, syncPeriod: 30s}
+winkernel: {enableDSR: true, sourceVip: ""}
+nftables: {}
+featureGates: {A: true}
+clientConnection: {qps: 50, burst: 0}
+logging: {options: {text: {infoBufferSize: "0"}}, flushFrequency: 0}
+"""
+    settings = effective({}, read_file(write(tmp_path, text))[0])
+    assert settings.notes == (
+        (
+            "settings_without_effect",
+            {
+                "settings": [
+                    f"{KIND}.featureGates",
+                    f"{KIND}.clientConnection.qps",
+                    f"{KIND}.iptables.localhostNodePorts",
+                    f"{KIND}.winkernel.enableDSR",
+                    f"{KIND}.logging.options",
+                ]
+            },
+        ),
+    )
+
+
+def test_flags_without_effect_are_accepted_and_named(tmp_path: Path) -> None:
+    notes = effective({"clientconnection_qps": "7", "logging_vmodule": "x=4"}).notes
+    assert notes == (("settings_without_effect", {"settings": ["--kube-api-qps", "--vmodule"]}),)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("conntrack: {maxPerCore: -1}", "conntrack.maxPerCore: -1 is not between 0 and"),
+        ("conntrack: {udpTimeout: -1s}", "conntrack.udpTimeout: '-1s' is no duration"),
+        ("oomScoreAdj: 1001", "oomScoreAdj: 1001 is not between -1000 and 1000"),
+        ("featureGates: {A: maybe}", "featureGates: 'maybe' is neither true nor false"),
+        ("featureGates: [A]", "featureGates: is a list, wanted a mapping"),
+        ("clientConnection: {qps: many}", "clientConnection.qps: 'many' is no number of 0 or more"),
+        ("enableProfiling: 1", "enableProfiling: is a whole number, wanted true or false"),
+    ],
+)
+def test_values_are_checked_also_where_they_have_no_effect(tmp_path: Path, text: str, fault: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        effective({}, read_file(write(tmp_path, text))[0])
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{KIND}.{fault}")
+
+
+def test_own_settings_are_a_second_document_that_flags_outrank(tmp_path: Path) -> None:
+    text = f"ipvs: {{scheduler: lc}}\n---\n{OWN_HEAD}drainTimeout: 5m\ncompatibility: kube-proxy\nmagic: 1\n"
+    fields, notes = read_file(write(tmp_path, text))
+    settings = effective({}, fields)
+    assert (settings.scheduler, settings.drain_timeout, settings.compatible) == ("lc", 300.0, True)
+    assert effective({"drain_timeout": "1m"}, fields).drain_timeout == 60.0
+    assert notes == [("config_decoded_leniently", {"unknown": ["IpvsProxyConfiguration.magic"], "duplicate": []})]
+
+
+def test_timeouts_of_tracked_connections_may_be_left_to_the_kernel(tmp_path: Path) -> None:
+    fields, _ = read_file(write(tmp_path, "conntrack: {tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: null}\n"))
+    settings = effective({}, fields)
+    assert (settings.conntrack_tcp_established, settings.conntrack_tcp_close_wait) == (0.0, 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "healthz", "metrics"),
+    [
+        ({"healthz_port": "99", "metrics_port": "98"}, "0.0.0.0:99", "127.0.0.1:98"),
+        ({"healthz_port": "0"}, "", "127.0.0.1:10249"),
+        ({"healthz_port": "99", "healthz_bind_address": "127.0.0.1:1"}, "127.0.0.1:1", "127.0.0.1:10249"),
+    ],
+)
+def test_deprecated_ports_count_where_an_address_has_none(flags: dict[str, str], healthz: str, metrics: str) -> None:
+    settings = effective(flags)
+    assert (settings.healthz_bind_address, settings.metrics_bind_address) == (healthz, metrics)
+
+
+def test_deprecated_ports_do_not_count_beside_a_file(tmp_path: Path) -> None:
+    fields, _ = read_file(write(tmp_path, ""))
+    assert effective({"healthz_port": "99"}, fields).healthz_bind_address == "0.0.0.0:10256"
+
+
+def test_restriction_for_one_family_of_two_is_told(tmp_path: Path) -> None:
+    flags = {"cluster_cidrs": "10.0.0.0/8,fd00::/8", "node_port_addresses": "192.0.2.0/24"}
+    ((event, fields),) = effective(flags).notes
+    assert event == "configuration_may_be_incomplete"
+    assert "no CIDR of IPv6" in fields["hint"]
 
 
 def test_json_with_tabs_is_read_and_its_duplicates_are_named(tmp_path: Path) -> None:
@@ -203,7 +292,7 @@ def test_json_with_tabs_is_read_and_its_duplicates_are_named(tmp_path: Path) -> 
         '\t"ipvs": {"scheduler": "lc", "scheduler": "sh"}\n}'
     )
     fields, notes = read_file(write(tmp_path, text, head=""))
-    assert fields == {"ipvs.scheduler": "sh"}
+    assert fields == {f"{KIND}.ipvs.scheduler": "sh"}
     assert notes == [("config_decoded_leniently", {"unknown": [], "duplicate": ["scheduler"]})]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from aiohttp import web
 
-from ipvs_proxy.agent import run
+from ipvs_proxy.agent import assembly
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.kube.client import connect
 from ipvs_proxy.kube.events import Events, Regarding
@@ -78,14 +78,14 @@ async def used() -> set[Right]:
     await server.start()
     client = await connect(kubeconfig="", master=f"http://127.0.0.1:{server.port}")
     events = Events(client.send, reporting_instance="ipvs-proxy-node-a")
-    loops = [asyncio.create_task(loop) for loop in run._sources(Settings("node-a"), Sink(), client)]
+    loops = [asyncio.create_task(loop) for loop in assembly.sources(Settings("node-a"), Sink(), client)]
     try:
         for regarding in (Regarding("Node", "", "node-a"), Regarding("Service", "ns", "web")):
             events.emit(regarding, type="Normal", reason="Reason", action="Action", note="once")
             await events.post_due()
             events.emit(regarding, type="Normal", reason="Reason", action="Action", note="once")
             await events.post_due()
-        await run._dead_nodes(client)({"node-b"})
+        await assembly.dead_nodes_of(client)({"node-b"})
         async with asyncio.timeout(10):
             await asyncio.gather(*(server.watched[resource].wait() for resource in WATCHED))
     finally:

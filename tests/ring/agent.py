@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,13 @@ class Agent:
 
 
 @contextmanager
-def running_agent(net: Topology, manifests: Path, *flags: str) -> Iterator[Agent]:
-    """Start an agent on the node, wait until it has programmed everything, and kill it at the end if it still runs."""
+def running_agent(net: Topology, manifests: Path, *flags: str, prefix: Sequence[str] = ()) -> Iterator[Agent]:
+    """Start an agent on the node, wait until it has programmed everything, and kill it at the end if it still runs.
+
+    ``prefix`` is what stands before the command, such as what takes rights away.
+    """
     command = [
+        *prefix,
         *(sys.executable, "-m", "ipvs_proxy", "--manifests", str(manifests), "--hostname-override", "node"),
         *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", "--v", "0", *flags),
     ]

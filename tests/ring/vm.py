@@ -26,7 +26,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 _LEFT_BEHIND = (
     *(() if os.environ.get("RING_WITH_API") else ("kubernetes_asyncio",)),
     *("mypy", "mypyc", "mypy*.so", "*__mypyc*.so", "ruff", "grimp", "importlinter", "pip", "setuptools", "virtme*"),
-    "kubernetes_validate",
+    *("kubernetes_validate", "matplotlib", "numpy*", "PIL", "pillow*", "fontTools"),
 )
 
 _GUEST = """\

@@ -1,0 +1,262 @@
+"""Puts the agent's parts together: who reads, who plans, who writes, who is told of what."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from ipvs_proxy.agent.audit import Audit, audit_for_ever, follow_for_ever
+from ipvs_proxy.agent.controller import Controller
+from ipvs_proxy.agent.dead_nodes import DeadNodes
+from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
+from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.kernel_settings import set_kernel
+from ipvs_proxy.agent.local_detection import adapt_rules
+from ipvs_proxy.agent.logs import set_verbosity
+from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.node_facts import NodeFacts
+from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.agent.reload import follow_configuration
+from ipvs_proxy.agent.reports import Reports, report_refused_health_check
+from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
+from ipvs_proxy.agent.service_health import ServiceHealth
+from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.agent.stale_flows import StaleFlows
+from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.host_addresses import HostAddresses
+from ipvs_proxy.kernel.ipvs import Ipvs
+from ipvs_proxy.kernel.monitor import Change, Event, Monitor
+from ipvs_proxy.kernel.preflight import Host
+from ipvs_proxy.kube.client import Client, connect
+from ipvs_proxy.kube.events import Events
+from ipvs_proxy.kube.manifests import follow_manifests
+from ipvs_proxy.kube.nodes import get_node
+from ipvs_proxy.kube.objects import Node
+from ipvs_proxy.kube.reflector import reflect
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.plan.addresses import parse_address
+from ipvs_proxy.plan.fragment import Context
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.tables import Family, text_of
+
+log = structlog.get_logger(__name__)
+
+#: How often the delay of the event loop is measured, in seconds: often enough to meet what keeps it for 50 ms.
+LOOP_DELAY_INTERVAL = 0.05
+
+Loop = Coroutine[Any, Any, None]
+
+
+class Agent:
+    """The parts of a running agent. ``settings`` are those in use: a changed file replaces them."""
+
+    def __init__(self, settings: Settings, host: Host, dataplane: Dataplane, client: Client | None) -> None:
+        self.settings = settings
+        self._dataplane = dataplane
+        self._client = client
+        self._events = events_of(client)
+        emit = None if self._events is None else self._events.emit
+        self._metrics = Metrics(host.families)
+        self._health = HealthTracker(host.families, sync_period=settings.sync_period)
+        self.programmer = Programmer(dataplane, count=self._metrics.operations, exclude=settings.exclude_cidrs)
+        self._facts = NodeFacts(
+            HostAddresses().read,
+            node_port_cidrs=settings.node_port_addresses,
+            bind_address=parse_address(settings.bind_address),
+            families=host.families,
+        )
+        self._checks = ServiceHealth(
+            healthy=self._health.healthy,
+            addresses=self._health_check_addresses,
+            refused=partial(report_refused_health_check, emit),
+        )
+        self._controller = Controller(
+            self.programmer,
+            context=Context(
+                settings.node_name, settings.scheduler, families=host.families, compatible=settings.compatible
+            ),
+            recorder=Reports(self._metrics, self._health, wish=self._checks.wish, emit=emit),
+            marks=Marks(settings.masquerade_bit),
+            facts=self._facts,
+            adapt_rules=self._adapt_rules,
+            min_sync_period=settings.min_sync_period,
+        )
+        self._drains = Drains(
+            deadline=settings.drain_timeout, finished=self._metrics.drain_finished, node_of=self._controller.node_of
+        )
+        watch_writes(self.programmer, self._drains)
+        self._flows = StaleFlows(
+            lambda: self.programmer.desired.virtual_servers,
+            cleaned=self._metrics.cleaned,
+            also_allowed=self.programmer.desired.internal,
+        )
+        self.programmer.on_write(self._flows.observe)
+        # A socket of its own: the audit reads beside the writes.
+        reader = Ipvs()
+        self._audit = Audit(
+            self.programmer,
+            dataplane,
+            read_virtual_servers=lambda: reader.read(self.programmer.actual.virtual_servers.copy()).virtual_servers,
+            repaired=self._metrics.repaired,
+        )
+        self._watch_gauges()
+
+    def loops(self, config: Path | None, reread: Callable[[], Settings] | None) -> list[Loop]:
+        """Give the loops that make up the agent; each runs for ever."""
+        started = self._controller.started
+        loops: list[Loop] = [
+            self._controller.run(),
+            self.programmer.retry_for_ever(),
+            end_drains_for_ever(
+                self.programmer, self._drains, self._dataplane.connections, dead_nodes_of(self._client)
+            ),
+            self._flows.clean_for_ever(),
+            self._checks.serve_for_ever(),
+            _after(started, self._audit_for_ever),
+            _after(started, lambda: follow_for_ever(self._notice, Monitor)),
+            _after(started, _spare_collections),
+            _measure_loop_delay(self._metrics.loop_delay),
+            *self._servers(),
+            *sources(self.settings, self._controller, self._client),
+        ]
+        if self._events is not None:
+            loops.append(self._events.post_for_ever())
+        if config is not None and reread is not None:
+            loops.append(
+                follow_configuration(
+                    config, self.settings, read=reread, apply=self.apply, told=self._metrics.configuration_read
+                )
+            )
+        return loops
+
+    async def apply(self, settings: Settings) -> None:
+        """Go on with other settings, as far as they may change while the agent runs.
+
+        Raises:
+            Unusable: if the kernel refuses one of them; the others are in use then.
+
+        """
+        self.settings = settings
+        set_verbosity(settings.verbosity)
+        self._health.sync_period = settings.sync_period
+        self._drains.deadline = settings.drain_timeout
+        self._facts.node_port_cidrs = settings.node_port_addresses
+        await self._controller.reconfigure(
+            scheduler=settings.scheduler, compatible=settings.compatible, min_sync_period=settings.min_sync_period
+        )
+        self._checks.readdress()
+        await self.programmer.work(set_kernel, settings, self._dataplane.ipvs)
+
+    def _adapt_rules(self, node: Node | None) -> bool:
+        return adapt_rules(self._dataplane.rules, self.settings, node)
+
+    def _servers(self) -> list[Loop]:
+        hard_fail = self.settings.bind_address_hard_fail
+        metrics = metrics_application(self._metrics, settings=lambda: self.settings)
+        servers = [serve_for_ever(metrics, self.settings.metrics_bind_address, name="metrics", hard_fail=hard_fail)]
+        if self.settings.healthz_bind_address:
+            health = health_application(self._health, self._metrics)
+            servers.append(
+                serve_for_ever(health, self.settings.healthz_bind_address, name="healthz", hard_fail=hard_fail)
+            )
+        return servers
+
+    async def _audit_for_ever(self) -> None:
+        await audit_for_ever(
+            self._audit,
+            period=lambda: self.settings.sync_period,
+            begun=self._health.queued,
+            finished=self._audited,
+        )
+
+    def _audited(self) -> None:
+        if not self.programmer.retries:
+            self._health.updated()
+
+    def _health_check_addresses(self, family: Family) -> list[str] | None:
+        """Give where health checks of Services are served: as node ports are; ``None`` for all addresses."""
+        if not self.settings.node_port_addresses:
+            return None
+        length = 4 if family is Family.IPV4 else 16
+        return [text_of(address) for address in self._facts.facts.node_port_addresses if len(address) == length]
+
+    async def _notice(self, events: list[Event]) -> None:
+        """Take in what rtnetlink tells: of our own link, and of the addresses of others."""
+        await self._audit.notice(events)
+        if any(event.change in {Change.HOST_ADDRESSES_CHANGED, Change.LOST} for event in events):
+            await self._controller.refresh_facts()
+            self._checks.readdress()
+
+    def _watch_gauges(self) -> None:
+        watch, events = self._metrics.watch, self._events
+        watch("virtual_servers", lambda: len(self.programmer.actual.virtual_servers))
+        watch(
+            "real_servers",
+            lambda: sum(len(server.real_servers) for server in list(self.programmer.actual.virtual_servers.values())),
+        )
+        watch("foreign_virtual_servers", lambda: len(self.programmer.foreign))
+        watch("drains", lambda: len(self._drains))
+        watch("events_dropped", lambda: 0 if events is None else events.dropped)
+        watch("kernel_writes", self.programmer.kernel_writes)
+
+
+async def assemble(settings: Settings, host: Host, dataplane: Dataplane) -> Agent:
+    """Connect to the API, if there is one, and put the parts together."""
+    client = None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
+    return Agent(settings, host, dataplane, client)
+
+
+def events_of(client: Client | None) -> Events | None:
+    """Give what posts events to the API."""
+    if client is None:
+        return None
+    return Events(client.send, reporting_instance=f"ipvs-proxy-{socket.gethostname()}")
+
+
+def sources(settings: Settings, controller: Controller, client: Client | None) -> list[Loop]:
+    """Give the loops that bring objects: of the manifests, or of the API."""
+    if settings.manifests is not None:
+        return [follow_manifests(settings.manifests, settings.node_name, controller)]
+    resources = (SERVICES, ENDPOINT_SLICES, own_node(settings.node_name))
+    return [reflect(resource, client, controller) for resource in resources if client is not None]
+
+
+def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:
+    """Give what tells which nodes are dead: the API; manifests say nothing of it."""
+    if client is not None:
+        return DeadNodes(partial(get_node, client)).among
+
+    async def none_known(_: set[str]) -> Collection[str]:
+        return ()
+
+    return none_known
+
+
+async def _after(event: asyncio.Event, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await event.wait()
+    await loop()
+
+
+async def _spare_collections() -> None:
+    """Keep what the start has made out of all later collections of garbage.
+
+    Looking through the objects of 10,000 Services would keep the event loop for some tenths of a second.
+    """
+    gc.freeze()
+    await asyncio.Event().wait()
+
+
+async def _measure_loop_delay(observe: Callable[[float], None]) -> None:
+    """Measure how long something else kept the event loop."""
+    while True:
+        before = time.monotonic()
+        await asyncio.sleep(LOOP_DELAY_INTERVAL)
+        observe(max(0.0, time.monotonic() - before - LOOP_DELAY_INTERVAL))

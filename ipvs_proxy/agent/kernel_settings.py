@@ -1,0 +1,74 @@
+"""What the settings mean for the kernel beside its tables: sysctls, limits, timeouts, and the scheduler."""
+
+from __future__ import annotations
+
+import structlog
+
+from ipvs_proxy.agent.local_detection import rule_settings
+from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.kernel import conntrack_sysctl, sysctl
+from ipvs_proxy.kernel.addresses import Addresses
+from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.ipvs import Ipvs, Timeouts
+from ipvs_proxy.kernel.leftovers import Leftovers
+from ipvs_proxy.kernel.preflight import Host
+from ipvs_proxy.kernel.rules import IptablesRules
+from ipvs_proxy.kernel.sets import Sets
+from ipvs_proxy.plan.sets import definitions
+from ipvs_proxy.plan.tables import Family
+
+log = structlog.get_logger(__name__)
+
+
+def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
+    """Set the kernel's sysctls and timeouts, probe the scheduler, and open the tables.
+
+    Raises:
+        Unusable: for the first thing that does not work: one line that names it and the remedy.
+
+    """
+    ipvs = Ipvs()
+    set_kernel(settings, ipvs)
+    for warning in sysctl.warnings(ipv6=Family.IPV6 in host.families):
+        log.warning("sysctl_warning", text=warning)
+    return Dataplane(
+        ipvs=ipvs,
+        addresses=Addresses(),
+        sets=Sets([definition for family in host.families for definition in definitions(family).values()]),
+        rules={
+            family: IptablesRules(family, rule_settings(settings, family, None), iptables=host.iptables)
+            for family in host.families
+        },
+        leftovers=Leftovers(host.iptables, host.families),
+    )
+
+
+def set_kernel(settings: Settings, ipvs: Ipvs) -> None:
+    """Set what of the kernel follows the settings while the agent runs; what is right already is not written.
+
+    Raises:
+        Unusable: for the first thing that does not work.
+
+    """
+    for change in sysctl.apply(strict_arp=settings.strict_arp):
+        log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
+    limits = conntrack_sysctl.Limits(
+        max_per_core=settings.conntrack_max_per_core,
+        minimum=settings.conntrack_min,
+        tcp_established=settings.conntrack_tcp_established,
+        tcp_close_wait=settings.conntrack_tcp_close_wait,
+        tcp_be_liberal=settings.conntrack_tcp_be_liberal,
+        udp=settings.conntrack_udp,
+        udp_stream=settings.conntrack_udp_stream,
+    )
+    changes, refusals = conntrack_sysctl.apply(limits)
+    for change in changes:
+        log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
+    for refusal in refusals:
+        log.info("sysctl_not_set", text=refusal)
+    in_use = ipvs.read_virtual_servers().virtual_servers.values()
+    if not any(server.scheduler == settings.scheduler for server in in_use):
+        ipvs.probe_scheduler(settings.scheduler)
+    timeouts = Timeouts(int(settings.tcp_timeout), int(settings.tcp_fin_timeout), int(settings.udp_timeout))
+    if any(timeouts):
+        ipvs.set_timeouts(timeouts)

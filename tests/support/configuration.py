@@ -1,0 +1,77 @@
+"""``docs/configuration.md``'s table and the JSON schema of our own document, from the table of settings.
+
+python -m tests.support.configuration     writes both anew
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ipvs_proxy.agent.settings_table import OWN, SETTINGS, SETTINGS_BY_GROUP, Setting
+
+DOCS = Path(__file__).parents[2] / "docs"
+DOCUMENT = DOCS / "configuration.md"
+SCHEMA = DOCS / "ipvs-proxy-configuration.schema.json"
+BEGIN, END = "<!-- begin: table -->\n", "<!-- end: table -->\n"
+#: What a field of our own may hold, for the schema: by the name of its kind.
+_PATTERNS: dict[str, dict[str, Any]] = {
+    "DURATION": {"type": "string", "pattern": r"^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)?$"},
+    "kube-proxy": {"type": "string", "enum": ["", "kube-proxy"]},
+}
+
+
+def table() -> str:
+    """Give every setting, group by group, as Markdown."""
+    lines = []
+    for group, settings in SETTINGS_BY_GROUP.items():
+        lines += [f"### {group}", "", "| field | flag | default | meaning | a changed file |", "|---|---|---|---|---|"]
+        lines += [_row(setting) for setting in settings]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(setting: Setting) -> str:
+    own = " (own document)" if setting.document is OWN else ""
+    field = f"`{setting.field}`{own}" if setting.field else ""
+    flag = f"`{setting.flag}`{' (wins over a file)' if setting.outranks_file and setting.field else ''}"
+    default = f"`{setting.default}`" if setting.default else ""
+    if setting.file_default is not None:
+        default += f"; in a file `{setting.file_default}`"
+    follows = "" if setting.without_effect or not setting.field else "applied" if setting.live else "needs a restart"
+    return f"| {field} | {flag if setting.flag else ''} | {default} | {setting.help.replace('|', '/')} | {follows} |"
+
+
+def schema() -> dict[str, Any]:
+    """Give the JSON schema (2020-12) of our own document."""
+    fields = {
+        setting.field: {"description": setting.help, "default": setting.default, **_PATTERNS[setting.kind.name]}
+        for setting in SETTINGS
+        if setting.document is OWN
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": OWN.kind,
+        "description": "ipvs-proxy's own settings: a second YAML document beside a KubeProxyConfiguration",
+        "type": "object",
+        "required": ["apiVersion", "kind"],
+        "additionalProperties": False,
+        "properties": {"apiVersion": {"const": OWN.api_version}, "kind": {"const": OWN.kind}, **fields},
+    }
+
+
+def schema_text() -> str:
+    """Give the schema as it is published."""
+    return json.dumps(schema(), indent=2) + "\n"
+
+
+def renewed(text: str) -> str:
+    """Give a text with the table between its marks made anew."""
+    before, _, rest = text.partition(BEGIN)
+    return before + BEGIN + table() + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(renewed(DOCUMENT.read_text()))
+    SCHEMA.write_text(schema_text())
