@@ -76,6 +76,7 @@ async def _run(settings: Settings, reread: Callable[[], Settings] | None, config
         log.warning(event, **fields)
     _protect_from_memory_pressure(settings.oom_score_adj)
     host = preflight.check()
+    log.info("iptables", variant=host.iptables.backend, version=host.iptables.version_text, reason=host.iptables.reason)
     for family, reason in host.unsupported.items():
         log.warning("family_unsupported", family=family.label, reason=reason)
     dataplane = prepare_kernel(settings, host)

@@ -1,7 +1,7 @@
 """The iptables programs of this node: which variant to use, how to run them, and what their failures mean.
 
 There are two worlds of rules in a kernel, nf_tables and legacy, and each program sees only its own. The one that
-``PATH`` names is used, unless the kubelet has left its hint in the other world only: then the node's rules are there.
+``PATH`` names is used, unless the other one is what the node uses: ``iptables_backend`` has that decision.
 
 All calls block, with a deadline; every failure is one line that says what is wrong and what to do.
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from shutil import which
 from typing import Final
 
 from ipvs_proxy.kernel.errors import MissingPiece, Unusable
+from ipvs_proxy.kernel.iptables_backend import World, choose_backend, look
 from ipvs_proxy.plan.tables import Family
 
 #: Seconds that a program waits for the lock of the legacy variant.
@@ -27,8 +29,10 @@ NF_TABLES: Final = "nf_tables"
 LEGACY: Final = "legacy"
 _SUFFIXES: Final = {NF_TABLES: "-nft", LEGACY: "-legacy"}
 
-#: Chains of the mangle table by which the kubelet shows where it keeps rules.
-_HINTS: Final = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
+#: The legacy tables that the network namespace of this thread has; without the module, the files are not there.
+_LEGACY_TABLES: Final = ("ip_tables_names", "ip6_tables_names")
+_PROC_NET: Final = Path("/proc/thread-self/net")
+
 _VERSION: Final = re.compile(r"v(\d+)\.(\d+)(?:\.(\d+))?(?:.*\((nf_tables|legacy)\))?")
 #: ``iptables-restore`` can wait for the lock, and knows ``--random-fully``, from here on.
 _WAITING_RESTORE: Final = (1, 6, 2)
@@ -49,6 +53,11 @@ class Iptables:
     def random_fully(self) -> bool:
         """Whether MASQUERADE has the option ``--random-fully``."""
         return self.version >= _WAITING_RESTORE
+
+    @property
+    def version_text(self) -> str:
+        """The version as the programs print it."""
+        return ".".join(map(str, self.version))
 
     def save(self, family: Family) -> str:
         """Read the rules of all tables, in one process: asking for each table by itself takes as long each time.
@@ -81,18 +90,22 @@ class Iptables:
     def _program(self, family: Family) -> str:
         return ("iptables" if family is Family.IPV4 else "ip6tables") + self.suffix
 
-    def has_kubelet_hint(self) -> bool:
-        """Tell whether the kubelet keeps its rules here, in either family."""
-        # Asking the legacy variant for one table would create it.
-        table = ["-t", "mangle"] if self.backend == NF_TABLES else []
+    def look(self, *tables: str) -> World:
+        """Give what is in this world, in both families. Nothing is loaded or created for it.
+
+        Without ``tables``, all are read, which takes a while where there are many rules.
+        """
+        # Asking the legacy variant for one table would create it, so it is asked for all that there are.
+        if self.backend == LEGACY and not _has_legacy_tables():
+            return World()
+        options = ["-t", *tables] if tables and self.backend == NF_TABLES else []
+        seen = World()
         for family in Family:
             try:
-                saved = _run([f"{self._program(family)}-save", *table])
+                seen += look(_run([f"{self._program(family)}-save", *options]))
             except Unusable:
                 continue
-            if any(line.startswith(_HINTS) for line in saved.split("\n")):
-                return True
-        return False
+        return seen
 
 
 def choose_variant() -> Iptables:
@@ -106,10 +119,33 @@ def choose_variant() -> Iptables:
     default = _identify("", reason="it is the node's default")
     backend = LEGACY if default.backend == NF_TABLES else NF_TABLES
     suffix = _SUFFIXES[backend]
-    if default.has_kubelet_hint() or not which(f"iptables{suffix}-restore"):
+    if not which(f"iptables{suffix}-restore"):
         return default
-    other = _identify(suffix, reason=f"the kubelet keeps its rules in {backend}, not in the default {default.backend}")
-    return other if other.has_kubelet_hint() else default
+    here = default.look("mangle")
+    other, there = default, World()
+    if not here.hint:
+        try:
+            other = _identify(suffix, reason="")
+        except Unusable:
+            return default
+        there = other.look()
+        if there.rules and not there.hint:
+            here = default.look()
+    chosen, reason = choose_backend(default.backend, here, backend, there)
+    return replace(default if chosen == default.backend else other, reason=reason)
+
+
+def _has_legacy_tables() -> bool:
+    """Tell whether there is a table: running the legacy programs is a reason for the kernel to load their modules."""
+    for name in _LEGACY_TABLES:
+        try:
+            if (_PROC_NET / name).read_text(encoding="ascii").strip():
+                return True
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return True
+    return False
 
 
 def _identify(suffix: str, *, reason: str) -> Iptables:

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,61 @@ def test_version_says_which_world_and_which_options(programs, printed, backend, 
     found = choose_variant()
     assert (found.backend, found.version, found.random_fully) == (backend, version, random_fully)
     assert found.reason == "it is the node's default"
+
+
+NFT_SAYS, LEGACY_SAYS = "iptables v1.8.9 (nf_tables)", "iptables v1.8.9 (legacy)"
+HINT = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT"
+RULES = "*nat\n-A A -j B\n-A A -j C\nCOMMIT"
+
+
+@pytest.fixture
+def both(programs, tmp_path, monkeypatch):
+    """Give a function that installs both variants, nf_tables as the default, by what each prints as saved."""
+    net = tmp_path / "proc"
+    net.mkdir()
+    monkeypatch.setattr(module, "_PROC_NET", net)
+
+    def install(
+        *, nft: str = "", legacy: str = "", legacy_tables: str | None = "nat\n", says: str = LEGACY_SAYS
+    ) -> Path:
+        if legacy_tables is not None:
+            (net / "ip6_tables_names").write_text(legacy_tables)
+        programs("iptables", f"echo '{NFT_SAYS}'")
+        programs("iptables-legacy", f"echo '{says}'")
+        programs("iptables-legacy-restore", "exit 1")
+        for name, printed in (("", nft), ("-legacy", legacy)):
+            for family in ("iptables", "ip6tables"):
+                log = f'echo "{family}{name}-save $@" >> {tmp_path}/log'
+                programs(f"{family}{name}-save", f"{log}\necho '{printed if family == 'ip6tables' else ''}'")
+        return tmp_path / "log"
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("kernel", "chosen", "ran"),
+    [
+        # Usually two short programs say it.
+        ({"nft": HINT, "legacy": HINT}, NF_TABLES, 2),
+        ({"legacy": HINT}, LEGACY, 4),
+        ({"legacy": RULES}, LEGACY, 6),
+        ({"legacy": RULES, "nft": RULES}, NF_TABLES, 6),
+        ({}, NF_TABLES, 4),
+        # Where there is no legacy table, what would load the module is not run.
+        ({"legacy": HINT, "legacy_tables": ""}, NF_TABLES, 2),
+        ({"legacy": HINT, "legacy_tables": None}, NF_TABLES, 2),
+        ({"legacy": HINT, "says": "nonsense"}, NF_TABLES, 2),
+    ],
+)
+def test_the_world_that_the_node_uses_is_chosen(both, kernel, chosen, ran):
+    log = both(**kernel)
+    found = choose_variant()
+    assert found.backend == chosen
+    assert found.suffix == ("-legacy" if chosen == LEGACY else "")
+    commands = log.read_text().splitlines()
+    assert len(commands) == ran
+    assert commands[:2] == ["iptables-save -t mangle", "ip6tables-save -t mangle"]
+    assert [command for command in commands if "-legacy-save -t" in command] == []
 
 
 def test_missing_program_names_the_package(programs):
