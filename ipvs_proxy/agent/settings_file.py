@@ -56,9 +56,18 @@ def read_file(path: Path) -> tuple[dict[str, Any], Notes]:
     Raises SettingsError if it is not there, neither YAML nor JSON, of another kind, or has a section of another type.
     """
     try:
-        documents, duplicates = _parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"--config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"--config {path}: neither YAML nor JSON: {error}") from error
+    return read_text(text, path)
+
+
+def read_text(text: str, path: Path) -> tuple[dict[str, Any], Notes]:
+    """Read what a configuration file holds; ``path`` is only named. Otherwise as ``read_file``."""
+    try:
+        documents, duplicates = _parse(text)
     except RecursionError as error:
         raise SettingsError(f"--config {path}: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:

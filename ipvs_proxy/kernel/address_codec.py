@@ -75,6 +75,11 @@ def encode_new_dummy(name: str) -> Request:
     return Request(NEW_LINK, payload, REQUEST | CREATE | EXCLUSIVE)
 
 
+def encode_delete_link(ifindex: int) -> Request:
+    """Give the message that deletes a link."""
+    return Request(DELETE_LINK, _LINK.pack(0, 0, ifindex, 0, 0))
+
+
 def encode_dump_links() -> Request:
     """Give the request for all links."""
     return Request(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0))

@@ -7,6 +7,7 @@ that was deleted and made anew by somebody else is not mistaken for the old one.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM
 from typing import Final
@@ -17,6 +18,7 @@ from ipvs_proxy.kernel.address_codec import (
     decode_address,
     decode_link,
     encode_address,
+    encode_delete_link,
     encode_dump_addresses,
     encode_get_link,
     encode_new_dummy,
@@ -77,6 +79,35 @@ class Addresses:
         if code:
             raise OSError(code, f"the kernel refuses to make the dummy link {self.link}")
         return True
+
+    def has_link(self) -> bool:
+        """Tell whether the link is there.
+
+        Raises:
+            Unusable: if there is a link of that name which is not a dummy.
+            OSError: if the kernel refuses.
+
+        """
+        found = self._find()
+        if found is not None:
+            self._require_dummy(found)
+        return found is not None
+
+    def delete_link(self) -> None:
+        """Delete the link, with all its addresses; it may be gone already.
+
+        Raises:
+            Unusable: if there is a link of that name which is not a dummy.
+            OSError: if the kernel refuses.
+
+        """
+        found = self._find()
+        if found is None:
+            return
+        self._require_dummy(found)
+        (code,) = self._socket.execute([encode_delete_link(found.ifindex)])
+        if code not in {0, ENODEV}:
+            raise OSError(code, f"the kernel refuses to delete the link {self.link}: {os.strerror(code)}")
 
     def read(self) -> set[bytes]:
         """Read the addresses of the link, whatever their prefix length; none if it is missing.

@@ -135,6 +135,22 @@ def choose_variant() -> Iptables:
     return replace(default if chosen == default.backend else other, reason=reason)
 
 
+def installed_variants() -> list[Iptables]:
+    """Find the programs of every world that has or may have rules, the node's default first.
+
+    Raises:
+        MissingPiece: if there are none in ``PATH``.
+        Unusable: if they do not run.
+
+    """
+    default = _identify("", reason="it is the node's default")
+    other = LEGACY if default.backend == NF_TABLES else NF_TABLES
+    suffix = _SUFFIXES[other]
+    if not which(f"iptables{suffix}-restore") or (other == LEGACY and not _has_legacy_tables()):
+        return [default]
+    return [default, _identify(suffix, reason="it is installed too")]
+
+
 def _has_legacy_tables() -> bool:
     """Tell whether there is a table: running the legacy programs is a reason for the kernel to load their modules."""
     for name in _LEGACY_TABLES:

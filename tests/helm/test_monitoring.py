@@ -14,6 +14,7 @@ import yaml
 from prometheus_client.samples import Sample
 
 from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.reload import Outcome
 from ipvs_proxy.plan.tables import Family, Verb
 from tests.helm.helm import CHART, PROMTOOL, ROOT
 
@@ -51,6 +52,7 @@ def samples() -> list[Sample]:
     for path in ("healthz", "livez"):
         for code in (200, 503):
             metrics.health_answered(path, code)
+    metrics.configuration_read(Outcome.APPLIED)
     return [sample for family in metrics.registry.collect() for sample in family.samples]
 
 
