@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel import ipvs_codec as codec
 from ipvs_proxy.kernel.errors import MissingPiece, Unusable
-from ipvs_proxy.kernel.ipvs_codec import Connections, ForeignVirtualServer, Timeouts
+from ipvs_proxy.kernel.ipvs_codec import Connections, Counters, ForeignVirtualServer, Timeouts
 from ipvs_proxy.kernel.netlink import Request
 from ipvs_proxy.kernel.socket import NETLINK_GENERIC, NetlinkSocket, Traffic
 from ipvs_proxy.plan.tables import (
@@ -30,7 +30,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
 )
 
-__all__ = ["Connections", "ForeignVirtualServer", "Ipvs", "IpvsTable", "Timeouts"]
+__all__ = ["Connections", "Counters", "ForeignVirtualServer", "Ipvs", "IpvsTable", "Timeouts"]
 
 #: The table is read so many times while somebody else adds and deletes virtual servers.
 READ_ATTEMPTS: Final = 5
@@ -121,6 +121,26 @@ class Ipvs:
         return dict(
             codec.decode_connections(payload, virtual_address=key.address) for payload in self._dump_real_servers(key)
         )
+
+    def read_counters(self) -> dict[VirtualServerKey, Counters]:
+        """Read what each virtual server has balanced: one dump, with the weakness that this module's text names.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        found: dict[VirtualServerKey, Counters] = {}
+
+        def take(payload: bytes) -> None:
+            counted = codec.decode_counters(payload)
+            if counted is not None:
+                key, counters = counted
+                found[key] = counters
+
+        # IPVS never says that its table changed during a dump, so there is no result to look at.
+        self._socket.stream(codec.encode_dump_virtual_servers(family_id=self._family_id), take)
+        return found
 
     def apply(self, operations: Sequence[IpvsOperation]) -> list[int]:
         """Carry operations out in order; give for each 0, the errno of its failure, or UNKNOWN (-1).

@@ -63,6 +63,12 @@ _DESTINATION: Final = 2
 # enum: IPVS_SVC_ATTR_*
 _AF, _PROTOCOL, _ADDRESS, _PORT, _FWMARK, _SCHEDULER, _FLAGS, _TIMEOUT, _NETMASK = range(1, 10)
 
+_STATISTICS: Final = 10  # before Linux 4.1 the only ones, with connections and packets in 32 bits
+_STATISTICS_64: Final = 12
+
+# enum: IPVS_STATS_ATTR_*; 6 to 10 are rates, 11 is padding where a kernel aligns to 8 bytes
+_COUNTERS: Final = range(1, 6)  # connections, packets in and out, bytes in and out
+
 # enum: IPVS_DEST_ATTR_*; 10 and 12 are statistics
 _D_ADDRESS, _D_PORT, _D_FORWARDING, _D_WEIGHT, _D_UPPER, _D_LOWER, _D_ACTIVE, _D_INACTIVE, _D_PERSISTENT = range(1, 10)
 _D_FAMILY: Final = 11
@@ -89,6 +95,8 @@ _DESTINATION_FULL: Final = Struct("=HH HH16s HH2sxx HHHxx HHI HHI HHI HHI")
 _LISTED_SERVICE: Final = Struct("=4x HH IHxx IHxx I16s I2sxx")
 #: What follows the header of its scheduler's name, which is of any length: flags, timeout and netmask.
 _LISTED_SETTINGS: Final = 12 + 8 + 8
+#: What a virtual server ends with since Linux 4.1: the nested attribute, five counters, and five rates.
+_LISTED_COUNTERS: Final = Struct("=I IQ IQ IQ IQ IQ 60x")
 #: A real server in a dump of a kernel since 5.3: the nested attribute, address and port, the run of bytes that is its
 #: settings from forwarding method to lower threshold, its connections, its family.
 _LISTED_DESTINATION: Final = Struct("=4x HH I16s I2sxx 56s 24x IH")
@@ -107,6 +115,8 @@ def _header(kind: int, length: int) -> int:
 
 _SERVICE_HEADERS: Final = (_header(_AF, 2), _header(_PROTOCOL, 2), _header(_ADDRESS, 16), _header(_PORT, 2))
 _DESTINATION_HEADERS: Final = (_header(_D_ADDRESS, 16), _header(_D_PORT, 2), _header(_D_FAMILY, 2))
+_STATISTICS_HEADER: Final = _header(_STATISTICS_64, _LISTED_COUNTERS.size - 4)
+_COUNTER_HEADERS: Final = tuple(_header(kind, 8) for kind in _COUNTERS)
 
 _PROTOCOLS: Final = frozenset(Protocol)
 
@@ -117,6 +127,16 @@ class Connections(NamedTuple):
     active: int
     inactive: int
     persistent: int
+
+
+class Counters(NamedTuple):
+    """What a virtual server has balanced since it was added; the kernel brings it up to date every two seconds."""
+
+    connections: int
+    packets_in: int
+    packets_out: int
+    bytes_in: int
+    bytes_out: int
 
 
 class ForeignVirtualServer(NamedTuple):
@@ -292,6 +312,42 @@ def decode_virtual_server(payload: bytes) -> VirtualServer | ForeignVirtualServe
     return _walk_virtual_server(payload)
 
 
+def decode_counters(payload: bytes) -> tuple[VirtualServerKey, Counters] | None:
+    """Read the counters of a virtual server from a reply to GET_SERVICE; ``None`` if it cannot be ours.
+
+    Raises:
+        MalformedMessage: if it is no such reply.
+
+    """
+    start = len(payload) - _LISTED_COUNTERS.size
+    if start >= _LISTED_SERVICE.size:
+        size, kind, first, af, second, protocol, third, address, fourth, port = _LISTED_SERVICE.unpack_from(payload)
+        fields = _LISTED_COUNTERS.unpack_from(payload, start)
+        if (
+            (first, second, third, fourth) == _SERVICE_HEADERS
+            and fields[0] == _STATISTICS_HEADER
+            and fields[1::2] == _COUNTER_HEADERS
+            and kind & ~NESTED == _SERVICE
+            and size + 4 == len(payload)
+            and protocol in _PROTOCOLS
+        ):
+            key = VirtualServerKey(_decode_address(address, af), protocol, int.from_bytes(port, "big"))
+            return key, Counters(*fields[2::2])
+    return _walk_counters(payload)
+
+
+def _walk_counters(payload: bytes) -> tuple[VirtualServerKey, Counters] | None:
+    found = attributes(_nested(payload, _SERVICE))
+    key = _virtual_server_key(found)
+    if key is None:
+        return None
+    statistics = found.get(_STATISTICS_64, found.get(_STATISTICS))
+    if statistics is None:
+        raise MalformedMessage(f"{key} has no statistics")
+    counted = attributes(statistics)
+    return key, Counters(*(integer(counted, kind) for kind in _COUNTERS))
+
+
 @lru_cache(_SETTINGS_KEPT)
 def _listed_settings(run: bytes, *, ipv6: bool) -> tuple[str, int, int, int | None] | None:
     """Read the settings of a virtual server from a run of bytes; ``None`` if it is something else."""
@@ -313,16 +369,28 @@ def _settings(found: dict[int, bytes], *, ipv6: bool) -> tuple[str, int, int, in
 
 def _walk_virtual_server(payload: bytes) -> VirtualServer | ForeignVirtualServer:
     found = attributes(_nested(payload, _SERVICE))
-    af, fwmark = integer(found, _AF), integer(found, _FWMARK, 0)
-    protocol = integer(found, _PROTOCOL, 0)
-    address, port = _decode_address(found.get(_ADDRESS, bytes(16)), af), _decode_port(found.get(_PORT, b"\0\0"))
+    af = integer(found, _AF)
+    key = _virtual_server_key(found)
+    if key is not None:
+        return VirtualServer(key, *_settings(found, ipv6=af == _AF_INET6))
+    fwmark, protocol = integer(found, _FWMARK, 0), integer(found, _PROTOCOL, 0)
+    address, port = _address_and_port(found, af)
+    return ForeignVirtualServer(af, fwmark, protocol, address, port, text(found.get(_SCHEDULER, b"")))
+
+
+def _virtual_server_key(found: dict[int, bytes]) -> VirtualServerKey | None:
+    """Give what names a virtual server, ``None`` if it cannot be ours."""
+    af, fwmark, protocol = integer(found, _AF), integer(found, _FWMARK, 0), integer(found, _PROTOCOL, 0)
     if is_ours(fwmark) and af in {_AF_INET, _AF_INET6}:
-        key = mark_key(fwmark, Family(af))
-    elif fwmark or protocol not in _PROTOCOLS:
-        return ForeignVirtualServer(af, fwmark, protocol, address, port, text(found.get(_SCHEDULER, b"")))
-    else:
-        key = VirtualServerKey(address, protocol, port)
-    return VirtualServer(key, *_settings(found, ipv6=af == _AF_INET6))
+        return mark_key(fwmark, Family(af))
+    if fwmark or protocol not in _PROTOCOLS:
+        return None
+    address, port = _address_and_port(found, af)
+    return VirtualServerKey(address, protocol, port)
+
+
+def _address_and_port(found: dict[int, bytes], af: int) -> tuple[bytes, int]:
+    return _decode_address(found.get(_ADDRESS, bytes(16)), af), _decode_port(found.get(_PORT, b"\0\0"))
 
 
 def decode_real_server(payload: bytes, *, virtual_address: bytes) -> tuple[RealServerKey, RealServer]:

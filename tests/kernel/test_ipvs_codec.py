@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pyroute2.netlink.generic.ipvs import ipvsmsg
 
 from ipvs_proxy.kernel import ipvs_codec as codec
-from ipvs_proxy.kernel.ipvs_codec import Connections, ForeignVirtualServer, Timeouts
-from ipvs_proxy.kernel.netlink import MalformedMessage, attribute, attributes, frame, text_attribute
+from ipvs_proxy.kernel.ipvs_codec import Connections, Counters, ForeignVirtualServer, Timeouts
+from ipvs_proxy.kernel.netlink import MalformedMessage, Request, attribute, attributes, frame, text_attribute
 from ipvs_proxy.plan.marks import CLASS, is_ours, mark_key
 from ipvs_proxy.plan.tables import (
     ACTIVE,
@@ -293,6 +293,99 @@ def test_a_listed_virtual_server_is_read_whatever_its_layout(scheduler, key, per
     assert codec.decode_virtual_server(listed(server, *extra)) == server
 
 
+COUNTERS = Counters(3, 21, 18, 1 << 33, 1 << 40)
+u64 = st.integers(0, (1 << 64) - 1)
+counters = st.builds(Counters, u64, u64, u64, u64, u64)
+RATES = (7, 8, 9, 10, 11)
+
+
+def statistics(counted: Counters) -> bytes:
+    """Give what ip_vs_genl_fill_stats writes, the only statistics before Linux 4.1: what has 32 bits wraps around."""
+    connections, packets_in, packets_out, bytes_in, bytes_out = counted
+    low = 0xFFFFFFFF
+    return b"".join(
+        attribute(kind, payload)
+        for kind, payload in [
+            (1, pack("=I", connections & low)),
+            (2, pack("=I", packets_in & low)),
+            (3, pack("=I", packets_out & low)),
+            (4, pack("=Q", bytes_in)),
+            (5, pack("=Q", bytes_out)),
+            *((kind, pack("=I", rate)) for kind, rate in enumerate(RATES, 6)),
+        ]
+    )
+
+
+def statistics_64(counted: Counters, *, aligned: bool) -> bytes:
+    """Give what ip_vs_genl_fill_stats64 writes; ``aligned`` as kernels do that need 64 bits at multiples of 8 bytes."""
+    padding = attribute(11, b"") if aligned else b""
+    return b"".join(padding + attribute(kind, pack("=Q", count)) for kind, count in enumerate((*counted, *RATES), 1))
+
+
+def counted(key: VirtualServerKey, *pieces: tuple[int, bytes], scheduler: str = "rr") -> bytes:
+    """Give a reply as the kernel's ip_vs_genl_fill_service lays it out, with these statistics."""
+    mark = [(5, pack("=I", key.mark))]
+    address = [
+        (2, pack("=H", key.protocol)),
+        (3, key.address.ljust(16, b"\0")),
+        (4, key.port.to_bytes(2, "big")),
+    ]
+    parts = [
+        (1, pack("=H", 2 if len(key.address) == 4 else 10)),
+        *(mark if key.mark else address),
+        (6, scheduler.encode() + b"\0"),
+        (7, pack("=II", HASHED, 0xFFFFFFFF)),
+        (8, pack("=I", 0)),
+        (9, b"\xff\xff\xff\xff"),
+        *pieces,
+    ]
+    return reply(1, b"".join(attribute(kind, payload) for kind, payload in parts))
+
+
+@given(keys, counters, st.booleans(), st.sampled_from(["rr", "wlc", "lblc"]))
+def test_counters_of_64_bits_are_read_whatever_their_layout(key, expected, aligned, scheduler):
+    pieces = [(10, statistics(expected)), (12, statistics_64(expected, aligned=aligned))]
+    assert codec.decode_counters(counted(key, *pieces, scheduler=scheduler)) == (key, expected)
+    assert codec.decode_counters(counted(key, *reversed(pieces), scheduler=scheduler)) == (key, expected)
+
+
+@given(keys, counters)
+def test_counters_of_an_old_kernel_have_32_bits_where_bytes_have_64(key, expected):
+    *small, bytes_in, bytes_out = expected
+    found = codec.decode_counters(counted(key, (10, statistics(expected))))
+    assert found == (key, Counters(*(count & 0xFFFFFFFF for count in small), bytes_in, bytes_out))
+
+
+def test_counters_of_the_usual_layout_are_not_walked(monkeypatch):
+    payload = counted(KEY, (10, statistics(COUNTERS)), (12, statistics_64(COUNTERS, aligned=False)))
+    monkeypatch.setattr(codec, "attributes", None)
+    assert codec.decode_counters(payload) == (KEY, COUNTERS)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_counters_are_those_that_pyroute2_reads(aligned):
+    payload = counted(KEY, (10, statistics(COUNTERS)), (12, statistics_64(COUNTERS, aligned=aligned)))
+    message = ipvsmsg(frame(Request(0x22, payload), sequence=1))
+    message.decode()
+    service = message.get_attr("IPVS_CMD_ATTR_SERVICE")
+    expected = service.get_attr("IPVS_SVC_ATTR_STATS64")
+    names = ("CONNS", "INPKTS", "OUTPKTS", "INBYTES", "OUTBYTES")
+    assert codec.decode_counters(payload) == (
+        VirtualServerKey(KEY.address, service.get_attr("IPVS_SVC_ATTR_PROTOCOL"), KEY.port),
+        Counters(*(expected.get_attr(f"IPVS_STATS_ATTR_{name}") for name in names)),
+    )
+
+
+@pytest.mark.parametrize("key", [mark_key(0, Family.IPV4)._replace(mark=42), KEY._replace(protocol=1)])
+def test_counters_of_what_cannot_be_ours_are_left_out(key):
+    assert codec.decode_counters(counted(key, (12, statistics_64(COUNTERS, aligned=False)))) is None
+
+
+def test_a_virtual_server_without_counters_is_malformed():
+    with pytest.raises(MalformedMessage, match="statistics"):
+        codec.decode_counters(counted(KEY))
+
+
 def test_the_usual_settings_are_shared_values():
     for usual in (ACTIVE, DRAINING):
         found = codec.decode_real_server(dumped(POD, usual, Connections(1, 2, 3)), virtual_address=KEY.address)
@@ -369,6 +462,7 @@ def test_a_real_server_that_the_types_cannot_hold_is_refused(key, server):
 
 DECODERS = [
     codec.decode_virtual_server,
+    codec.decode_counters,
     lambda payload: codec.decode_real_server(payload, virtual_address=KEY.address),
     codec.decode_timeouts,
     codec.decode_version,
@@ -378,6 +472,7 @@ VALID = [
     codec.encode_virtual_server(VirtualServerOperation(Verb.ADD, VirtualServer(KEY, "rr")), family_id=1).payload,
     dumped(POD, ACTIVE, Connections(1, 2, 3)),
     dumped(POD, ACTIVE, Connections(1, 2, 3), tunnel=False),
+    counted(KEY, (10, statistics(COUNTERS)), (12, statistics_64(COUNTERS, aligned=False))),
 ]
 
 
