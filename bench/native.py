@@ -1,22 +1,27 @@
 """What Python alone costs, at this machine's own speed: the same path with a kernel that takes everything.
 
-``python -m bench.native SERVICES ENDPOINTS`` prints the figures. As Markdown, ``python -m bench.native rolling`` prints
-what an event of one large Service costs, and ``python -m bench.native churn`` the memory in a day of changes.
+``python -m bench.native SERVICES ENDPOINTS`` prints the figures. As Markdown, ``rolling`` prints what an event of one large
+Service costs, ``scraping`` what a scrape and a change cost each other, and ``churn`` the memory in a day of changes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from bench import cluster
 from bench.rig import NoKernel, Rig, percentile
+from ipvs_proxy.agent.traffic import ServiceTraffic
+from ipvs_proxy.kernel.ipvs import Counters
+from ipvs_proxy.plan.tables import VirtualServerKey
 
 CHANGES = 500
 ROLLING = (1_000, 10_000, 50_000)
@@ -33,7 +38,7 @@ def measure_python(services: int, endpoints: int) -> dict[str, Any]:
 def growth() -> str:
     """Measure a rolling update and a day of changes, each in a process of its own; give both tables."""
     tables = []
-    for what in ("rolling", "churn"):
+    for what in ("rolling", "scraping", "churn"):
         command = [sys.executable, "-m", "bench.native", what]
         tables.append(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
     return "".join(f"\n{text}" for text in tables)
@@ -70,6 +75,40 @@ async def rolling(endpoints: int) -> float:
     return percentile(seconds, 0.5)
 
 
+async def scraping(services: int) -> tuple[list[float], list[float], list[float]]:
+    """Change endpoints while somebody scrapes the traffic of every Service all the time.
+
+    Gives the seconds of the scrapes, of changes before them and of changes beside them.
+    """
+    rig = Rig(cluster.objects(services, 10), NoKernel())
+    counters = itertools.count(1)
+    stop = threading.Event()
+    scrapes: list[float] = []
+
+    def read() -> dict[VirtualServerKey, Counters]:
+        return dict.fromkeys(rig.programmer.desired.virtual_servers.copy(), Counters(*[next(counters)] * 5))
+
+    def scrape() -> None:
+        while not stop.is_set():
+            begun = time.perf_counter()
+            rig.metrics.render("")
+            scrapes.append(time.perf_counter() - begun)
+
+    async def change(number: int) -> float:
+        pods = [*cluster.pods_of(2 + number, 10), "10.200.0.1"]
+        return await rig.change(cluster.endpoint_slice(2 + number, 0, pods, version=2))
+
+    async with rig.running():
+        rig.metrics.service_traffic = ServiceTraffic(rig.programmer.desired, read, enabled=True).expose
+        alone = [await change(number) for number in range(CHANGES)]
+        thread = threading.Thread(target=scrape)
+        thread.start()
+        beside = [await change(CHANGES + number) for number in range(CHANGES)]
+        stop.set()
+        thread.join()
+    return scrapes, alone, beside
+
+
 async def churn(events: int) -> list[tuple[int, float]]:
     """Let endpoints come and go in 1,000 Services for a day; give numbers of changes and MiB of memory on the way."""
     rig = Rig(cluster.objects(1_000, 10), NoKernel())
@@ -101,6 +140,17 @@ def main(words: list[str]) -> None:
         write("| endpoints of the Service | Python time of an event |\n|--:|--:|\n")
         for size in ROLLING:
             write(f"| {size:,} | {asyncio.run(rolling(size)) * 1000:.1f} ms |\n")
+    elif words == ["scraping"]:
+        scrapes, alone, beside = asyncio.run(scraping(10_000))
+        write("Somebody scrapes the traffic of 10,000 Services all the time; the kernel's dump is left out.\n\n")
+        write("| | median | 99 % | longest |\n|---|--:|--:|--:|\n")
+        for label, seconds in (
+            ("scrape", scrapes),
+            ("change, nobody scrapes", alone),
+            ("change, beside a scrape", beside),
+        ):
+            parts = (percentile(seconds, 0.5), percentile(seconds, 0.99), max(seconds))
+            write(f"| {label} | " + " | ".join(f"{part * 1000:.1f} ms" for part in parts) + " |\n")
     elif words == ["churn"]:
         write("A day in 1,000 Services of 10 endpoints, one endpoint replaced every two seconds.\n\n")
         write("| changes | resident memory |\n|--:|--:|\n")

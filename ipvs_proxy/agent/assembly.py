@@ -30,6 +30,7 @@ from ipvs_proxy.agent.server import health_application, metrics_application, ser
 from ipvs_proxy.agent.service_health import ServiceHealth
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.agent.stale_flows import StaleFlows
+from ipvs_proxy.agent.traffic import ServiceTraffic
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.host_addresses import HostAddresses
 from ipvs_proxy.kernel.ipvs import Ipvs
@@ -107,6 +108,10 @@ class Agent:
             read_virtual_servers=lambda: reader.read(self.programmer.actual.virtual_servers.copy()).virtual_servers,
             repaired=self._metrics.repaired,
         )
+        self._traffic = ServiceTraffic(
+            self.programmer.desired, lambda: Ipvs().read_counters(), enabled=settings.service_metrics
+        )
+        self._metrics.service_traffic = self._traffic.expose
         self._watch_gauges()
 
     def loops(self, config: Path | None, reread: Callable[[], Settings] | None) -> list[Loop]:
@@ -146,6 +151,7 @@ class Agent:
         """
         self.settings = settings
         set_verbosity(settings.verbosity)
+        self._traffic.enabled = settings.service_metrics
         self._health.sync_period = settings.sync_period
         self._drains.deadline = settings.drain_timeout
         self._facts.node_port_cidrs = settings.node_port_addresses

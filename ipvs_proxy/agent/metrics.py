@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -21,11 +22,28 @@ _PROGRAMMING_BUCKETS = (0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120
 _LABEL = "ip_family"
 
 
+#: What OpenMetrics ends with.
+_END = b"# EOF\n"
+
+
+class ServiceTrafficText(Protocol):
+    """Gives the metrics of each Service as text, in one of two formats, without an end mark."""
+
+    def __call__(self, *, openmetrics: bool) -> str:
+        """Give the text."""
+
+
+def _no_traffic(*, openmetrics: bool) -> str:  # noqa: ARG001
+    return ""
+
+
 class Metrics:
     """One registry and the events that change it."""
 
     def __init__(self, families: Sequence[Family]) -> None:
         self.registry = CollectorRegistry()
+        #: Gives the metrics of each Service as text.
+        self.service_traffic: ServiceTrafficText = _no_traffic
         self._families = [family.label for family in families]
         self._kube_proxy()
         self._own()
@@ -218,4 +236,7 @@ class Metrics:
     def render(self, accept: str) -> tuple[bytes, str]:
         """Give all metrics in the form that a scraper accepts, and its content type."""
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        body = encode(self.registry)
+        openmetrics = content_type.startswith("application/openmetrics-text")
+        traffic = self.service_traffic(openmetrics=openmetrics).encode()
+        return (body.removesuffix(_END) + traffic + _END if openmetrics else body + traffic), content_type

@@ -187,6 +187,11 @@ def compatibility(value: Any) -> bool:
     return bool(value)
 
 
+def off_or_all(value: Any) -> bool:
+    """Read whether something is for all or off."""
+    return one_of("off", "all")(value) == "all"
+
+
 def number(value: Any) -> float:
     """Read a number that is not negative."""
     try:
@@ -237,5 +242,6 @@ INTERFACE: Final = Kind("NAME", interface)
 ADDRESS: Final = Kind("IP", any_address)
 DIRECTORY: Final = Kind("DIRECTORY", directory, show=lambda path: str(path or ""))
 COMPATIBILITY: Final = Kind("kube-proxy", compatibility, show=lambda compatible: "kube-proxy" if compatible else "")
+OFF_OR_ALL: Final = Kind("off|all", off_or_all, show=lambda wanted: "all" if wanted else "off")
 GATES: Final = Kind("GATE=true|false,...", gates, dict, show=dict)
 ANYTHING: Final = Kind("TEXT", anything, object, show=lambda value: value or None)

@@ -11,12 +11,20 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.reload import Outcome
+from ipvs_proxy.agent.traffic import ServiceTraffic
+from ipvs_proxy.kernel.ipvs import Counters
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.fragment import Context, ServiceName
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import Family, Verb
 from tests.helm.helm import CHART, PROMTOOL, ROOT
+from tests.support.objects import service
 
 ALERTS = [
     rule for group in yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"] for rule in group["rules"]
@@ -53,7 +61,12 @@ def samples() -> list[Sample]:
         for code in (200, 503):
             metrics.health_answered(path, code)
     metrics.configuration_read(Outcome.APPLIED)
-    return [sample for family in metrics.registry.collect() for sample in family.samples]
+    desired = DesiredTables()
+    desired.replace(ServiceName("ns", "web"), plan_service(service("web"), [], Context("node"), Marks()))
+    counters = dict.fromkeys(desired.virtual_servers, Counters(1, 1, 1, 1, 1))
+    metrics.service_traffic = ServiceTraffic(desired, lambda: counters, enabled=True).expose
+    text = metrics.render("")[0].decode()
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
 SAMPLES = samples()

@@ -1,0 +1,63 @@
+"""What is exposed of a Service's traffic is what ipvsadm counts."""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+from pathlib import Path
+
+from tests.ring import manifests
+from tests.ring.agent import eventually, running_agent
+from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
+from tests.ring.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+
+VIPS = {"IPv4": "10.96.0.90", "IPv6": "fd00:10:96::90"}
+PODS = ("pod1", "pod2")
+
+
+def scrape(net: Topology) -> dict[str, int]:
+    """Give the series of the Service: connections, and packets and bytes by direction."""
+    with net.inside("node"), urllib.request.urlopen("http://127.0.0.1:10249/metrics") as response:
+        text = response.read().decode()
+    found = {}
+    for name, labels, value in re.findall(r"^ipvs_proxy_service_(\w+)_total\{(.*)\} (\d+)$", text, re.MULTILINE):
+        assert 'namespace="ring",service="web",port="80",kind="ClusterIP"' in labels
+        direction = re.search(r'direction="(\w+)"', labels)
+        found[name + (f" {direction[1]}" if direction else "")] = int(value)
+    return found
+
+
+def counted(net: Topology) -> dict[str, int]:
+    """Give the same as ipvsadm prints it, both families together."""
+    sums = [0] * 5
+    for line in net.run("node", "ipvsadm", "-Ln", "--stats", "--exact").splitlines():
+        if line.startswith("TCP"):
+            sums = [one + int(other) for one, other in zip(sums, line.split()[2:7], strict=True)]
+    return dict(zip(("connections", "packets in", "packets out", "bytes in", "bytes out"), sums, strict=True))
+
+
+def test_exposed_traffic_of_a_service_is_what_ipvsadm_counts(tmp_path: Path) -> None:
+    manifests.write(tmp_path, "node", manifests.node())
+    manifests.write(tmp_path, "service", manifests.service("web", *VIPS.values()))
+    endpoints = [endpoint(ADDRESSES[pod][family]) for pod in PODS for family in FAMILIES]
+    manifests.write(tmp_path, "slices", *manifests.slices("web", endpoints))
+    with (
+        topology() as net,
+        servers(net, PODS, TARGET_PORTS),
+        running_agent(net, tmp_path, "--service-metrics=all") as agent,
+    ):
+        assert set(scrape(net).values()) == {0}
+        for family in FAMILIES:
+            for _ in range(3):
+                net.ask("client", VIPS[family], PORTS["TCP"])
+
+        def agree() -> bool:
+            exposed, witness = scrape(net), counted(net)
+            return exposed == witness and exposed["connections"] == 6
+
+        # The kernel brings its counters up to date every two seconds.
+        time.sleep(2.0)
+        eventually(agree)
+        assert all(value > 6 for name, value in scrape(net).items() if name != "connections")
+        agent.stop()
