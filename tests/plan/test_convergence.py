@@ -321,6 +321,15 @@ class Convergence(RuleBasedStateMachine):
         """With a true mirror an operation fails only if it was refused, or needs one that was refused."""
         if code == EBUSY or not strict:
             return
+        if isinstance(operation, SetEntryOperation) and operation.verb is Verb.ADD:
+            # A member with another mark is in its place, as its deletion was refused.
+            name, member = operation.set_name, operation.entry._replace(mark=0)
+            assert any(
+                isinstance(earlier, SetEntryOperation)
+                and (earlier.verb, earlier.set_name, earlier.entry._replace(mark=0)) == (Verb.DELETE, name, member)
+                for earlier in failed
+            ), operation
+            return
         assert code == ESRCH, (operation, code)
         assert isinstance(operation, RealServerOperation)
         assert any(
