@@ -7,7 +7,7 @@ import platform
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import click
 
@@ -23,21 +23,6 @@ Examples:
   ipvs-proxy --kubeconfig ~/.kube/config --cluster-cidr 10.244.0.0/16
   ipvs-proxy --config /var/lib/kube-proxy/config.conf
   ipvs-proxy --manifests ./services --ipvs-scheduler lc
-"""
-
-
-_CLEANUP_EXAMPLES = """\b
-Examples:
-  ipvs-proxy cleanup --dry-run --kube-proxy
-  ipvs-proxy cleanup
-"""
-
-
-_CHECK_EXAMPLES = """\b
-Examples:
-  ipvs-proxy migrate check --config /var/lib/kube-proxy/config.conf
-  kubectl -n kube-system get configmap kube-proxy -o yaml > kube-proxy.yaml
-  ipvs-proxy migrate check --config kube-proxy.yaml
 """
 
 
@@ -120,7 +105,15 @@ def main() -> None:
     metavar="FILE",
     help="Write the effective configuration, with all defaults, and end",
 )
-@click.option("--cleanup", is_flag=True, help="Remove all of ours and of kube-proxy's from the node, and end")
+@click.option(
+    "--cleanup",
+    is_flag=False,
+    flag_value="true",
+    default="false",
+    type=click.BOOL,
+    metavar="[true|false]",
+    help='As kube-proxy\'s: the same as "ipvs-proxy cleanup --kube-proxy"',
+)
 @click.option("--init-only", is_flag=True, help="Load modules and set sysctls, which needs more rights, and end")
 @click.option("--version", **_VERSION_OPTION)
 def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_only: bool, **flags: Any) -> None:
@@ -137,7 +130,7 @@ def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_o
             click.echo(f"ipvs-proxy: error: {line}", err=True)
         sys.exit(1)
     if cleanup:
-        _clean_up(kube_proxy=True, dry_run=False)
+        sys.exit(_clean(kube_proxy=True, dry_run=False, exclude=settings.exclude_cidrs))
     # Only here: --help and errors above answer at once.
     from ipvs_proxy.agent import run as agent  # noqa: PLC0415
 
@@ -146,76 +139,48 @@ def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_o
     sys.exit(agent.run(settings, reread=partial(read_settings, given, config), config=config))
 
 
-@main.command("cleanup", epilog=_CLEANUP_EXAMPLES)
-@click.option("--kube-proxy", is_flag=True, help="Also what kube-proxy left in iptables and nftables mode")
+@main.command("cleanup", short_help="Remove everything of ours from this node.")
+@click.option("--kube-proxy", is_flag=True, help="Also what kube-proxy left in its iptables or nftables mode")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed")
 def cleanup_command(kube_proxy: bool, dry_run: bool) -> None:
-    """Remove everything of ours from this node: addresses, virtual servers, rules, ipsets.
+    """Remove everything of ours from this node, and nothing else.
 
-    Stop the agent first: a running one would put all of it back. What others made stays: their virtual servers, chains,
-    sets and addresses. Exit status: 0 if the node is clean now (or with --dry-run could be looked at), 1 if something
-    could not be removed.
+    That is: the virtual servers, the link kube-ipvs0, the ipsets, and the chains of both variants of iptables. What
+    kube-proxy's IPVS mode leaves has the same names and goes with it. Virtual servers of others stay.
+
+    Exit status: 0 if the node is clean, 1 if something could not be removed, or if an agent or kube-proxy is running
+    here, which would put everything back.
     """
-    _clean_up(kube_proxy=kube_proxy, dry_run=dry_run)
+    sys.exit(_clean(kube_proxy=kube_proxy, dry_run=dry_run))
 
 
 @main.group()
 def migrate() -> None:
-    """Help a node from kube-proxy to ipvs-proxy."""
+    """Move this node from kube-proxy to ipvs-proxy."""
 
 
-@migrate.command("check", epilog=_CHECK_EXAMPLES)
+@migrate.command()
 @click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="kube-proxy's configuration: its file, or the ConfigMap as kubectl prints it",
+    help="kube-proxy's config.conf, or a ConfigMap manifest that contains it; - for standard input",
 )
-@click.option("--output", "-o", type=click.Choice(["table", "json"]), default="table", help="How to print the findings")
-def check_command(config: Path | None, output: str) -> None:
-    """Look at this node and say what starting the agent would change, and what stands in the way.
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How the report is written")
+def check(config: Path | None, output: str) -> None:
+    """Say what will change on this node, what is not supported, and what stands in the way.
 
-    Nothing is changed. Exit status: 0 if nothing stands in the way, 2 if something does, 1 if the node could not be
-    looked at.
+    Exit status: 0 if the node is ready, 2 if something stands in the way, 1 if the node or FILE cannot be read.
     """
-    from ipvs_proxy.agent.migrate import Level, check  # noqa: PLC0415
-    from ipvs_proxy.kernel.errors import Unusable  # noqa: PLC0415
+    from ipvs_proxy.agent.migrate import check as check_node  # noqa: PLC0415
 
-    try:
-        findings = check(config)
-    except (OSError, Unusable) as error:
-        click.echo(f"ipvs-proxy: error: {error}", err=True)
-        sys.exit(1)
-    if output == "json":
-        click.echo(json.dumps([finding._asdict() for finding in findings], indent=2))
-    else:
-        for level in Level:
-            for finding in (finding for finding in findings if finding.level is level):
-                click.echo(f"{level.value:12} {finding.what}\n{'':12} {finding.consequence}")
-    in_the_way = sum(finding.level is Level.IN_THE_WAY for finding in findings)
-    if output == "table":
-        click.echo("\n" + (f"{in_the_way} in the way: not ready" if in_the_way else "ready: start ipvs-proxy here"))
-    sys.exit(2 if in_the_way else 0)
+    sys.exit(check_node(config, as_json=output == "json"))
 
 
-def _clean_up(*, kube_proxy: bool, dry_run: bool) -> NoReturn:
-    """Clean up, say what was done, and end with the exit status."""
-    from ipvs_proxy.agent.cleanup import clean_up  # noqa: PLC0415
-    from ipvs_proxy.kernel.errors import Unusable  # noqa: PLC0415
+def _clean(**how: Any) -> int:
+    from ipvs_proxy.agent.cleanup import run as clean_node  # noqa: PLC0415
 
-    try:
-        removed, kept, failures = clean_up(kube_proxy=kube_proxy, dry_run=dry_run)
-    except (OSError, Unusable) as error:
-        removed, kept, failures = [], [], [str(error)]
-    for line in removed:
-        click.echo(f"{'would remove' if dry_run else 'removed'} {line}")
-    for line in kept:
-        click.echo(f"kept {line}")
-    for line in failures:
-        click.echo(f"ipvs-proxy: error: not removed: {line}", err=True)
-    if not removed and not failures:
-        click.echo("nothing to remove")
-    sys.exit(1 if failures else 0)
+    return clean_node(**how)
 
 
 def _add_flag(setting: Setting) -> None:

@@ -115,28 +115,3 @@ def test_missing_kernel_piece_ends_the_start_with_one_line_that_names_the_remedy
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ipvs-proxy: error: ")
     assert "modprobe" in last or "module" in last or "root" in last
-
-
-def test_cleanup_of_a_clean_node_says_so() -> None:
-    for arguments in (["cleanup", "--dry-run", "--kube-proxy"], ["cleanup"], ["--cleanup"]):
-        done = ipvs_proxy(*arguments)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "nothing to remove\n", "")
-
-
-@pytest.mark.skipif(missing_piece() is None, reason="this kernel has all that the agent needs")
-def test_check_of_a_node_that_lacks_something_names_the_remedy_in_both_forms(tmp_path: Path) -> None:
-    config = tmp_path / "kube-proxy.yaml"
-    config.write_text("kind: ConfigMap\napiVersion: v1\ndata: {other: x}\n")
-    done = ipvs_proxy("migrate", "check", "--config", str(config))
-    assert done.returncode == 2
-    assert done.stdout.startswith("in the way   The configuration cannot be used\n")
-    assert done.stdout.endswith("\n2 in the way: not ready\n")
-    findings = json.loads(ipvs_proxy("migrate", "check", "--output=json").stdout)
-    assert [finding["level"] for finding in findings] == ["in the way"]
-    assert "modprobe" in findings[0]["consequence"] or "module" in findings[0]["consequence"]
-
-
-def test_check_shows_what_the_configuration_says() -> None:
-    done = ipvs_proxy("migrate", "check", "--config", "/nonexistent/config")
-    assert done.returncode in {1, 2}
-    assert "/nonexistent/config: No such file or directory" in done.stdout + done.stderr

@@ -1,148 +1,243 @@
-"""Looks at a node, and at kube-proxy's configuration, before this agent takes kube-proxy's place there.
+"""``ipvs-proxy migrate check``: says what it means for this node that ipvs-proxy takes the place of kube-proxy.
 
-Nothing is changed. Each finding says what was seen and what follows from it; what stands in the way has a remedy.
+A report has one line for each fact, in four standings: what was found, what will change, what is not supported, and
+what stands in the way, the last two with what to do. Judging is pure; what is judged comes from ``kernel.survey``.
 """
 
 from __future__ import annotations
 
-import socket
+import json
+import sys
+import textwrap
 from collections.abc import Iterator
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import yaml
 
+from ipvs_proxy import __version__
+from ipvs_proxy.agent import settings_table
 from ipvs_proxy.agent.settings import Settings, SettingsError, effective
-from ipvs_proxy.agent.settings_file import read_file, read_text
-from ipvs_proxy.kernel import preflight, sysctl
-from ipvs_proxy.kernel.addresses import LINK, Addresses
-from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.ipvs import Ipvs
-from ipvs_proxy.kernel.leftovers import Leftovers
-from ipvs_proxy.kernel.sets import Sets
-from ipvs_proxy.plan import ownership
-from ipvs_proxy.plan.difference import KernelTables
-from ipvs_proxy.plan.sets import definitions
+from ipvs_proxy.agent.settings_file import read_text
+from ipvs_proxy.kernel.addresses import LINK
+from ipvs_proxy.kernel.processes import KUBE_PROXY, Process
+from ipvs_proxy.kernel.survey import Survey, survey
 
-#: The file of kubeadm's ConfigMap that holds the configuration.
-CONFIG_KEY = "config.conf"
-_PATIENCE = 1.0
+READY, ERROR, OBSTRUCTED = 0, 1, 2
+#: So many foreign virtual servers are named.
+_NAMED: Final = 5
+_WIDTH: Final = 100
+_DEFAULTS: Final = Settings(node_name="node")
+_LEAVES: Final = "take it off this node before the agent starts there (see docs/migration.md)"
 
 
-class Level(StrEnum):
-    """How much a finding matters."""
+class Standing(Enum):
+    """What a finding means for the migration."""
 
-    FINE = "fine"
-    CHANGES = "changes"
+    FOUND = "found"
+    CHANGE = "will change"
     UNSUPPORTED = "unsupported"
-    IN_THE_WAY = "in the way"
+    OBSTACLE = "in the way"
 
 
 class Finding(NamedTuple):
-    """One thing that was seen, and what follows from it or is to be done."""
+    """A fact about the node or its configuration, and what to do about it if anything is."""
 
-    level: Level
-    what: str
-    consequence: str
+    standing: Standing
+    topic: str
+    text: str
+    remedy: str = ""
 
 
-def check(config: Path | None) -> list[Finding]:
-    """Look at everything; give the findings, the configuration's first."""
-    settings, findings = _configuration(config)
+def check(config: Path | None, *, as_json: bool) -> int:
+    """Print the report; give the exit status: READY, OBSTRUCTED, or ERROR with one line on standard error.
+
+    ``config`` is kube-proxy's configuration, or the manifest of a ConfigMap that has it; ``-`` for standard input.
+    """
     try:
-        host = preflight.check()
-    except Unusable as error:
-        return [*findings, Finding(Level.IN_THE_WAY, "The node lacks something", str(error))]
-    variant = f"iptables {host.iptables.version_text} ({host.iptables.backend}), IPVS, ipset and dummy links work"
-    findings.append(Finding(Level.FINE, variant, f"this variant is used, as {host.iptables.reason}"))
-    findings += [
-        Finding(Level.UNSUPPORTED, f"{family.label} is not served", reason)
-        for family, reason in host.unsupported.items()
-    ]
-    return [*findings, *_tables(host), *_sysctls(settings), *_servers(settings)]
+        settings, findings = (_DEFAULTS, []) if config is None else judge_configuration(*_read(config))
+        ports = {
+            name: int(address.rpartition(":")[2])
+            for name, address in (("health", settings.healthz_bind_address), ("metrics", settings.metrics_bind_address))
+        }
+        found = survey(scheduler=settings.scheduler, strict_arp=settings.strict_arp, ports=ports.values())
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"ipvs-proxy: error: {error}\n")
+        return ERROR
+    findings = [*judge_node(found, settings, ports), *findings]
+    sys.stdout.write(_as_json(findings) if as_json else report(findings))
+    return OBSTRUCTED if any(finding.standing is Standing.OBSTACLE for finding in findings) else READY
 
 
-def _configuration(path: Path | None) -> tuple[Settings, list[Finding]]:
-    """Read the configuration as the agent would; without one, or with a broken one, go on with the defaults."""
-    if path is None:
-        return effective({}), []
+def judge_configuration(text: str, name: str) -> tuple[Settings, list[Finding]]:
+    """Read a configuration; give its settings (the defaults if it cannot be used) and what there is to say of it."""
     try:
-        fields, notes = _read(path)
-        settings = effective({}, fields)
+        settings, notes = _load(text, name)
     except SettingsError as error:
-        faults = [
-            Finding(Level.IN_THE_WAY, "The configuration cannot be used", line) for line in str(error).splitlines()
-        ]
-        return effective({}), faults
-    findings = [Finding(Level.FINE, f"{path} can be used", f"scheduler {settings.scheduler}, as it is there")]
-    for event, said in (*settings.notes, *notes):
-        findings.append(_note(event, said))
+        remedy = "correct it, as the agent would refuse it too"
+        faults = [Finding(Standing.OBSTACLE, "configuration", line, remedy) for line in str(error).splitlines()]
+        return _DEFAULTS, faults
+    findings = [Finding(Standing.FOUND, "configuration", f"{name} can be used as it is")]
+    for event, fields in notes:
+        values = "; ".join(_words(value) for value in fields.values() if value)
+        findings.append(Finding(Standing.UNSUPPORTED, "configuration", f"{event.replace('_', ' ')}: {values}"))
     return settings, findings
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
-    """Read a configuration file, or the ConfigMap that holds one."""
+def judge_node(found: Survey, settings: Settings, ports: dict[str, int]) -> list[Finding]:
+    """Say what a node is like, and what that means."""
+    if found.agent:
+        done = Finding(Standing.FOUND, "ipvs-proxy", "an agent is at work on this node: there is nothing to migrate")
+        return [*_judge_kernel(found), done]
+    return [
+        *_judge_kernel(found),
+        *_judge_traces(found, settings),
+        *_judge_others(found),
+        *_judge_processes(found, ports),
+    ]
+
+
+def report(findings: list[Finding]) -> str:
+    """Give the findings as aligned text, and the verdict."""
+    width = max(len(finding.topic) for finding in findings) + 2
+    lines = [f"ipvs-proxy {__version__}: migration of this node", ""]
+    for standing in Standing:
+        for finding in (finding for finding in findings if finding.standing is standing):
+            start = f"  {standing.value:<13}{finding.topic:<{width}}"
+            indent = " " * len(start)
+            parts = [finding.text, *([f"-> {finding.remedy}"] if finding.remedy else [])]
+            for part in parts:
+                lines += textwrap.wrap(
+                    part, _WIDTH, initial_indent=start, subsequent_indent=indent, break_on_hyphens=False
+                )
+                start = indent
+    obstacles = sum(finding.standing is Standing.OBSTACLE for finding in findings)
+    things = "1 thing stands" if obstacles == 1 else f"{obstacles} things stand"
+    verdict = f"Not ready: {things} in the way." if obstacles else "Ready: nothing stands in the way."
+    return "\n".join([*lines, "", verdict]) + "\n"
+
+
+def _as_json(findings: list[Finding]) -> str:
+    ready = all(finding.standing is not Standing.OBSTACLE for finding in findings)
+    facts = [finding._asdict() | {"standing": finding.standing.name.lower()} for finding in findings]
+    return json.dumps({"version": __version__, "ready": ready, "findings": facts}, indent=2) + "\n"
+
+
+def _judge_kernel(found: Survey) -> Iterator[Finding]:
+    chosen = found.iptables
+    if chosen is not None:
+        version = ".".join(map(str, chosen.version))
+        text = f"Linux {found.kernel}; iptables {version}, variant {chosen.backend}, as {chosen.reason}"
+        yield Finding(Standing.FOUND, "kernel", text)
+    for line in found.missing:
+        what, _, remedy = line.partition(": ")
+        yield Finding(Standing.OBSTACLE, "kernel", what, remedy)
+    for family, reason in found.unsupported.items():
+        yield Finding(Standing.UNSUPPORTED, family.label, f"is not served on this node: {reason}")
+    for change in found.sysctls:
+        yield Finding(Standing.CHANGE, "sysctl", f"{change.name.replace('/', '.')}: {change.found} -> {change.wanted}")
+    for warning in found.warnings:
+        what, _, remedy = warning.partition("; ")
+        yield Finding(Standing.UNSUPPORTED, "kernel", what, remedy)
+
+
+def _judge_traces(found: Survey, settings: Settings) -> Iterator[Finding]:
+    """Say in which modes kube-proxy has run here, and what becomes of what it left."""
+    servers = found.schedulers.total()
+    taken_over = found.link or found.sets or servers
+    if taken_over:
+        text = f"IPVS mode: virtual servers {servers}, addresses on {LINK} {found.addresses}, sets {found.sets}"
+        yield Finding(Standing.FOUND, KUBE_PROXY, text)
+        yield Finding(
+            Standing.CHANGE, "IPVS mode", "taken over as it is: what is right is not written, connections go on"
+        )
+    for scheduler, number in sorted(found.schedulers.items()):
+        if scheduler != settings.scheduler:
+            text = f"of the virtual servers {number} have {scheduler}; Services get {settings.scheduler}"
+            yield Finding(Standing.CHANGE, "scheduler", text)
+    backend = "" if found.iptables is None else found.iptables.backend
+    for (family, variant), number in found.iptables_mode.items():
+        yield Finding(Standing.FOUND, KUBE_PROXY, f"iptables mode: chains of {family} in {variant}: {number}")
+        if variant == backend:
+            text = f"{family}: its chains serve until all virtual servers are complete, and are removed then"
+            yield Finding(Standing.CHANGE, "iptables mode", text)
+    for family_of_table in found.nftables_mode:
+        yield Finding(Standing.FOUND, KUBE_PROXY, f"nftables mode: the table of {family_of_table.label}")
+        text = f"{family_of_table.label}: its table serves until all virtual servers are complete, and is removed then"
+        yield Finding(Standing.CHANGE, "nftables mode", text)
+    if not (taken_over or found.iptables_mode or found.nftables_mode):
+        yield Finding(Standing.FOUND, KUBE_PROXY, "has left nothing on this node")
+    for variant in sorted({variant for _, variant in (*found.iptables_mode, *found.ipvs_mode)} - {backend}):
+        yield Finding(
+            Standing.OBSTACLE,
+            "iptables",
+            f"kube-proxy has rules in {variant}, which ipvs-proxy does not use here: they would stay in effect",
+            'run "ipvs-proxy cleanup --kube-proxy" once kube-proxy is off this node, before the agent starts',
+        )
+
+
+def _judge_others(found: Survey) -> Iterator[Finding]:
+    if found.foreign:
+        more = len(found.foreign) - _NAMED
+        names = ", ".join(found.foreign[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        yield Finding(Standing.FOUND, "others", f"virtual servers that are not kube-proxy's and stay: {names}")
+
+
+def _judge_processes(found: Survey, ports: dict[str, int]) -> Iterator[Finding]:
+    if found.kube_proxy is not None:
+        yield Finding(Standing.CHANGE, KUBE_PROXY, f"{found.kube_proxy} is running", _LEAVES)
+    for name, port in ports.items():
+        holder = found.holders.get(port)
+        if holder is None or holder.name == KUBE_PROXY:
+            continue
+        taken = f"{port} is taken by {holder}"
+        if holder == Process() and found.kube_proxy is None:
+            yield Finding(Standing.CHANGE, f"{name} port", f"{taken}, as by a running kube-proxy", _LEAVES)
+            continue
+        field = "healthzBindAddress" if name == "health" else "metricsBindAddress"
+        yield Finding(Standing.OBSTACLE, f"{name} port", taken, f"stop that, or set {field} to another port")
+
+
+def _read(config: Path) -> tuple[str, str]:
+    """Give the text of the configuration, and what to call it."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return read_file(path)  # which says what is wrong, or reads two documents
-    if not isinstance(found, dict) or found.get("kind") != "ConfigMap":
-        return read_file(path)
-    text = (found.get("data") or {}).get(CONFIG_KEY)
-    if not isinstance(text, str):
-        raise SettingsError(f"{path}: the ConfigMap has no {CONFIG_KEY}")
-    return read_text(text, path)
+        if str(config) == "-":
+            return sys.stdin.read(), "standard input"
+        return config.read_text(encoding="utf-8"), str(config)
+    except OSError as error:
+        raise OSError(f"--config {config}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config {config}: it is no text in UTF-8") from error
 
 
-def _note(event: str, said: dict[str, Any]) -> Finding:
-    match event:
-        case "settings_without_effect":
-            return Finding(Level.UNSUPPORTED, "Settings without effect here", ", ".join(said["settings"]))
-        case "mode_ignored":
-            return Finding(Level.CHANGES, f"The configuration says mode {said['mode']}", "IPVS is used")
-        case "config_decoded_leniently":
-            return Finding(
-                Level.UNSUPPORTED, "Unknown or duplicate fields", ", ".join(said["unknown"] + said["duplicate"])
-            )
-    return Finding(Level.CHANGES, event.replace("_", " "), ", ".join(map(str, said.values())))
+def _load(text: str, name: str) -> tuple[Settings, list[tuple[str, dict[str, Any]]]]:
+    """Give the settings of a configuration, and what the agent would log of it.
+
+    Raises:
+        SettingsError: if it cannot be used, with one line for each fault.
+
+    """
+    fields, notes = read_text(_unwrapped(text), name)
+    settings = effective({"hostname_override": "node"}, fields)
+    return settings, [*settings.notes, *notes]
 
 
-def _tables(host: preflight.Host) -> Iterator[Finding]:
-    """Say what is in the kernel, and what becomes of it."""
-    addresses = Addresses()
-    sets = Sets([definition for family in host.families for definition in definitions(family).values()])
-    tables = KernelTables(addresses=addresses.read(), entries=sets.read())
-    found = Ipvs().read_virtual_servers().virtual_servers
-    ours = [key for key in found if ownership.is_ours(key, tables)]
-    if addresses.has_link() and ours:
-        what = f"kube-proxy's IPVS mode: {len(ours)} virtual servers, {len(tables.addresses)} addresses on {LINK}"
-        yield Finding(Level.CHANGES, what, "taken over as they are; only differences are written")
-    if len(found) > len(ours):
-        what = f"{len(found) - len(ours)} virtual servers of others"
-        yield Finding(Level.FINE, what, "kept; kube-proxy would delete those that excludeCIDRs does not name")
-    for line in Leftovers(host.iptables, host.families).find():
-        yield Finding(Level.CHANGES, line, "it serves until all virtual servers are complete, then it is removed")
-
-
-def _sysctls(settings: Settings) -> Iterator[Finding]:
-    for change in sysctl.drift(strict_arp=settings.strict_arp):
-        yield Finding(Level.CHANGES, str(change), "set at the start")
-
-
-def _servers(settings: Settings) -> Iterator[Finding]:
-    """Say whether somebody serves where the agent would: mostly the kube-proxy that still runs."""
-    for name, address in (("health", settings.healthz_bind_address), ("metrics", settings.metrics_bind_address)):
-        if address and _answers(address):
-            what = f"Something serves {name} at {address}"
-            yield Finding(Level.IN_THE_WAY, what, "stop it, mostly kube-proxy, on this node; traffic goes on meanwhile")
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    host = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))  # noqa: S104  any address is this host
+def _unwrapped(text: str) -> str:
+    """Give the configuration in the manifest of a ConfigMap; anything else as it is."""
     try:
-        with socket.create_connection((host, int(port)), timeout=_PATIENCE):
-            return True
-    except OSError:
-        return False
+        manifest = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text  # several documents, or a fault that its reader words better
+    if not isinstance(manifest, dict) or manifest.get("kind") != "ConfigMap":
+        return text
+    data = manifest.get("data")
+    values = data.values() if isinstance(data, dict) else ()
+    for value in values:
+        if isinstance(value, str) and settings_table.KUBE_PROXY.kind in value:
+            return value
+    raise SettingsError(f"the ConfigMap has no {settings_table.KUBE_PROXY.kind} in its data")
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

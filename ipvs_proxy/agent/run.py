@@ -25,7 +25,7 @@ from ipvs_proxy.agent.assembly import assemble
 from ipvs_proxy.agent.kernel_settings import prepare_kernel
 from ipvs_proxy.agent.logs import configure
 from ipvs_proxy.agent.settings import Settings
-from ipvs_proxy.kernel import preflight
+from ipvs_proxy.kernel import preflight, presence
 from ipvs_proxy.kernel.errors import Unusable
 from ipvs_proxy.kube.client import ConnectError
 from ipvs_proxy.kube.manifests import ManifestsError
@@ -79,10 +79,16 @@ async def _run(settings: Settings, reread: Callable[[], Settings] | None, config
     log.info("iptables", variant=host.iptables.backend, version=host.iptables.version_text, reason=host.iptables.reason)
     for family, reason in host.unsupported.items():
         log.warning("family_unsupported", family=family.label, reason=reason)
+    # Held as long as this process lives: no cleanup meanwhile.
+    announced = presence.announce()
+    if announced is None and presence.is_running():
+        log.warning("another_agent_is_running", reason="two agents on one node undo each other's work")
     dataplane = prepare_kernel(settings, host)
     agent = await assemble(settings, host, dataplane)
     await _run_until(stop, agent.loops(config, reread))
     agent.programmer.close()
+    if announced is not None:
+        announced.close()
     log.info("stopped", kernel_writes=agent.programmer.kernel_writes(), seconds=round(time.monotonic() - begun, 1))
 
 

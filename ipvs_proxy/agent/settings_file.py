@@ -61,28 +61,28 @@ def read_file(path: Path) -> tuple[dict[str, Any], Notes]:
         raise SettingsError(f"--config {path}: {error.strerror}") from error
     except ValueError as error:
         raise SettingsError(f"--config {path}: neither YAML nor JSON: {error}") from error
-    return read_text(text, path)
+    return read_text(text, f"--config {path}")
 
 
-def read_text(text: str, path: Path) -> tuple[dict[str, Any], Notes]:
-    """Read what a configuration file holds; ``path`` is only named. Otherwise as ``read_file``."""
+def read_text(text: str, name: str) -> tuple[dict[str, Any], Notes]:
+    """Read what a configuration file holds; ``name`` is what errors call it. Otherwise as ``read_file``."""
     try:
         documents, duplicates = _parse(text)
     except RecursionError as error:
-        raise SettingsError(f"--config {path}: nested too deeply") from error
+        raise SettingsError(f"{name}: nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise SettingsError(f"--config {path}: neither YAML nor JSON: {' '.join(str(error).split())}") from error
+        raise SettingsError(f"{name}: neither YAML nor JSON: {' '.join(str(error).split())}") from error
     if not documents or not all(isinstance(document, dict) for document in documents):
-        raise SettingsError(f"--config {path}: it holds no {KUBE_PROXY.kind}")
+        raise SettingsError(f"{name}: it holds no {KUBE_PROXY.kind}")
     kinds = [Document(document.pop("apiVersion", None), document.pop("kind", None)) for document in documents]
     for kind in kinds:
         if kind not in DOCUMENTS:
             raise SettingsError(
-                f"--config {path}: its kind is {kind.kind} and its apiVersion {kind.api_version}, "
+                f"{name}: its kind is {kind.kind} and its apiVersion {kind.api_version}, "
                 f"wanted {KUBE_PROXY.kind} and {KUBE_PROXY.api_version}"
             )
     if KUBE_PROXY not in kinds or len(set(kinds)) < len(kinds):
-        raise SettingsError(f"--config {path}: wanted one {KUBE_PROXY.kind}, and at most one {OWN.kind}")
+        raise SettingsError(f"{name}: wanted one {KUBE_PROXY.kind}, and at most one {OWN.kind}")
     return _sort_out(dict(zip(kinds, documents, strict=True)), duplicates)
 
 

@@ -76,7 +76,7 @@ def encode_new_dummy(name: str) -> Request:
 
 
 def encode_delete_link(ifindex: int) -> Request:
-    """Give the message that deletes a link."""
+    """Give the message that deletes a link, with all its addresses."""
     return Request(DELETE_LINK, _LINK.pack(0, 0, ifindex, 0, 0))
 
 

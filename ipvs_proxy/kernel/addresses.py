@@ -7,7 +7,6 @@ that was deleted and made anew by somebody else is not mistaken for the old one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM
 from typing import Final
@@ -81,10 +80,10 @@ class Addresses:
         return True
 
     def has_link(self) -> bool:
-        """Tell whether the link is there.
+        """Tell whether there is the link.
 
         Raises:
-            Unusable: if there is a link of that name which is not a dummy.
+            Unusable: if there is a link of that name which is not a dummy: it is somebody else's.
             OSError: if the kernel refuses.
 
         """
@@ -94,10 +93,10 @@ class Addresses:
         return found is not None
 
     def delete_link(self) -> None:
-        """Delete the link, with all its addresses; it may be gone already.
+        """Delete the link with all its addresses; one that is missing is as good.
 
         Raises:
-            Unusable: if there is a link of that name which is not a dummy.
+            Unusable: if there is a link of that name which is not a dummy: it is somebody else's.
             OSError: if the kernel refuses.
 
         """
@@ -106,8 +105,8 @@ class Addresses:
             return
         self._require_dummy(found)
         (code,) = self._socket.execute([encode_delete_link(found.ifindex)])
-        if code not in {0, ENODEV}:
-            raise OSError(code, f"the kernel refuses to delete the link {self.link}: {os.strerror(code)}")
+        if code and code != ENODEV:
+            raise OSError(code, f"the kernel refuses to delete the link {self.link}")
 
     def read(self) -> set[bytes]:
         """Read the addresses of the link, whatever their prefix length; none if it is missing.

@@ -40,6 +40,10 @@ _WAITING_RESTORE: Final = (1, 6, 2)
 _RESOURCE_PROBLEM: Final = 4
 
 
+class MissingNfTables(MissingPiece):
+    """The kernel has no nf_tables, so there are no rules in that variant."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Iptables:
     """One variant of the programs: the suffix of their names, which world they write to, and why they were chosen."""
@@ -135,22 +139,6 @@ def choose_variant() -> Iptables:
     return replace(default if chosen == default.backend else other, reason=reason)
 
 
-def installed_variants() -> list[Iptables]:
-    """Find the programs of every world that has or may have rules, the node's default first.
-
-    Raises:
-        MissingPiece: if there are none in ``PATH``.
-        Unusable: if they do not run.
-
-    """
-    default = _identify("", reason="it is the node's default")
-    other = LEGACY if default.backend == NF_TABLES else NF_TABLES
-    suffix = _SUFFIXES[other]
-    if not which(f"iptables{suffix}-restore") or (other == LEGACY and not _has_legacy_tables()):
-        return [default]
-    return [default, _identify(suffix, reason="it is installed too")]
-
-
 def _has_legacy_tables() -> bool:
     """Tell whether there is a table: running the legacy programs is a reason for the kernel to load their modules."""
     for name in _LEGACY_TABLES:
@@ -162,6 +150,21 @@ def _has_legacy_tables() -> bool:
         except OSError:
             return True
     return False
+
+
+def installed_variants() -> list[Iptables]:
+    """Find all variants that this node has programs of, the default first.
+
+    Raises:
+        MissingPiece: if there are none in ``PATH``.
+        Unusable: if they do not run.
+
+    """
+    default = _identify("", reason="it is the node's default")
+    suffix = _SUFFIXES[LEGACY if default.backend == NF_TABLES else NF_TABLES]
+    if not which(f"iptables{suffix}-restore"):
+        return [default]
+    return [default, _identify(suffix, reason="it is the node's other variant")]
 
 
 def _identify(suffix: str, *, reason: str) -> Iptables:
@@ -229,6 +232,10 @@ def explain(program: str, *, status: int, printed: str, text: str) -> Unusable:
     """
     if "must be root" in printed or "Permission denied" in printed:
         return MissingPiece(f"{program} may not read or write rules", "run as root with the capability CAP_NET_ADMIN")
+    if "Could not fetch rule set generation id" in printed or "Failed to initialize nft" in printed:
+        return MissingNfTables(
+            "the kernel has no nf_tables", "load the module nf_tables, or make iptables-legacy the node's default"
+        )
     if status == _RESOURCE_PROBLEM and "xtables lock" in printed:
         return Unusable(
             f"{program} waited {LOCK_WAIT} s for the xtables lock: another program is writing rules "

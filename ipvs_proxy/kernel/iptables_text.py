@@ -88,28 +88,7 @@ def payload(wanted: Ruleset, jumps: Iterable[Rule]) -> str:
         lines.append(f"*{table}")
         lines += [f":{chain.name} - [0:0]" for chain in chains]
         lines += [rule for chain in chains for rule in wanted.chains[chain]]
-        lines += [_with_verb("-I", jump) for jump in missing if jump.table == table]
-        lines.append("COMMIT")
-    return "\n".join(lines) + "\n"
-
-
-def removal(wanted: Ruleset, found: Ruleset) -> str:
-    """Give the input of ``iptables-restore --noflush`` that deletes our jumps and chains, as far as they are there.
-
-    A chain that a rule of somebody else leads to cannot be deleted and is left empty.
-    """
-    ours = set(wanted.jumps)
-    used = {(rule.table, rule.text.rsplit(" ", 1)[1]) for rule in found.jumps if rule not in ours}
-    lines: list[str] = []
-    for table in TABLES:
-        names = [chain.name for chain in found.chains if chain.table == table]
-        own_jumps = [jump for jump in found.jumps if jump.table == table and jump in ours]
-        if not names and not own_jumps:
-            continue
-        lines.append(f"*{table}")
-        lines += [f":{name} - [0:0]" for name in names]
-        lines += [_with_verb("-D", jump) for jump in own_jumps]
-        lines += [f"-X {name}" for name in names if (table, name) not in used]
+        lines += ["-I" + jump.text.removeprefix("-A") for jump in missing if jump.table == table]
         lines.append("COMMIT")
     return "\n".join(lines) + "\n"
 
@@ -180,7 +159,3 @@ def _words(rule: str) -> list[str]:
         return shlex.split(rule.replace("\\'", "'"))
     except ValueError:
         return []
-
-
-def _with_verb(verb: str, rule: Rule) -> str:
-    return verb + rule.text.removeprefix("-A")

@@ -21,6 +21,7 @@ from struct import pack
 from typing import Final
 
 from ipvs_proxy.kernel.iptables import Iptables
+from ipvs_proxy.kernel.iptables_render import Chain
 from ipvs_proxy.kernel.netlink import ACK, REQUEST, Outcome, Request, frame, parse, text_attribute
 from ipvs_proxy.kernel.socket import NETLINK_NETFILTER, NetlinkSocket, open_socket
 from ipvs_proxy.plan.tables import Family
@@ -62,7 +63,7 @@ class Leftovers:
             chains = chains_of(self._iptables.save(family))
             if chains:
                 findings.append(f"{family.label}: {sum(map(len, chains.values()))} chains of iptables mode")
-            if _has_table(family):
+            if has_table(family):
                 findings.append(f"{family.label}: the table of nftables mode")
         return findings
 
@@ -79,8 +80,8 @@ class Leftovers:
             text = removal(self._iptables.save(family))
             if text:
                 self._iptables.restore(family, text)
-            if _has_table(family):
-                _delete_table(family)
+            if has_table(family):
+                delete_table(family)
         return findings
 
 
@@ -93,9 +94,14 @@ def chains_of(saved: str) -> dict[str, list[str]]:
             table = line[1:]
         elif line.startswith(":"):
             name = line[1:].split(" ", 1)[0]
-            if table in _CHAINS and _CHAINS[table].fullmatch(name):
+            if is_of_iptables_mode(Chain(table, name)):
                 found.setdefault(table, []).append(name)
     return found
+
+
+def is_of_iptables_mode(chain: Chain) -> bool:
+    """Tell whether a chain is one that only iptables mode has."""
+    return chain.table in _CHAINS and bool(_CHAINS[chain.table].fullmatch(chain.name))
 
 
 def removal(saved: str) -> str:
@@ -137,7 +143,8 @@ def _header(family: Family) -> bytes:
     return pack("=BB", family, 0) + pack(">H", _NFTABLES)
 
 
-def _has_table(family: Family) -> bool:
+def has_table(family: Family) -> bool:
+    """Tell whether a family has the table of nftables mode."""
     request = Request(_GET_TABLE, _header(family) + text_attribute(_TABLE_NAME, _TABLE))
     with NetlinkSocket(NETLINK_NETFILTER) as socket:
         try:
@@ -147,8 +154,13 @@ def _has_table(family: Family) -> bool:
     return True
 
 
-def _delete_table(family: Family) -> None:
-    """Delete the table: changes of nf_tables come as a batch in one datagram."""
+def delete_table(family: Family) -> None:
+    """Delete the table of nftables mode: changes of nf_tables come as a batch in one datagram.
+
+    Raises:
+        OSError: if the kernel refuses.
+
+    """
     deletion = Request(_DELETE_TABLE, _header(family) + text_attribute(_TABLE_NAME, _TABLE))
     batch = (Request(_BATCH_BEGIN, _header(family)), deletion, Request(_BATCH_END, _header(family)))
     flags = (REQUEST, REQUEST | ACK, REQUEST)

@@ -21,7 +21,7 @@ import structlog
 
 from ipvs_proxy.kernel.iptables import Iptables
 from ipvs_proxy.kernel.iptables_render import Rule, Ruleset, RuleSettings, render
-from ipvs_proxy.kernel.iptables_text import differences, missing_jumps, parse, payload, printed_forms, removal
+from ipvs_proxy.kernel.iptables_text import differences, missing_jumps, parse, payload, printed_forms
 from ipvs_proxy.plan.tables import Family
 
 log = structlog.get_logger()
@@ -45,9 +45,6 @@ class Rules(Protocol):
 
     def repair(self) -> list[str]:
         """Write what should be there if anything is not; say what was wrong."""
-
-    def cleanup(self) -> None:
-        """Take all rules away that are ours."""
 
 
 class IptablesRules:
@@ -97,17 +94,6 @@ class IptablesRules:
             self._write(payload(wanted, missing_jumps(wanted, before, forms=self._forms)))
             self._check(wanted, before)
         return findings
-
-    def cleanup(self) -> None:
-        """Delete our jumps and chains. A chain that a rule of somebody else leads to stays, empty.
-
-        Raises:
-            Unusable: if the rules cannot be read or written.
-
-        """
-        found = self.read()
-        if found.chains:
-            self._write(removal(self._wanted(), found))
 
     def _wanted(self) -> Ruleset:
         return render(

@@ -105,6 +105,15 @@ class Sets:
             raise Unusable("; ".join(problems))
         return created
 
+    def present(self) -> list[str]:
+        """Give the names of the sets that exist, whatever their type.
+
+        Raises:
+            OSError: if the kernel refuses.
+
+        """
+        return [name for name in self._definitions if self._header(name) is not None]
+
     def read(self) -> dict[str, set[SetEntry]]:
         """Read the members of each set; a set that is missing is left out, as is one of another type.
 

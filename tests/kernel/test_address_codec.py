@@ -64,6 +64,7 @@ VIP6 = bytes.fromhex("fd000000000000000000000000000001")
         ),
         (codec.encode_dump_addresses(Family.IPV6, ifindex=7), 22, 0x1, "0a 00 00 00 07000000"),
         (codec.encode_dump_addresses(Family.IPV4), 22, 0x1, "02 00 00 00 00000000"),
+        (codec.encode_delete_link(7), 17, 0x1, "00 00 0000 07000000 00000000 00000000"),
         (codec.encode_dump_links(), 18, 0x1, "00 00 0000 00000000 00000000 00000000"),
     ],
 )

@@ -202,6 +202,12 @@ def test_an_old_restore_is_not_asked_to_wait(programs, tmp_path):
                 "failed (Invalid argument): rule in KX (-A KX -m ipvs --vproto tcp -j RETURN)"
             ),
         ),
+        (
+            4,
+            "iptables v1.8.9 (nf_tables): Could not fetch rule set generation id: Invalid argument\n",
+            True,
+            "the kernel has no nf_tables: load the module nf_tables",
+        ),
         (1, "", False, "failed with status 1: it printed no reason"),
         (1, "line 99999 failed", False, "line 99999 failed"),
     ],

@@ -17,14 +17,13 @@ from ipvs_proxy.kernel.iptables_render import (
     NAT,
     POSTROUTING,
     SERVICES,
-    TABLES,
     Chain,
     Rule,
     Ruleset,
     RuleSettings,
     render,
 )
-from ipvs_proxy.kernel.iptables_text import differences, missing_jumps, parse, payload, printed_forms, removal
+from ipvs_proxy.kernel.iptables_text import differences, missing_jumps, parse, payload, printed_forms
 from ipvs_proxy.plan.tables import Family
 
 WANTED = render(
@@ -167,24 +166,6 @@ def test_payload_sets_all_chains_and_inserts_only_the_jumps_it_is_given():
     assert text.count(" - [0:0]\n") == len(WANTED.chains)
     inserts = [line for line in text.split("\n") if line.startswith("-I")]
     assert inserts == ['-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES']
-
-
-def test_removal_takes_our_jumps_and_chains_and_keeps_what_others_use():
-    foreign_jump = "-A CNI-HOSTPORT -p tcp -j KUBE-MARK-MASQ"
-    text = removal(WANTED, parse(printed(foreign=foreign_jump)))
-    lines = text.split("\n")
-    assert [line for line in lines if line.startswith("-D")] == [
-        "-D" + jump.text[2:] for table in TABLES for jump in WANTED.jumps if jump.table == table
-    ]
-    assert ":KUBE-MARK-MASQ - [0:0]" in lines
-    assert "-X KUBE-MARK-MASQ" not in lines
-    assert sum(line.startswith("-X") for line in lines) == len(WANTED.chains) - 1
-    assert "CNI-HOSTPORT" not in text
-
-
-def test_removal_of_what_is_partly_there_names_only_that():
-    text = removal(WANTED, with_chain(MARK, base=EMPTY))
-    assert text == "*nat\n:KUBE-MARK-MASQ - [0:0]\n-X KUBE-MARK-MASQ\nCOMMIT\n"
 
 
 def in_other_form(text: str) -> str:

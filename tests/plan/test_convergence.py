@@ -34,6 +34,7 @@ from ipvs_proxy.plan.tables import (
     RealServer,
     RealServerOperation,
     SetEntry,
+    SetEntryOperation,
     Verb,
     VirtualServer,
     VirtualServerKey,

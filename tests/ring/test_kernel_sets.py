@@ -215,6 +215,15 @@ def test_sets_that_do_not_fit_are_each_named_and_the_others_are_made():
     assert len(run("ipset", "list", "-name").split()) == len(definitions(Family.IPV4))
 
 
+def test_what_is_present_is_told_whatever_its_type():
+    with closing(Sets(definitions(Family.IPV4).values())) as sets:
+        assert sets.present() == []
+        run("ipset", "create", "KUBE-CLUSTER-IP", "hash:net")
+        run("ipset", "create", "KUBE-IPVS-IPS", "hash:ip")
+        run("ipset", "create", "MINE", "hash:ip")
+        assert sorted(sets.present()) == ["KUBE-CLUSTER-IP", "KUBE-IPVS-IPS"]
+
+
 def test_destroy(sets):
     run("ipset", "create", "list", "list:set")
     run("ipset", "add", "list", ONE.name)

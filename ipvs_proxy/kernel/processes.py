@@ -1,0 +1,77 @@
+"""Which processes of this node's network matter to a migration: who serves a port, and whether kube-proxy runs.
+
+All of it is read from ``/proc`` (proc(5)). In a container only its own processes are seen, unless it shares the host's
+(``hostPID``); a port that is taken is seen all the same, its holder then not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+PROC: Final = Path("/proc")
+KUBE_PROXY: Final = "kube-proxy"
+
+_LISTENING: Final = "0A"  # TCP_LISTEN of include/net/tcp_states.h
+#: A line of /proc/net/tcp: number, local address and port, remote ones, state, queues, timers, retransmits, uid,
+#: timeout, inode.
+_SOCKET: Final = re.compile(
+    r"\s*\d+: [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} ([0-9A-F]{2}) \S+ \S+ \S+ +\d+ +\d+ (\d+)"
+)
+
+
+class Process(NamedTuple):
+    """A process; ``pid`` is 0 and the name empty if it cannot be seen from here."""
+
+    pid: int = 0
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} (process {self.pid})" if self.pid else "a process that cannot be seen from here"
+
+
+def holder_of(port: int, proc: Path = PROC) -> Process | None:
+    """Give who listens on a TCP port, on whatever address; ``None`` if nobody does."""
+    inodes = {inode for inode, number in _listening(proc) if number == port}
+    if not inodes:
+        return None
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    for process in _processes(proc):
+        with suppress(OSError):  # gone, or not ours to look at
+            for descriptor in (proc / str(process.pid) / "fd").iterdir():
+                with suppress(OSError):
+                    if str(descriptor.readlink()) in wanted:
+                        return process
+    return Process()
+
+
+def running_kube_proxy(proc: Path = PROC) -> Process | None:
+    """Give the kube-proxy of this network namespace; ``None`` if there is none, or if it cannot be seen from here."""
+    with suppress(OSError):
+        here = (proc / "thread-self/ns/net").readlink()
+        for process in _processes(proc):
+            with suppress(OSError):
+                if process.name == KUBE_PROXY and (proc / str(process.pid) / "ns/net").readlink() == here:
+                    return process
+    return None
+
+
+def _listening(proc: Path) -> Iterator[tuple[str, int]]:
+    """Give the inode and the port of each listening TCP socket of this thread's network namespace."""
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in (proc / "thread-self/net" / table).read_text(encoding="ascii", errors="replace").split("\n"):
+                found = _SOCKET.match(line)
+                if found and found[2] == _LISTENING:
+                    yield found[3], int(found[1], 16)
+
+
+def _processes(proc: Path) -> Iterator[Process]:
+    for directory in proc.iterdir():
+        if directory.name.isdigit():
+            with suppress(OSError):
+                name = (directory / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                yield Process(int(directory.name), name)

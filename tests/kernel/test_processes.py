@@ -1,0 +1,45 @@
+"""Who serves a port, and whether kube-proxy runs, read from /proc."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from ipvs_proxy.kernel.processes import Process, holder_of, running_kube_proxy
+
+
+def test_the_holder_of_a_port_is_named() -> None:
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as listening:
+            listening.bind((address, 0))
+            port = listening.getsockname()[1]
+            assert holder_of(port) is None, "bound, and not listening"
+            listening.listen()
+            found = holder_of(port)
+            assert found is not None
+            assert found.pid == os.getpid()
+            assert str(found) == f"{found.name} (process {os.getpid()})"
+        assert holder_of(port) is None
+
+
+def test_a_holder_that_cannot_be_seen_is_still_somebody(tmp_path: Path) -> None:
+    (tmp_path / "thread-self/net").mkdir(parents=True)
+    line = "   0: 00000000:2810 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0 100 0\n"
+    (tmp_path / "thread-self/net/tcp").write_text(f"  sl  local_address rem_address\n{line}garbage\n")
+    assert holder_of(10256, tmp_path) == Process()
+    assert str(Process()) == "a process that cannot be seen from here"
+    assert holder_of(10249, tmp_path) is None
+
+
+def test_a_kube_proxy_is_found_by_its_name(tmp_path: Path) -> None:
+    program = tmp_path / "kube-proxy"
+    shutil.copy2("/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            assert running_kube_proxy() == Process(process.pid, "kube-proxy")
+        finally:
+            process.kill()
+    assert running_kube_proxy(tmp_path) is None, "no /proc there"
