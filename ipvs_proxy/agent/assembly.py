@@ -146,9 +146,10 @@ class Agent:
         """Go on with other settings, as far as they may change while the agent runs.
 
         Raises:
-            Unusable: if the kernel refuses one of them; the others are in use then.
+            Unusable: if the kernel refuses one of them; then nothing else changes.
 
         """
+        await self.programmer.work(set_kernel, settings, self._dataplane.ipvs)
         self.settings = settings
         set_verbosity(settings.verbosity)
         self._traffic.enabled = settings.service_metrics
@@ -159,7 +160,6 @@ class Agent:
             scheduler=settings.scheduler, compatible=settings.compatible, min_sync_period=settings.min_sync_period
         )
         self._checks.readdress()
-        await self.programmer.work(set_kernel, settings, self._dataplane.ipvs)
 
     def _adapt_rules(self, node: Node | None) -> bool:
         return adapt_rules(self._dataplane.rules, self.settings, node)

@@ -23,7 +23,7 @@ def run(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[cleanup.Network] =
     """
     try:
         preflight.require_linux()
-        preflight.require_net_admin()
+        preflight.require_capabilities()
     except Unusable as error:
         return _fail([str(error)])
     if presence.is_running():

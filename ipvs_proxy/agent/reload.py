@@ -67,7 +67,7 @@ async def follow_configuration(
             continue
         try:
             running, outcome = await _take(running, wanted, apply)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError) as error:
             log.error("configuration_not_applied", path=str(path), error=str(error))
             outcome = Outcome.REFUSED
         told(outcome)

@@ -24,8 +24,9 @@ from ipvs_proxy.plan.tables import Family
 
 PROC: Final = Path("/proc")
 
-#: Bit 12 of linux/capability.h.
-_CAP_NET_ADMIN: Final = 1 << 12
+#: Bits of linux/capability.h. iptables asks ipset about a set through a raw socket; its legacy variant opens one for
+#: every table.
+_CAPABILITIES: Final = {"NET_ADMIN": 1 << 12, "NET_RAW": 1 << 13}
 _LINK_ADDRESS: Final = 1  # IFLA_ADDRESS of linux/if_link.h
 #: NFNL_SUBSYS_NFT_COMPAT and NFNL_MSG_COMPAT_GET of linux/netfilter.
 _GET_EXTENSION: Final = 11 << 8
@@ -52,7 +53,7 @@ def check() -> Host:
 
     """
     require_linux()
-    require_net_admin()
+    require_capabilities()
     require_ipvs()
     require_dummy()
     require_ipset()
@@ -69,14 +70,16 @@ def require_linux(platform: str = sys.platform) -> None:
         raise MissingPiece(f"this system is {platform}, not Linux", "IPVS is a part of the Linux kernel, run it there")
 
 
-def require_net_admin(proc: Path = PROC) -> None:
-    """Make sure that this process has the capability to change networks, here and now (CapEff of proc(5))."""
+def require_capabilities(proc: Path = PROC) -> None:
+    """Make sure that this process may change networks and open raw sockets, here and now (CapEff of proc(5))."""
     status = (proc / "self/status").read_text(encoding="ascii", errors="replace")
     effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
-    if not int(effective, 16) & _CAP_NET_ADMIN:
+    missing = [name for name, bit in _CAPABILITIES.items() if not int(effective, 16) & bit]
+    if missing:
         raise MissingPiece(
-            "the capability CAP_NET_ADMIN is missing",
-            "run as root, in a container with securityContext.capabilities.add: [NET_ADMIN]",
+            f"the {'capability' if len(missing) == 1 else 'capabilities'} {' and '.join(f'CAP_{n}' for n in missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing",
+            f"run as root, in a container with securityContext.capabilities.add: [{', '.join(_CAPABILITIES)}]",
         )
 
 

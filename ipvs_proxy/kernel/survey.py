@@ -68,7 +68,7 @@ def survey(*, scheduler: str, strict_arp: bool, ports: Collection[int]) -> Surve
 
     """
     preflight.require_linux()
-    preflight.require_net_admin()
+    preflight.require_capabilities()
     found = Survey(
         kernel=".".join(map(str, sysctl.kernel_version())),
         agent=presence.is_running(),

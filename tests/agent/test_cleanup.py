@@ -15,7 +15,7 @@ from ipvs_proxy.kernel.processes import Process
 @pytest.fixture(autouse=True)
 def name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "_NAME", f"\0ipvs-proxy/test-{os.urandom(8).hex()}")
-    monkeypatch.setattr(preflight, "require_net_admin", lambda: None)
+    monkeypatch.setattr(preflight, "require_capabilities", lambda: None)
 
 
 def refused(capsys: pytest.CaptureFixture[str]) -> str:
@@ -46,5 +46,5 @@ def test_without_the_capability_nothing_is_tried(
     def refuse() -> None:
         raise MissingPiece("the capability CAP_NET_ADMIN is missing", "run as root")
 
-    monkeypatch.setattr(preflight, "require_net_admin", refuse)
+    monkeypatch.setattr(preflight, "require_capabilities", refuse)
     assert refused(capsys) == "ipvs-proxy: error: the capability CAP_NET_ADMIN is missing: run as root"

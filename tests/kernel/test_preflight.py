@@ -16,7 +16,7 @@ from ipvs_proxy.kernel.iptables import NF_TABLES, Iptables
 from ipvs_proxy.plan.tables import Family
 
 ROOT = Path(__file__).parents[2]
-NET_ADMIN = 1 << 12
+NET_ADMIN, NET_RAW = 1 << 12, 1 << 13
 IPTABLES = Iptables(suffix="", backend=NF_TABLES, version=(1, 8, 9), reason="test")
 
 
@@ -55,30 +55,33 @@ def test_another_system_than_linux_is_named():
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "enough"),
+    ("capabilities", "missing"),
     [
-        ("000001ffffffffff", True),
-        (f"{NET_ADMIN:016x}", True),
-        ("0000000000000000", False),
-        (f"{0x1FFFFFFFFFF & ~NET_ADMIN:016x}", False),
-        (None, False),
+        ("000001ffffffffff", ""),
+        (f"{NET_ADMIN | NET_RAW:016x}", ""),
+        ("0000000000000000", "capabilities CAP_NET_ADMIN and CAP_NET_RAW are missing"),
+        (f"{0x1FFFFFFFFFF & ~NET_ADMIN:016x}", "capability CAP_NET_ADMIN is missing"),
+        (f"{NET_ADMIN:016x}", "capability CAP_NET_RAW is missing"),
+        (None, "capabilities CAP_NET_ADMIN and CAP_NET_RAW are missing"),
     ],
 )
-def test_net_admin_is_read_from_the_effective_capabilities(tmp_path, capabilities, enough):
+def test_what_is_missing_is_read_from_the_effective_capabilities(tmp_path, capabilities, missing):
     (tmp_path / "self").mkdir()
     line = "" if capabilities is None else f"CapPrm:\tffffffffffffffff\nCapEff:\t{capabilities}\n"
     (tmp_path / "self/status").write_text(f"Name:\tpython\n{line}Seccomp:\t0\n")
-    if enough:
-        preflight.require_net_admin(tmp_path)
+    if not missing:
+        preflight.require_capabilities(tmp_path)
     else:
-        with pytest.raises(MissingPiece, match=r"CAP_NET_ADMIN is missing: .*capabilities\.add"):
-            preflight.require_net_admin(tmp_path)
+        with pytest.raises(MissingPiece, match=rf"the {missing}: .*capabilities\.add: \[NET_ADMIN, NET_RAW\]"):
+            preflight.require_capabilities(tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed")
-def test_a_process_without_net_admin_is_told_so_first():
-    without = ("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin")
-    assert in_namespace("preflight.check()", *without).startswith("MISSING the capability CAP_NET_ADMIN is missing: ")
+@pytest.mark.parametrize("name", ["net_admin", "net_raw"])
+def test_a_process_without_a_capability_is_told_so_first(name):
+    without = ("setpriv", f"--bounding-set=-{name}", f"--inh-caps=-{name}")
+    said = in_namespace("preflight.check()", *without)
+    assert said.startswith(f"MISSING the capability CAP_{name.upper()} is missing: ")
 
 
 @pytest.mark.skipif(Path("/proc/net/ip_vs").exists(), reason="this kernel has IPVS")

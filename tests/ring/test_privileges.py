@@ -1,0 +1,90 @@
+"""The agent with exactly the rights that the chart gives it: it serves, follows changes and repairs; with one less it
+says which."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ring import manifests
+from tests.ring.agent import eventually, running_agent
+from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
+from tests.ring.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, servers, topology
+from tests.ring.witness import assert_as_planned
+
+ROOT = Path(__file__).parents[2]
+VIPS = {"IPv4": "10.96.0.70", "IPv6": "fd00:10:96::70"}
+PODS = ("pod1", "pod2")
+
+
+def capabilities_of_the_chart() -> list[str]:
+    text = (ROOT / "helm/ipvs-proxy/templates/daemonset.yaml").read_text()
+    (added,) = re.findall(r"drop: \[ALL\]\n(?:\s*#.*\n)*\s*add: \[(.*)\]", text)
+    return [name.strip() for name in added.split(",")]
+
+
+def confined(capabilities: list[str]) -> tuple[str, ...]:
+    """Give what to put before a command for it to run with these capabilities only."""
+    launcher = str(ROOT / "tests/support/confined.py")
+    return ("unshare", "--mount", sys.executable, launcher, ",".join(capabilities))
+
+
+@pytest.fixture
+def net() -> Iterator[Topology]:
+    with topology() as net, servers(net, PODS, TARGET_PORTS):
+        yield net
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    manifests.write(tmp_path, "node", manifests.node())
+    manifests.write(tmp_path, "service", manifests.service("web", *VIPS.values()))
+    set_endpoints(tmp_path, *PODS)
+    return tmp_path
+
+
+def set_endpoints(directory: Path, *pods: str) -> None:
+    endpoints = [endpoint(ADDRESSES[pod][family]) for pod in pods for family in FAMILIES]
+    manifests.write(directory, "slices", *manifests.slices("web", endpoints))
+
+
+def test_the_capabilities_of_the_chart_are_enough(net: Topology, directory: Path) -> None:
+    net.run("node", sys.executable, "-m", "ipvs_proxy", "--manifests", str(directory), "--init-only")
+    with running_agent(
+        net, directory, "--ipvs-sync-period", "2s", prefix=confined(capabilities_of_the_chart())
+    ) as agent:
+        assert_as_planned(net, directory)
+        assert {net.ask("client", VIPS[family], PORTS["TCP"], "TCP")[0] for family in FAMILIES for _ in "1234"} == set(
+            PODS
+        )
+        set_endpoints(directory, "pod1")
+        eventually(lambda: assert_as_planned(net, directory) is None)
+        net.run("node", "ip", "link", "del", "kube-ipvs0")
+        net.run("node", "ipvsadm", "-C")
+        net.run("node", "iptables", "-t", "nat", "-F", "KUBE-SERVICES")
+        eventually(lambda: assert_as_planned(net, directory) is None)
+        agent.stop()
+    assert not agent.named("operation_failed")
+
+
+@pytest.mark.parametrize("missing", capabilities_of_the_chart())
+def test_without_one_of_them_the_start_ends_with_a_line_that_names_it(
+    missing: str, net: Topology, directory: Path
+) -> None:
+    left = [name for name in capabilities_of_the_chart() if name != missing]
+    command = (
+        *confined(left),
+        *(sys.executable, "-m", "ipvs_proxy", "--manifests", str(directory), "--hostname-override", "node"),
+        *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json"),
+    )
+    with net.inside("node"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert done.returncode == 1, done.stderr
+    assert len(errors) == 1, done.stderr
+    assert f"CAP_{missing}" in errors[0]
