@@ -51,7 +51,7 @@ def test_every_object_is_decoded_with_all_that_the_agent_reads():
             assert decoded.spec.cluster_ip == item["spec"]["clusterIP"]
             assert [port.port for port in decoded.spec.ports] == [port["port"] for port in item["spec"]["ports"]]
         else:
-            assert [one.addresses for one in decoded.endpoints] == [one["addresses"] for one in item["endpoints"]]
+            assert [[*one.addresses] for one in decoded.endpoints] == [one["addresses"] for one in item["endpoints"]]
             assert all(one.node_name and one.conditions.ready for one in decoded.endpoints)
     assert seen == {Service: 30, EndpointSlice: 29 + 3}
 

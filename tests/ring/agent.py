@@ -18,6 +18,7 @@ from tests.ring.topology import CLUSTER_CIDR, Topology
 
 #: How long anything may take, in seconds; an emulated machine needs half a minute to import the agent.
 PATIENCE = 120.0
+PROGRAM = (sys.executable, "-m", "ipvs_proxy")
 
 
 class Agent:
@@ -64,14 +65,16 @@ class Agent:
 
 
 @contextmanager
-def running_agent(net: Topology, manifests: Path, *flags: str, prefix: Sequence[str] = ()) -> Iterator[Agent]:
+def running_agent(
+    net: Topology, manifests: Path, *flags: str, prefix: Sequence[str] = (), program: Sequence[str] = PROGRAM
+) -> Iterator[Agent]:
     """Start an agent on the node, wait until it has programmed everything, and kill it at the end if it still runs.
 
-    ``prefix`` is what stands before the command, such as what takes rights away.
+    ``prefix`` is what stands before the command, such as what takes rights away, and ``program`` the agent's.
     """
     command = [
         *prefix,
-        *(sys.executable, "-m", "ipvs_proxy", "--manifests", str(manifests), "--hostname-override", "node"),
+        *(*program, "--manifests", str(manifests), "--hostname-override", "node"),
         *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", "--v", "0", *flags),
     ]
     with net.inside("node"):

@@ -94,6 +94,7 @@ def run_in_machine(command: list[str]) -> int:
             "PYTHONPATH": "/tmp/site:/tmp/checkout",
             "HOME": "/root",
             "REQUIRE_RING": os.environ.get("REQUIRE_RING", ""),
+            "RING_IMAGE": str(CHECKOUT / "dist/rootfs"),
         }
         settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
         inner = shlex.join(["python3" if word == sys.executable else word for word in command])
