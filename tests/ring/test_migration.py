@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.ring import manifests
-from tests.ring.agent import running_agent
+from tests.ring.agent import eventually, running_agent
 from tests.ring.kube_proxy import (
     VIP,
     ipvs_proxy,
@@ -94,7 +94,8 @@ def test_from_ipvs_mode_and_back(net: Topology, directory: Path) -> None:
     with continuous_requests(net) as failures:
         with running_agent(net, directory) as agent:
             assert exchange(connection)[0] == "pod1", "the connection from before"
-            assert {net.ask("client", VIP, 80)[0] for _ in range(6)} == set(PODS)
+            for pod in PODS:
+                eventually(lambda pod=pod: net.ask("client", VIP, 80)[0] == pod)
             again = ipvs_proxy(net, *CHECK, text=CONFIG_MAP)
             assert again.returncode == 0, again.stdout
             assert "an agent is at work on this node" in " ".join(again.stdout.split())

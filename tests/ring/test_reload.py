@@ -50,7 +50,7 @@ def test_changed_file_reaches_the_kernel_and_a_broken_one_does_not(tmp_path: Pat
         agent.wait_for("configuration_applied")
         eventually(lambda: schedulers(net) == {"lc"})
         eventually(lambda: net.run("node", "sysctl", "-n", "net.ipv4.conf.all.arp_ignore").strip() == "1")
-        eventually(lambda: net.run("node", "ipvsadm", "-L", "--timeout").split()[5] == "1200")
+        eventually(lambda: net.run("node", "ipvsadm", "-L", "--timeout").split()[4] == "1200")
         # With masqueradeAll the rule asks no more where a packet comes from.
         eventually(lambda: "! -s 10.244.0.0/16" not in net.run("node", "iptables-save", "-t", "nat"))
         assert configz(net)["ipvs"]["scheduler"] == "lc"
