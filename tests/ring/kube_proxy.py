@@ -158,7 +158,8 @@ def witnessed(net: Topology) -> dict[str, list[str]]:
     a variant of iptables makes at its first use, and the addresses that the kernel gives to links by itself."""
     found = {
         "ipvs": net.run("node", "ipvsadm", "-Sn").splitlines(),
-        "sets": net.run("node", "ipset", "save").splitlines(),
+        # Where a member is in its set depends on a number that the kernel chooses for each set.
+        "sets": sorted(re.sub(r" initval 0x\w+", "", net.run("node", "ipset", "save")).splitlines()),
         "links": re.findall(r"^\d+: ([^:@]+)", net.run("node", "ip", "-o", "link"), re.MULTILINE),
         "addresses": re.findall(
             r"^\d+: (\S+ +inet6? (?!fe80)\S+)", net.run("node", "ip", "-o", "address"), re.MULTILINE
