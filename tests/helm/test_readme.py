@@ -7,6 +7,7 @@ import re
 import shlex
 
 import pytest
+import yaml
 
 from tests.helm.helm import CHART, ROOT, helm
 from tests.helm.readme import README, current, values
@@ -39,3 +40,26 @@ def test_command_works(command: list[str]) -> None:
 
 def test_there_are_commands() -> None:
     assert len(COMMANDS) == 2
+
+
+def test_commands_of_the_projects_readme_install_what_they_say() -> None:
+    text = (ROOT / "README.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("helm install ")]
+    _, _, name, package, *arguments = shlex.split(line)
+    assert package == f"dist/{name}-{yaml.safe_load((CHART / 'Chart.yaml').read_text())['version']}.tgz"
+    done = helm("template", name, str(CHART), *arguments)
+    assert done.returncode == 0, done.stderr
+    for part in ('image: "REGISTRY/ipvs-proxy:', "clusterCIDR: 10.244.0.0/16", "value: 10.0.0.10"):
+        assert part.replace('"', "") in done.stdout.replace('"', "")
+    for setting in re.findall(r"`--set (\S+?)`", text):
+        replaced = "clusterCIDR=" if setting.startswith("existingKubeProxyConfigMap=") else "-"
+        given = [setting if word.startswith(replaced) and "=" in replaced else word for word in arguments]
+        done = helm("template", name, str(CHART), *given, "--set", setting)
+        assert done.returncode == 0, done.stderr
+
+
+def test_targets_that_the_readme_names_are_in_the_makefile() -> None:
+    text = (ROOT / "README.md").read_text()
+    targets = {word for words in re.findall(r"\bmake ((?:[a-z]+ ?)+)", text) for word in words.split()}
+    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test", "bench", "image", "chart"} <= targets & known
