@@ -23,6 +23,7 @@ from bench.cluster import NODE
 from ipvs_proxy.agent.controller import Controller
 from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Kernel, Programmer
@@ -155,7 +156,7 @@ class Rig:
         health = HealthTracker(FAMILIES, sync_period=30.0)
         self.programmer = Programmer(kernel, count=self.metrics.operations)
         facts = NodeFacts(dict, node_port_cidrs=(), bind_address=None, families=FAMILIES)
-        reports = Reports(self.metrics, health, wish=lambda *_: None, emit=None)
+        reports = Reports(self.metrics, health, wish=lambda *_: None, emit=None, history=History())
         self.synced = asyncio.Event()
         note = reports.synced
 

@@ -17,6 +17,7 @@ from ipvs_proxy.agent.settings_document import write_file
 from ipvs_proxy.agent.settings_file import read_settings
 from ipvs_proxy.agent.settings_table import SETTINGS, SETTINGS_BY_GROUP, Setting
 from ipvs_proxy.agent.settings_values import SWITCH
+from ipvs_proxy.commands.cli import explain, services, status
 
 _EXAMPLES = """\b
 Examples:
@@ -175,6 +176,10 @@ def check(config: Path | None, output: str) -> None:
     from ipvs_proxy.agent.migrate import check as check_node  # noqa: PLC0415
 
     sys.exit(check_node(config, as_json=output == "json"))
+
+
+for _command in (status, services, explain):
+    main.add_command(_command)
 
 
 def _clean(**how: Any) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import socket
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ipvs_proxy.agent.controller import Controller
 from ipvs_proxy.agent.dead_nodes import DeadNodes
 from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.kernel_settings import set_kernel
 from ipvs_proxy.agent.local_detection import adapt_rules
 from ipvs_proxy.agent.logs import set_verbosity
@@ -30,7 +31,9 @@ from ipvs_proxy.agent.server import health_application, metrics_application, ser
 from ipvs_proxy.agent.service_health import ServiceHealth
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.agent.stale_flows import StaleFlows
+from ipvs_proxy.agent.state_server import add_state
 from ipvs_proxy.agent.traffic import ServiceTraffic
+from ipvs_proxy.agent.view import View
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.host_addresses import HostAddresses
 from ipvs_proxy.kernel.ipvs import Ipvs
@@ -67,6 +70,7 @@ class Agent:
         emit = None if self._events is None else self._events.emit
         self._metrics = Metrics(host.families)
         self._health = HealthTracker(host.families, sync_period=settings.sync_period)
+        self._history = History()
         self.programmer = Programmer(dataplane, count=self._metrics.operations, exclude=settings.exclude_cidrs)
         self._facts = NodeFacts(
             HostAddresses().read,
@@ -84,7 +88,7 @@ class Agent:
             context=Context(
                 settings.node_name, settings.scheduler, families=host.families, compatible=settings.compatible
             ),
-            recorder=Reports(self._metrics, self._health, wish=self._checks.wish, emit=emit),
+            recorder=Reports(self._metrics, self._health, wish=self._checks.wish, emit=emit, history=self._history),
             marks=Marks(settings.masquerade_bit),
             facts=self._facts,
             adapt_rules=self._adapt_rules,
@@ -106,12 +110,23 @@ class Agent:
             self.programmer,
             dataplane,
             read_virtual_servers=lambda: reader.read(self.programmer.actual.virtual_servers.copy()).virtual_servers,
-            repaired=self._metrics.repaired,
+            repaired=self._repaired,
         )
         self._traffic = ServiceTraffic(
             self.programmer.desired, lambda: Ipvs().read_counters(), enabled=settings.service_metrics
         )
         self._metrics.service_traffic = self._traffic.expose
+        self._view = View(
+            self._controller,
+            self.programmer,
+            settings=lambda: self.settings,
+            families=host.families,
+            rules=lambda: {family: rules.settings for family, rules in dataplane.rules.items()},
+            host_addresses=lambda: self._facts.facts.host_addresses,
+            health=self._health,
+            drains=lambda: len(self._drains),
+            history=self._history,
+        )
         self._watch_gauges()
 
     def loops(self, config: Path | None, reread: Callable[[], Settings] | None) -> list[Loop]:
@@ -167,6 +182,7 @@ class Agent:
     def _servers(self) -> list[Loop]:
         hard_fail = self.settings.bind_address_hard_fail
         metrics = metrics_application(self._metrics, settings=lambda: self.settings)
+        add_state(metrics, self._view)
         servers = [serve_for_ever(metrics, self.settings.metrics_bind_address, name="metrics", hard_fail=hard_fail)]
         if self.settings.healthz_bind_address:
             health = health_application(self._health, self._metrics)
@@ -182,6 +198,10 @@ class Agent:
             begun=self._health.queued,
             finished=self._audited,
         )
+
+    def _repaired(self, table: str, findings: Sequence[str]) -> None:
+        self._metrics.repaired(table, len(findings))
+        self._history.repaired(table, findings)
 
     def _audited(self) -> None:
         if not self.programmer.retries:

@@ -57,7 +57,7 @@ class Audit:
         kernel: Kernel,
         *,
         read_virtual_servers: Callable[[], dict[VirtualServerKey, VirtualServer]],
-        repaired: Callable[[str, int], None],
+        repaired: Callable[[str, Sequence[str]], None],
     ) -> None:
         """Take a reader of all virtual servers that has a socket of its own, as it is called beside the writes."""
         self._programmer = programmer
@@ -145,7 +145,7 @@ class Audit:
 
     def _report(self, table: str, findings: list[str]) -> None:
         if findings:
-            self._repaired(table, len(findings))
+            self._repaired(table, findings)
             log.warning("drift_repaired", table=table, count=len(findings), found=sorted(findings)[:NAMED])
 
 

@@ -65,6 +65,9 @@ class Recorder(Protocol):
     def no_local_endpoints(self, services: dict[tuple[str, Family], int]) -> None:
         """So many Services have a policy (internal, external) of Local and no endpoint here, though elsewhere."""
 
+    def wrote(self, services: Sequence[ServiceName], *, operations: int, seconds: float) -> None:
+        """Changed Services were programmed with so many operations."""
+
     def node_changed(self, node: Node | None) -> None:
         """The own Node changed."""
 
@@ -152,6 +155,15 @@ class Controller:
         """Note that an object could not be decoded; its last good version stays in use."""
         self._recorder.skipped(kind)
         log.warning("object_skipped", kind=kind, object=key, error=error)
+
+    def explain(self, service: Service) -> Fragment:
+        """Plan a Service once more, for somebody who wants to know the reasons; nothing changes."""
+        name = ServiceName(service.metadata.namespace, service.metadata.name)
+        return plan_service(service, self.cache.slices(name), self._context, self._marks, self.cache.readings(name))
+
+    def omissions_of(self, name: ServiceName) -> Sequence[Omission]:
+        """Give what the plan leaves out of a Service."""
+        return self._omissions.get(name, ())
 
     def node_of(self, address: bytes) -> str:
         """Give the other node of an endpoint that has just left, or been left out; empty if it is not known."""
@@ -292,6 +304,7 @@ class Controller:
                 operations=done,
                 milliseconds=round(seconds * 1000, 1),
             )
+            self._recorder.wrote([name for _, name in ranked], operations=done, seconds=seconds)
         return done
 
     async def _write_rules(self) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 import structlog
 
 from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.kube.events import EventType, Regarding
 from ipvs_proxy.kube.objects import Node, ObjectMeta, Service
@@ -46,6 +47,7 @@ class Reports:
         *,
         wish: Callable[[ServiceName, Mapping[Family, HealthCheck]], None],
         emit: Emit | None,
+        history: History,
     ) -> None:
         self._metrics = metrics
         self._health = health
@@ -56,6 +58,7 @@ class Reports:
         self.no_local_endpoints = metrics.no_local_endpoints
         self.conflicts = metrics.conflicts
         self.health_checks = wish
+        self.wrote = history.wrote
 
     def queued(self) -> None:
         """Note that there is something to do."""

@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel import ipvs_codec as codec
 from ipvs_proxy.kernel.errors import MissingPiece, Unusable
-from ipvs_proxy.kernel.ipvs_codec import Connections, Counters, ForeignVirtualServer, Timeouts
+from ipvs_proxy.kernel.ipvs_codec import Activity, Connections, Counters, ForeignVirtualServer, Timeouts
+from ipvs_proxy.kernel.ipvs_codec import Traffic as Balanced
 from ipvs_proxy.kernel.netlink import Request
 from ipvs_proxy.kernel.socket import NETLINK_GENERIC, NetlinkSocket, Traffic
 from ipvs_proxy.plan.tables import (
@@ -30,7 +31,17 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
 )
 
-__all__ = ["Connections", "Counters", "ForeignVirtualServer", "Ipvs", "IpvsTable", "Timeouts"]
+__all__ = [
+    "Activity",
+    "Balanced",
+    "Connections",
+    "Counters",
+    "ForeignVirtualServer",
+    "Ipvs",
+    "IpvsTable",
+    "Observation",
+    "Timeouts",
+]
 
 #: The table is read so many times while somebody else adds and deletes virtual servers.
 READ_ATTEMPTS: Final = 5
@@ -47,6 +58,14 @@ class IpvsTable(NamedTuple):
 
     virtual_servers: dict[VirtualServerKey, VirtualServer]
     foreign: list[ForeignVirtualServer]
+
+
+class Observation(NamedTuple):
+    """A virtual server as the kernel has it (without real servers), its traffic, and what each real server does."""
+
+    virtual_server: VirtualServer
+    traffic: Balanced
+    real_servers: dict[RealServerKey, Activity]
 
 
 class Ipvs:
@@ -121,6 +140,22 @@ class Ipvs:
         return dict(
             codec.decode_connections(payload, virtual_address=key.address) for payload in self._dump_real_servers(key)
         )
+
+    def observe(self, key: VirtualServerKey, *, real_servers: bool = True) -> Observation | None:
+        """Read one virtual server with its traffic, and that of its real servers; ``None`` if it does not exist.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        reply = self._ask_for(key)
+        server = None if reply is None else codec.decode_virtual_server(reply)
+        if reply is None or not isinstance(server, VirtualServer):
+            return None
+        listed = self._dump_real_servers(key) if real_servers else []
+        found = dict(codec.decode_activity(payload, virtual_address=key.address) for payload in listed)
+        return Observation(server, codec.decode_traffic(reply), found)
 
     def read_counters(self) -> dict[VirtualServerKey, Counters]:
         """Read what each virtual server has balanced: one dump, with the weakness that this module's text names.
@@ -236,15 +271,17 @@ class Ipvs:
         return table
 
     def _get(self, key: VirtualServerKey) -> VirtualServer | None:
+        reply = self._ask_for(key)
+        found = None if reply is None else codec.decode_virtual_server(reply)
+        return found if isinstance(found, VirtualServer) else None
+
+    def _ask_for(self, key: VirtualServerKey) -> bytes | None:
         try:
-            found = codec.decode_virtual_server(
-                self._socket.ask(codec.encode_get_virtual_server(key, family_id=self._family_id))
-            )
+            return self._socket.ask(codec.encode_get_virtual_server(key, family_id=self._family_id))
         except OSError as error:
             if error.errno == ESRCH:
                 return None
             raise
-        return found if isinstance(found, VirtualServer) else None
 
     def _complete(self, found: VirtualServer, same: VirtualServer | None) -> VirtualServer:
         """Give a listed virtual server with its real servers: ``same`` if that is what it is, else with its keys."""

@@ -66,10 +66,11 @@ _AF, _PROTOCOL, _ADDRESS, _PORT, _FWMARK, _SCHEDULER, _FLAGS, _TIMEOUT, _NETMASK
 _STATISTICS: Final = 10  # before Linux 4.1 the only ones, with connections and packets in 32 bits
 _STATISTICS_64: Final = 12
 
-# enum: IPVS_STATS_ATTR_*; 6 to 10 are rates, 11 is padding where a kernel aligns to 8 bytes
+# enum: IPVS_STATS_ATTR_*; 11 is padding where a kernel aligns to 8 bytes
 _COUNTERS: Final = range(1, 6)  # connections, packets in and out, bytes in and out
+_RATES: Final = range(6, 11)  # the same, each second
 
-# enum: IPVS_DEST_ATTR_*; 10 and 12 are statistics
+# enum: IPVS_DEST_ATTR_*; 10 and 12 are statistics, as of a virtual server
 _D_ADDRESS, _D_PORT, _D_FORWARDING, _D_WEIGHT, _D_UPPER, _D_LOWER, _D_ACTIVE, _D_INACTIVE, _D_PERSISTENT = range(1, 10)
 _D_FAMILY: Final = 11
 _D_TUNNEL_TYPE, _D_TUNNEL_PORT, _D_TUNNEL_FLAGS = 13, 14, 15
@@ -137,6 +138,21 @@ class Counters(NamedTuple):
     packets_out: int
     bytes_in: int
     bytes_out: int
+
+
+class Traffic(NamedTuple):
+    """What a virtual or real server has balanced so far, and how much each second (the kernel's estimate)."""
+
+    total: Counters
+    per_second: Counters
+
+
+class Activity(NamedTuple):
+    """What a real server is set to, and what it does."""
+
+    settings: RealServer
+    connections: Connections
+    traffic: Traffic
 
 
 class ForeignVirtualServer(NamedTuple):
@@ -425,6 +441,35 @@ def decode_connections(payload: bytes, *, virtual_address: bytes) -> tuple[RealS
     found = attributes(_nested(payload, _DESTINATION))
     counts = (integer(found, kind, 0) for kind in (_D_ACTIVE, _D_INACTIVE, _D_PERSISTENT))
     return _real_server_key(found, virtual_address), Connections(*counts)
+
+
+def decode_traffic(payload: bytes) -> Traffic:
+    """Read the counters and rates of a virtual server from a reply to GET_SERVICE.
+
+    Raises:
+        MalformedMessage: if it is no such reply.
+
+    """
+    return _traffic(attributes(_nested(payload, _SERVICE)))
+
+
+def decode_activity(payload: bytes, *, virtual_address: bytes) -> tuple[RealServerKey, Activity]:
+    """Read what a real server is set to and what it does from a reply to GET_DEST.
+
+    Raises:
+        MalformedMessage: if it is no such reply.
+
+    """
+    found = attributes(_nested(payload, _DESTINATION))
+    counts = (integer(found, kind, 0) for kind in (_D_ACTIVE, _D_INACTIVE, _D_PERSISTENT))
+    activity = Activity(_real_server(found), Connections(*counts), _traffic(found))
+    return _real_server_key(found, virtual_address), activity
+
+
+def _traffic(found: dict[int, bytes]) -> Traffic:
+    counted = attributes(found.get(_STATISTICS_64, found.get(_STATISTICS, b"")))
+    total, per_second = (Counters(*(integer(counted, kind, 0) for kind in kinds)) for kinds in (_COUNTERS, _RATES))
+    return Traffic(total, per_second)
 
 
 @lru_cache(_SETTINGS_KEPT)

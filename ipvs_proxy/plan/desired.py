@@ -133,7 +133,7 @@ class DesiredTables:
 
     def conflicts(self) -> list[Conflict]:
         """Give every claim that lost."""
-        return [conflict for key in self._contested for conflict in self.conflicts_of(key)]
+        return [conflict for key in list(self._contested) for conflict in self.conflicts_of(key)]
 
     def internal(self) -> dict[VirtualServerKey, frozenset[RealServerKey]]:
         """Give the real servers that clients in the cluster get at addresses where they are others: a snapshot."""
@@ -146,6 +146,11 @@ class DesiredTables:
     def services(self) -> Iterable[ServiceName]:
         """Give the Services that ask for anything."""
         return self._held.keys()
+
+    def virtual_servers_of(self, name: ServiceName) -> tuple[VirtualServerKey, ...]:
+        """Give the virtual servers that a Service claims, also those that another one has."""
+        held = self._held.get(name)
+        return () if held is None else tuple(held.virtual_servers)
 
     def _members(self, key: VirtualServerKey, name: ServiceName, held: _Held) -> frozenset[Member]:
         """Give the members that go with a virtual server, by its owner; ``held`` is what the Service ``name`` has."""

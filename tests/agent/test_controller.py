@@ -18,6 +18,7 @@ from ipvs_proxy.agent.audit import Audit, follow_for_ever
 from ipvs_proxy.agent.controller import KINDS, Controller
 from ipvs_proxy.agent.drain import Drains, Outcome, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Programmer
@@ -63,6 +64,7 @@ class Rig:
         self.adapted: list[Node | None] = []
         self.wishes: dict[ServiceName, Mapping[Family, HealthCheck]] = {}
         self.events: list[str] = []
+        self.history = History()
         self.drains = Drains(deadline=60.0, finished=self.outcomes.append)
         watch_writes(self.programmer, self.drains, clock=lambda: 0.0)
         self.controller = Controller(
@@ -73,6 +75,7 @@ class Rig:
                 self.health,
                 wish=lambda name, wanted: self.wishes.update({name: wanted}),
                 emit=self.emit,
+                history=self.history,
             ),
             marks=Marks(),
             facts=NodeFacts(lambda: self.interfaces),
@@ -83,7 +86,7 @@ class Rig:
             self.programmer,
             plane,
             read_virtual_servers=plane.read_virtual_servers,
-            repaired=lambda table, count: self.repairs.update({table: self.repairs.get(table, 0) + count}),
+            repaired=lambda table, found: self.repairs.update({table: self.repairs.get(table, 0) + len(found)}),
         )
 
     def emit(self, regarding: Regarding, **fields: str) -> None:

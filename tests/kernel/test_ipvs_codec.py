@@ -463,7 +463,9 @@ def test_a_real_server_that_the_types_cannot_hold_is_refused(key, server):
 DECODERS = [
     codec.decode_virtual_server,
     codec.decode_counters,
+    codec.decode_traffic,
     lambda payload: codec.decode_real_server(payload, virtual_address=KEY.address),
+    lambda payload: codec.decode_activity(payload, virtual_address=KEY.address),
     codec.decode_timeouts,
     codec.decode_version,
     codec.decode_family,
@@ -500,3 +502,29 @@ def test_damaged_replies_are_read_or_malformed(decode, valid, data):
 def test_an_encoded_request_is_framed_without_padding():
     request = codec.encode_virtual_server(VirtualServerOperation(Verb.ADD, VirtualServer(KEY, "a")), family_id=1)
     assert len(frame(request, sequence=1)) % 4 == 0
+
+
+@pytest.mark.parametrize("pieces", [[(12, True)], [(12, False)], [(10, None)]], ids=["aligned", "packed", "before 4.1"])
+def test_traffic_has_counters_and_rates_by_the_second(pieces):
+    ((kind, aligned),) = pieces
+    total = Counters(3, 21, 18, 1 << 33, 1 << 40)
+    payload = statistics(total) if aligned is None else statistics_64(total, aligned=aligned)
+    assert codec.decode_traffic(counted(KEY, (kind, payload))) == codec.Traffic(total, Counters(*RATES))
+
+
+def test_activity_of_a_real_server_is_its_settings_connections_and_traffic():
+    parts = [
+        (1, POD.address.ljust(16, b"\0")),
+        (2, POD.port.to_bytes(2, "big")),
+        (3, pack("=I", 0)),
+        (4, pack("=I", 1)),
+        (7, pack("=I", 4)),
+        (8, pack("=I", 5)),
+        (9, pack("=I", 6)),
+        (10, statistics(COUNTERS)),
+        (12, statistics_64(COUNTERS, aligned=False)),
+        (11, pack("=H", 2)),
+    ]
+    payload = reply(2, b"".join(attribute(kind, part) for kind, part in parts))
+    expected = codec.Activity(ACTIVE, Connections(4, 5, 6), codec.Traffic(COUNTERS, Counters(*RATES)))
+    assert codec.decode_activity(payload, virtual_address=KEY.address) == (POD, expected)

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 from ipvs_proxy.kernel.processes import Process, holder_of, running_kube_proxy
@@ -39,6 +40,10 @@ def test_a_kube_proxy_is_found_by_its_name(tmp_path: Path) -> None:
     shutil.copy2("/bin/sleep", program)
     with subprocess.Popen([program, "60"]) as process:
         try:
+            # A kernel may show a new name somewhat later than it tells that the program has begun.
+            deadline = time.monotonic() + 5.0
+            while running_kube_proxy() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
             assert running_kube_proxy() == Process(process.pid, "kube-proxy")
         finally:
             process.kill()

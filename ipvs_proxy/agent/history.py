@@ -1,0 +1,33 @@
+"""The last changes and repairs, for people who look at what has just happened; logs and metrics have all of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Final
+
+from ipvs_proxy.state.documents import Happening
+
+#: So many of each are kept, and so many objects of each are named.
+KEPT: Final = 50
+NAMED: Final = 5
+
+
+class History:
+    """What was programmed and what was repaired, the latest first."""
+
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._now = now
+        self.changes: deque[Happening] = deque(maxlen=KEPT)
+        self.repairs: deque[Happening] = deque(maxlen=KEPT)
+
+    def wrote(self, services: Iterable[object], *, operations: int, seconds: float) -> None:
+        """Note that changed Services were programmed."""
+        named = [str(name) for name in islice(services, NAMED)]
+        self.changes.appendleft(Happening(self._now(), "programmed", operations, named, round(seconds * 1000, 1)))
+
+    def repaired(self, table: str, findings: Sequence[str]) -> None:
+        """Note that drift was repaired."""
+        self.repairs.appendleft(Happening(self._now(), table, len(findings), sorted(findings)[:NAMED]))

@@ -1,0 +1,192 @@
+"""What the agent shows of itself: gathers the tables and what the kernel says, and has ``state`` write it down.
+
+The event loop does only what needs its tables to stand still: planning the one Service that is looked at. Everything
+else, the reading of the kernel and the writing of documents, is done in a thread with a socket of its own, and takes
+its copies of tables in one step each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from ipvs_proxy import __version__
+from ipvs_proxy.agent.controller import Controller
+from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.history import History
+from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.kernel.iptables_render import RuleSettings
+from ipvs_proxy.kernel.ipvs import Balanced, Ipvs, Observation
+from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.plan.fragment import Fragment, ServiceName
+from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of, text_of
+from ipvs_proxy.state.documents import NodeState, RouteState, ServiceState
+from ipvs_proxy.state.route import trace
+from ipvs_proxy.state.services import service_state, summarize
+
+#: Rates are read of so many Services at a time; a list of more has none.
+RATED = 256
+#: So many Services are listed unless somebody asks for more.
+LIMIT = 100
+#: So many foreign virtual servers are named.
+_NAMED = 100
+
+
+class View:
+    """Gives the documents of ``/state``."""
+
+    def __init__(
+        self,
+        controller: Controller,
+        programmer: Programmer,
+        *,
+        settings: Callable[[], Settings],
+        families: Sequence[Family],
+        rules: Callable[[], Mapping[Family, RuleSettings]],
+        host_addresses: Callable[[], Collection[bytes]],
+        health: HealthTracker,
+        drains: Callable[[], int],
+        history: History,
+        open_ipvs: Callable[[], Ipvs] = Ipvs,
+    ) -> None:
+        self.started = datetime.now(UTC)
+        self.settings = settings
+        self._controller = controller
+        self._programmer = programmer
+        self._families = families
+        self._rules = rules
+        self._host_addresses = host_addresses
+        self._health = health
+        self._drains = drains
+        self._history = history
+        self._open_ipvs = open_ipvs
+
+    async def node(self, *, search: str = "", offset: int = 0, limit: int = LIMIT) -> NodeState:
+        """Describe the agent and the Services whose ``namespace/name`` or address contains ``search``, by name.
+
+        Raises:
+            OSError: if the kernel cannot be read.
+            MalformedMessage: if its answer is garbage.
+
+        """
+        return await asyncio.to_thread(self._node, search, offset, limit)
+
+    async def service(self, name: ServiceName) -> ServiceState | None:
+        """Describe one Service; ``None`` if there is none of this name.
+
+        Raises:
+            OSError: if the kernel cannot be read.
+            MalformedMessage: if its answer is garbage.
+
+        """
+        service = self._controller.cache.services.get(name)
+        if service is None:
+            return None
+        fragment = self._controller.explain(service)
+        slices = list(self._controller.cache.slices(name))
+        return await asyncio.to_thread(self._service, service, fragment, slices)
+
+    async def route(self, client: bytes, key: VirtualServerKey) -> RouteState:
+        """Say what a new connection from a client's address to a virtual server's meets."""
+        return await asyncio.to_thread(self._route, client, key)
+
+    def _route(self, client: bytes, key: VirtualServerKey) -> RouteState:
+        found = trace(
+            client,
+            key,
+            tables=self._programmer.actual,
+            rules=self._rules().get(family_of(client), RuleSettings()),
+            host_addresses=self._host_addresses(),
+        )
+        owners = self._programmer.desired.owners
+        return RouteState(
+            client=text_of(client),
+            target=str(key),
+            service=str(owners.get(key, "")),
+            origin=found.origin.value,
+            verdict=found.verdict.value,
+            steps=list(found.steps),
+            virtual_server=str(found.virtual_server),
+            real_servers=list(map(str, found.real_servers)),
+            masqueraded=found.masqueraded,
+        )
+
+    def _node(self, search: str, offset: int, limit: int) -> NodeState:
+        desired, actual = self._programmer.desired, self._programmer.actual
+        services = self._controller.cache.services.copy()
+        matching = sorted(name for name, service in services.items() if _matches(search, name, service))
+        shown = matching[offset : offset + limit]
+        balanced = self._balanced(shown) if len(shown) <= RATED else {}
+        settings, servers = self.settings(), actual.virtual_servers.copy()
+        return NodeState(
+            version=__version__,
+            node=settings.node_name,
+            scheduler=settings.scheduler,
+            families=[family.label for family in self._families],
+            started=self.started,
+            now=datetime.now(UTC),
+            programmed=self._controller.started.is_set(),
+            healthy=self._health.healthy(),
+            virtual_servers=len(servers),
+            real_servers=sum(len(server.real_servers) for server in servers.values()),
+            draining=self._drains(),
+            addresses=len(actual.addresses),
+            conflicts=len(desired.conflicts()),
+            waiting=len(self._programmer.retries),
+            foreign_virtual_servers=sorted(map(str, self._programmer.foreign.copy()))[:_NAMED],
+            service_count=len(services),
+            matching=len(matching),
+            offset=offset,
+            services=[
+                summarize(
+                    name,
+                    services[name],
+                    desired=desired,
+                    actual=actual,
+                    omissions=self._controller.omissions_of(name),
+                    balanced=balanced,
+                )
+                for name in shown
+            ],
+            changes=list(self._history.changes.copy()),
+            repairs=list(self._history.repairs.copy()),
+        )
+
+    def _balanced(self, names: Iterable[ServiceName]) -> dict[VirtualServerKey, Balanced]:
+        keys = [key for name in names for key in self._programmer.desired.virtual_servers_of(name)]
+        found = self._observe(keys, real_servers=False)
+        return {key: observation.traffic for key, observation in found.items() if observation is not None}
+
+    def _service(self, service: Service, fragment: Fragment, slices: Iterable[EndpointSlice]) -> ServiceState:
+        return service_state(
+            service,
+            fragment,
+            desired=self._programmer.desired,
+            actual=self._programmer.actual,
+            observed=self._observe(fragment.virtual_servers, real_servers=True),
+            nodes={
+                endpoint.addresses[0]: endpoint.node_name
+                for piece in slices
+                for endpoint in piece.endpoints or ()
+                if endpoint.node_name and endpoint.addresses
+            },
+        )
+
+    def _observe(
+        self, keys: Iterable[VirtualServerKey], *, real_servers: bool
+    ) -> dict[VirtualServerKey, Observation | None]:
+        ipvs = self._open_ipvs()
+        try:
+            return {key: ipvs.observe(key, real_servers=real_servers) for key in keys}
+        finally:
+            ipvs.close()
+
+
+def _matches(search: str, name: ServiceName, service: Service) -> bool:
+    if not search or search in str(name):
+        return True
+    spec, ingress = service.spec, service.status.load_balancer.ingress or ()
+    addresses = [*(spec.cluster_ips or [spec.cluster_ip]), *(spec.external_ips or ()), *(entry.ip for entry in ingress)]
+    return search in addresses

@@ -1,0 +1,68 @@
+"""Asks the agent on this node: plain HTTP to the address of its metrics server, without the agent's own libraries."""
+
+from __future__ import annotations
+
+import json
+from http.client import HTTPConnection, HTTPException
+from typing import Final, TypeVar
+from urllib.parse import urlencode
+
+import msgspec
+
+#: Where the agent's metrics server listens unless ``--metrics-bind-address`` says otherwise, as kube-proxy's.
+DEFAULT_ADDRESS: Final = "127.0.0.1:10249"
+#: Seconds until an agent that does not answer is given up.
+PATIENCE: Final = 30.0
+
+D = TypeVar("D", bound=msgspec.Struct)
+
+
+class NoAnswer(Exception):  # noqa: N818  the name says what is wrong
+    """The agent cannot be reached, or does not know; the text says what to do."""
+
+
+class NotThere(NoAnswer):
+    """The agent answers that there is no such object."""
+
+
+def ask(address: str, path: str, kind: type[D], /, **query: object) -> D:
+    """Ask for a document. ``address`` is ``IP:port``.
+
+    Raises:
+        NotThere: if there is no such object.
+        NoAnswer: if the agent does not answer, or cannot.
+
+    """
+    try:
+        return msgspec.json.decode(fetch(address, path, **query), type=kind)
+    except msgspec.DecodeError as error:
+        raise NoAnswer(f"what answers at {address} is not an agent of this version: {error}") from error
+
+
+def fetch(address: str, path: str, /, **query: object) -> bytes:
+    """Ask for the bytes of a page. Raises as ``ask`` does."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise NoAnswer(f"{address!r} is not IP:port")
+    connection = HTTPConnection(host.strip("[]"), int(port), timeout=PATIENCE)
+    try:
+        connection.request("GET", f"{path}?{urlencode(query)}" if query else path)
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, HTTPException) as error:
+        raise NoAnswer(
+            f"no agent answers at {address} ({error}): is it running on this node? If it has another "
+            "--metrics-bind-address, say so with --agent"
+        ) from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise (NotThere if response.status == 404 else NoAnswer)(_complaint(body, response.status, address))
+    return body
+
+
+def _complaint(body: bytes, status: int, address: str) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"what answers at {address} is not an agent of this version (status {status})"

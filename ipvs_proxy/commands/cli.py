@@ -1,0 +1,120 @@
+"""The commands that show: ``status``, ``services``, ``explain``; each prints text, JSON or YAML, and says what failed.
+
+Exit status, of all of them: 0, or 1 with one line on standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+from ipvs_proxy.commands import ask, overview
+from ipvs_proxy.commands.explain import find_route, find_service, route_text, search_service, service_text
+from ipvs_proxy.commands.text import document
+from ipvs_proxy.state.documents import NodeState
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: All Services: more than any cluster has.
+_ALL: Final = 999_999_999
+#: Seconds between two looks of ``--watch``; the kernel brings its rates up to date every two.
+_INTERVAL: Final = 2.0
+_CLEAR: Final = "\x1b[H\x1b[2J"
+
+
+def _shared(command: F) -> F:
+    """Add the options that all of them have."""
+    command = click.option(
+        "--agent",
+        default=ask.DEFAULT_ADDRESS,
+        show_default=True,
+        metavar="IP:PORT",
+        help="Where the agent's metrics server listens",
+    )(command)
+    return click.option(
+        "-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How the answer is written"
+    )(command)
+
+
+def _fail(text: str) -> NoReturn:
+    click.echo(f"ipvs-proxy: error: {text}", err=True)
+    sys.exit(1)
+
+
+@click.command(epilog="\b\nExamples:\n  ipvs-proxy status\n  ipvs-proxy status -o json | jq .healthy\n")
+@_shared
+def status(agent: str, output: str) -> None:
+    """Say how the agent on this node is: health, counts, the last changes and repairs."""
+    try:
+        state = ask.ask(agent, "/state", NodeState, limit=0)
+    except ask.NoAnswer as error:
+        _fail(str(error))
+    click.echo(overview.status_text(state) if output == "text" else document(state, output), nl=False)
+
+
+@click.command(
+    epilog="\b\nExamples:\n  ipvs-proxy services\n  ipvs-proxy services kube-system/ --watch\n"
+    "  ipvs-proxy services 10.96.0.10 -o yaml\n"
+)
+@click.argument("search", default="")
+@click.option("-w", "--watch", is_flag=True, help="Show it again every two seconds, until interrupted")
+@click.option("--limit", type=click.IntRange(min=1), default=_ALL, help="Show so many at most")
+@_shared
+def services(search: str, watch: bool, limit: int, agent: str, output: str) -> None:
+    """List Services with their endpoints and rates.
+
+    SEARCH is a part of NAMESPACE/NAME, or an address; without it all are listed. ENDPOINTS counts those that get new
+    connections, and those that drain behind a plus. STATE is "differs" where the kernel is not as it should be, and
+    "left out" where a part of the Service cannot be served; see "ipvs-proxy explain". Where more than 256 are listed,
+    rates are not read.
+    """
+    try:
+        while True:
+            state = ask.ask(agent, "/state", NodeState, search=search, limit=limit)
+            if output == "text":
+                text = overview.services_text(state.services) if state.services else _nothing(search)
+            else:
+                text = document(state.services, output)
+            click.echo((_CLEAR if watch and sys.stdout.isatty() else "") + text, nl=False)
+            if not watch:
+                return
+            time.sleep(_INTERVAL)
+    except ask.NoAnswer as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+def _nothing(search: str) -> str:
+    return f"no Service has {search!r} in its name or as an address\n" if search else "there is no Service\n"
+
+
+@click.command(
+    epilog="\b\nExamples:\n  ipvs-proxy explain kube-system/kube-dns\n  ipvs-proxy explain 10.96.0.10:53/UDP\n"
+    "  ipvs-proxy explain --from 10.244.1.7 10.96.0.1:443\n"
+)
+@click.argument("what", metavar="SERVICE|ADDRESS:PORT[/PROTOCOL]")
+@click.option("--from", "client", metavar="IP", help="Follow a new connection from this address")
+@_shared
+def explain(what: str, client: str | None, agent: str, output: str) -> None:
+    """Say which virtual servers a Service has, which endpoints are in or out and why, and where a packet would go.
+
+    A Service is NAMESPACE/NAME, or NAME in the namespace default. With --from, each step of a new connection's way is
+    told: source ranges, policies, the virtual server, and whether the client's address is masqueraded.
+    """
+    try:
+        if client is not None:
+            route = find_route(agent, client, what)
+            click.echo(route_text(route) if output == "text" else document(route, output), nl=False)
+            return
+        state = find_service(agent, what)
+        click.echo(service_text(state) if output == "text" else document(state, output), nl=False)
+    except ask.NotThere as error:
+        similar = search_service(agent, what)
+        _fail(f"{error}" + (f"; did you mean {', '.join(similar)}?" if similar else ""))
+    except ask.NoAnswer as error:
+        _fail(str(error))

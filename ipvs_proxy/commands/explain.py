@@ -1,0 +1,166 @@
+"""``ipvs-proxy explain``: which virtual servers a Service has, which endpoints are in or out, where packets go."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from ipvs_proxy.commands.ask import NoAnswer, NotThere, ask
+from ipvs_proxy.commands.text import count, several, table
+from ipvs_proxy.state.documents import EndpointState, NodeState, RouteState, ServiceState, VirtualServerState
+
+#: So many endpoints of one virtual server are shown.
+SHOWN = 50
+_TARGET = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})(?:/(?P<protocol>\w+))?")
+
+
+class Target(NamedTuple):
+    """An address, port and protocol as somebody writes them: ``10.96.0.1:443``, ``[fd00::1]:53/UDP``."""
+
+    address: str
+    port: int
+    protocol: str
+
+    def __str__(self) -> str:
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{address}:{self.port}/{self.protocol}"
+
+
+def parse_target(text: str) -> Target | None:
+    """Read a target; ``None`` if the text is none, and so the name of a Service."""
+    found = _TARGET.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        address = str(ip_address(found["six"] or found["four"]))
+    except ValueError:
+        return None
+    return Target(address, int(found["port"]), (found["protocol"] or "TCP").upper())
+
+
+def find_service(agent: str, text: str) -> ServiceState:
+    """Ask for the Service that ``NAMESPACE/NAME``, ``NAME`` (of the namespace default) or a target names.
+
+    Raises:
+        NotThere: if there is none.
+        NoAnswer: if the agent does not answer.
+
+    """
+    target = parse_target(text)
+    if target is None:
+        namespace, _, name = text.rpartition("/")
+        return ask(agent, f"/state/services/{namespace or 'default'}/{name}", ServiceState)
+    found = ask(agent, "/state/route", RouteState, client=target.address, **target._asdict())
+    if not found.service:
+        raise NotThere(f"no Service is served at {target}")
+    return ask(agent, f"/state/services/{found.service}", ServiceState)
+
+
+def find_route(agent: str, client: str, text: str) -> RouteState:
+    """Ask what a connection from a client's address to a target meets.
+
+    Raises:
+        NoAnswer: if the agent does not answer, or if ``text`` is no target.
+
+    """
+    target = parse_target(text)
+    if target is None:
+        raise NoAnswer(f"{text!r} is not an address and port such as 10.96.0.1:443 or [fd00::1]:53/UDP")
+    return ask(agent, "/state/route", RouteState, client=client, **target._asdict())
+
+
+def search_service(agent: str, text: str) -> list[str]:
+    """Give the names of Services that contain a text, for a hint."""
+    found = ask(agent, "/state", NodeState, search=text.rpartition("/")[2], limit=5)
+    return [f"{service.namespace}/{service.name}" for service in found.services]
+
+
+def service_text(state: ServiceState) -> str:
+    """Write all about a Service."""
+    sync = "as it should be" if state.in_sync else "NOT as it should be in the kernel"
+    text = f"{state.namespace}/{state.name} ({state.type}): {sync}\n"
+    for omission in state.omissions:
+        text += f"  left out: {omission.where}: {omission.reason}\n"
+    if not state.virtual_servers:
+        text += "  it has no virtual server on this node\n"
+    shown: list[tuple[list[tuple[object, ...]], str]] = []
+    for server in state.virtual_servers:
+        text += "\n" + _virtual_server_text(server)
+        key = [_identity(endpoint) for endpoint in server.endpoints]
+        same = next((name for endpoints, name in shown if endpoints == key), None)
+        if same is not None and key and not any(_busy(endpoint) for endpoint in server.endpoints):
+            text += f"  endpoints: the same as of {same}, no connections\n"
+            continue
+        shown.append((key, server.name))
+        text += endpoints_text(server.endpoints)
+    missing = [member for member in state.members if not member.in_kernel]
+    for member in missing:
+        text += f"\nmissing in the kernel: {member.member} of {member.set} ({member.reason})"
+    return text + ("\n" if missing else "")
+
+
+def _identity(endpoint: EndpointState) -> tuple[object, ...]:
+    return (endpoint.address, endpoint.wanted, endpoint.reason, endpoint.weight)
+
+
+def _busy(endpoint: EndpointState) -> bool:
+    return bool(endpoint.active_connections or endpoint.inactive_connections)
+
+
+def _virtual_server_text(server: VirtualServerState) -> str:
+    affinity = f", affinity {server.affinity_seconds} s" if server.affinity_seconds else ""
+    rate = server.per_second
+    text = (
+        f"{server.name}  {server.reason}, {server.scheduler}{affinity}; {server.total.connections:,} connections, "
+        f"{count(rate.connections)}/s, {count(rate.bytes_in)}B/s in, {count(rate.bytes_out)}B/s out\n"
+    )
+    if server.internal:
+        text += f"  clients in the cluster get {server.internal} instead\n"
+    return text + "".join(f"  DIFFERS: {difference}\n" for difference in server.differences)
+
+
+def endpoints_text(endpoints: Iterable[EndpointState]) -> str:
+    """Write the endpoints of a virtual server: those that are in first, each with its reason."""
+    found = sorted(endpoints, key=lambda endpoint: (not endpoint.wanted, endpoint.wanted is None))
+    if not found:
+        return "  it has no endpoint\n"
+    rows = [
+        (
+            endpoint.address,
+            use_of(endpoint),
+            endpoint.reason or "no-longer-wanted",
+            "-" if endpoint.weight is None else str(endpoint.weight),
+            f"{endpoint.active_connections}",
+            f"{endpoint.inactive_connections}",
+            endpoint.node + (" (here)" if endpoint.local else ""),
+        )
+        for endpoint in found[:SHOWN]
+    ]
+    header = ("ENDPOINT", "USE", "REASON", "WEIGHT", "ACTIVE", "INACTIVE", "NODE")
+    text = table(header, rows, right=("WEIGHT", "ACTIVE", "INACTIVE"), indent=2)
+    if len(found) > SHOWN:
+        text += f"  and {several(len(found) - SHOWN, 'endpoint')} more: -o json has all of them\n"
+    return text
+
+
+def use_of(endpoint: EndpointState) -> str:
+    """Say in a word what an endpoint is used for."""
+    if endpoint.wanted:
+        return "in" if endpoint.weight else "missing"
+    if endpoint.weight is None:
+        return "out"
+    return "draining" if endpoint.weight == 0 else "unwanted"
+
+
+def route_text(route: RouteState) -> str:
+    """Write the way of a connection, step by step."""
+    served = f" ({route.service})" if route.service else ""
+    text = f"{route.client} -> {route.target}{served}\n"
+    text += "".join(f"  {number}. {step}\n" for number, step in enumerate(route.steps, 1))
+    text += f"  => {route.verdict}"
+    if route.real_servers:
+        more = f" and {len(route.real_servers) - 10} more" if len(route.real_servers) > 10 else ""
+        text += f" among {', '.join(route.real_servers[:10])}{more}"
+    return text + "\n"

@@ -1,0 +1,88 @@
+"""``ipvs-proxy status`` and ``ipvs-proxy services``: the agent on one screen, and its Services with their rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ipvs_proxy.commands.text import age, count, several, table
+from ipvs_proxy.state.documents import NodeState, ServiceSummary
+
+_SHOWN = 5
+
+
+def status_text(state: NodeState) -> str:
+    """Write the agent's state for one screen of 80 columns."""
+    if not state.programmed:
+        health = "starting: not everything is known and programmed yet"
+    elif not state.healthy:
+        health = "NOT HEALTHY: changes have been waiting for two sync periods, see the log"
+    else:
+        health = "healthy"
+    facts = [
+        ("agent", f"ipvs-proxy {state.version} on {state.node}, up {age(state.started, state.now)}, {health}"),
+        ("scheduler", f"{state.scheduler} ({', '.join(state.families)})"),
+        ("services", f"{several(state.service_count, 'Service')}, {several(state.conflicts, 'conflict')}"),
+        (
+            "kernel",
+            f"{several(state.virtual_servers, 'virtual server')}, {several(state.real_servers, 'real server')}",
+        ),
+        ("", f"{several(state.draining, 'drain')}, {state.addresses:,} addresses on kube-ipvs0"),
+    ]
+    if state.waiting:
+        facts.append(("waiting", f"{several(state.waiting, 'object')} that the kernel refused, tried again"))
+    if state.foreign_virtual_servers:
+        shown = " ".join(state.foreign_virtual_servers[:_SHOWN])
+        facts.append(("foreign", f"{several(len(state.foreign_virtual_servers), 'virtual server')} of others: {shown}"))
+    width = max(len(name) for name, _ in facts)
+    text = "".join(f"{name.ljust(width)}  {value}\n" for name, value in facts)
+    if state.changes:
+        rows = [
+            (age(found.time, state.now), f"{found.milliseconds or 0:.1f} ms", str(found.count), _first(found.objects))
+            for found in state.changes[:_SHOWN]
+        ]
+        text += "\nLast changes\n" + table(("AGO", "TOOK", "WRITES", "SERVICES"), rows, right=("TOOK", "WRITES"))
+    if state.repairs:
+        rows = [
+            (age(found.time, state.now), found.what, str(found.count), _first(found.objects))
+            for found in state.repairs[:_SHOWN]
+        ]
+        text += "\nLast repairs\n" + table(("AGO", "TABLE", "COUNT", "FOUND"), rows, right=("COUNT",))
+    return text
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+
+
+def services_text(services: Sequence[ServiceSummary]) -> str:
+    """Write a table of Services; connections and bytes are each second."""
+    header = ("SERVICE", "ADDRESS", "PORTS", "ENDPOINTS", "CONN/S", "IN/S", "OUT/S", "STATE")
+    rows = [
+        (
+            f"{service.namespace}/{service.name}",
+            _first_of(service.addresses),
+            _first_of(service.ports),
+            str(service.endpoints) + (f" +{service.draining}" if service.draining else ""),
+            count(service.per_second.connections),
+            count(service.per_second.bytes_in),
+            count(service.per_second.bytes_out),
+            state_word(service),
+        )
+        for service in services
+    ]
+    return table(header, rows, right=("ENDPOINTS", "CONN/S", "IN/S", "OUT/S"))
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return (names[0] + (f" +{len(names) - 1}" if len(names) > 1 else "")) if names else "-"
+
+
+def state_word(service: ServiceSummary) -> str:
+    """Say in a word or two how a Service is served."""
+    if not service.in_sync:
+        return "differs"
+    if not service.virtual_servers:
+        return service.omissions[0].reason if service.omissions else "not served"
+    if not service.endpoints:
+        return "no endpoint"
+    return "left out" if service.omissions else "ok"

@@ -1,0 +1,173 @@
+"""The documents of ``/state``: what the agent tells and the commands read, camelCase on the wire.
+
+Addresses, keys of virtual servers and reasons have the text form that logs, metrics and events use too. Rates are per
+second, as the kernel estimates them over some seconds; they are 0 where its estimation is off.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+
+class Document(msgspec.Struct, frozen=True, rename="camel"):
+    """Base of all documents."""
+
+
+class Traffic(Document, frozen=True):
+    """What was balanced since the virtual or real server was added, or what is each second."""
+
+    connections: int = 0
+    packets_in: int = 0
+    packets_out: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class EndpointState(Document, frozen=True):
+    """One endpoint of a virtual server: whether it is wanted for new connections and why, and what the kernel has.
+
+    ``wanted`` is ``None`` and ``reason`` empty for a real server of the kernel that belongs to no endpoint (any more):
+    it drains if its ``weight`` is 0. ``weight`` is ``None`` if the kernel does not have it.
+    """
+
+    address: str
+    wanted: bool | None = None
+    reason: str = ""
+    ready: bool = False
+    serving: bool = False
+    terminating: bool = False
+    local: bool = False
+    node: str = ""
+    weight: int | None = None
+    active_connections: int = 0
+    inactive_connections: int = 0
+    persistent_connections: int = 0
+    total: Traffic = Traffic()
+    per_second: Traffic = Traffic()
+
+
+class VirtualServerState(Document, frozen=True):
+    """One virtual server that a Service asks for.
+
+    ``reason`` says what it is for, ``owner`` who has it if that is another Service (an older one). ``in_kernel`` is
+    whether it exists, and ``differences`` what is not as desired. ``internal`` is the virtual server that clients in
+    the cluster get in its place. ``affinity_seconds`` is 0 without session affinity.
+    """
+
+    name: str
+    address: str
+    port: int
+    protocol: str
+    reason: str
+    in_kernel: bool
+    scheduler: str = ""
+    affinity_seconds: int = 0
+    mark: int = 0
+    owner: str = ""
+    internal: str = ""
+    differences: list[str] = []
+    endpoints: list[EndpointState] = []
+    total: Traffic = Traffic()
+    per_second: Traffic = Traffic()
+
+
+class OmissionState(Document, frozen=True):
+    """Something that is written in a Service or an EndpointSlice and not served: where, and why."""
+
+    where: str
+    reason: str
+
+
+class MemberState(Document, frozen=True):
+    """A member of an ipset, or an address of the link (``set`` is then its name): why, and whether it is there."""
+
+    set: str
+    member: str
+    reason: str
+    in_kernel: bool
+
+
+class ServiceState(Document, frozen=True):
+    """One Service: all that it asks for, with reasons, beside what the kernel has."""
+
+    namespace: str
+    name: str
+    type: str
+    in_sync: bool
+    virtual_servers: list[VirtualServerState] = []
+    members: list[MemberState] = []
+    omissions: list[OmissionState] = []
+
+
+class ServiceSummary(Document, frozen=True):
+    """One Service in a list. ``endpoints`` get new connections; ``draining`` only go on with those they have."""
+
+    namespace: str
+    name: str
+    type: str
+    addresses: list[str]
+    ports: list[str]
+    virtual_servers: int = 0
+    endpoints: int = 0
+    draining: int = 0
+    in_sync: bool = True
+    differences: list[str] = []
+    omissions: list[OmissionState] = []
+    total: Traffic = Traffic()
+    per_second: Traffic = Traffic()
+
+
+class RouteState(Document, frozen=True):
+    """What a new connection from a client meets: see ``state.route``. ``service`` is whose virtual server it is."""
+
+    client: str
+    target: str
+    service: str
+    origin: str
+    verdict: str
+    steps: list[str]
+    virtual_server: str
+    real_servers: list[str]
+    masqueraded: bool
+
+
+class Happening(Document, frozen=True):
+    """A change that was programmed, or a repair: when, what, and how many objects it was about."""
+
+    time: datetime
+    what: str
+    count: int
+    objects: list[str] = []
+    milliseconds: float | None = None
+
+
+class NodeState(Document, frozen=True):
+    """The agent on this node, and the Services that the question was about.
+
+    ``services`` are those from ``offset`` on, at most ``limit``, of ``matching`` that the search found.
+    ``waiting`` are objects that the kernel refused and that are tried again.
+    """
+
+    version: str
+    node: str
+    scheduler: str
+    families: list[str]
+    started: datetime
+    now: datetime
+    programmed: bool
+    healthy: bool
+    virtual_servers: int
+    real_servers: int
+    draining: int
+    addresses: int
+    conflicts: int
+    waiting: int
+    foreign_virtual_servers: list[str]
+    service_count: int
+    matching: int
+    offset: int
+    services: list[ServiceSummary]
+    changes: list[Happening] = []
+    repairs: list[Happening] = []

@@ -1,0 +1,247 @@
+"""From tables to documents: what one Service asks for, beside what the kernel has.
+
+Nothing here reads or writes: the caller hands in the tables, and what it has just read of the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ipvs_proxy.kernel.ipvs import Activity, Balanced, Counters, Observation
+from ipvs_proxy.kube.objects import Service
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.endpoints import Choice, Omission
+from ipvs_proxy.plan.fragment import Fragment, ServiceName
+from ipvs_proxy.plan.node_addresses import SERVICE_LINK
+from ipvs_proxy.plan.tables import (
+    PERSISTENT,
+    Protocol,
+    RealServer,
+    RealServerKey,
+    SetEntry,
+    VirtualServer,
+    VirtualServerKey,
+    text_of,
+)
+from ipvs_proxy.state.documents import (
+    EndpointState,
+    MemberState,
+    OmissionState,
+    ServiceState,
+    ServiceSummary,
+    Traffic,
+    VirtualServerState,
+)
+
+#: So many differences are named in a list; the state of one Service has them all.
+_NAMED = 5
+
+
+def traffic_of(counters: Counters) -> Traffic:
+    """Write counters as a document."""
+    return Traffic(*counters)
+
+
+def sum_of(balanced: Iterable[Balanced]) -> tuple[Traffic, Traffic]:
+    """Add up the traffic of some virtual servers: totals, and rates."""
+    found = list(balanced)
+    total = Traffic(*(sum(numbers) for numbers in zip(*(one.total for one in found), strict=True)))
+    per_second = Traffic(*(sum(numbers) for numbers in zip(*(one.per_second for one in found), strict=True)))
+    return total, per_second
+
+
+def service_state(
+    service: Service,
+    fragment: Fragment,
+    *,
+    desired: DesiredTables,
+    actual: KernelTables,
+    observed: Mapping[VirtualServerKey, Observation | None],
+    nodes: Mapping[str, str],
+) -> ServiceState:
+    """Say all about one Service.
+
+    ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes``
+    the node of each endpoint's address.
+    """
+    servers = [
+        _virtual_server_state(fragment, key, desired=desired, observation=observed.get(key), nodes=nodes)
+        for key in fragment.virtual_servers
+    ]
+    members = _members(fragment, actual)
+    return ServiceState(
+        namespace=service.metadata.namespace,
+        name=service.metadata.name,
+        type=service.spec.type,
+        in_sync=not any(server.differences for server in servers) and all(member.in_kernel for member in members),
+        virtual_servers=servers,
+        members=members,
+        omissions=omissions_of(fragment.omissions),
+    )
+
+
+def omissions_of(omissions: Iterable[Omission]) -> list[OmissionState]:
+    """Write omissions as documents."""
+    return [OmissionState(where, reason.value) for where, reason in omissions]
+
+
+def summarize(
+    name: ServiceName,
+    service: Service,
+    *,
+    desired: DesiredTables,
+    actual: KernelTables,
+    omissions: Iterable[Omission],
+    balanced: Mapping[VirtualServerKey, Balanced],
+) -> ServiceSummary:
+    """Say the most important of one Service; ``actual`` is what the agent last knew of the kernel."""
+    keys = desired.virtual_servers_of(name)
+    wanted: set[RealServerKey] = set()
+    draining: set[RealServerKey] = set()
+    differences: list[str] = []
+    for key in keys:
+        server, found = desired.virtual_servers.get(key), actual.virtual_servers.get(key)
+        owner = desired.owners.get(key)
+        if server is None or owner != name:
+            differences.append(f"{key} belongs to {owner}")
+            continue
+        wanted.update(server.real_servers)
+        if found is not None:
+            draining.update(key for key, settings in found.real_servers.copy().items() if not settings.weight)
+        if found is not server:
+            differences += differences_of(server, found)
+    total, per_second = sum_of(balanced[key] for key in keys if key in balanced and desired.owners.get(key) == name)
+    spec = service.spec
+    return ServiceSummary(
+        namespace=name.namespace,
+        name=name.name,
+        type=spec.type,
+        addresses=list(dict.fromkeys(text_of(key.address) for key in keys if not key.mark))
+        or [address for address in spec.cluster_ips or [spec.cluster_ip] if address],
+        ports=list(dict.fromkeys(f"{port.port}/{port.protocol}" for port in spec.ports or ())),
+        virtual_servers=len(keys),
+        endpoints=len(wanted),
+        draining=len(draining - wanted),
+        in_sync=not differences,
+        differences=differences[:_NAMED],
+        omissions=omissions_of(omissions),
+        total=total,
+        per_second=per_second,
+    )
+
+
+def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[str]:
+    """Say what of a virtual server is not in the kernel as it should be; real servers that drain are as they should."""
+    if found is None:
+        return [f"{desired.key} is missing"]
+    differences = []
+    if desired.settings != found.settings:
+        differences.append(f"{desired.key} has {_settings(found)} instead of {_settings(desired)}")
+    there = found.real_servers.copy()
+    differences += [f"{desired.key} lacks real server {key}" for key in desired.real_servers.keys() - there.keys()]
+    for key, settings in there.items():
+        wanted = desired.real_servers.get(key)
+        if wanted is None and settings.weight:
+            differences.append(f"{desired.key} has real server {key}, which is not wanted")
+        elif wanted is not None and wanted != settings:
+            differences.append(f"{desired.key} has real server {key} with {_words(settings)}")
+    return sorted(differences)
+
+
+def _settings(server: VirtualServer) -> str:
+    persistent = f" persistent {server.timeout} s" if server.flags & PERSISTENT else ""
+    return f"{server.scheduler}{persistent}"
+
+
+def _words(settings: RealServer) -> str:
+    return f"weight {settings.weight}, forwarding {settings.forwarding}"
+
+
+def _virtual_server_state(
+    fragment: Fragment,
+    key: VirtualServerKey,
+    *,
+    desired: DesiredTables,
+    observation: Observation | None,
+    nodes: Mapping[str, str],
+) -> VirtualServerState:
+    server, reason = fragment.virtual_servers[key]
+    owner = desired.owners.get(key)
+    foreign_owner = "" if owner is None or owner == fragment.name else str(owner)
+    found = None
+    if observation is not None:
+        there = {address: activity.settings for address, activity in observation.real_servers.items()}
+        found = VirtualServer(key, *observation.virtual_server.settings, there)
+    return VirtualServerState(
+        name=str(key),
+        address="" if key.mark else text_of(key.address),
+        port=key.port,
+        protocol=Protocol(key.protocol).name,
+        reason=reason.value,
+        in_kernel=found is not None,
+        scheduler=server.scheduler,
+        affinity_seconds=server.timeout,
+        mark=key.mark,
+        owner=foreign_owner,
+        internal="" if server.internal is None else str(server.internal),
+        differences=[f"it belongs to the older Service {owner}"] if foreign_owner else differences_of(server, found),
+        endpoints=_endpoints(fragment, key, {} if observation is None else observation.real_servers, nodes),
+        total=Traffic() if observation is None else traffic_of(observation.traffic.total),
+        per_second=Traffic() if observation is None else traffic_of(observation.traffic.per_second),
+    )
+
+
+def _endpoints(
+    fragment: Fragment, key: VirtualServerKey, found: Mapping[RealServerKey, Activity], nodes: Mapping[str, str]
+) -> list[EndpointState]:
+    choices = {choice.key: choice for choice in fragment.choices.get(key, ())}
+    return [
+        _endpoint_state(address, choices.get(address), found.get(address), nodes.get(text_of(address.address), ""))
+        for address in sorted(choices.keys() | found.keys())
+    ]
+
+
+def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activity | None, node: str) -> EndpointState:
+    state = None if choice is None else choice.state
+    counted = (0, 0, 0) if activity is None else activity.connections
+    return EndpointState(
+        address=str(key),
+        wanted=None if choice is None else choice.used,
+        reason="" if choice is None else choice.reason.value,
+        ready=state is not None and state.ready,
+        serving=state is not None and state.serving,
+        terminating=state is not None and state.terminating,
+        local=state is not None and state.local,
+        node=node,
+        weight=None if activity is None else activity.settings.weight,
+        active_connections=counted[0],
+        inactive_connections=counted[1],
+        persistent_connections=counted[2],
+        total=Traffic() if activity is None else traffic_of(activity.traffic.total),
+        per_second=Traffic() if activity is None else traffic_of(activity.traffic.per_second),
+    )
+
+
+def _members(fragment: Fragment, actual: KernelTables) -> list[MemberState]:
+    addresses = [
+        MemberState(SERVICE_LINK, text_of(address), reason.value, address in actual.addresses)
+        for address, reason in fragment.addresses.items()
+    ]
+    return addresses + [
+        MemberState(name, member_text(entry), reason.value, entry in actual.entries.get(name, ()))
+        for (name, entry), reason in fragment.entries.items()
+    ]
+
+
+def member_text(entry: SetEntry) -> str:
+    """Write a member of a set as ``ipset list`` does, with its mark."""
+    parts = [text_of(entry.address)] if entry.address else []
+    if entry.protocol:
+        parts.append(f"{Protocol(entry.protocol).name.lower()}:{entry.port}")
+    elif entry.port:
+        parts.append(str(entry.port))
+    if entry.source:
+        length = "" if entry.prefix_length is None else f"/{entry.prefix_length}"
+        parts.append(f"{text_of(entry.source)}{length}")
+    return ",".join(parts) + (f" mark {entry.mark:#x}" if entry.mark else "")

@@ -1,0 +1,229 @@
+"""The pages that show the state, over a controller with a fake kernel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from errno import EPERM
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from ipvs_proxy.agent.history import KEPT, History
+from ipvs_proxy.agent.settings import effective
+from ipvs_proxy.agent.state_server import add_state, flagz, statusz
+from ipvs_proxy.agent.view import View
+from ipvs_proxy.kernel.ipvs import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.plan.tables import Family, VirtualServerKey
+from tests.agent.test_controller import Rig, running
+from tests.agent.test_server import get, serving
+from tests.support.fake_dataplane import FakeDataplane
+from tests.support.objects import endpoint, endpoint_slice, service
+
+
+class FakeIpvs:
+    """Reads the fake kernel, counts, and can be told to fail."""
+
+    def __init__(self, plane: FakeDataplane) -> None:
+        self.plane = plane
+        self.reads: list[VirtualServerKey] = []
+        self.fails = False
+
+    def __call__(self) -> FakeIpvs:
+        return self
+
+    def observe(self, key: VirtualServerKey, *, real_servers: bool = True) -> Observation | None:
+        if self.fails:
+            raise PermissionError(EPERM, "not today")
+        self.reads.append(key)
+        found = self.plane.kernel.read().virtual_servers.get(key)
+        if found is None:
+            return None
+        balanced = Balanced(Counters(7, 0, 0, 0, 0), Counters(2, 0, 0, 0, 0))
+        listed = found.real_servers if real_servers else {}
+        activity = {key: Activity(one, Connections(1, 0, 0), balanced) for key, one in listed.items()}
+        return Observation(found, balanced, activity)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@asynccontextmanager
+async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
+    plane = FakeDataplane()
+    async with running(plane, *objects) as rig:
+        ipvs = FakeIpvs(plane)
+        view = View(
+            rig.controller,
+            rig.programmer,
+            settings=lambda: effective({"hostname_override": "node"}),
+            families=tuple(Family),
+            rules=dict,
+            host_addresses=set,
+            health=rig.health,
+            drains=lambda: len(rig.drains),
+            history=rig.history,
+            open_ipvs=ipvs,  # type: ignore[arg-type]
+        )
+        application = web.Application()
+        add_state(application, view)
+        async with serving(application) as url:
+            yield url, rig, ipvs
+
+
+async def answer(url: str) -> tuple[int, Any]:
+    status, content_type, text = await get(url)
+    assert content_type.startswith("application/json")
+    return status, json.loads(text)
+
+
+WEB = service()
+WEB_SLICE = endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.2", ready=False))
+OTHER = service("other", cluster_ip="10.96.0.11", namespace="shop")
+
+
+async def test_state_lists_services_with_counts_and_rates() -> None:
+    async with shown(WEB, WEB_SLICE, OTHER) as (url, _, _):
+        _, state = await answer(f"{url}/state")
+    assert (state["programmed"], state["healthy"], state["serviceCount"], state["matching"]) == (True, True, 2, 2)
+    assert [(found["namespace"], found["name"], found["endpoints"]) for found in state["services"]] == [
+        ("default", "web", 1),
+        ("shop", "other", 0),
+    ]
+    assert state["services"][0]["perSecond"]["connections"] == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("", ["web", "other"]),
+        ("search=shop/", ["other"]),
+        ("search=we", ["web"]),
+        ("search=10.96.0.11", ["other"]),
+        ("search=10.96.0.1", []),
+        ("limit=1", ["web"]),
+        ("limit=1&offset=1", ["other"]),
+        ("limit=0", []),
+        ("offset=9", []),
+    ],
+)
+async def test_services_are_searched_and_paged(query: str, names: list[str]) -> None:
+    async with shown(WEB, WEB_SLICE, OTHER) as (url, _, _):
+        _, state = await answer(f"{url}/state?{query}")
+    assert [found["name"] for found in state["services"]] == names
+
+
+async def test_kernel_is_read_only_for_what_is_shown() -> None:
+    async with shown(WEB, WEB_SLICE, OTHER) as (url, _, ipvs):
+        await answer(f"{url}/state?search=web")
+        assert [key.port for key in ipvs.reads] == [80]
+
+
+async def test_one_service_is_shown_with_reasons() -> None:
+    async with shown(WEB, WEB_SLICE) as (url, _, _):
+        status, state = await answer(f"{url}/state/services/default/web")
+        assert status == 200
+        (server,) = state["virtualServers"]
+        assert [(found["wanted"], found["reason"], found["weight"]) for found in server["endpoints"]] == [
+            (True, "ready", 1),
+            (False, "not-ready", None),
+        ]
+        assert state["inSync"]
+        assert await answer(f"{url}/state/services/default/none") == (
+            404,
+            {"error": "there is no Service default/none"},
+        )
+
+
+async def test_changes_and_repairs_are_remembered() -> None:
+    async with shown(WEB, WEB_SLICE) as (url, rig, _):
+        changed = endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.3"))
+        rig.replace(WEB_SLICE, changed)
+        await rig.until(lambda: rig.history.changes)
+        rig.history.repaired("ipvs", ["b", "a"])
+        _, state = await answer(f"{url}/state")
+    assert [(found["objects"], found["count"]) for found in state["changes"]] == [(["default/web"], 1)]
+    assert [(found["what"], found["count"], found["objects"]) for found in state["repairs"]] == [
+        ("ipvs", 2, ["a", "b"])
+    ]
+
+
+def test_history_is_bounded() -> None:
+    history = History()
+    for number in range(KEPT + 5):
+        history.wrote([f"ns/{number}"] * 1_000, operations=1, seconds=0.001)
+    assert (len(history.changes), len(history.changes[0].objects), history.changes[0].objects[0]) == (KEPT, 5, "ns/54")
+
+
+async def test_way_of_a_connection_is_told() -> None:
+    async with shown(WEB, WEB_SLICE) as (url, _, _):
+        _, route = await answer(f"{url}/state/route?client=203.0.113.9&address=10.96.0.10&port=80")
+    assert (route["verdict"], route["service"], route["realServers"]) == (
+        "balanced",
+        "default/web",
+        ["10.244.0.1:8080"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("/state?limit=x", "limit='x' is not a number from 0 on"),
+        ("/state?offset=-1", "offset='-1' is not a number from 0 on"),
+        ("/state?limit=99999999999999", "limit='99999999999999' is not a number from 0 on"),
+        ("/state/route?address=10.96.0.10&port=80", "client='' is not an IP address"),
+        ("/state/route?client=10.0.0.1&address=fd00::1&port=80", "10.0.0.1 and fd00::1 are not of the same family"),
+        (
+            "/state/route?client=10.0.0.1&address=10.96.0.10&port=70000",
+            "70000/TCP is not a port and a protocol (TCP, UDP, SCTP)",
+        ),
+        (
+            "/state/route?client=10.0.0.1&address=10.96.0.10&port=80&protocol=ICMP",
+            "80/ICMP is not a port and a protocol (TCP, UDP, SCTP)",
+        ),
+    ],
+)
+async def test_questions_that_make_no_sense_are_refused(path: str, complaint: str) -> None:
+    async with shown(WEB) as (url, _, _):
+        assert await answer(url + path) == (400, {"error": complaint})
+
+
+async def test_kernel_that_cannot_be_read_is_told() -> None:
+    async with shown(WEB) as (url, _, ipvs):
+        ipvs.fails = True
+        status, complaint = await answer(f"{url}/state")
+    assert (status, complaint["error"]) == (503, "the kernel's tables cannot be read: [Errno 1] not today")
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_state_takes_nothing_but_reads(method: str) -> None:
+    async with shown(WEB) as (url, _, _), aiohttp.ClientSession() as session:
+        for path in ("/state", "/state/services/default/web", "/state/route", "/statusz", "/flagz"):
+            async with session.request(method, url + path, data=b"x") as response:
+                assert response.status == 405
+
+
+async def test_pages_for_people_have_the_form_of_kubernetes() -> None:
+    async with shown(WEB) as (url, _, _):
+        status = (await get(f"{url}/statusz"))[2]
+        flags = (await get(f"{url}/flagz"))[2]
+    assert "Paths: /flagz /state /state/route /statusz\n" in status
+    assert "\nipvs-scheduler=rr\n" in flags
+
+
+def test_status_counts_its_hours() -> None:
+    started = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+    text = statusz(started, started + timedelta(hours=49, minutes=5, seconds=7), ["/a"])
+    assert "Started: Thu Jan  1 12:00:00 UTC 2026\nUp: 49 hr 05 min 07 sec\n" in text
+
+
+def test_flags_are_written_as_they_are_given() -> None:
+    lines = flagz(effective({"hostname_override": "n", "masquerade_all": "true"})).splitlines()
+    assert "masquerade-all=true" in lines
+    assert "iptables-masquerade-bit=14" in lines
+    names = [line.partition("=")[0] for line in lines[5:]]
+    assert names == sorted(names)

@@ -1,0 +1,194 @@
+"""The commands that show, as a user runs them, against a server that answers as the agent does."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import msgspec
+import yaml
+from click.testing import CliRunner, Result
+
+from ipvs_proxy.cli import main
+from ipvs_proxy.state.documents import (
+    Document,
+    Happening,
+    NodeState,
+    OmissionState,
+    RouteState,
+    ServiceState,
+    ServiceSummary,
+    Traffic,
+)
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+WEB = ServiceSummary(
+    namespace="shop",
+    name="web",
+    type="ClusterIP",
+    addresses=["10.96.0.10", "fd00::10"],
+    ports=["80/TCP", "443/TCP"],
+    virtual_servers=4,
+    endpoints=3,
+    draining=1,
+    per_second=Traffic(12, 0, 0, 1_500_000, 2_000),
+)
+BROKEN = ServiceSummary(
+    namespace="shop",
+    name="broken",
+    type="ClusterIP",
+    addresses=["10.96.0.11"],
+    ports=["80/TCP"],
+    omissions=[OmissionState("service shop/broken", "invalid-cluster-ip")],
+)
+NODE = NodeState(
+    version="0.1.0",
+    node="node-a",
+    scheduler="rr",
+    families=["IPv4", "IPv6"],
+    started=NOW - timedelta(hours=5),
+    now=NOW,
+    programmed=True,
+    healthy=True,
+    virtual_servers=4,
+    real_servers=12,
+    draining=1,
+    addresses=2,
+    conflicts=0,
+    waiting=0,
+    foreign_virtual_servers=["192.0.2.9:80/TCP"],
+    service_count=2,
+    matching=2,
+    offset=0,
+    services=[WEB, BROKEN],
+    changes=[Happening(NOW - timedelta(seconds=30), "programmed", 2, ["shop/web", "shop/api"], 1.25)],
+    repairs=[Happening(NOW - timedelta(minutes=7), "ipvs", 1, ["10.96.0.10:80/TCP"])],
+)
+SERVICE = ServiceState(namespace="shop", name="web", type="ClusterIP", in_sync=True)
+ROUTE = RouteState(
+    client="10.244.0.1",
+    target="10.96.0.10:80/TCP",
+    service="shop/web",
+    origin="in the cluster",
+    verdict="balanced",
+    steps=["a step"],
+    virtual_server="10.96.0.10:80/TCP",
+    real_servers=[],
+    masqueraded=False,
+)
+
+
+@contextmanager
+def agent(**pages: Document | bytes) -> Iterator[tuple[str, list[str]]]:
+    """Answer at the paths ``/state``, ``/state/route`` and so on; give the address and the questions."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            path = self.path.partition("?")[0].strip("/").replace("/", "_")
+            page = pages.get(path)
+            body = page if isinstance(page, bytes) else msgspec.json.encode(page or {"error": "there is no such thing"})
+            self.send_response(200 if page is not None else 404)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_status_fits_one_screen() -> None:
+    with agent(state=NODE) as (address, asked):
+        done = run("status", "--agent", address)
+    assert (done.exit_code, asked) == (0, ["/state?limit=0"])
+    assert done.output == (
+        "agent      ipvs-proxy 0.1.0 on node-a, up 5h, healthy\n"
+        "scheduler  rr (IPv4, IPv6)\n"
+        "services   2 Services, 0 conflicts\n"
+        "kernel     4 virtual servers, 12 real servers\n"
+        "           1 drain, 2 addresses on kube-ipvs0\n"
+        "foreign    1 virtual server of others: 192.0.2.9:80/TCP\n"
+        "\n"
+        "Last changes\n"
+        "AGO    TOOK  WRITES  SERVICES\n"
+        "30s  1.2 ms       2  shop/web and 1 more\n"
+        "\n"
+        "Last repairs\n"
+        "AGO  TABLE  COUNT  FOUND\n"
+        "7m   ipvs       1  10.96.0.10:80/TCP\n"
+    )
+
+
+def test_services_are_a_table_and_tell_what_is_not_served() -> None:
+    with agent(state=NODE) as (address, asked):
+        done = run("services", "shop/", "--limit", "7", "--agent", address)
+    assert asked == ["/state?search=shop%2F&limit=7"]
+    assert done.output == (
+        "SERVICE      ADDRESS        PORTS      ENDPOINTS  CONN/S  IN/S  OUT/S  STATE\n"
+        "shop/web     10.96.0.10 +1  80/TCP +1       3 +1      12  1.5M   2.0k  ok\n"
+        "shop/broken  10.96.0.11     80/TCP             0       0     0      0  invalid-cluster-ip\n"
+    )
+
+
+def test_documents_come_as_json_and_yaml() -> None:
+    with agent(state=NODE, state_services_shop_web=SERVICE, state_route=ROUTE) as (address, _):
+        assert json.loads(run("status", "-o", "json", "--agent", address).output)["serviceCount"] == 2
+        assert yaml.safe_load(run("services", "-o", "yaml", "--agent", address).output)[0]["name"] == "web"
+        assert json.loads(run("explain", "shop/web", "-o", "json", "--agent", address).output)["inSync"] is True
+        question = ("explain", "--from", "10.244.0.1", "10.96.0.10:80", "-o", "yaml", "--agent", address)
+        assert yaml.safe_load(run(*question).output)["verdict"] == "balanced"
+
+
+def test_service_can_be_named_by_its_address_and_port() -> None:
+    with agent(state_services_shop_web=SERVICE, state_route=ROUTE) as (address, asked):
+        done = run("explain", "10.96.0.10:80", "--agent", address)
+    assert asked == [
+        "/state/route?client=10.96.0.10&address=10.96.0.10&port=80&protocol=TCP",
+        "/state/services/shop/web",
+    ]
+    assert done.output.startswith("shop/web (ClusterIP): as it should be\n")
+
+
+def test_name_that_is_not_there_brings_a_hint_and_status_1() -> None:
+    with agent(state=NODE) as (address, _):
+        done = run("explain", "web", "--agent", address)
+    assert (done.exit_code, done.output) == (
+        1,
+        "ipvs-proxy: error: there is no such thing; did you mean shop/web, shop/broken?\n",
+    )
+
+
+def test_agent_that_is_not_there_and_other_servers_are_told_in_one_line() -> None:
+    done = run("status", "--agent", "127.0.0.1:1")
+    assert done.exit_code == 1
+    assert done.output.startswith("ipvs-proxy: error: no agent answers at 127.0.0.1:1 (")
+    assert done.output.count("\n") == 1
+    with agent(state=b"<html>") as (address, _):
+        done = run("status", "--agent", address)
+    assert done.output.startswith(f"ipvs-proxy: error: what answers at {address} is not an agent of this version")
+    done = run("services", "--agent", "nonsense")
+    assert done.output == "ipvs-proxy: error: 'nonsense' is not IP:port\n"
+
+
+def test_target_that_is_none_is_refused_where_a_way_is_asked_for() -> None:
+    done = run("explain", "--from", "10.0.0.1", "web")
+    assert done.exit_code == 1
+    assert "'web' is not an address and port such as 10.96.0.1:443 or [fd00::1]:53/UDP" in done.output
