@@ -26,6 +26,13 @@ Examples:
   ipvs-proxy --manifests ./services --ipvs-scheduler lc
 """
 
+_PLAN_EXAMPLES = """\b
+Examples:
+  ipvs-proxy plan --kubeconfig ~/.kube/config --cluster-cidr 10.244.0.0/16
+  ipvs-proxy plan --config /var/lib/kube-proxy/config.conf -o json
+  ipvs-proxy plan --manifests ./services
+"""
+
 
 class _Commands(click.Group):
     """Takes flags without a subcommand for those of ``run``, in the ways of writing them that kube-proxy takes."""
@@ -178,6 +185,36 @@ def check(config: Path | None, output: str) -> None:
     sys.exit(check_node(config, as_json=output == "json"))
 
 
+@main.command("plan", cls=_Run, epilog=_PLAN_EXAMPLES)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A KubeProxyConfiguration; it replaces the flags that it has fields for",
+)
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How the answer is written"
+)
+def plan_command(config: Path | None, output: str, **flags: Any) -> None:
+    """Say what a start with these flags would change on this node; nothing is written.
+
+    The flags are those of "ipvs-proxy run". Objects come from the API or from --manifests. + is added, ~ changed and -
+    deleted; real servers that are not wanted get weight 0 first, so that their connections go on.
+
+    Exit status: 0 if nothing would change, 2 if something would, 1 if that cannot be said.
+    """
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    try:
+        settings = read_settings(given, config)
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            click.echo(f"ipvs-proxy: error: {line}", err=True)
+        sys.exit(1)
+    from ipvs_proxy.commands.plan import plan  # noqa: PLC0415
+
+    sys.exit(plan(settings, output))
+
+
 for _command in (status, services, explain):
     main.add_command(_command)
 
@@ -195,7 +232,8 @@ def _add_flag(setting: Setting) -> None:
         how |= {"is_flag": False, "flag_value": "true"}
     default = f" (default {setting.default})" if setting.default not in {"", "false"} else ""
     text = setting.help + default
-    click.option(*names, setting.name, help=text, metavar=setting.kind.name, hidden=setting.hidden, **how)(run)
+    for command in (run, plan_command):
+        click.option(*names, setting.name, help=text, metavar=setting.kind.name, hidden=setting.hidden, **how)(command)
 
 
 for _setting in SETTINGS:

@@ -31,6 +31,11 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
     set_kernel(settings, ipvs)
     for warning in sysctl.warnings(ipv6=Family.IPV6 in host.families):
         log.warning("sysctl_warning", text=warning)
+    return open_tables(settings, host, ipvs)
+
+
+def open_tables(settings: Settings, host: Host, ipvs: Ipvs) -> Dataplane:
+    """Open the kernel's tables; nothing is written yet."""
     return Dataplane(
         ipvs=ipvs,
         addresses=Addresses(),

@@ -29,8 +29,11 @@ def _drop_debug(_: Any, method: str, event: EventDict) -> EventDict:
     return event
 
 
-def configure(verbosity: int, logging_format: str) -> None:
-    """Set structlog up. ``logging_format`` is ``text``, ``json``, or ``auto``: text on a terminal, JSON otherwise."""
+def configure(verbosity: int, logging_format: str, level: int = logging.DEBUG) -> None:
+    """Set structlog up. ``logging_format`` is ``text``, ``json``, or ``auto``: text on a terminal, JSON otherwise.
+
+    What is below ``level`` is never logged, whatever the verbosity.
+    """
     set_verbosity(verbosity)
     text = logging_format == "text" or (logging_format == "auto" and sys.stderr.isatty())
     renderer = (
@@ -46,7 +49,7 @@ def configure(verbosity: int, logging_format: str) -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )

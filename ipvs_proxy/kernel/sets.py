@@ -105,6 +105,15 @@ class Sets:
             raise Unusable("; ".join(problems))
         return created
 
+    def missing(self) -> list[str]:
+        """Give the names of the sets that do not exist.
+
+        Raises:
+            OSError: if the kernel refuses.
+
+        """
+        return [name for name in self._definitions if self._header(name) is None]
+
     def present(self) -> list[str]:
         """Give the names of the sets that exist, whatever their type.
 

@@ -119,6 +119,21 @@ class ServiceSummary(Document, frozen=True):
     per_second: Traffic = Traffic()
 
 
+class ChangeState(Document, frozen=True):
+    """An operation that would bring the kernel to what is desired: ``add``, ``set`` or ``delete`` of an object."""
+
+    verb: str
+    table: str
+    object: str
+
+
+class Differences(Document, frozen=True):
+    """What would have to change in the kernel, in the order in which it would be done, for so many Services."""
+
+    services: int
+    changes: list[ChangeState]
+
+
 class RouteState(Document, frozen=True):
     """What a new connection from a client meets: see ``state.route``. ``service`` is whose virtual server it is."""
 

@@ -1,0 +1,24 @@
+"""How differences between the kernel and what is desired are written."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ipvs_proxy.commands.text import several, table
+from ipvs_proxy.state.documents import Differences
+
+_SIGNS = {"add": "+", "set": "~", "delete": "-"}
+
+
+def changes_text(found: Differences) -> str:
+    """Write one line for each change, and a last one that counts them."""
+    served = several(found.services, "Service")
+    if not found.changes:
+        return f"nothing would change: the kernel is as {served} want it\n"
+    rows = [(_SIGNS[change.verb], change.table, change.object) for change in found.changes]
+    verbs = Counter(change.verb for change in found.changes)
+    # The header of a table is its first row; here there is none.
+    return (
+        table(rows[0], rows[1:])
+        + f"{verbs['add']:,} to add, {verbs['set']:,} to change, {verbs['delete']:,} to delete, for {served}\n"
+    )
