@@ -17,7 +17,7 @@ from ipvs_proxy.agent.settings_document import write_file
 from ipvs_proxy.agent.settings_file import read_settings
 from ipvs_proxy.agent.settings_table import SETTINGS, SETTINGS_BY_GROUP, Setting
 from ipvs_proxy.agent.settings_values import SWITCH
-from ipvs_proxy.commands.cli import explain, services, status
+from ipvs_proxy.commands.cli import diff, explain, services, status
 
 _EXAMPLES = """\b
 Examples:
@@ -215,7 +215,7 @@ def plan_command(config: Path | None, output: str, **flags: Any) -> None:
     sys.exit(plan(settings, output))
 
 
-for _command in (status, services, explain):
+for _command in (status, services, explain, diff):
     main.add_command(_command)
 
 

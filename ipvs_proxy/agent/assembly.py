@@ -19,7 +19,7 @@ from ipvs_proxy.agent.dead_nodes import DeadNodes
 from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
-from ipvs_proxy.agent.kernel_settings import set_kernel
+from ipvs_proxy.agent.kernel_settings import open_tables, set_kernel
 from ipvs_proxy.agent.local_detection import adapt_rules
 from ipvs_proxy.agent.logs import set_verbosity
 from ipvs_proxy.agent.metrics import Metrics
@@ -64,6 +64,7 @@ class Agent:
 
     def __init__(self, settings: Settings, host: Host, dataplane: Dataplane, client: Client | None) -> None:
         self.settings = settings
+        self._host = host
         self._dataplane = dataplane
         self._client = client
         self._events = events_of(client)
@@ -126,6 +127,7 @@ class Agent:
             health=self._health,
             drains=lambda: len(self._drains),
             history=self._history,
+            open_tables=self._open_tables,
         )
         self._watch_gauges()
 
@@ -202,6 +204,9 @@ class Agent:
     def _repaired(self, table: str, findings: Sequence[str]) -> None:
         self._metrics.repaired(table, len(findings))
         self._history.repaired(table, findings)
+
+    def _open_tables(self) -> Dataplane:
+        return open_tables(self.settings, self._host, Ipvs(), self._controller.cache.node)
 
     def _audited(self) -> None:
         if not self.programmer.retries:

@@ -14,6 +14,7 @@ from ipvs_proxy.kernel.leftovers import Leftovers
 from ipvs_proxy.kernel.preflight import Host
 from ipvs_proxy.kernel.rules import IptablesRules
 from ipvs_proxy.kernel.sets import Sets
+from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family
 
@@ -34,14 +35,14 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
     return open_tables(settings, host, ipvs)
 
 
-def open_tables(settings: Settings, host: Host, ipvs: Ipvs) -> Dataplane:
-    """Open the kernel's tables; nothing is written yet."""
+def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = None) -> Dataplane:
+    """Open the kernel's tables, with the rules that follow from the own Node; nothing is written yet."""
     return Dataplane(
         ipvs=ipvs,
         addresses=Addresses(),
         sets=Sets([definition for family in host.families for definition in definitions(family).values()]),
         rules={
-            family: IptablesRules(family, rule_settings(settings, family, None), iptables=host.iptables)
+            family: IptablesRules(family, rule_settings(settings, family, node), iptables=host.iptables)
             for family in host.families
         },
         leftovers=Leftovers(host.iptables, host.families),

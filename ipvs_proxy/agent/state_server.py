@@ -50,6 +50,9 @@ def add_state(application: web.Application, view: View) -> None:
             return _refuse(HTTPStatus.BAD_REQUEST, str(error))
         return await _answer(lambda: view.route(client, key))
 
+    async def differences(_: web.Request) -> web.Response:
+        return await _answer(view.differences)
+
     async def status(request: web.Request) -> web.Response:
         return web.Response(text=statusz(view.started, datetime.now(UTC), paths_of(request.app)), headers=_HEADERS)
 
@@ -59,6 +62,7 @@ def add_state(application: web.Application, view: View) -> None:
     application.router.add_get("/state", node)
     application.router.add_get("/state/services/{namespace}/{name}", service)
     application.router.add_get("/state/route", route)
+    application.router.add_get("/state/differences", differences)
     application.router.add_get("/statusz", status)
     application.router.add_get("/flagz", flags)
 

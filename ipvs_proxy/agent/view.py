@@ -17,12 +17,16 @@ from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.iptables_render import RuleSettings
 from ipvs_proxy.kernel.ipvs import Balanced, Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.plan.desired import Touched
+from ipvs_proxy.plan.difference import KernelTables, difference
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
-from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of, text_of
-from ipvs_proxy.state.documents import NodeState, RouteState, ServiceState
+from ipvs_proxy.plan.tables import Family, VirtualServer, VirtualServerKey, family_of, text_of
+from ipvs_proxy.state.changes import change_of
+from ipvs_proxy.state.documents import ChangeState, Differences, NodeState, RouteState, ServiceState
 from ipvs_proxy.state.route import trace
 from ipvs_proxy.state.services import service_state, summarize
 
@@ -49,8 +53,10 @@ class View:
         health: HealthTracker,
         drains: Callable[[], int],
         history: History,
+        open_tables: Callable[[], Dataplane],
         open_ipvs: Callable[[], Ipvs] = Ipvs,
     ) -> None:
+        """Take the parts of the agent, and what opens the kernel's tables beside the programmer's."""
         self.started = datetime.now(UTC)
         self.settings = settings
         self._controller = controller
@@ -61,6 +67,7 @@ class View:
         self._health = health
         self._drains = drains
         self._history = history
+        self._open_tables = open_tables
         self._open_ipvs = open_ipvs
 
     async def node(self, *, search: str = "", offset: int = 0, limit: int = LIMIT) -> NodeState:
@@ -91,6 +98,43 @@ class View:
     async def route(self, client: bytes, key: VirtualServerKey) -> RouteState:
         """Say what a new connection from a client's address to a virtual server's meets."""
         return await asyncio.to_thread(self._route, client, key)
+
+    async def differences(self) -> Differences:
+        """Read all of the kernel's tables, and say what is not as desired in them.
+
+        Raises:
+            OSError: if the kernel cannot be read.
+            MalformedMessage: if its answer is garbage.
+
+        """
+        found, suspects, rules = await asyncio.to_thread(self._read)
+        # The few that look different are compared here, on the event loop, where the tables stand still.
+        operations = difference(self._programmer.desired, found, suspects)
+        return Differences(len(self._controller.cache.services), [*rules, *map(change_of, operations)])
+
+    def _read(self) -> tuple[KernelTables, Touched, list[ChangeState]]:
+        """Read the kernel; give what it has, our keys that differ from what is desired, and the rules' drift."""
+        tables = self._open_tables()
+        try:
+            found = KernelTables(tables.read_virtual_servers(), tables.read_addresses(), tables.read_entries())
+            rules = [
+                ChangeState("set", "rules", f"{family.label} {finding}")
+                for family, rules in tables.rules.items()
+                for finding in rules.drift()
+            ]
+        finally:
+            tables.close()
+        desired = self._programmer.desired
+        wanted = desired.virtual_servers.copy()
+        differing = {
+            key
+            for key in wanted.keys() | found.virtual_servers.keys()
+            if not _same(wanted.get(key), found.virtual_servers.get(key))
+            and (key in wanted or self._programmer.is_ours(key))
+        }
+        entries = {(name, entry) for name, members in found.entries.items() for entry in members}
+        suspects = Touched(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
+        return found, suspects, rules
 
     def _route(self, client: bytes, key: VirtualServerKey) -> RouteState:
         found = trace(
@@ -182,6 +226,12 @@ class View:
             return {key: ipvs.observe(key, real_servers=real_servers) for key in keys}
         finally:
             ipvs.close()
+
+
+def _same(desired: VirtualServer | None, found: VirtualServer | None) -> bool:
+    if desired is None or found is None:
+        return False
+    return desired.settings == found.settings and desired.real_servers == found.real_servers
 
 
 def _matches(search: str, name: ServiceName, service: Service) -> bool:

@@ -14,7 +14,7 @@ def changes_text(found: Differences) -> str:
     """Write one line for each change, and a last one that counts them."""
     served = several(found.services, "Service")
     if not found.changes:
-        return f"nothing would change: the kernel is as {served} want it\n"
+        return f"nothing would change: the kernel is as {served} {'wants' if found.services == 1 else 'want'} it\n"
     rows = [(_SIGNS[change.verb], change.table, change.object) for change in found.changes]
     verbs = Counter(change.verb for change in found.changes)
     # The header of a table is its first row; here there is none.

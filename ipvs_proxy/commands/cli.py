@@ -1,6 +1,6 @@
-"""The commands that show: ``status``, ``services``, ``explain``; each prints text, JSON or YAML, and says what failed.
+"""The commands that ask the agent: ``status``, ``services``, ``explain``, ``diff``; each prints text, JSON or YAML.
 
-Exit status, of all of them: 0, or 1 with one line on standard error.
+Exit status, of all of them: 0, or 1 with one line on standard error; ``diff`` also has 2 where something differs.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 from ipvs_proxy.commands import ask, overview
+from ipvs_proxy.commands.changes import changes_text
 from ipvs_proxy.commands.explain import find_route, find_service, route_text, search_service, service_text
 from ipvs_proxy.commands.text import document
-from ipvs_proxy.state.documents import NodeState
+from ipvs_proxy.state.documents import Differences, NodeState
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,6 +44,23 @@ def _shared(command: F) -> F:
 def _fail(text: str) -> NoReturn:
     click.echo(f"ipvs-proxy: error: {text}", err=True)
     sys.exit(1)
+
+
+@click.command(epilog="\b\nExamples:\n  ipvs-proxy diff\n  ipvs-proxy diff -o json | jq '.changes[].object'\n")
+@_shared
+def diff(agent: str, output: str) -> None:
+    """Say what in the kernel is not as the agent on this node wants it: what its next audit would change.
+
+    The agent reads all tables anew. + is missing, ~ is wrong, - is there and should not be.
+
+    Exit status: 0 if nothing differs, 2 if something does, 1 if that cannot be said.
+    """
+    try:
+        found = ask.ask(agent, "/state/differences", Differences)
+    except ask.NoAnswer as error:
+        _fail(str(error))
+    click.echo(changes_text(found) if output == "text" else document(found, output), nl=False)
+    sys.exit(2 if found.changes else 0)
 
 
 @click.command(epilog="\b\nExamples:\n  ipvs-proxy status\n  ipvs-proxy status -o json | jq .healthy\n")

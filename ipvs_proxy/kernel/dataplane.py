@@ -131,6 +131,11 @@ class Dataplane:
                         missing.add(operation.virtual_server.key)
         return failures
 
+    def close(self) -> None:
+        """Give the sockets back."""
+        for table in (self.ipvs, self.addresses, self.sets):
+            table.close()
+
     def writes(self) -> int:
         """Give how many messages and rule sets have been written."""
         messages = {id(table.traffic): table.traffic for table in (self.ipvs, self.addresses, self.sets)}

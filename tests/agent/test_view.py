@@ -18,11 +18,11 @@ from ipvs_proxy.agent.settings import effective
 from ipvs_proxy.agent.state_server import add_state, flagz, statusz
 from ipvs_proxy.agent.view import View
 from ipvs_proxy.kernel.ipvs import Activity, Balanced, Connections, Counters, Observation
-from ipvs_proxy.plan.tables import Family, VirtualServerKey
+from ipvs_proxy.plan.tables import AddressOperation, Family, RealServerOperation, Verb, VirtualServerKey
 from tests.agent.test_controller import Rig, running
 from tests.agent.test_server import get, serving
 from tests.support.fake_dataplane import FakeDataplane
-from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 
 
 class FakeIpvs:
@@ -67,6 +67,7 @@ async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
             health=rig.health,
             drains=lambda: len(rig.drains),
             history=rig.history,
+            open_tables=lambda: plane,  # type: ignore[arg-type,return-value]
             open_ipvs=ipvs,  # type: ignore[arg-type]
         )
         application = web.Application()
@@ -211,7 +212,7 @@ async def test_pages_for_people_have_the_form_of_kubernetes() -> None:
     async with shown(WEB) as (url, _, _):
         status = (await get(f"{url}/statusz"))[2]
         flags = (await get(f"{url}/flagz"))[2]
-    assert "Paths: /flagz /state /state/route /statusz\n" in status
+    assert "Paths: /flagz /state /state/differences /state/route /statusz\n" in status
     assert "\nipvs-scheduler=rr\n" in flags
 
 
@@ -227,3 +228,19 @@ def test_flags_are_written_as_they_are_given() -> None:
     assert "iptables-masquerade-bit=14" in lines
     names = [line.partition("=")[0] for line in lines[5:]]
     assert names == sorted(names)
+
+
+async def test_differences_are_read_anew_and_drains_are_none() -> None:
+    async with shown(WEB, WEB_SLICE, OTHER) as (url, rig, _):
+        assert (await answer(f"{url}/state/differences"))[1] == {"services": 2, "changes": []}
+        key, pod = virtual("10.96.0.10"), real("10.244.0.1")
+        found = rig.plane.kernel.read().virtual_servers[key].real_servers[pod]
+        rig.plane.kernel.apply(RealServerOperation(Verb.DELETE, key, pod, found))
+        rig.plane.kernel.apply(AddressOperation(Verb.DELETE, packed("10.96.0.11")))
+        before = rig.plane.calls["apply"]
+        _, state = await answer(f"{url}/state/differences")
+        assert rig.plane.calls["apply"] == before
+    assert [(found["verb"], found["object"]) for found in state["changes"]] == [
+        ("add", "10.96.0.10:80/TCP -> 10.244.0.1:8080 weight 1"),
+        ("add", "10.96.0.11 on kube-ipvs0"),
+    ]

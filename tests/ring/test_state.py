@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from tests.ring import manifests
 from tests.ring.agent import PROGRAM, eventually, running_agent
 from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, exchange, servers, topology
+from tests.ring.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, exchange, servers, topology
 
 VIPS = {"IPv4": "10.96.0.95", "IPv6": "fd00:10:96::95"}
 PODS = ("pod1", "pod2")
@@ -23,7 +24,7 @@ def command(net: Topology, *arguments: str, status: int = 0) -> str:
     with net.inside("node"):
         done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
-    return done.stdout if status == 0 else done.stderr
+    return done.stderr if status == 1 else done.stdout
 
 
 def explained(net: Topology) -> dict[str, Any]:
@@ -43,7 +44,8 @@ def test_state_is_what_the_kernel_has_and_says_why(tmp_path: Path) -> None:
     with (
         topology() as net,
         servers(net, PODS, TARGET_PORTS),
-        running_agent(net, tmp_path) as agent,
+        # No audit meanwhile: this machine may take half a minute for a command.
+        running_agent(net, tmp_path, "--ipvs-sync-period", "600s") as agent,
         net.connect("client", VIPS["IPv4"], PORTS["TCP"]) as client,
     ):
         exchange(client)
@@ -79,6 +81,11 @@ def test_state_is_what_the_kernel_has_and_says_why(tmp_path: Path) -> None:
         assert (found["inSync"], found[other]["wanted"], found[other]["weight"]) == (False, True, None)
         assert f"DIFFERS: {VIPS['IPv4']}:80/TCP lacks real server {other}" in command(net, "explain", "ring/web")
 
+        missing = f"{VIPS['IPv4']}:80/TCP -> {other} weight 1"
+        assert command(net, "diff", status=2).splitlines() == [
+            f"+  ipvs  {missing}",
+            "1 to add, 0 to change, 0 to delete, for 1 Service",
+        ]
         status = command(net, "status")
         assert "healthy" in status
         assert "1 drain," in status
@@ -88,6 +95,41 @@ def test_state_is_what_the_kernel_has_and_says_why(tmp_path: Path) -> None:
     assert (
         max(len(line) for line in (status + text + listed).splitlines() if not line.startswith(VIPS["IPv6"][:4])) <= 100
     )
+
+
+def kernel(net: Topology) -> str:
+    """Give all that witnesses see of the node's tables."""
+    tables = net.run("node", "ipvsadm", "-Sn") + net.run("node", "ipset", "save") + net.run("node", "ip", "-br", "addr")
+    return tables + net.run("node", "iptables-save") + net.run("node", "ip6tables-save")
+
+
+def test_plan_says_what_a_start_changes_and_changes_nothing(tmp_path: Path) -> None:
+    manifests.write(tmp_path, "node", manifests.node())
+    manifests.write(tmp_path, "service", manifests.service("web", *VIPS.values()))
+    endpoints = [endpoint(ADDRESSES["pod1"][family]) for family in FAMILIES]
+    manifests.write(tmp_path, "slices", *manifests.slices("web", endpoints))
+    flags = ("--manifests", str(tmp_path), "--hostname-override", "node", "--cluster-cidr", CLUSTER_CIDR)
+    with topology() as net:
+        before = kernel(net)
+        planned = json.loads(command(net, "plan", *flags, "-o", "json", status=2))
+        assert re.sub(r"\[[0-9:]+\]", "", kernel(net)) == re.sub(r"\[[0-9:]+\]", "", before)
+        objects = {(found["verb"], found["object"]) for found in planned["changes"]}
+        pod = f"{ADDRESSES['pod1']['IPv4']}:{TARGET_PORTS['TCP']}"
+        assert {
+            ("add", "link kube-ipvs0"),
+            ("add", "KUBE-CLUSTER-IP"),
+            ("add", f"{VIPS['IPv4']}:80/TCP rr"),
+            ("add", f"{VIPS['IPv4']}:80/TCP -> {pod} weight 1"),
+            ("add", f"{VIPS['IPv4']} on kube-ipvs0"),
+            ("add", f"KUBE-CLUSTER-IP {VIPS['IPv4']},tcp:80"),
+        } <= objects, objects
+        assert planned["services"] == 1
+        with running_agent(net, tmp_path):
+            text = command(net, "plan", *flags)
+            assert text == "nothing would change: the kernel is as 1 Service wants it\n"
+        net.run("node", "ipvsadm", "-e", "-t", f"{VIPS['IPv4']}:80", "-r", pod, "-m", "-w", "5")
+        text = command(net, "plan", *flags, status=2)
+        assert text.splitlines()[0] == f"~  ipvs  {VIPS['IPv4']}:80/TCP -> {pod} weight 1"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from errno import EADDRNOTAVAIL, EEXIST
 
 from ipvs_proxy.kernel.dataplane import Failure
+from ipvs_proxy.kernel.rules import Rules
 from ipvs_proxy.plan.tables import (
     AddressOperation,
+    Family,
     Operation,
     SetEntry,
     SetEntryOperation,
@@ -28,6 +30,7 @@ class FakeDataplane:
         self.broken = 0
         self.wrong_rules: list[str] = []
         self.leftovers: list[str] = []
+        self.rules: dict[Family, Rules] = {}
 
     def ensure_tables(self) -> list[str]:
         self.calls["ensure_tables"] += 1
@@ -80,6 +83,9 @@ class FakeDataplane:
             elif not code:
                 self.applied.append(operation)
         return failures
+
+    def close(self) -> None:
+        self.calls["close"] += 1
 
     def writes(self) -> int:
         return len(self.applied)
