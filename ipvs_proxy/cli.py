@@ -17,7 +17,7 @@ from ipvs_proxy.agent.settings_document import write_file
 from ipvs_proxy.agent.settings_file import read_settings
 from ipvs_proxy.agent.settings_table import SETTINGS, SETTINGS_BY_GROUP, Setting
 from ipvs_proxy.agent.settings_values import SWITCH
-from ipvs_proxy.commands.cli import diff, explain, services, status
+from ipvs_proxy.commands.cli import diff, doctor, explain, services, status
 
 _EXAMPLES = """\b
 Examples:
@@ -185,7 +185,7 @@ def check(config: Path | None, output: str) -> None:
     sys.exit(check_node(config, as_json=output == "json"))
 
 
-@main.command("plan", cls=_Run, epilog=_PLAN_EXAMPLES)
+@main.command("plan", cls=_Run, short_help="What a start would change on this node.", epilog=_PLAN_EXAMPLES)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -215,7 +215,7 @@ def plan_command(config: Path | None, output: str, **flags: Any) -> None:
     sys.exit(plan(settings, output))
 
 
-for _command in (status, services, explain, diff):
+for _command in (status, services, explain, diff, doctor):
     main.add_command(_command)
 
 

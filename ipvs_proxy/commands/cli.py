@@ -46,7 +46,10 @@ def _fail(text: str) -> NoReturn:
     sys.exit(1)
 
 
-@click.command(epilog="\b\nExamples:\n  ipvs-proxy diff\n  ipvs-proxy diff -o json | jq '.changes[].object'\n")
+@click.command(
+    short_help="What of the kernel is not as the agent wants it.",
+    epilog="\b\nExamples:\n  ipvs-proxy diff\n  ipvs-proxy diff -o json | jq '.changes[].object'\n",
+)
 @_shared
 def diff(agent: str, output: str) -> None:
     """Say what in the kernel is not as the agent on this node wants it: what its next audit would change.
@@ -63,7 +66,10 @@ def diff(agent: str, output: str) -> None:
     sys.exit(2 if found.changes else 0)
 
 
-@click.command(epilog="\b\nExamples:\n  ipvs-proxy status\n  ipvs-proxy status -o json | jq .healthy\n")
+@click.command(
+    short_help="How the agent on this node is.",
+    epilog="\b\nExamples:\n  ipvs-proxy status\n  ipvs-proxy status -o json | jq .healthy\n",
+)
 @_shared
 def status(agent: str, output: str) -> None:
     """Say how the agent on this node is: health, counts, the last changes and repairs."""
@@ -75,8 +81,9 @@ def status(agent: str, output: str) -> None:
 
 
 @click.command(
+    short_help="The Services with their endpoints and rates.",
     epilog="\b\nExamples:\n  ipvs-proxy services\n  ipvs-proxy services kube-system/ --watch\n"
-    "  ipvs-proxy services 10.96.0.10 -o yaml\n"
+    "  ipvs-proxy services 10.96.0.10 -o yaml\n",
 )
 @click.argument("search", default="")
 @click.option("-w", "--watch", is_flag=True, help="Show it again every two seconds, until interrupted")
@@ -112,8 +119,9 @@ def _nothing(search: str) -> str:
 
 
 @click.command(
+    short_help="Which endpoints a Service has, why, and where packets go.",
     epilog="\b\nExamples:\n  ipvs-proxy explain kube-system/kube-dns\n  ipvs-proxy explain 10.96.0.10:53/UDP\n"
-    "  ipvs-proxy explain --from 10.244.1.7 10.96.0.1:443\n"
+    "  ipvs-proxy explain --from 10.244.1.7 10.96.0.1:443\n",
 )
 @click.argument("what", metavar="SERVICE|ADDRESS:PORT[/PROTOCOL]")
 @click.option("--from", "client", metavar="IP", help="Follow a new connection from this address")
@@ -136,3 +144,21 @@ def explain(what: str, client: str | None, agent: str, output: str) -> None:
         _fail(f"{error}" + (f"; did you mean {', '.join(similar)}?" if similar else ""))
     except ask.NoAnswer as error:
         _fail(str(error))
+
+
+@click.command(
+    short_help="What on this node keeps Services from working.",
+    epilog="\b\nExamples:\n  ipvs-proxy doctor\n  ipvs-proxy doctor -o json\n",
+)
+@_shared
+def doctor(agent: str, output: str) -> None:
+    """Look for what on this node keeps Services from working, or may; each finding has its remedy.
+
+    It looks at the kernel's version, modules and settings, at iptables, at who else manages kube-ipvs0 or answers for
+    its addresses, at the limits of conntrack, and asks the agent. It changes nothing, and needs root.
+
+    Exit status: 0 if there is no problem (warnings are none), 2 if there is one, 1 if this node cannot be looked at.
+    """
+    from ipvs_proxy.commands.doctor import doctor as examine  # noqa: PLC0415
+
+    sys.exit(examine(agent, output))

@@ -7,7 +7,7 @@ All of it is read from ``/proc`` (proc(5)). In a container only its own processe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -57,6 +57,13 @@ def running_kube_proxy(proc: Path = PROC) -> Process | None:
                 if process.name == KUBE_PROXY and (proc / str(process.pid) / "ns/net").readlink() == here:
                     return process
     return None
+
+
+def running(names: Collection[str], proc: Path = PROC) -> list[str]:
+    """Give which of some programs run on this host, as far as their processes can be seen from here, sorted."""
+    with suppress(OSError):
+        return sorted({process.name for process in _processes(proc) if process.name in names})
+    return []
 
 
 def _listening(proc: Path) -> Iterator[tuple[str, int]]:

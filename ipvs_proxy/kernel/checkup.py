@@ -1,0 +1,130 @@
+"""What besides our own tables decides how well Services work on a node: read, never changed.
+
+A fact that cannot be read here (another kernel, a container that does not see the host) is ``None`` or empty: it is not
+known, which is no finding.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Collection, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ipvs_proxy.kernel import processes
+from ipvs_proxy.kernel.addresses import LINK
+from ipvs_proxy.kernel.host_addresses import HostAddresses
+from ipvs_proxy.kernel.iptables import Iptables
+from ipvs_proxy.plan.tables import Family, text_of
+
+ROOT: Final = Path("/")
+#: Programs that announce addresses of load balancers by ARP, by the names of their processes.
+ANNOUNCERS: Final = ("speaker", "kube-vip")
+_SIZE: Final = re.compile(r"\(size=(\d+)\)")
+
+
+@dataclass(slots=True, kw_only=True)
+class Checkup:
+    """The facts.
+
+    ``forward_policies`` are those of the chain FORWARD by family label; ``twice`` are the addresses that both our link
+    and another one have, with the other's name.
+    """
+
+    run_estimation: int | None = None
+    connection_buckets: int | None = None
+    conntrack_entries: int | None = None
+    conntrack_room: int | None = None
+    bridge_calls_iptables: int | None = None
+    arp_ignore: int | None = None
+    local_ports: tuple[int, int] | None = None
+    link_manager: str = ""
+    announcers: list[str] = field(default_factory=list)
+    forward_policies: dict[str, str] = field(default_factory=dict)
+    twice: dict[str, str] = field(default_factory=dict)
+
+
+def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path = ROOT) -> Checkup:
+    """Read the facts of the network namespace of this thread.
+
+    Raises:
+        Unusable: if iptables does not run.
+        OSError: if the kernel refuses to tell its addresses.
+
+    """
+    sysctl = root / "proc/sys/net"
+    found = Checkup(
+        run_estimation=_number(sysctl / "ipv4/vs/run_estimation"),
+        connection_buckets=_buckets(root / "proc/net/ip_vs"),
+        conntrack_entries=_number(sysctl / "netfilter/nf_conntrack_count"),
+        conntrack_room=_number(sysctl / "netfilter/nf_conntrack_max"),
+        bridge_calls_iptables=_number(sysctl / "bridge/bridge-nf-call-iptables"),
+        arp_ignore=_number(sysctl / "ipv4/conf/all/arp_ignore"),
+        local_ports=_range(sysctl / "ipv4/ip_local_port_range"),
+        link_manager=_link_manager(root / "run"),
+        announcers=processes.running(ANNOUNCERS, root / "proc"),
+        twice=_twice(),
+    )
+    if iptables is not None:
+        for family in families:
+            policy = re.search(r"^:FORWARD (\w+)", _filter_table(iptables.save(family)), re.MULTILINE)
+            if policy is not None:
+                found.forward_policies[family.label] = policy[1]
+    return found
+
+
+def _filter_table(saved: str) -> str:
+    return saved.partition("*filter\n")[2].partition("\nCOMMIT")[0]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _range(path: Path) -> tuple[int, int] | None:
+    numbers = [int(word) for word in _text(path).split() if word.isdigit()]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+
+
+def _buckets(path: Path) -> int | None:
+    """Read the size of the table of connections from the first line: the rest is the whole of IPVS."""
+    with suppress(OSError), path.open(encoding="ascii", errors="replace") as table:
+        size = _SIZE.search(table.readline())
+        return None if size is None else int(size[1])
+    return None
+
+
+def _link_manager(run: Path) -> str:
+    """Name who manages our link on this host besides us, if the host's /run tells."""
+    try:
+        index = socket.if_nametoindex(LINK)
+    except OSError:
+        return ""
+    if re.search(r"^managed=true$", _text(run / f"NetworkManager/devices/{index}"), re.MULTILINE):
+        return "NetworkManager"
+    state = re.search(r"^ADMIN_STATE=(\w+)$", _text(run / f"systemd/netif/links/{index}"), re.MULTILINE)
+    return "systemd-networkd" if state is not None and state[1] not in {"unmanaged", "pending"} else ""
+
+
+def _twice() -> dict[str, str]:
+    with closing(HostAddresses()) as reader:
+        interfaces = reader.read()
+    ours: Collection[bytes] = interfaces.get(LINK, ())
+    return {
+        text_of(address): name
+        for name, addresses in interfaces.items()
+        if name != LINK
+        for address in addresses
+        if address in ours
+    }

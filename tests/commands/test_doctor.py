@@ -1,0 +1,109 @@
+"""What doctor makes of facts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+import pytest
+
+from ipvs_proxy.commands.doctor import Finding, Level, findings_text, judge_agent, judge_host, judge_kernel
+from ipvs_proxy.kernel.checkup import Checkup
+from ipvs_proxy.kernel.processes import Process
+from ipvs_proxy.kernel.survey import Survey
+from ipvs_proxy.kernel.sysctl import Change
+from tests.commands.test_cli import NODE, NOW
+
+
+def judged(survey: dict[str, Any], checkup: dict[str, Any] | None = None) -> list[Finding]:
+    found = Survey(**{"kernel": "6.12", **survey})
+    return [*judge_kernel(found), *judge_host(found, Checkup(**(checkup or {})))]
+
+
+def test_sound_node_has_only_good_findings() -> None:
+    sound = {
+        "conntrack_entries": 10,
+        "conntrack_room": 1_000,
+        "connection_buckets": 4096,
+        "local_ports": (40000, 60999),
+    }
+    found = [*judged({}, sound), *judge_agent(Survey(agent=True), msgspec.structs.replace(NODE, repairs=[]))]
+    assert {finding.level for finding in found} == {Level.OK}
+
+
+@pytest.mark.parametrize(
+    ("survey", "checkup", "level", "topic", "remedy"),
+    [
+        ({"missing": ["the kernel has no IPVS: load it"]}, {}, "problem", "kernel", "load it"),
+        ({"warnings": ["Linux 5.4 is bad; use 5.9"]}, {}, "problem", "kernel", "use 5.9"),
+        (
+            {"sysctls": [Change("net/ipv4/vs/conn_reuse_mode", "0", "1")], "agent": True},
+            {},
+            "problem",
+            "sysctl",
+            "sysctl -w net.ipv4.vs.conn_reuse_mode=1",
+        ),
+        ({"ipvs_mode": {("IPv4", "legacy"): 3}}, {}, "problem", "iptables", "cleanup --kube-proxy"),
+        ({}, {"link_manager": "NetworkManager"}, "problem", "link", "unmanaged-devices=interface-name:kube-ipvs0"),
+        ({}, {"link_manager": "systemd-networkd"}, "problem", "link", "Unmanaged=yes"),
+        ({}, {"twice": {"192.0.2.1": "eth0"}}, "problem", "addresses", "take the address off eth0"),
+        ({}, {"announcers": ["speaker"], "arp_ignore": 0}, "problem", "ARP", "strictARP"),
+        ({}, {"forward_policies": {"IPv4": "DROP"}}, "warning", "firewall", "ACCEPT"),
+        ({}, {"bridge_calls_iptables": 0}, "warning", "bridge", "bridge-nf-call-iptables=1"),
+        ({}, {"conntrack_entries": 95, "conntrack_room": 100}, "problem", "conntrack", "maxPerCore"),
+        ({}, {"local_ports": (1024, 65535)}, "warning", "ports", "ip_local_reserved_ports=30000-32767"),
+        ({}, {"run_estimation": 0}, "warning", "IPVS", "run_estimation=1"),
+        ({"kernel": "5.15", "schedulers": Counter(rr=20_000)}, {}, "warning", "IPVS", "Linux 6.2"),
+        ({}, {"connection_buckets": 4096, "conntrack_entries": 1_000_000}, "warning", "IPVS", "conn_tab_bits=20"),
+    ],
+)
+def test_each_trouble_is_found_with_its_remedy(
+    survey: dict[str, Any], checkup: dict[str, Any], level: str, topic: str, remedy: str
+) -> None:
+    (found,) = [finding for finding in judged(survey, checkup) if finding.level is not Level.OK]
+    assert (found.level.value, found.topic) == (level, topic)
+    assert remedy in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("survey", "checkup"),
+    [
+        ({}, {"announcers": ["speaker"], "arp_ignore": 1}),
+        ({}, {"forward_policies": {"IPv4": "ACCEPT"}}),
+        ({}, {"local_ports": (32768, 60999)}),
+        ({}, {"bridge_calls_iptables": 1}),
+        ({"kernel": "6.2", "schedulers": Counter(rr=20_000)}, {}),
+        ({"kernel": "5.15", "schedulers": Counter(rr=100)}, {}),
+    ],
+)
+def test_what_is_right_is_no_finding(survey: dict[str, Any], checkup: dict[str, Any]) -> None:
+    assert {finding.level for finding in judged(survey, checkup)} == {Level.OK}
+
+
+@pytest.mark.parametrize(
+    ("survey", "state", "levels"),
+    [
+        (Survey(), "no answer", {"warning"}),
+        (Survey(agent=True), "no answer", {"warning"}),
+        (Survey(agent=True, kube_proxy=Process(1, "kube-proxy")), NODE, {"problem", "warning", "ok"}),
+        (Survey(agent=True), msgspec.structs.replace(NODE, healthy=False, repairs=[]), {"problem"}),
+        (Survey(agent=True), msgspec.structs.replace(NODE, waiting=3, repairs=[]), {"problem"}),
+        (Survey(agent=True), msgspec.structs.replace(NODE, conflicts=1, repairs=[]), {"warning", "ok"}),
+    ],
+)
+def test_agent_is_judged_by_what_it_tells(survey: Survey, state: Any, levels: set[str]) -> None:
+    assert {finding.level.value for finding in judge_agent(survey, state)} == levels
+
+
+def test_worst_comes_first_within_80_columns() -> None:
+    found = [
+        Finding(Level.OK, "kernel", "Linux 6.12"),
+        Finding(Level.PROBLEM, "sysctl", "word " * 30, "remedy " * 20),
+        Finding(Level.WARNING, "ports", "something"),
+    ]
+    lines = findings_text(found).splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ") and line][:3] == ["problem", "warning", "ok"]
+    assert lines[-1] == "1 problem, 1 warning"
+    assert max(map(len, lines)) <= 80
+    assert NODE.now == NOW

@@ -1,0 +1,75 @@
+"""Facts of the host, read from files as a kernel and its services write them."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from ipvs_proxy.kernel import checkup
+from ipvs_proxy.kernel.addresses import LINK
+
+
+def write(root: Path, **files: str) -> None:
+    for name, text in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_facts_are_read_and_what_is_not_there_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "_twice", dict)
+    assert checkup.check(None, (), root=tmp_path) == checkup.Checkup()
+    write(
+        tmp_path,
+        proc__sys__net__ipv4__vs__run_estimation="1\n",
+        proc__net__ip_vs="IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port\n",
+        proc__sys__net__netfilter__nf_conntrack_count="7\n",
+        proc__sys__net__netfilter__nf_conntrack_max="262144\n",
+        proc__sys__net__ipv4__conf__all__arp_ignore="0\n",
+        proc__sys__net__ipv4__ip_local_port_range="32768\t60999\n",
+        proc__12__comm="speaker\n",
+    )
+    assert checkup.check(None, (), root=tmp_path) == checkup.Checkup(
+        run_estimation=1,
+        connection_buckets=4096,
+        conntrack_entries=7,
+        conntrack_room=262144,
+        arp_ignore=0,
+        local_ports=(32768, 60999),
+        announcers=["speaker"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "manager"),
+    [
+        ({}, ""),
+        ({"run__NetworkManager__devices__9": "[device]\nmanaged=true\n"}, "NetworkManager"),
+        ({"run__NetworkManager__devices__9": "[device]\nmanaged=false\n"}, ""),
+        ({"run__NetworkManager__devices__8": "[device]\nmanaged=true\n"}, ""),
+        ({"run__systemd__netif__links__9": "# private\nADMIN_STATE=configured\n"}, "systemd-networkd"),
+        ({"run__systemd__netif__links__9": "ADMIN_STATE=unmanaged\n"}, ""),
+    ],
+)
+def test_who_manages_our_link_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], manager: str
+) -> None:
+    monkeypatch.setattr(checkup, "_twice", dict)
+    monkeypatch.setattr(socket, "if_nametoindex", {LINK: 9}.__getitem__)
+    write(tmp_path, **files)
+    assert checkup.check(None, (), root=tmp_path).link_manager == manager
+
+
+class Saved:
+    """What stands in for iptables: its saved tables."""
+
+    def save(self, _: object) -> str:
+        return "*nat\n:FORWARD ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [1:2]\n:FORWARD DROP [3:4]\nCOMMIT\n"
+
+
+def test_policy_of_forwarding_is_that_of_the_filter_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "_twice", dict)
+    found = checkup.check(Saved(), [checkup.Family.IPV4], root=tmp_path)  # type: ignore[arg-type]
+    assert found.forward_policies == {"IPv4": "DROP"}
