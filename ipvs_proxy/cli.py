@@ -17,7 +17,7 @@ from ipvs_proxy.agent.settings_document import write_file
 from ipvs_proxy.agent.settings_file import read_settings
 from ipvs_proxy.agent.settings_table import SETTINGS, SETTINGS_BY_GROUP, Setting
 from ipvs_proxy.agent.settings_values import SWITCH
-from ipvs_proxy.commands.cli import diff, doctor, explain, services, status
+from ipvs_proxy.commands.cli import completion, debug_bundle, diff, doctor, explain, services, status
 
 _EXAMPLES = """\b
 Examples:
@@ -40,6 +40,8 @@ class _Commands(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``run`` in front where no subcommand is named."""
         arguments = [_as_click_reads_it(argument) for argument in args]
+        if ctx.resilient_parsing and not arguments:  # the first word is being completed
+            return super().parse_args(ctx, arguments)
         own = {"--help", "-h", "--version", *self.commands}
         return super().parse_args(ctx, arguments if arguments and arguments[0] in own else ["run", *arguments])
 
@@ -215,7 +217,7 @@ def plan_command(config: Path | None, output: str, **flags: Any) -> None:
     sys.exit(plan(settings, output))
 
 
-for _command in (status, services, explain, diff, doctor):
+for _command in (status, services, explain, diff, doctor, debug_bundle, completion):
     main.add_command(_command)
 
 

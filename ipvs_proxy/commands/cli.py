@@ -8,9 +8,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
+from click.shell_completion import get_completion_class
 
 from ipvs_proxy.commands import ask, overview
 from ipvs_proxy.commands.changes import changes_text
@@ -27,18 +29,20 @@ _INTERVAL: Final = 2.0
 _CLEAR: Final = "\x1b[H\x1b[2J"
 
 
+_agent_option = click.option(
+    "--agent",
+    default=ask.DEFAULT_ADDRESS,
+    show_default=True,
+    metavar="IP:PORT",
+    help="Where the agent's metrics server listens",
+)
+
+
 def _shared(command: F) -> F:
-    """Add the options that all of them have."""
-    command = click.option(
-        "--agent",
-        default=ask.DEFAULT_ADDRESS,
-        show_default=True,
-        metavar="IP:PORT",
-        help="Where the agent's metrics server listens",
-    )(command)
+    """Add the options that all have which print a document."""
     return click.option(
         "-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How the answer is written"
-    )(command)
+    )(_agent_option(command))
 
 
 def _fail(text: str) -> NoReturn:
@@ -162,3 +166,41 @@ def doctor(agent: str, output: str) -> None:
     from ipvs_proxy.commands.doctor import doctor as examine  # noqa: PLC0415
 
     sys.exit(examine(agent, output))
+
+
+@click.command(
+    "debug-bundle",
+    short_help="One archive for somebody who is to find a fault.",
+    epilog="\b\nExamples:\n  ipvs-proxy debug-bundle\n  ipvs-proxy debug-bundle /tmp/node-7.tar.gz\n",
+)
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@_agent_option
+def debug_bundle(file: Path | None, agent: str) -> None:
+    """Write one archive with the agent's state, settings and metrics, and what the kernel says.
+
+    It has names and addresses of Services and endpoints, and no secret. What cannot be had (from an agent that does
+    not answer, say) is named in the archive's missing.txt. FILE must not exist.
+
+    Exit status: 0, or 1 if the archive cannot be written.
+    """
+    from ipvs_proxy.commands.bundle import write_bundle  # noqa: PLC0415
+
+    try:
+        click.echo(write_bundle(agent, file))
+    except OSError as error:
+        _fail(str(error))
+
+
+@click.command(
+    short_help="Print what completes commands in a shell.",
+    epilog='\b\nExamples:\n  eval "$(ipvs-proxy completion bash)"\n'
+    "  ipvs-proxy completion fish > ~/.config/fish/completions/ipvs-proxy.fish\n",
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print a script with which SHELL completes commands and flags of ipvs-proxy."""
+    complete = get_completion_class(shell)
+    root = context.find_root().command
+    assert complete is not None  # noqa: S101  the choices above are those that click has
+    click.echo(complete(root, {}, "ipvs-proxy", "_IPVS_PROXY_COMPLETE").source())

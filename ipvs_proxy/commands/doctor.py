@@ -45,17 +45,28 @@ class Finding(Document, frozen=True):
     remedy: str = ""
 
 
-def doctor(agent: str, output: str) -> int:
-    """Print the findings; give the exit status: FINE, PROBLEMS (a warning is none), or ERROR with one line."""
+def examine(agent: str) -> list[Finding]:
+    """Look at this node.
+
+    Raises:
+        Unusable: if this is no Linux, or if tables may not be read here.
+        OSError, ValueError: if the kernel refuses to be read, or gives garbage.
+
+    """
     state = _state(agent)
     scheduler = _USUAL_SCHEDULER if isinstance(state, str) else state.scheduler
+    found = survey(scheduler=scheduler, strict_arp=False, ports=())
+    facts = check(found.iptables, [family for family in Family if family not in found.unsupported])
+    return [*judge_kernel(found), *judge_host(found, facts), *judge_agent(found, state)]
+
+
+def doctor(agent: str, output: str) -> int:
+    """Print the findings; give the exit status: FINE, PROBLEMS (a warning is none), or ERROR with one line."""
     try:
-        found = survey(scheduler=scheduler, strict_arp=False, ports=())
-        facts = check(found.iptables, [family for family in Family if family not in found.unsupported])
+        findings = examine(agent)
     except (Unusable, OSError, ValueError) as error:
         sys.stderr.write(f"ipvs-proxy: error: {error}\n")
         return ERROR
-    findings = [*judge_kernel(found), *judge_host(found, facts), *judge_agent(found, state)]
     sys.stdout.write(findings_text(findings) if output == "text" else document(findings, output))
     return PROBLEMS if any(finding.level is Level.PROBLEM for finding in findings) else FINE
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import msgspec
+import pytest
 import yaml
 from click.testing import CliRunner, Result
 
@@ -192,3 +193,28 @@ def test_target_that_is_none_is_refused_where_a_way_is_asked_for() -> None:
     done = run("explain", "--from", "10.0.0.1", "web")
     assert done.exit_code == 1
     assert "'web' is not an address and port such as 10.96.0.1:443 or [fd00::1]:53/UDP" in done.output
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_printed_for_each_shell(shell: str) -> None:
+    assert "_IPVS_PROXY_COMPLETE" in run("completion", shell).output
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("ipvs-proxy ex", {"explain"}),
+        ("ipvs-proxy d", {"debug-bundle", "diff", "doctor"}),
+        ("ipvs-proxy explain --fr", {"--from"}),
+        ("ipvs-proxy run --ipvs-sch", {"--ipvs-scheduler"}),
+        ("ipvs-proxy status -o j", {"json"}),
+    ],
+)
+def test_words_are_completed(words: str, completed: set[str]) -> None:
+    environment = {
+        "_IPVS_PROXY_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    done = CliRunner().invoke(main, [], prog_name="ipvs-proxy", env=environment)
+    assert {line.partition(",")[2] for line in done.output.splitlines()} == completed
