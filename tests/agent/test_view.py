@@ -40,7 +40,7 @@ class FakeIpvs:
         if self.fails:
             raise PermissionError(EPERM, "not today")
         self.reads.append(key)
-        found = self.plane.kernel.read().virtual_servers.get(key)
+        found = self.plane.kernel.virtual_servers.get(key)
         if found is None:
             return None
         balanced = Balanced(Counters(7, 0, 0, 0, 0), Counters(2, 0, 0, 0, 0))
@@ -212,7 +212,7 @@ async def test_pages_for_people_have_the_form_of_kubernetes() -> None:
     async with shown(WEB) as (url, _, _):
         status = (await get(f"{url}/statusz"))[2]
         flags = (await get(f"{url}/flagz"))[2]
-    assert "Paths: /flagz /state /state/differences /state/route /statusz\n" in status
+    assert "Paths: / /flagz /page.css /page.js /state /state/differences /state/route /statusz\n" in status
     assert "\nipvs-scheduler=rr\n" in flags
 
 

@@ -11,20 +11,9 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
-from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.reload import Outcome
-from ipvs_proxy.agent.traffic import ServiceTraffic
-from ipvs_proxy.kernel.ipvs import Counters
-from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.fragment import Context, ServiceName
-from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.tables import Family, Verb
 from tests.helm.helm import CHART, PROMTOOL, ROOT
-from tests.support.objects import service
+from tests.support.metrics import families
 
 ALERTS = [
     rule for group in yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"] for rule in group["rules"]
@@ -39,37 +28,7 @@ EXPRESSIONS = [
 SCRAPED = {"instance", "job"}
 
 
-def samples() -> list[Sample]:
-    """What the agent exposes once everything has happened to it, as each labelled metric appears with its first use."""
-    metrics = Metrics((Family.IPV4, Family.IPV6))
-    metrics.changed("Service", pending=1)
-    metrics.changed("EndpointSlice", pending=1)
-    metrics.skipped("Service")
-    metrics.queued()
-    metrics.synced(seconds=0.1, complete=True)
-    metrics.programmed(seconds_since_trigger=1.0)
-    metrics.no_local_endpoints({("internal", Family.IPV4): 1})
-    metrics.left_out("reason")
-    metrics.conflicts(1)
-    metrics.cleaned(Family.IPV4, 1, 0.1)
-    for succeeded in (True, False):
-        metrics.operations("ipvs", Verb.ADD, 1, succeeded)
-    metrics.repaired("ipvs", 1)
-    metrics.drain_finished("idle")
-    metrics.loop_delay(0.1)
-    for path in ("healthz", "livez"):
-        for code in (200, 503):
-            metrics.health_answered(path, code)
-    metrics.configuration_read(Outcome.APPLIED)
-    desired = DesiredTables()
-    desired.replace(ServiceName("ns", "web"), plan_service(service("web"), [], Context("node"), Marks()))
-    counters = dict.fromkeys(desired.virtual_servers, Counters(1, 1, 1, 1, 1))
-    metrics.service_traffic = ServiceTraffic(desired, lambda: counters, enabled=True).expose
-    text = metrics.render("")[0].decode()
-    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-
-
-SAMPLES = samples()
+SAMPLES = [sample for family in families() for sample in family.samples]
 
 
 def parts(expression: str) -> Iterator[Any]:

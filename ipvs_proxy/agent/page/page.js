@@ -1,0 +1,231 @@
+"use strict";
+// Shows what /state says, again every two seconds while the page is visible. Everything is written as text, never as HTML.
+
+const INTERVAL = 2000;
+const LIMIT = 100;
+const view = { search: "", offset: 0, matching: 0, timer: 0, asked: 0 };
+const byId = (id) => document.getElementById(id);
+
+function element(name, text, classes) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (classes) made.className = classes;
+  return made;
+}
+
+function short(number) {
+  const units = ["", "k", "M", "G", "T", "P", "E"];
+  let unit = 0;
+  while (number >= 999.5 && unit < units.length - 1) { number /= 1000; unit += 1; }
+  return (unit && number < 9.95 ? number.toFixed(1) : number.toFixed(0)) + units[unit];
+}
+
+function ago(then, now) {
+  const seconds = Math.max(0, Math.floor((new Date(now) - new Date(then)) / 1000));
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "m"]]) {
+    if (seconds >= 2 * size) return Math.floor(seconds / size) + unit;
+  }
+  return seconds + "s";
+}
+
+function row(cells) {
+  const made = element("tr");
+  for (const [text, classes, link] of cells) {
+    const cell = element("td", link ? undefined : text, classes);
+    if (link) {
+      const anchor = element("a", text);
+      anchor.href = link;
+      cell.append(anchor);
+    }
+    made.append(cell);
+  }
+  return made;
+}
+
+function stateOf(service) {
+  if (!service.inSync) return ["differs", "bad"];
+  if (!service.virtualServers) return [service.omissions.length ? service.omissions[0].reason : "not served", "faint"];
+  if (!service.endpoints) return ["no endpoint", "warn"];
+  return service.omissions.length ? ["left out", "warn"] : ["ok", "good"];
+}
+
+const more = (names) => (names.length ? names[0] + (names.length > 1 ? ` +${names.length - 1}` : "") : "-");
+
+function serviceRow(service) {
+  const name = `${service.namespace}/${service.name}`;
+  const rate = service.perSecond;
+  const [word, colour] = stateOf(service);
+  return row([
+    [name, "", `#/${encodeURIComponent(service.namespace)}/${encodeURIComponent(service.name)}`],
+    [more(service.addresses), "wide"], [more(service.ports), "wide"],
+    [String(service.endpoints), "number"], [service.draining ? String(service.draining) : "", "number"],
+    [short(rate.connections), "number"], [short(rate.bytesIn), "number"], [short(rate.bytesOut), "number"],
+    [word, colour],
+  ]);
+}
+
+function happening(item, now) {
+  const took = item.milliseconds === null || item.milliseconds === undefined ? "" : ` in ${item.milliseconds} ms`;
+  const what = item.what === "programmed" ? `${item.count} writes${took}` : `${item.what}: ${item.count}`;
+  const made = element("li");
+  made.append(element("span", `${ago(item.time, now)} ago · ${what} · `, "faint"), item.objects.join(", "));
+  return made;
+}
+
+function list(id, items, now) {
+  const found = items.slice(0, 8).map((item) => happening(item, now));
+  byId(id).replaceChildren(...(found.length ? found : [element("li", "none", "faint")]));
+}
+
+function showNode(state) {
+  byId("node").textContent = state.node;
+  document.title = `${state.node} - ipvs-proxy`;
+  const [text, colour] = !state.programmed ? ["starting", "warn"] : state.healthy ? ["healthy", "good"] : ["changes wait: not healthy", "bad"];
+  const health = `${text}, version ${state.version}, up ${ago(state.started, state.now)}`;
+  const line = byId("health");
+  // Said aloud only when it changes, not with every look.
+  if (line.dataset.state !== text) { line.dataset.state = text; line.className = colour; line.textContent = health; }
+  const counts = [
+    ["Services", state.serviceCount], ["virtual servers", state.virtualServers], ["real servers", state.realServers],
+    ["draining", state.draining], ["conflicts", state.conflicts], ["refused, tried again", state.waiting],
+    ["of others", state.foreignVirtualServers.length],
+  ];
+  byId("counts").replaceChildren(...counts.map(([name, number]) => {
+    const made = element("div");
+    made.append(element("dt", name), element("dd", number.toLocaleString("en")));
+    return made;
+  }));
+  list("changes", state.changes, state.now);
+  list("repairs", state.repairs, state.now);
+}
+
+function showList(state) {
+  view.matching = state.matching;
+  const last = Math.min(view.offset + state.services.length, state.matching);
+  const range = state.matching ? `${view.offset + 1}-${last} of ${state.matching.toLocaleString("en")}` : "none";
+  if (byId("range").textContent !== range) byId("range").textContent = range;
+  byId("previous").disabled = view.offset === 0;
+  byId("next").disabled = last >= state.matching;
+  const body = byId("services").tBodies[0];
+  const focused = body.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  body.replaceChildren(...state.services.map(serviceRow));
+  if (focused) {
+    [...body.querySelectorAll("a")].find((link) => link.getAttribute("href") === focused)?.focus({ preventScroll: true });
+  }
+}
+
+function useOf(endpoint) {
+  if (endpoint.wanted) return endpoint.weight ? ["in", "good"] : ["missing", "bad"];
+  if (endpoint.weight === null) return ["out", "faint"];
+  return endpoint.weight === 0 ? ["draining", "warn"] : ["unwanted", "bad"];
+}
+
+function endpointsTable(server) {
+  const table = element("table", undefined, "endpoints");
+  table.append(element("caption", `Endpoints of ${server.name}`, "faint"));
+  const head = element("tr");
+  for (const [name, classes] of [["Endpoint", ""], ["Use", ""], ["Reason", ""], ["Weight", "number wide"], ["Active", "number"],
+    ["Inactive", "number wide"], ["Conn/s", "number"], ["In/s", "number wide"], ["Out/s", "number wide"], ["Node", "wide"]]) {
+    const cell = element("th", name, classes);
+    cell.scope = "col";
+    head.append(cell);
+  }
+  table.createTHead().append(head);
+  const body = table.createTBody();
+  for (const endpoint of server.endpoints.slice(0, 500)) {
+    const rate = endpoint.perSecond;
+    const [word, colour] = useOf(endpoint);
+    body.append(row([
+      [endpoint.address], [word, colour], [endpoint.reason || "no longer wanted"],
+      [endpoint.weight === null ? "-" : String(endpoint.weight), "number wide"], [String(endpoint.activeConnections), "number"],
+      [String(endpoint.inactiveConnections), "number wide"], [short(rate.connections), "number"],
+      [short(rate.bytesIn), "number wide"], [short(rate.bytesOut), "number wide"],
+      [endpoint.node + (endpoint.local ? " (here)" : ""), "wide"],
+    ]));
+  }
+  return table;
+}
+
+function showService(state) {
+  const title = `${state.namespace}/${state.name} (${state.type})`;
+  if (byId("detail-title").textContent !== title) byId("detail-title").textContent = title;
+  const parts = [element("p", state.inSync ? "The kernel is as it should be." : "The kernel is NOT as it should be.", state.inSync ? "good" : "bad")];
+  for (const omission of state.omissions) parts.push(element("p", `Left out: ${omission.where}: ${omission.reason}`, "warn"));
+  for (const server of state.virtualServers) {
+    parts.push(element("h3", server.name));
+    const rate = server.perSecond;
+    parts.push(element("p", `${server.reason}, ${server.scheduler}${server.affinitySeconds ? `, affinity ${server.affinitySeconds} s` : ""}; ` +
+      `${server.total.connections.toLocaleString("en")} connections, ${short(rate.connections)}/s, ${short(rate.bytesIn)}B/s in, ${short(rate.bytesOut)}B/s out` +
+      (server.internal ? `; clients in the cluster get ${server.internal}` : ""), "faint"));
+    for (const difference of server.differences) parts.push(element("p", difference, "bad"));
+    if (server.endpoints.length) {
+      const scroll = element("div", undefined, "scroll");
+      scroll.tabIndex = 0;
+      scroll.setAttribute("role", "region");
+      scroll.setAttribute("aria-label", `Endpoints of ${server.name}`);
+      scroll.append(endpointsTable(server));
+      parts.push(scroll);
+      if (server.endpoints.length > 500) parts.push(element("p", `and ${server.endpoints.length - 500} more`, "faint"));
+    } else {
+      parts.push(element("p", "It has no endpoint.", "warn"));
+    }
+  }
+  for (const member of state.members.filter((found) => !found.inKernel)) {
+    parts.push(element("p", `Missing in the kernel: ${member.member} of ${member.set} (${member.reason})`, "bad"));
+  }
+  byId("detail-body").replaceChildren(...parts);
+}
+
+async function ask(path) {
+  const response = await fetch(path, { cache: "no-store" });
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+const named = () => location.hash.match(/^#\/([^/]+)\/([^/]+)$/);
+
+async function look() {
+  const turn = ++view.asked;
+  clearTimeout(view.timer);
+  const service = named();
+  try {
+    const query = new URLSearchParams({ search: view.search, offset: view.offset, limit: service ? 0 : LIMIT });
+    const answers = await Promise.all([ask(`state?${query}`), service ? ask(`state/services/${service[1]}/${service[2]}`) : null]);
+    if (turn !== view.asked) return;
+    showNode(answers[0]);
+    if (service) showService(answers[1]); else showList(answers[0]);
+  } catch (error) {
+    if (turn !== view.asked) return;
+    const line = byId("health");
+    line.dataset.state = "lost";
+    line.className = "bad";
+    line.textContent = `no answer: ${error.message}`;
+  }
+  if (!document.hidden) view.timer = setTimeout(look, INTERVAL);
+}
+
+function go() {
+  const service = named();
+  byId("list").hidden = Boolean(service);
+  byId("detail").hidden = !service;
+  if (service) {
+    byId("detail-title").textContent = `${decodeURIComponent(service[1])}/${decodeURIComponent(service[2])}`;
+    byId("detail-body").replaceChildren();
+    byId("detail-title").focus();
+  }
+  look();
+}
+
+function turn(by) {
+  view.offset = Math.max(0, Math.min(view.offset + by, Math.floor(Math.max(0, view.matching - 1) / LIMIT) * LIMIT));
+  look();
+}
+
+byId("search-form").addEventListener("submit", (event) => event.preventDefault());
+byId("search").addEventListener("input", (event) => { view.search = event.target.value.trim(); view.offset = 0; look(); });
+byId("previous").addEventListener("click", () => turn(-LIMIT));
+byId("next").addEventListener("click", () => turn(LIMIT));
+addEventListener("hashchange", go);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
+go();

@@ -1,0 +1,57 @@
+"""What is told of the agent's health."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from ipvs_proxy.agent import reports
+from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.history import History
+from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.reports import Reports, watch_health_for_ever
+from ipvs_proxy.kube.events import Regarding
+from ipvs_proxy.kube.objects import Node, ObjectMeta
+from ipvs_proxy.plan.tables import Family
+
+
+async def test_each_change_of_health_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "HEALTH_INTERVAL", 0.0)
+    seen = iter([True, True, False, False, False, True, True, False])
+    told: list[bool] = []
+
+    def healthy() -> bool:
+        try:
+            return next(seen)
+        except StopIteration:
+            raise asyncio.CancelledError from None
+
+    with pytest.raises(asyncio.CancelledError):
+        await watch_health_for_ever(healthy, told.append)
+    assert told == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("healthy", "kind", "reason", "event"),
+    [(False, "Warning", "ProxyDegraded", "degraded"), (True, "Normal", "ProxyRecovered", "recovered")],
+)
+def test_node_gets_an_event(healthy: bool, kind: str, reason: str, event: str) -> None:
+    told: list[tuple[Regarding, str, str]] = []
+    families = tuple(Family)
+    found = Reports(
+        Metrics(families),
+        HealthTracker(families, sync_period=1.0),
+        wish=lambda *_: None,
+        emit=lambda regarding, **fields: told.append((regarding, fields["type"], fields["reason"])),
+        history=History(),
+    )
+    with capture_logs() as logs:
+        found.health_changed(Node(ObjectMeta("node-a", uid="7")), "node-a", healthy=healthy)
+        found.health_changed(None, "node-b", healthy=healthy)
+    assert told == [
+        (Regarding("Node", "", "node-a", "7"), kind, reason),
+        (Regarding("Node", "", "node-b", ""), kind, reason),
+    ]
+    assert [entry["event"] for entry in logs] == [event, event]
