@@ -1,9 +1,9 @@
 """The HTTP session to the API server: where it is, who we are, and how it is trusted.
 
-``kubernetes_asyncio`` reads the kubeconfig or the service account of the pod; it is imported only when there is a
-server to talk to. The requests are ours: raw bytes as they arrive, for the decoder; no model class sees them.
-Credentials are read again when they are older than a minute, as tokens of service accounts rotate, and at once by
-``reauthenticate``; changed certificates make a new session.
+``kubernetes_asyncio`` reads the kubeconfig or the service account of the pod (see ``configuration``); it is imported
+only when there is a server to talk to. The requests are ours: raw bytes as they arrive, for the decoder; no model class
+sees them. Credentials are read again when they are older than a minute, as tokens of service accounts rotate, and at
+once by ``reauthenticate``; changed certificates make a new session.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import structlog
 import yaml
 
 from ipvs_proxy import __version__
+from ipvs_proxy.kube.configuration import import_loader
 
 log = structlog.get_logger(__name__)
 
@@ -266,20 +267,18 @@ def _end_plugin(error: TimeoutError) -> None:
 
 
 async def _configure(kubeconfig: str, master: str, scratch: str) -> tuple[Any, float]:
-    from kubernetes_asyncio.client import Configuration  # noqa: PLC0415  slow to import, and not needed for manifests
-    from kubernetes_asyncio.config import ConfigException, load_incluster_config, load_kube_config  # noqa: PLC0415
-
-    configuration = Configuration(host="")
+    library = import_loader()
+    configuration = library.kube_config.Configuration(host="")
     good_until = 0.0
     if kubeconfig:
-        loader = await load_kube_config(
+        loader = await library.load_kube_config(
             config_file=kubeconfig, client_configuration=configuration, persist_config=False, temp_file_path=scratch
         )
         good_until = _plugin_good_until(loader)
     elif not master:
         try:
-            load_incluster_config(client_configuration=configuration, try_refresh_token=False)  # type: ignore[no-untyped-call]
-        except (ConfigException, OSError) as error:
+            library.load_incluster_config(client_configuration=configuration, try_refresh_token=False)
+        except (library.ConfigException, OSError) as error:
             raise ConnectError(
                 f"no API server: no service account of a pod ({_one_line(error)}); "
                 "give --kubeconfig FILE, or --manifests DIRECTORY to work without a server"
@@ -355,9 +354,7 @@ def _check_kubeconfig(path: Path) -> None:
 
 
 def _forget_files(scratch: str) -> None:
-    from kubernetes_asyncio.config import kube_config  # noqa: PLC0415
-
-    kube_config._temp_files.clear()  # noqa: SLF001  it would hand out the names of files that are gone
+    import_loader().kube_config._temp_files.clear()  # noqa: SLF001  it would hand out the names of files that are gone
     shutil.rmtree(scratch, ignore_errors=True)
 
 
