@@ -48,8 +48,8 @@ mount --bind usr/lib/uml/modules host/usr/lib/modules
 mount -t proc proc proc
 mount --rbind /dev dev
 mount -t tmpfs -o size=90% none tmp
-exec env HOME=/tmp chroot . /usr/bin/linux.uml mem={memory} seccomp=on root=/dev/root rootfstype=hostfs hostfs=/host rw \
-    init={scratch}/init uml_dir=/tmp/ umid=bench con=null con0=fd:0,fd:1 quiet
+exec env HOME=/tmp chroot . /usr/bin/linux.uml mem={memory} seccomp=on root=/dev/root rootfstype=hostfs hostfs=/host \
+    rw init={scratch}/init uml_dir=/tmp/ umid=bench con=null con0=fd:0,fd:1 quiet
 """
 
 _INIT = """\
@@ -62,7 +62,7 @@ for name in iptables ip6tables; do
     printf '#!/bin/sh\\n[ "$1" != --version ] || echo "iptables v1.8.9 (nf_tables)"\\n' >/tmp/bin/$name
     : >/tmp/$name
     printf '#!/bin/sh\\nexec cat /tmp/%s\\n' $name >/tmp/bin/$name-save
-    printf '#!/bin/sh\\nexec cat >/tmp/%s\\n' $name >/tmp/bin/$name-restore
+    printf '#!/bin/sh\\nexec sed "s/^-I \\([A-Z]*\\)/-A \\\\1/" >/tmp/%s\\n' $name >/tmp/bin/$name-restore
 done
 chmod +x /tmp/bin/*
 for module in ip_vs dummy ip_set xt_set; do modprobe $module; done

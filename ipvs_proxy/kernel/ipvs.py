@@ -19,7 +19,7 @@ from ipvs_proxy.kernel.errors import MissingPiece, Unusable
 from ipvs_proxy.kernel.ipvs_codec import Activity, Connections, Counters, ForeignVirtualServer, Timeouts
 from ipvs_proxy.kernel.ipvs_codec import Traffic as Balanced
 from ipvs_proxy.kernel.netlink import Request
-from ipvs_proxy.kernel.socket import NETLINK_GENERIC, NetlinkSocket, Traffic
+from ipvs_proxy.kernel.socket import BATCH_MESSAGES, NETLINK_GENERIC, NetlinkSocket, Traffic
 from ipvs_proxy.plan.tables import (
     IpvsOperation,
     Protocol,
@@ -183,15 +183,10 @@ class Ipvs:
         EEXIST: it exists already. ESRCH: no such virtual server. ENOENT: no such real server, or no such scheduler.
         EINVAL: values that the kernel does not take, among them those that do not fit its types.
         """
-        results = [EINVAL] * len(operations)
-        indices: list[int] = []
-        requests: list[Request] = []
-        for index, request in enumerate(self._encode(operations)):
-            if request is not None:
-                indices.append(index)
-                requests.append(request)
-        for index, result in zip(indices, self._socket.execute(requests), strict=True):
-            results[index] = result
+        results: list[int] = []
+        # A batch at a time: the messages of a large table would be 30 MiB at once.
+        for start in range(0, len(operations), BATCH_MESSAGES):
+            results += self._apply_batch(operations[start : start + BATCH_MESSAGES])
         return results
 
     def probe_scheduler(self, name: str) -> None:
@@ -241,6 +236,15 @@ class Ipvs:
     def version(self) -> str:
         """Read IPVS's version, such as ``1.2.1``."""
         return codec.decode_version(self._socket.ask(codec.encode_get_version(family_id=self._family_id)))
+
+    def _apply_batch(self, operations: Sequence[IpvsOperation]) -> list[int]:
+        encoded = self._encode(operations)
+        requests = [request for request in encoded if request is not None]
+        results = self._socket.execute(requests)
+        if len(requests) == len(encoded):
+            return results
+        carried_out = iter(results)
+        return [EINVAL if request is None else next(carried_out) for request in encoded]
 
     def _encode(self, operations: Sequence[IpvsOperation]) -> list[Request | None]:
         """Give each operation's message, ``None`` for one that cannot be said in the kernel's types."""

@@ -13,6 +13,8 @@ from ipvs_proxy.plan.tables import Family
 
 _IPV4 = re.compile(r"\.".join([r"([0-9]{1,16})"] * 4))
 _MAPPED = bytes(10) + b"\xff\xff"
+#: How an address begins that is special in either family, or maps one of the other; some others do too.
+_PERHAPS_SPECIAL = frozenset((0, 127, *range(224, 240), 0xFE, 0xFF))
 
 
 def parse_address(text: str) -> bytes | None:
@@ -37,6 +39,18 @@ def _parse_leniently(text: str) -> bytes | None:
         return None if octets is None else bytes(map(int, octets.groups()))
     except ValueError:  # an octet above 255
         return None
+
+
+def ordinary_address(text: str, family: Family) -> bytes | None:
+    """Pack an address of one family as nearly all are; ``None`` if it needs a closer look, by the functions below.
+
+    A table has 100,000 endpoints, and this one call takes a quarter of the time that those take.
+    """
+    try:
+        address = inet_pton(family, text)
+    except (OSError, ValueError):
+        return None
+    return None if address[0] in _PERHAPS_SPECIAL else address
 
 
 def is_of(address: bytes, family: Family) -> bool:

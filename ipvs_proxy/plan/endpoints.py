@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointHints, EndpointSlice
-from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
+from ipvs_proxy.plan.addresses import is_of, is_special, ordinary_address, parse_address
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import ACTIVE, Family, Protocol, RealServer, RealServerKey
 
@@ -171,7 +171,11 @@ def gather(
         read = (read_slice if readings is None else readings.read)(piece, family, node_name)
         omissions += read.omissions
         for port, found in read.endpoints.items():
-            _merge(merged.setdefault(port, {}), found)
+            if port in merged:
+                _merge(merged[port], found)
+            else:
+                # What is remembered must not change, what was read just now may.
+                merged[port] = found if readings is None else found.copy()
     return Gathered(merged, omissions)
 
 
@@ -193,13 +197,7 @@ def read_slice(piece: EndpointSlice, family: Family, node_name: str) -> Gathered
     """
     where = f"endpointslice {piece.metadata.namespace}/{piece.metadata.name}"
     omissions: list[Omission] = []
-    found: list[tuple[bytes, State]] = []
-    for index, endpoint in enumerate(piece.endpoints or ()):
-        address = _address_of(endpoint, family)
-        if isinstance(address, Reason):
-            omissions.append(Omission(f"{where} endpoint {index}", address))
-        else:
-            found.append((address, _state_of(endpoint, node_name)))
+    found = _read_endpoints(piece, family, node_name, where, omissions)
     endpoints: dict[PortKey, Endpoints] = {}
     for index, port in enumerate(piece.ports or ()):
         if port.name is None:
@@ -209,17 +207,50 @@ def read_slice(piece: EndpointSlice, family: Family, node_name: str) -> Gathered
         elif port.protocol not in PROTOCOLS:
             omissions.append(Omission(f"{where} port {port.name!r} {port.protocol}", Reason.UNKNOWN_PROTOCOL))
         elif found:
-            merged = endpoints.setdefault(PortKey(port.name, PROTOCOLS[port.protocol]), {})
-            _merge(merged, _with_port(found, port.port))
+            key, numbered = PortKey(port.name, PROTOCOLS[port.protocol]), _with_port(found, port.port)
+            if key in endpoints:
+                _merge(endpoints[key], numbered)
+            else:
+                endpoints[key] = numbered
     return Gathered(endpoints, omissions)
 
 
+def _read_endpoints(
+    piece: EndpointSlice, family: Family, node_name: str, where: str, omissions: list[Omission]
+) -> list[tuple[bytes, State]]:
+    """Read the address and the state of each endpoint of a slice that has a usable address."""
+    found: list[tuple[bytes, State]] = []
+    last: SliceEndpoint | None = None
+    for index, endpoint in enumerate(piece.endpoints or ()):
+        addresses = endpoint.addresses
+        address: bytes | Reason | None = ordinary_address(addresses[0], family) if addresses else None
+        if address is None:
+            address = _address_of(endpoint, family)
+            if isinstance(address, Reason):
+                omissions.append(Omission(f"{where} endpoint {index}", address))
+                continue
+        # Neighbours mostly share all that a state is made of, the very objects (``kube.decode``).
+        if (
+            last is None
+            or endpoint.conditions is not last.conditions
+            or endpoint.hints is not last.hints
+            or (endpoint.node_name == node_name) is not (last.node_name == node_name)
+        ):
+            state = _state_of(endpoint, node_name)
+            last = endpoint
+        found.append((address, state))
+    return found
+
+
 def _with_port(found: list[tuple[bytes, State]], port: int) -> Endpoints:
-    endpoints: Endpoints = {}
-    for address, state in found:
-        key = RealServerKey(address, port)
-        if key not in endpoints or not state.terminating:
-            endpoints[key] = state
+    endpoints = {RealServerKey(address, port): state for address, state in found}
+    if len(endpoints) < len(found):
+        # An address stands there twice: the last one that is not terminating counts, or else the first.
+        endpoints.clear()
+        for address, state in found:
+            key = RealServerKey(address, port)
+            if key not in endpoints or not state.terminating:
+                endpoints[key] = state
     return endpoints
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple
+
+import msgspec
 
 from ipvs_proxy.plan.endpoints import Choices, Omission
 from ipvs_proxy.plan.reasons import Reason
@@ -49,8 +50,7 @@ class HealthCheck(NamedTuple):
     local_endpoints: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fragment:
+class Fragment(msgspec.Struct, frozen=True, gc=False):
     """What one Service asks of the kernel, everything with the reason it is there.
 
     ``created`` orders Services that claim the same virtual server. ``entries`` are keyed by (set name, entry).
@@ -60,10 +60,10 @@ class Fragment:
 
     name: ServiceName
     created: datetime = YOUNGEST
-    virtual_servers: dict[VirtualServerKey, tuple[VirtualServer, Reason]] = field(default_factory=dict)
-    addresses: dict[bytes, Reason] = field(default_factory=dict)
-    entries: dict[tuple[str, SetEntry], Reason] = field(default_factory=dict)
-    choices: dict[VirtualServerKey, Choices] = field(default_factory=dict)
-    omissions: list[Omission] = field(default_factory=list)
-    no_local: set[tuple[str, Family]] = field(default_factory=set)
-    health_checks: dict[Family, HealthCheck] = field(default_factory=dict)
+    virtual_servers: dict[VirtualServerKey, tuple[VirtualServer, Reason]] = msgspec.field(default_factory=dict)
+    addresses: dict[bytes, Reason] = msgspec.field(default_factory=dict)
+    entries: dict[tuple[str, SetEntry], Reason] = msgspec.field(default_factory=dict)
+    choices: dict[VirtualServerKey, Choices] = msgspec.field(default_factory=dict)
+    omissions: list[Omission] = msgspec.field(default_factory=list)
+    no_local: set[tuple[str, Family]] = msgspec.field(default_factory=set)
+    health_checks: dict[Family, HealthCheck] = msgspec.field(default_factory=dict)

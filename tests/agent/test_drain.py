@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
+from msgspec.structs import replace
 
 from ipvs_proxy.agent.drain import Drains, Outcome
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, VirtualServer

@@ -8,7 +8,6 @@ objects; the kernel is a strict model that refuses what Linux would refuse.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from errno import EBUSY, ESRCH
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import structs
+from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched

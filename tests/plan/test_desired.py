@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
 from ipvs_proxy.plan.desired import Conflict, DesiredTables, Touched

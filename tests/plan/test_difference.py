@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointPort, ServicePort
 from ipvs_proxy.plan.desired import DesiredTables, Touched

@@ -19,6 +19,7 @@ from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
+    Family,
     Operation,
     Protocol,
     RealServerOperation,
@@ -172,13 +173,16 @@ def test_a_change_walks_through_no_whole_table() -> None:
 
 def test_a_plan_parses_each_address_once_per_family(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[str] = []
-    parse = endpoints.parse_address
 
-    def counting(text: str) -> bytes | None:
-        parsed.append(text)
-        return parse(text)
+    def counted(parse: Callable[..., bytes | None]) -> Callable[..., bytes | None]:
+        def parse_and_count(text: str, *family: Family) -> bytes | None:
+            parsed.append(text)
+            return parse(text, *family)
 
-    monkeypatch.setattr(endpoints, "parse_address", counting)
+        return parse_and_count
+
+    for name in ("ordinary_address", "parse_address"):
+        monkeypatch.setattr(endpoints, name, counted(getattr(endpoints, name)))
     gathered: list[object] = []
     gather = services.gather
     monkeypatch.setattr(services, "gather", lambda *arguments: gathered.append(arguments) or gather(*arguments))

@@ -16,7 +16,7 @@ errno of Linux:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from msgspec.structs import replace
 from errno import EADDRNOTAVAIL, EEXIST, EINVAL, ENOENT, ERANGE, ESRCH
 from typing import Final
 
