@@ -20,6 +20,7 @@ import structlog
 
 from bench.api_server import PIECE, streams
 from bench.cluster import NODE
+from ipvs_proxy.agent.assembly import GC_THRESHOLD
 from ipvs_proxy.agent.controller import Controller
 from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
@@ -28,7 +29,7 @@ from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Kernel, Programmer
 from ipvs_proxy.agent.reports import Reports
-from ipvs_proxy.agent.run import GC_THRESHOLD
+from ipvs_proxy.agent.run import START_GC_THRESHOLD
 from ipvs_proxy.agent.stale_flows import StaleFlows
 from ipvs_proxy.kernel.addresses import Addresses
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
@@ -149,7 +150,7 @@ class Rig:
 
     def __init__(self, items: Iterable[dict[str, Any]], kernel: Kernel) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-        gc.set_threshold(GC_THRESHOLD, 10, 10)
+        gc.set_threshold(START_GC_THRESHOLD, 10, 10)
         self.bodies = {kind: _Body(body) for kind, body in streams(items).items()}
         self.kernel = kernel
         self.metrics = Metrics(FAMILIES)
@@ -189,6 +190,7 @@ class Rig:
         started = asyncio.create_task(self.controller.started.wait())
         await asyncio.wait([started, *tasks], return_when=asyncio.FIRST_COMPLETED)
         assert started.done(), tasks
+        gc.set_threshold(GC_THRESHOLD, 10, 10)
         gc.freeze()
         try:
             yield

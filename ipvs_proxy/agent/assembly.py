@@ -53,6 +53,8 @@ from ipvs_proxy.plan.tables import Family, text_of
 
 log = structlog.get_logger(__name__)
 
+#: So many new objects are looked through for garbage at once; that takes some milliseconds.
+GC_THRESHOLD = 20_000
 #: How often the delay of the event loop is measured, in seconds: often enough to meet what keeps it for 50 ms.
 LOOP_DELAY_INTERVAL = 0.05
 
@@ -286,6 +288,7 @@ async def _spare_collections() -> None:
 
     Looking through the objects of 10,000 Services would keep the event loop for some tenths of a second.
     """
+    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
     gc.freeze()
     await asyncio.Event().wait()
 

@@ -44,6 +44,10 @@ class Cache:
         """Give the EndpointSlices of a Service."""
         return self._slices.get(name, {}).values()
 
+    def has_slices(self, name: ServiceName) -> bool:
+        """Tell whether a Service has an EndpointSlice."""
+        return name in self._slices
+
     def readings(self, name: ServiceName) -> Readings | None:
         """Give the place for what is read of a Service's slices; ``None`` for one with few of them, as most have."""
         if len(self._slices.get(name, ())) < MANY_SLICES:

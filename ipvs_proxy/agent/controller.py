@@ -2,8 +2,9 @@
 
 The reflectors (or the manifests) call ``changed``; the Services concerned become dirty; the loop plans them anew and
 hands the keys of their fragments to the programmer. Nothing is touched until Services, EndpointSlices and the Node are
-all known. The API server and the cluster's DNS go first and by themselves, as everything else waits for them; the
-others follow in batches.
+all known; planning begins as soon as the kernel has been read and all Services have come, while EndpointSlices still
+do. The API server and the cluster's DNS go first and by themselves, as everything else waits for them; the others
+follow in batches.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import product
-from typing import Protocol
+from typing import NamedTuple
 
 import structlog
 
 from ipvs_proxy.agent.cache import Cache
+from ipvs_proxy.agent.findings import Findings
 from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.agent.recorder import Recorder
 from ipvs_proxy.kube.objects import EndpointSlice, Node, Service
 from ipvs_proxy.kube.store import Change
 from ipvs_proxy.plan.addresses import parse_address
@@ -27,10 +29,9 @@ from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.sets import INTERNAL, set_name
-from ipvs_proxy.plan.tables import Family, VirtualServerKey
+from ipvs_proxy.plan.tables import Family
 
 log = structlog.get_logger(__name__)
 
@@ -39,52 +40,16 @@ KINDS = frozenset(("Service", "EndpointSlice", "Node"))
 TAKE_OVER_AGAIN = 30.0
 #: Services planned and programmed at one go; planning so many takes the event loop some 10 ms.
 BATCH = 128
+#: Seconds between two looks at whether there is something to plan before all objects are known.
+AHEAD_INTERVAL = 0.02
 _LAST = 2
-#: A Service that says in the ordinary way that it is not for this proxy is no news.
-_ORDINARY = frozenset((Reason.HEADLESS, Reason.EXTERNAL_NAME, Reason.OTHER_PROXY, Reason.NO_CLUSTER_IP))
 
 
-class Recorder(Protocol):
-    """What the controller tells the metrics and the health tracker."""
+class _Planned(NamedTuple):
+    """What a plan touched in the desired tables, and the health checks it wants then; ``None`` if they stay."""
 
-    def changed(self, kind: str, *, pending: int) -> None:
-        """An object of a kind changed; so many Services are dirty now."""
-
-    def skipped(self, kind: str) -> None:
-        """An object could not be decoded."""
-
-    def queued(self) -> None:
-        """There is something to do."""
-
-    def synced(self, *, seconds: float, complete: bool) -> None:
-        """The dirty Services were programmed; ``complete`` if nothing waits for a retry."""
-
-    def programmed(self, *, seconds_since_trigger: float) -> None:
-        """A change of endpoints is in the kernel now, so long after it happened in the cluster."""
-
-    def no_local_endpoints(self, services: dict[tuple[str, Family], int]) -> None:
-        """So many Services have a policy (internal, external) of Local and no endpoint here, though elsewhere."""
-
-    def wrote(self, services: Sequence[ServiceName], *, operations: int, seconds: float) -> None:
-        """Changed Services were programmed with so many operations."""
-
-    def node_changed(self, node: Node | None) -> None:
-        """The own Node changed."""
-
-    def health_checks(self, name: ServiceName, wanted: Mapping[Family, HealthCheck]) -> None:
-        """A Service wants these health checks of its local endpoints now."""
-
-    def conflict(self, loser: Service, key: VirtualServerKey, winner: ServiceName) -> None:
-        """A Service lost a virtual server to an older one."""
-
-    def conflicts(self, number: int) -> None:
-        """So many claims to virtual servers are lost now."""
-
-    def left_out(self, service: Service | None, omission: Omission) -> None:
-        """Something of a Service cannot be served as it is written."""
-
-    def started(self, node: Node | None, node_name: str) -> None:
-        """Everything is programmed for the first time."""
+    touched: Touched
+    health_checks: Mapping[Family, HealthCheck] | None
 
 
 class Controller:
@@ -118,11 +83,10 @@ class Controller:
         self._node_known = asyncio.Event()
         self._taken_over = 0.0
         self._dirty: set[ServiceName] = set()
+        self._planned: dict[ServiceName, _Planned] = {}
         self._wake = asyncio.Event()
         self._triggers: dict[ServiceName, list[datetime]] = {}
-        self._omissions: dict[ServiceName, list[Omission]] = {}
-        self._no_local: dict[ServiceName, set[tuple[str, Family]]] = {}
-        self._losers: dict[VirtualServerKey, set[ServiceName]] = {}
+        self._findings = Findings(recorder, programmer.desired, self.cache.services)
         self._born = datetime.now(UTC)
         self._known_since = 0.0
 
@@ -163,7 +127,7 @@ class Controller:
 
     def omissions_of(self, name: ServiceName) -> Sequence[Omission]:
         """Give what the plan leaves out of a Service."""
-        return self._omissions.get(name, ())
+        return self._findings.omissions_of(name)
 
     def node_of(self, address: bytes) -> str:
         """Give the other node of an endpoint that has just left, or been left out; empty if it is not known."""
@@ -224,7 +188,7 @@ class Controller:
 
     async def run(self) -> None:
         """Take the kernel over while the objects come, program all of them, then follow the changes for ever."""
-        await asyncio.gather(self._take_over(), self._know_all())
+        await asyncio.gather(self._prepare(), self._know_all())
         if time.monotonic() - self._taken_over > TAKE_OVER_AGAIN:
             await self._take_over()
         if self.cache.node is None:
@@ -239,6 +203,40 @@ class Controller:
     async def _know_all(self) -> None:
         await self._all_known.wait()
         self._known_since = time.monotonic()
+
+    async def _prepare(self) -> None:
+        """Do what can be done before all objects are known."""
+        await self._take_over()
+        self._restore_marks()
+        while not self._all_known.is_set():
+            await asyncio.sleep(AHEAD_INTERVAL)
+            if "Service" not in self._unknown:
+                await self._plan_ahead()
+
+    async def _plan_ahead(self) -> None:
+        """Plan Services that have EndpointSlices already; should more come, they are planned again."""
+        names = sorted(name for name in self._dirty if self.cache.has_slices(name))
+        for start in range(0, len(names), BATCH):
+            # What everybody waits for goes first once all is known.
+            if self._all_known.is_set():
+                return
+            batch = names[start : start + BATCH]
+            self._dirty.difference_update(batch)
+            for name in batch:
+                self._plan(name)
+            await asyncio.sleep(0)
+
+    def _plan(self, name: ServiceName) -> None:
+        """Plan a Service; what that touched is kept until it is programmed."""
+        planned = self._compute(name)
+        waiting = self._planned.get(name)
+        if waiting is not None:
+            planned.touched.add(waiting.touched)
+        self._planned[name] = planned
+
+    def _restore_marks(self) -> None:
+        for family in Family:
+            self._marks.restore(self._programmer.actual.entries.get(set_name(INTERNAL, family), ()))
 
     async def _take_over(self) -> None:
         """Read what is in the kernel and make its frame right. Of the objects, the rules need only the own Node."""
@@ -258,9 +256,8 @@ class Controller:
 
     async def _start(self) -> None:
         begun = time.monotonic()
-        for family in Family:
-            self._marks.restore(self._programmer.actual.entries.get(set_name(INTERNAL, family), ()))
-        self._dirty |= self.cache.services.keys()
+        self._restore_marks()
+        self._dirty |= self.cache.services.keys() - self._planned.keys()
         operations = await self._sync()
         self._marks.forget_restored()
         operations += len(await self._programmer.program_everything())
@@ -282,15 +279,15 @@ class Controller:
         if self._rules_outdated:
             await self._write_rules()
         dirty, self._dirty = self._dirty, set()
-        ranked = sorted((self._rank(name), name) for name in dirty)
+        ranked = sorted((self._rank(name), name) for name in dirty | self._planned.keys())
         first = [name for rank, name in ranked if rank < _LAST]
         rest = [name for rank, name in ranked if rank == _LAST]
-        done = await self._sync_batch(first) if first else 0
+        done = await self._sync_batch(first, dirty) if first else 0
         if first and not self.started.is_set():
             waited = time.monotonic() - self._known_since
             log.info("first_programmed", services=list(map(str, first)), milliseconds=round(waited * 1000, 1))
         for start in range(0, len(rest), BATCH):
-            done += await self._sync_batch(rest[start : start + BATCH])
+            done += await self._sync_batch(rest[start : start + BATCH], dirty)
         if not self._dirty:
             self._departed.clear()
             self._nodes.clear()
@@ -317,19 +314,26 @@ class Controller:
         else:
             log.info("rules_adapted", changes=len(findings))
 
-    async def _sync_batch(self, names: list[ServiceName]) -> int:
+    async def _sync_batch(self, names: list[ServiceName], dirty: set[ServiceName]) -> int:
         touched = Touched()
         for name in names:
-            touched.add(self._plan(name))
+            if name in dirty:
+                self._plan(name)
+        planned = {name: self._planned.pop(name) for name in names}
+        for plan in planned.values():
+            touched.add(plan.touched)
         operations = await self._programmer.program(touched)
-        self._recorder.no_local_endpoints(self._count_no_local())
+        for name, plan in planned.items():
+            if plan.health_checks is not None:
+                self._recorder.health_checks(name, plan.health_checks)
+        self._recorder.no_local_endpoints(self._findings.count_no_local())
         now = datetime.now(UTC)
         for name in names:
             for moment in self._triggers.pop(name, ()):
                 self._recorder.programmed(seconds_since_trigger=(now - moment).total_seconds())
         return len(operations)
 
-    def _plan(self, name: ServiceName) -> Touched:
+    def _compute(self, name: ServiceName) -> _Planned:
         service = self.cache.services.get(name)
         try:
             if service is None:
@@ -342,16 +346,10 @@ class Controller:
         except Exception:
             # Planning is meant never to fail. Should it do so, this Service stays as it is and no other is harmed.
             log.exception("plan_failed", service=str(name))
-            return Touched()
-        self._report_omissions(name, fragment)
-        if fragment is not None and fragment.no_local:
-            self._no_local[name] = fragment.no_local
-        else:
-            self._no_local.pop(name, None)
-        self._recorder.health_checks(name, {} if fragment is None else fragment.health_checks)
+            return _Planned(Touched(), None)
         touched = self._programmer.desired.replace(name, fragment)
-        self._report_conflicts(touched)
-        return touched
+        self._findings.take(name, fragment, touched)
+        return _Planned(touched, {} if fragment is None else fragment.health_checks)
 
     def _rank(self, name: ServiceName) -> int:
         """Give the place of a Service: the API server comes first, then the cluster's DNS, then the rest."""
@@ -359,50 +357,6 @@ class Controller:
             return 0
         service = self.cache.services.get(name)
         return 1 if service is not None and is_cluster_dns(service) else _LAST
-
-    def _count_no_local(self) -> dict[tuple[str, Family], int]:
-        counts = dict.fromkeys(product(("internal", "external"), Family), 0)
-        for found in self._no_local.values():
-            for policy in found:
-                counts[policy] += 1
-        return counts
-
-    def _report_omissions(self, name: ServiceName, fragment: Fragment | None) -> None:
-        """Log what a plan leaves out, once for as long as it stays so."""
-        omissions = [] if fragment is None else fragment.omissions
-        if omissions == self._omissions.get(name, []):
-            return
-        for where, reason in omissions:
-            (log.debug if reason in _ORDINARY else log.warning)("left_out", where=where, reason=reason.value)
-            if reason not in _ORDINARY:
-                self._recorder.left_out(self.cache.services.get(name), Omission(where, reason))
-        if omissions:
-            self._omissions[name] = omissions
-        else:
-            self._omissions.pop(name, None)
-
-    def _report_conflicts(self, touched: Touched) -> None:
-        """Log which Service lost a virtual server to an older one."""
-        desired = self._programmer.desired
-        for key in touched.virtual_servers:
-            losers = {conflict.loser for conflict in desired.conflicts_of(key)}
-            for loser in sorted(losers - self._losers.get(key, set())):
-                log.warning(
-                    "conflict",
-                    virtual_server=str(key),
-                    winner=str(desired.owners[key]),
-                    loser=str(loser),
-                    reason=Reason.OLDER_SERVICE_WINS.value,
-                )
-                service = self.cache.services.get(loser)
-                if service is not None:
-                    self._recorder.conflict(service, key, desired.owners[key])
-            if losers:
-                self._losers[key] = losers
-            else:
-                self._losers.pop(key, None)
-        if touched.virtual_servers:
-            self._recorder.conflicts(sum(map(len, self._losers.values())))
 
 
 def reaches_outside(service: Service) -> bool:

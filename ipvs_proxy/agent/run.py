@@ -32,8 +32,8 @@ from ipvs_proxy.kube.manifests import ManifestsError
 
 log = structlog.get_logger(__name__)
 
-#: So many new objects are looked through for garbage at once; that takes some milliseconds.
-GC_THRESHOLD = 20_000
+#: So many new objects are looked through for garbage at once, until everything is programmed for the first time.
+START_GC_THRESHOLD = 1_000_000
 
 
 def initialize(settings: Settings) -> int:
@@ -53,8 +53,8 @@ def run(settings: Settings, *, reread: Callable[[], Settings] | None = None, con
 
     ``config`` is the file that is followed, and ``reread`` gives the settings anew.
     """
-    # A start makes a million objects that stay: looking through them for garbage again and again took a fifth of it.
-    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
+    # A start makes a million objects that stay: looking through them for garbage again and again took a tenth of it.
+    gc.set_threshold(START_GC_THRESHOLD, *gc.get_threshold()[1:])
     configure(settings.verbosity, settings.logging_format)
     try:
         asyncio.new_event_loop().run_until_complete(_run(settings, reread, config))

@@ -1,10 +1,11 @@
 """Lists and watches one resource of the API, for ever, and hands what changed to a sink.
 
 The first choice is a streaming list: one watch that begins with everything there is. A server that does not know it is
-asked for pages. From then on the watch goes on from the last resource version: after an end of the stream, a silence or
-a restart of the server nothing is read twice. Only when the server has forgotten that version (410) everything is
-listed again, and only real differences reach the sink. No fault ends the loop: it waits, longer each time, and tries
-again; what was delivered stays in use meanwhile.
+asked for pages. The first list is handed on as it comes, so that work can begin meanwhile; ``synced`` tells that it is
+whole, and what had gone by then is taken back. From then on the watch goes on from the last resource version: after an
+end of the stream, a silence or a restart of the server nothing is read twice. Only when the server has forgotten that
+version (410) everything is listed again, and only real differences reach the sink. No fault ends the loop: it waits,
+longer each time, and tries again; what was delivered stays in use meanwhile.
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ class Reflector:
                         self._deliver(events[index + 1 :])
                         break
                     _collect(event, initial, skipped)
+                self._hand_on([event.object for event in events if event.object is not None])
         except (RefusedError, DecodeError) as error:
             # Also a server that ignores the parameters of a streaming list and answers with an ordinary list.
             if self._version or (isinstance(error, RefusedError) and error.status not in _NO_STREAMING):
@@ -173,6 +175,7 @@ class Reflector:
             async with self._get(query) as response:
                 page = decode_list(await response.read(), self._resource)
             objects += page.objects
+            self._hand_on(page.objects)
             skipped += page.skipped
             token, version = page.continue_token, page.resource_version or version
             if not token:
@@ -207,6 +210,14 @@ class Reflector:
                 self._resource.path, {**self._resource.selectors, **query}, inactivity=self._timing.inactivity
             )
         )
+
+    def _hand_on(self, objects: Sequence[KubernetesObject]) -> None:
+        """Deliver a part of the first list; a later list is compared when it is whole."""
+        if self._synced:
+            return
+        changes = self._store.put(objects)
+        if changes:
+            self._sink.changed(changes)
 
     def _deliver(self, events: Sequence[Event]) -> None:
         changes: list[Change] = []

@@ -45,6 +45,10 @@ class Store:
             changes += self._put(key, item)
         return changes
 
+    def put(self, objects: Iterable[KubernetesObject]) -> list[Change]:
+        """Take a part of a list in."""
+        return [change for item in objects for change in self._put(key_of(item), item)]
+
     def apply(self, event: Event) -> list[Change]:
         """Take one event of a watch in."""
         if event.type == "DELETED":
@@ -54,7 +58,7 @@ class Store:
 
     def _put(self, key: str, item: KubernetesObject) -> list[Change]:
         old = self._objects.get(key)
-        if old is not None and _same(old, item):
+        if old is item or (old is not None and _same(old, item)):
             return []
         self._objects[key] = item
         return [Change(self.kind, old, item)]

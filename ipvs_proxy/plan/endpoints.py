@@ -223,12 +223,13 @@ def _read_endpoints(
     last: SliceEndpoint | None = None
     for index, endpoint in enumerate(piece.endpoints or ()):
         addresses = endpoint.addresses
-        address: bytes | Reason | None = ordinary_address(addresses[0], family) if addresses else None
+        address = ordinary_address(addresses[0], family) if addresses else None
         if address is None:
-            address = _address_of(endpoint, family)
-            if isinstance(address, Reason):
-                omissions.append(Omission(f"{where} endpoint {index}", address))
+            looked_at = _address_of(endpoint, family)
+            if isinstance(looked_at, Reason):
+                omissions.append(Omission(f"{where} endpoint {index}", looked_at))
                 continue
+            address = looked_at
         # Neighbours mostly share all that a state is made of, the very objects (``kube.decode``).
         if (
             last is None

@@ -154,6 +154,44 @@ async def test_kernel_is_read_when_the_node_is_known_and_services_come_when_all_
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_services_are_planned_while_slices_still_come_and_again_only_if_they_change(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, planned = Rig(plane), []
+
+    def counting(found: Service, *arguments: Any) -> Fragment:
+        planned.append(found.metadata.name)
+        return plan_service(found, *arguments)
+
+    monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", counting)
+    task = asyncio.create_task(rig.controller.run())
+    names = ["web", "api", "late"]
+    rig.add(*(service(name, cluster_ip=f"10.96.0.{number}") for number, name in enumerate(names, 10)))
+    pieces = [endpoint_slice(endpoint("10.244.0.1"), name=f"{name}-x", of=name) for name in names]
+    rig.add(*pieces[:2])
+    rig.controller.synced("Node")
+    await asyncio.sleep(0.05)
+    assert planned == []
+    rig.controller.synced("Service")
+    await rig.until(lambda: planned == ["api", "web"])
+    rig.replace(pieces[0], endpoint_slice(endpoint("10.244.0.2"), name="web-x", of="web"))
+    await rig.until(lambda: planned == ["api", "web", "web"])
+    assert not plane.kernel.virtual_servers
+    assert not plane.calls["apply"]
+    rig.replace(pieces[1], endpoint_slice(endpoint("10.244.0.2"), name="api-x", of="api"))
+    rig.add(pieces[2])
+    rig.controller.synced("EndpointSlice")
+    await rig.until(rig.controller.started.is_set)
+    assert planned == ["api", "web", "web", "api", "late"]
+    assert [list(server.real_servers) for _, server in sorted(plane.kernel.virtual_servers.items())] == [
+        [POD2],
+        [POD2],
+        [POD1],
+    ]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_kernel_that_was_read_long_before_all_is_known_is_read_again(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:

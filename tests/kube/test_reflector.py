@@ -87,7 +87,7 @@ async def reflecting(*script: Answer, timing: Timing = FAST) -> AsyncIterator[Ru
 INITIAL = (line("ADDED", service("a", "5")), line("ADDED", service("b", "6")), bookmark("9", initial_end=True))
 
 
-async def test_streaming_list_is_delivered_whole_at_its_end_and_goes_on_as_a_watch() -> None:
+async def test_streaming_list_goes_on_as_a_watch() -> None:
     async with reflecting(stream(*INITIAL, line("MODIFIED", service("a", "11", "10.0.0.2")), hang=True)) as running:
         await running.until(lambda: len(running.sink.changes) == 3)
         assert running.sink.batches[0] == 2
@@ -99,10 +99,16 @@ async def test_streaming_list_is_delivered_whole_at_its_end_and_goes_on_as_a_wat
         assert query["fieldSelector"] == "spec.clusterIP!=None"
 
 
-async def test_half_a_streaming_list_delivers_nothing_and_is_begun_again() -> None:
-    async with reflecting(stream(*INITIAL[:2]), stream(*INITIAL, hang=True)) as running:
+async def test_first_list_is_handed_on_as_it_comes() -> None:
+    async with reflecting(stream(*INITIAL[:2], hang=True)) as running:
+        await running.until(lambda: running.sink.known.keys() == {"a", "b"})
+        assert not running.sink.synced_kinds
+
+
+async def test_half_a_streaming_list_is_begun_again_and_what_has_gone_is_taken_back() -> None:
+    async with reflecting(stream(*INITIAL[:2]), stream(*INITIAL[1:], hang=True)) as running:
         await running.until(lambda: running.sink.synced_kinds)
-        assert running.sink.batches == [2]
+        assert running.sink.changes == [(None, "a"), (None, "b"), ("a", None)]
 
 
 @pytest.mark.parametrize("refusal", [status(400), status(422), page(service("a"))], ids=["400", "422", "plain list"])

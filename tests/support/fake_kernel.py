@@ -16,9 +16,10 @@ errno of Linux:
 from __future__ import annotations
 
 from collections.abc import Callable
-from msgspec.structs import replace
 from errno import EADDRNOTAVAIL, EEXIST, EINVAL, ENOENT, ERANGE, ESRCH
 from typing import Final
+
+from msgspec.structs import replace
 
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.sets import definitions
