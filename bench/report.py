@@ -38,7 +38,12 @@ def rows(found: Figures, smallest: Figures) -> list[Row]:
         ratio("cold_start", restore, 0.2, "<= 0.2x of ipvsadm", "cold start: process -> everything programmed"),
         ratio("cold_start_objects_known", restore, None, "", "… of it after all objects are known"),
         Row("… of it in Python, at this machine's own speed", "", f"{found['python_cold_start']:.2f} s"),
-        Row("API server and DNS after the lists", "50 ms natively", f"{found['first_programmed'] * 1000:.0f} ms"),
+        Row(
+            "API server and DNS after the lists",
+            "<= 50 ms natively",
+            f"{found['first_programmed'] * 1000:.0f} ms",
+            None if found["emulated"] else found["first_programmed"] <= 0.05,
+        ),
         Row(
             "one endpoint added: event's bytes -> kernel's answer",
             "+20 % at most",
@@ -56,6 +61,8 @@ def rows(found: Figures, smallest: Figures) -> list[Row]:
         Row(
             "restart, correct kernel: messages written", "0", str(found["restart_writes"]), not found["restart_writes"]
         ),
+        Row("… process -> started", "", f"{found['restart']:.2f} s"),
+        Row("… reading the tables", "", f"{found['read']:.2f} s"),
         ratio("restart_objects_known", found["read"], 1.5, "<= 1.5x of reading", "… objects known -> started"),
         Row("resident memory", "<= 200 MiB", f"{found['resident_mib']:.0f} MiB", found["resident_mib"] <= 200),
         Row("… at its peak", "", f"{found['peak_mib']:.0f} MiB"),
@@ -71,7 +78,12 @@ def rows(found: Figures, smallest: Figures) -> list[Row]:
     )
     if "idle" in found:
         lines += [
-            Row("idle with audits, share of one core", "< 2 % natively", f"{found['idle']:.1%}"),
+            Row(
+                "idle with audits, share of one core",
+                "< 2 % natively",
+                f"{found['idle']:.1%}",
+                None if found["emulated"] else found["idle"] < 0.02,
+            ),
             Row(
                 "… event loop kept for at most",
                 "50 ms",
@@ -82,6 +94,11 @@ def rows(found: Figures, smallest: Figures) -> list[Row]:
     return lines
 
 
+def smallest(found: Sequence[Figures], figures: Figures) -> Figures:
+    """Give the figures of the smallest size on the same kernel."""
+    return next(other for other in found if other["emulated"] == figures["emulated"])
+
+
 def real_servers(found: Figures) -> int:
     """Give the number of real servers of one size."""
     return int(found["services"]) * int(found["endpoints"])
@@ -89,10 +106,14 @@ def real_servers(found: Figures) -> int:
 
 def table(found: Sequence[Figures], machine: str) -> str:
     """Give all sizes side by side as a Markdown table; a figure that misses its target is marked with ``(!)``."""
-    columns = [rows(figures, found[0]) for figures in found]
-    sizes = [f"{figures['services']:,} x {figures['endpoints']}" for figures in found]
+    columns = [rows(figures, smallest(found, figures)) for figures in found]
+    sizes = [
+        f"{figures['services']:,} x {figures['endpoints']}{', emulated' if figures['emulated'] else ''}"
+        for figures in found
+    ]
+    kernels = dict.fromkeys(f"{figures['kernel']}{' (emulated)' if figures['emulated'] else ''}" for figures in found)
     lines = [
-        f"Linux {found[0]['kernel']}, {machine}. `(!)` marks what misses its target.",
+        f"Linux {' and '.join(kernels)}, {machine}. `(!)` marks what misses its target.",
         "",
         "| | target | " + " | ".join(sizes) + " |",
         "|---|---|" + "--:|" * len(sizes),
@@ -110,6 +131,7 @@ def picture(found: Sequence[Figures], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
+    found = [figures for figures in found if figures["endpoints"] == 10 and not figures["emulated"]]
     services = [figures["services"] for figures in found]
     figure, (start, change, memory) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for name, label in (
