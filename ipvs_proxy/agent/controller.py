@@ -2,9 +2,9 @@
 
 The reflectors (or the manifests) call ``changed``; the Services concerned become dirty; the loop plans them anew and
 hands the keys of their fragments to the programmer. Nothing is touched until Services, EndpointSlices and the Node are
-all known; planning begins as soon as the kernel has been read and all Services have come, while EndpointSlices still
-do. The API server and the cluster's DNS go first and by themselves, as everything else waits for them; the others
-follow in batches.
+all known; planning begins as soon as all Services have come, while EndpointSlices still do and the kernel is read. The
+API server and the cluster's DNS go first and by themselves, as everything else waits for them; the others follow in
+batches.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ TAKE_OVER_AGAIN = 30.0
 BATCH = 128
 #: Seconds between two looks at whether there is something to plan before all objects are known.
 AHEAD_INTERVAL = 0.02
+#: Seconds of planning between two looks at what else the event loop has to do meanwhile.
+AHEAD_TURN = 0.02
 _LAST = 2
 
 
@@ -81,6 +83,7 @@ class Controller:
         self._unknown = set(KINDS)
         self._all_known = asyncio.Event()
         self._node_known = asyncio.Event()
+        self._framed = asyncio.Event()
         self._taken_over = 0.0
         self._dirty: set[ServiceName] = set()
         self._planned: dict[ServiceName, _Planned] = {}
@@ -188,7 +191,7 @@ class Controller:
 
     async def run(self) -> None:
         """Take the kernel over while the objects come, program all of them, then follow the changes for ever."""
-        await asyncio.gather(self._prepare(), self._know_all())
+        await asyncio.gather(self._take_over(), self._plan_meanwhile(), self._know_all())
         if time.monotonic() - self._taken_over > TAKE_OVER_AGAIN:
             await self._take_over()
         if self.cache.node is None:
@@ -204,9 +207,9 @@ class Controller:
         await self._all_known.wait()
         self._known_since = time.monotonic()
 
-    async def _prepare(self) -> None:
-        """Do what can be done before all objects are known."""
-        await self._take_over()
+    async def _plan_meanwhile(self) -> None:
+        """Plan what is there until all objects are known; nothing but the marks in use depends on the kernel."""
+        await self._framed.wait()
         self._restore_marks()
         while not self._all_known.is_set():
             await asyncio.sleep(AHEAD_INTERVAL)
@@ -215,16 +218,16 @@ class Controller:
 
     async def _plan_ahead(self) -> None:
         """Plan Services that have EndpointSlices already; should more come, they are planned again."""
-        names = sorted(name for name in self._dirty if self.cache.has_slices(name))
-        for start in range(0, len(names), BATCH):
-            # What everybody waits for goes first once all is known.
-            if self._all_known.is_set():
-                return
-            batch = names[start : start + BATCH]
-            self._dirty.difference_update(batch)
-            for name in batch:
-                self._plan(name)
-            await asyncio.sleep(0)
+        until = time.monotonic() + AHEAD_TURN
+        for name in sorted(name for name in self._dirty if self.cache.has_slices(name)):
+            if time.monotonic() > until:
+                await asyncio.sleep(0)
+                # What everybody waits for goes first once all is known.
+                if self._all_known.is_set():
+                    return
+                until = time.monotonic() + AHEAD_TURN
+            self._dirty.discard(name)
+            self._plan(name)
 
     def _plan(self, name: ServiceName) -> None:
         """Plan a Service; what that touched is kept until it is programmed."""
@@ -245,7 +248,9 @@ class Controller:
         while True:
             try:
                 await self.refresh_facts()
-                await self._programmer.take_over()
+                await self._programmer.take_over_frame()
+                self._framed.set()
+                await self._programmer.take_over_virtual_servers()
                 break
             except (OSError, ValueError) as error:
                 log.error("kernel_not_readable", error=str(error), retry_in_seconds=delay)

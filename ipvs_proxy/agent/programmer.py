@@ -119,11 +119,11 @@ class Programmer:
         """Let the worker thread end; what it is doing is finished first."""
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    async def take_over(self) -> None:
-        """Read what an earlier agent left: the starting point of the mirror. Nothing is deleted here.
+    async def take_over_frame(self) -> None:
+        """Make link, sets and rules right, which everything else refers to, and read addresses and members.
 
-        Link, sets and rules are made right first, because everything else refers to them. Where kube-proxy ran in
-        another mode its rules serve the Services until ours can: then ours are written by ``take_over_rules``.
+        Where kube-proxy ran in another mode its rules serve the Services until ours can: then ours are written by
+        ``take_over_rules``. Nothing is deleted here.
         """
         async with self._lock:
             findings = await self.work(self._kernel.ensure_tables)
@@ -136,14 +136,18 @@ class Programmer:
                 addresses=await self.work(self._kernel.read_addresses),
                 entries=await self.work(self._kernel.read_entries),
             )
+        log.info("frame_ready", written=len(findings), addresses=len(self.actual.addresses))
+
+    async def take_over_virtual_servers(self) -> None:
+        """Read what an earlier agent left: the starting point of the mirror. The frame has been taken over."""
+        async with self._lock:
+            self.foreign.clear()
             for key, server in (await self.work(self._kernel.read_virtual_servers)).items():
                 (self.actual.virtual_servers if self.is_ours(key) else self.foreign)[key] = server
         log.info(
             "kernel_read",
             virtual_servers=len(self.actual.virtual_servers),
             foreign_virtual_servers=len(self.foreign),
-            addresses=len(self.actual.addresses),
-            frame_written=len(findings),
         )
 
     async def take_over_rules(self) -> None:

@@ -97,6 +97,8 @@ _IDENTITY = msgspec.json.Decoder(_Identity)
 _STATUS = msgspec.json.Decoder(_Status)
 #: Each of the 27 combinations that has been seen.
 _CONDITIONS: dict[EndpointConditions, EndpointConditions] = {}
+#: Events of which no more is wanted than what names their object.
+_WITHOUT_OBJECT = frozenset(("BOOKMARK", "DELETED", "ERROR"))
 _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -137,6 +139,10 @@ def decode_event(line: bytes, resource: Resource) -> Event:
     """
     try:
         event = _EVENT.decode(line)
+        decoded = None if event.type in _WITHOUT_OBJECT else _decode(event.object, resource)
+        if decoded is not None and not isinstance(decoded, Skipped):
+            version = decoded.metadata.resource_version
+            return Event(event.type, key_of(decoded), decoded, resource_version=version)
         if event.type == "ERROR":
             status = _STATUS.decode(event.object)
             return Event("ERROR", code=status.code, message=status.message or status.reason or "")
@@ -150,10 +156,7 @@ def decode_event(line: bytes, resource: Resource) -> Event:
         return Event("BOOKMARK", resource_version=version, initial_events_end=end)
     if event.type == "DELETED":
         return Event("DELETED", key, resource_version=version)
-    decoded = _decode(event.object, resource)
-    if isinstance(decoded, Skipped):
-        return Event(event.type, key, skipped=decoded, resource_version=version)
-    return Event(event.type, key, decoded, resource_version=version)
+    return Event(event.type, key, skipped=decoded, resource_version=version)
 
 
 def convert_object(mapping: Mapping[str, Any], resource: Resource) -> KubernetesObject | Skipped:

@@ -139,7 +139,13 @@ class KernelTables:
     def record(self, operation: Operation) -> None:
         """Take note of an operation that the kernel has carried out."""
         if isinstance(operation, RealServerOperation):
-            self._record_real_server(*operation)
+            verb, virtual_server, key, settings = operation
+            # Absent if the virtual server went in the meantime: then its real servers went with it.
+            known = self.virtual_servers.get(virtual_server)
+            if known is not None and verb is not Verb.DELETE:
+                known.real_servers[key] = settings
+            elif known is not None:
+                known.real_servers.pop(key, None)
         elif isinstance(operation, VirtualServerOperation):
             self._record_virtual_server(*operation)
         elif isinstance(operation, AddressOperation):
@@ -147,18 +153,6 @@ class KernelTables:
         else:
             verb, name, entry = operation
             _record_member(self.entries.setdefault(name, set()), verb, entry)
-
-    def _record_real_server(
-        self, verb: Verb, virtual_server: VirtualServerKey, key: RealServerKey, settings: RealServer
-    ) -> None:
-        # Absent if the virtual server went in the meantime: then its real servers went with it.
-        known = self.virtual_servers.get(virtual_server)
-        if known is None:
-            return
-        if verb is Verb.DELETE:
-            known.real_servers.pop(key, None)
-        else:
-            known.real_servers[key] = settings
 
     def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> None:
         if verb is Verb.DELETE:
@@ -239,7 +233,8 @@ def virtual_server_difference(desired: VirtualServer | None, actual: VirtualServ
     operations: list[IpvsOperation] = []
     if actual is None:
         operations.append(VirtualServerOperation(Verb.ADD, desired))
-        operations += [RealServerOperation(Verb.ADD, desired.key, *item) for item in desired.real_servers.items()]
+        name, add = desired.key, Verb.ADD
+        operations += [RealServerOperation(add, name, key, server) for key, server in desired.real_servers.items()]
         return operations
     if actual.settings != desired.settings:
         operations.append(VirtualServerOperation(Verb.SET, desired))
