@@ -38,8 +38,6 @@ from ipvs_proxy.plan.tables import (
     IpvsOperation,
     Operation,
     Protocol,
-    RealServer,
-    RealServerKey,
     RealServerOperation,
     SetEntry,
     SetEntryOperation,
