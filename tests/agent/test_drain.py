@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -44,6 +46,26 @@ def drains(outcomes: list[Outcome]) -> Drains:
 def test_real_server_with_weight_0_that_nobody_wants_is_draining(drains: Drains) -> None:
     assert len(drains) == 1
     assert drains.virtual_servers() == [KEY]
+
+
+def test_drains_are_counted_in_another_thread_while_they_begin_and_end(drains: Drains) -> None:
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            for actual in (IN_KERNEL, NOT_WANTED):
+                for number in range(200):
+                    drains.observe(virtual(f"10.96.1.{number}"), NOT_WANTED, actual, now=0.0)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            assert 1 <= len(drains) <= 201
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_weight_0_of_somebody_who_is_wanted_is_no_drain() -> None:
