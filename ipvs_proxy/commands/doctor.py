@@ -6,13 +6,12 @@ Judging is pure; what is judged comes from ``kernel.survey`` and ``kernel.checku
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Iterator
 from enum import Enum
 from typing import Final
 
 from ipvs_proxy.commands import ask
-from ipvs_proxy.commands.text import document, several
+from ipvs_proxy.commands.text import document, several, wrapped
 from ipvs_proxy.kernel.checkup import Checkup, check
 from ipvs_proxy.kernel.errors import Unusable
 from ipvs_proxy.kernel.survey import Survey, survey
@@ -86,19 +85,12 @@ def findings_text(findings: list[Finding]) -> str:
     lines: list[str] = []
     for finding in ordered:
         start = f"{finding.level.value:<{level_width}}{finding.topic:<{topic_width}}"
-        for part in (finding.text, f"-> {finding.remedy}" if finding.remedy else ""):
-            lines += textwrap.wrap(
-                part,
-                _WIDTH,
-                initial_indent=start,
-                subsequent_indent=" " * len(start),
-                break_on_hyphens=False,
-                break_long_words=False,
-            )
-            start = " " * len(start)
+        lines.append(wrapped(finding.text, start=start, width=_WIDTH))
+        if finding.remedy:
+            lines.append(wrapped(f"-> {finding.remedy}", start=" " * len(start), width=_WIDTH))
     counted = {level: sum(finding.level is level for finding in ordered) for level in Level}
     verdict = f"{several(counted[Level.PROBLEM], 'problem')}, {several(counted[Level.WARNING], 'warning')}"
-    return "\n".join([*lines, "", verdict]) + "\n"
+    return "".join([*lines, "\n", verdict, "\n"])
 
 
 def judge_kernel(found: Survey) -> Iterator[Finding]:

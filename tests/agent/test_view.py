@@ -32,6 +32,7 @@ class FakeIpvs:
         self.plane = plane
         self.reads: list[VirtualServerKey] = []
         self.fails = False
+        self.balanced = Balanced(Counters(7, 0, 0, 0, 0), Counters(2, 0, 0, 0, 0))
 
     def __call__(self) -> FakeIpvs:
         return self
@@ -43,10 +44,9 @@ class FakeIpvs:
         found = self.plane.kernel.virtual_servers.get(key)
         if found is None:
             return None
-        balanced = Balanced(Counters(7, 0, 0, 0, 0), Counters(2, 0, 0, 0, 0))
         listed = found.real_servers if real_servers else {}
-        activity = {key: Activity(one, Connections(1, 0, 0), balanced) for key, one in listed.items()}
-        return Observation(found, balanced, activity)
+        activity = {key: Activity(one, Connections(1, 0, 0), self.balanced) for key, one in listed.items()}
+        return Observation(found, self.balanced, activity)
 
     def close(self) -> None:
         """Nothing is open."""
