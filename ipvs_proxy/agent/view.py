@@ -168,6 +168,7 @@ class View:
             version=__version__,
             node=settings.node_name,
             scheduler=settings.scheduler,
+            strict_arp=settings.strict_arp,
             families=[family.label for family in self._families],
             started=self.started,
             now=datetime.now(UTC),

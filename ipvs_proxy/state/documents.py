@@ -163,7 +163,7 @@ class NodeState(Document, frozen=True):
     """The agent on this node, and the Services that the question was about.
 
     ``services`` are those from ``offset`` on, at most ``limit``, of ``matching`` that the search found.
-    ``waiting`` are objects that the kernel refused and that are tried again.
+    ``waiting`` are objects that the kernel refused and that are tried again. ``strict_arp`` is the setting.
     """
 
     version: str
@@ -187,3 +187,4 @@ class NodeState(Document, frozen=True):
     services: list[ServiceSummary]
     changes: list[Happening] = []
     repairs: list[Happening] = []
+    strict_arp: bool = False

@@ -60,7 +60,7 @@ async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
         view = View(
             rig.controller,
             rig.programmer,
-            settings=lambda: effective({"hostname_override": "node"}),
+            settings=lambda: effective({"hostname_override": "node", "scheduler": "lc", "strict_arp": "true"}),
             families=tuple(Family),
             rules=dict,
             host_addresses=set,
@@ -140,6 +140,12 @@ async def test_one_service_is_shown_with_reasons() -> None:
         )
 
 
+async def test_what_the_kernel_is_set_to_is_in_the_state() -> None:
+    async with shown() as (url, _, _):
+        _, state = await answer(f"{url}/state?limit=0")
+        assert (state["scheduler"], state["strictArp"]) == ("lc", True)
+
+
 async def test_changes_and_repairs_are_remembered() -> None:
     async with shown(WEB, WEB_SLICE) as (url, rig, _):
         changed = endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.3"))
@@ -213,7 +219,7 @@ async def test_pages_for_people_have_the_form_of_kubernetes() -> None:
         status = (await get(f"{url}/statusz"))[2]
         flags = (await get(f"{url}/flagz"))[2]
     assert "Paths: / /flagz /page.css /page.js /state /state/differences /state/route /statusz\n" in status
-    assert "\nipvs-scheduler=rr\n" in flags
+    assert "\nipvs-scheduler=lc\n" in flags
 
 
 def test_status_counts_its_hours() -> None:
