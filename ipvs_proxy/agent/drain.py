@@ -44,6 +44,10 @@ class Outcome(StrEnum):
     GONE = "gone"
 
 
+#: The ends of drains that cut connections, which somebody may ask about.
+_CUTS = frozenset((Outcome.DEADLINE, Outcome.NODE_DEAD))
+
+
 class Connections(Protocol):
     """The connections of one real server, as the kernel counts them."""
 
@@ -120,7 +124,8 @@ class Drains:
             outcome = before[server].ending
             if actual is not None and server in actual.real_servers:
                 outcome = Outcome.RETURNED
-            log.info("drained", virtual_server=str(key), real_server=str(server), outcome=outcome.value)
+            tell = log.info if outcome in _CUTS else log.debug
+            tell("drained", virtual_server=str(key), real_server=str(server), outcome=outcome.value)
             self._finished(outcome)
 
     def due(
