@@ -43,11 +43,11 @@ from ipvs_proxy.kube.client import Client, connect
 from ipvs_proxy.kube.events import Events
 from ipvs_proxy.kube.manifests import follow_manifests
 from ipvs_proxy.kube.nodes import get_node
-from ipvs_proxy.kube.objects import Node
+from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.kube.reflector import NOBODY, Observer, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.plan.addresses import parse_address
-from ipvs_proxy.plan.fragment import Context
+from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.tables import Family, text_of
 
@@ -68,7 +68,7 @@ class Agent:
         self._dataplane = dataplane
         self._client = client
         self._events = events_of(client)
-        emit = None if self._events is None else self._events.emit
+        self._emit = None if self._events is None else self._events.emit
         self._metrics = Metrics(host.families)
         self._health = HealthTracker(host.families, sync_period=settings.sync_period)
         self._history = History()
@@ -82,9 +82,11 @@ class Agent:
         self._checks = ServiceHealth(
             healthy=self._health.healthy,
             addresses=self._health_check_addresses,
-            refused=partial(report_refused_health_check, emit),
+            refused=self._refused_health_check,
         )
-        self._reports = Reports(self._metrics, self._health, wish=self._checks.wish, emit=emit, history=self._history)
+        self._reports = Reports(
+            self._metrics, self._health, wish=self._checks.wish, emit=self._emit, history=self._history
+        )
         self._controller = Controller(
             self.programmer,
             context=Context(
@@ -210,6 +212,11 @@ class Agent:
 
     def _health_changed(self, healthy: bool) -> None:
         self._reports.health_changed(self._controller.cache.node, self.settings.node_name, healthy=healthy)
+
+    def _refused_health_check(self, name: ServiceName, port: int, error: OSError) -> None:
+        service = self._controller.cache.services.get(name)
+        metadata = ObjectMeta(name.name, name.namespace) if service is None else service.metadata
+        report_refused_health_check(self._emit, metadata, port, error)
 
     def _audited(self) -> None:
         if not self.programmer.retries:

@@ -50,7 +50,7 @@ class Recorder(Protocol):
     def changed(self, kind: str, *, pending: int) -> None:
         """An object of a kind changed; so many Services are dirty now."""
 
-    def skipped(self, kind: str) -> None:
+    def skipped(self, kind: str, key: str, error: str) -> None:
         """An object could not be decoded."""
 
     def queued(self) -> None:
@@ -153,7 +153,7 @@ class Controller:
 
     def skipped(self, kind: str, key: str, error: str) -> None:
         """Note that an object could not be decoded; its last good version stays in use."""
-        self._recorder.skipped(kind)
+        self._recorder.skipped(kind, key, error)
         log.warning("object_skipped", kind=kind, object=key, error=error)
 
     def explain(self, service: Service) -> Fragment:
