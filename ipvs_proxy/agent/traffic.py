@@ -137,22 +137,22 @@ class ServiceTraffic:
     def _endpoints(self, table: Table, found: Mapping[VirtualServerKey, Counters]) -> tuple[list[_Endpoint], int]:
         """Read the endpoints of the virtual servers with most connections; say how many there was no room for."""
         owners, servers = self._desired.owners.copy(), self._desired.virtual_servers.copy()
-        ours = [key for key in found if key in owners and key in servers and servers[key].real_servers]
-        ours.sort(key=lambda key: (-found[key].connections, key))
+        ours = {key: len(servers[key].real_servers) for key in found if key in owners and key in servers}
         exposed: list[_Endpoint] = []
-        left_out = 0
-        for key in ours:
+        # Not sorted: that would keep Python from the event loop for as long as it takes.
+        for key in nlargest(ENDPOINTS, filter(ours.get, ours), key=lambda key: found[key].connections):
             room = ENDPOINTS - len(exposed)
             if not room:
-                left_out += len(servers[key].real_servers)
-                continue
+                break
             observed = table.observe(key)
             if observed is None:
+                ours[key] = 0  # it has just gone
                 continue
             counted = {server: activity.traffic.total for server, activity in observed.real_servers.items()}
-            busiest = nlargest(room, counted, key=lambda server: (counted[server].connections, server))
-            left_out += len(counted) - len(busiest)
+            busiest = nlargest(room, counted, key=lambda server: counted[server].connections)
+            ours[key] = len(counted) - len(busiest)
             exposed += [_Endpoint(_endpoint_labels(owners[key], key, server), counted[server]) for server in busiest]
+        left_out = sum(ours.values())
         return exposed, left_out
 
     def _add_up(self, found: Mapping[VirtualServerKey, Counters]) -> None:

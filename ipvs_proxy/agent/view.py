@@ -69,6 +69,7 @@ class View:
         self._history = history
         self._open_tables = open_tables
         self._open_ipvs = open_ipvs
+        self._names: list[ServiceName] = []
 
     async def node(self, *, search: str = "", offset: int = 0, limit: int = LIMIT) -> NodeState:
         """Describe the agent and the Services whose ``namespace/name`` or address contains ``search``, by name.
@@ -160,7 +161,7 @@ class View:
     def _node(self, search: str, offset: int, limit: int) -> NodeState:
         desired, actual = self._programmer.desired, self._programmer.actual
         services = self._controller.cache.services.copy()
-        matching = sorted(name for name, service in services.items() if _matches(search, name, service))
+        matching = [name for name in self._in_order(services) if _matches(search, name, services[name])]
         shown = matching[offset : offset + limit]
         balanced = self._balanced(shown) if len(shown) <= RATED else {}
         settings, servers = self.settings(), actual.virtual_servers.copy()
@@ -198,6 +199,19 @@ class View:
             changes=list(self._history.changes.copy()),
             repairs=list(self._history.repairs.copy()),
         )
+
+    def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
+        """Give the names in order: what is almost in order from the last time is sorted in a moment.
+
+        Sorting 10,000 names anew would keep Python from the event loop for ten milliseconds, which nothing interrupts.
+        """
+        known = [name for name in self._names if name in services]
+        if len(known) < len(services):
+            seen = set(known)
+            known += [name for name in services if name not in seen]
+            known.sort()
+        self._names = known
+        return known
 
     def _balanced(self, names: Iterable[ServiceName]) -> dict[VirtualServerKey, Balanced]:
         keys = [key for name in names for key in self._programmer.desired.virtual_servers_of(name)]

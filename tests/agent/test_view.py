@@ -124,6 +124,20 @@ async def test_kernel_is_read_only_for_what_is_shown() -> None:
         assert [key.port for key in ipvs.reads] == [80]
 
 
+async def test_services_stay_in_order_while_they_come_and_go() -> None:
+    async with shown(WEB, OTHER) as (url, rig, _):
+
+        async def listed() -> list[str]:
+            return [found["name"] for found in (await answer(f"{url}/state"))[1]["services"]]
+
+        assert await listed() == ["web", "other"]
+        first, last = service("a", cluster_ip="10.96.0.77"), service("z", cluster_ip="10.96.0.78")
+        rig.add(last, first)
+        assert await listed() == ["a", "web", "z", "other"]
+        rig.replace(OTHER, None)
+        assert await listed() == ["a", "web", "z"]
+
+
 async def test_one_service_is_shown_with_reasons() -> None:
     async with shown(WEB, WEB_SLICE) as (url, _, _):
         status, state = await answer(f"{url}/state/services/default/web")
