@@ -1,8 +1,9 @@
 """What the agent shows of itself: gathers the tables and what the kernel says, and has ``state`` write it down.
 
 The event loop does only what needs its tables to stand still: planning the one Service that is looked at. Everything
-else, the reading of the kernel and the writing of documents, is done in a thread with a socket of its own, and takes
-its copies of tables in one step each.
+else, the reading of the kernel and the writing of documents, is done in the thread of readers with a socket of its own,
+and takes its copies of tables in one step each. Only a look at all of the kernel, which somebody has to ask for, has
+another thread: scrapes do not wait for it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ipvs_proxy.agent.controller import Controller
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.agent.readers import read
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.iptables_render import RuleSettings
@@ -79,7 +81,7 @@ class View:
             MalformedMessage: if its answer is garbage.
 
         """
-        return await asyncio.to_thread(self._node, search, offset, limit)
+        return await read(self._node, search, offset, limit)
 
     async def service(self, name: ServiceName) -> ServiceState | None:
         """Describe one Service; ``None`` if there is none of this name.
@@ -94,11 +96,11 @@ class View:
             return None
         fragment = self._controller.explain(service)
         slices = list(self._controller.cache.slices(name))
-        return await asyncio.to_thread(self._service, service, fragment, slices)
+        return await read(self._service, service, fragment, slices)
 
     async def route(self, client: bytes, key: VirtualServerKey) -> RouteState:
         """Say what a new connection from a client's address to a virtual server's meets."""
-        return await asyncio.to_thread(self._route, client, key)
+        return await read(self._route, client, key)
 
     async def differences(self) -> Differences:
         """Read all of the kernel's tables, and say what is not as desired in them.
