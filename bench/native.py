@@ -1,15 +1,14 @@
 """What Python alone costs, at this machine's own speed: the same path with a kernel that takes everything.
 
 ``python -m bench.native SERVICES ENDPOINTS`` prints the figures. As Markdown, ``rolling`` prints what an event of a
-large Service costs, ``scraping`` what a scrape and a change cost each other, and ``churn`` the memory in a day of
-changes.
+large Service costs, ``scraping`` what a scrape and a change cost each other, ``looking`` the same with all
+pages, and ``churn`` the memory in a day of changes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import json
 import subprocess
 import sys
@@ -19,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from bench import cluster
+from bench.looking import InMemory, looked_at, served
 from bench.rig import NoKernel, Rig, percentile
+from ipvs_proxy.agent.settings_values import ServiceMetrics
 from ipvs_proxy.agent.traffic import ServiceTraffic
-from ipvs_proxy.kernel.ipvs import Counters
-from ipvs_proxy.plan.tables import VirtualServerKey
 
 CHANGES = 500
+#: Seconds between two changes beside somebody who looks: they meet every page in every state.
+PAUSE = 0.02
 ROLLING = (1_000, 10_000, 50_000)
 #: A day with a change of endpoints every two seconds.
 DAY = 43_200
@@ -39,7 +40,7 @@ def measure_python(services: int, endpoints: int) -> dict[str, Any]:
 def growth() -> str:
     """Measure a rolling update and a day of changes, each in a process of its own; give both tables."""
     tables = []
-    for what in ("rolling", "scraping", "churn"):
+    for what in ("rolling", "scraping", "looking", "churn"):
         command = [sys.executable, "-m", "bench.native", what]
         tables.append(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
     return "".join(f"\n{text}" for text in tables)
@@ -82,12 +83,9 @@ async def scraping(services: int) -> tuple[list[float], list[float], list[float]
     Gives the seconds of the scrapes, of changes before them and of changes beside them.
     """
     rig = Rig(cluster.objects(services, 10), NoKernel())
-    counters = itertools.count(1)
+    table = InMemory(lambda: rig.programmer.actual.virtual_servers)
     stop = threading.Event()
     scrapes: list[float] = []
-
-    def read() -> dict[VirtualServerKey, Counters]:
-        return dict.fromkeys(rig.programmer.desired.virtual_servers.copy(), Counters(*[next(counters)] * 5))
 
     def scrape() -> None:
         while not stop.is_set():
@@ -95,19 +93,39 @@ async def scraping(services: int) -> tuple[list[float], list[float], list[float]
             rig.metrics.render("")
             scrapes.append(time.perf_counter() - begun)
 
-    async def change(number: int) -> float:
-        pods = [*cluster.pods_of(2 + number, 10), "10.200.0.1"]
-        return await rig.change(cluster.endpoint_slice(2 + number, 0, pods, version=2))
-
     async with rig.running():
-        rig.metrics.service_traffic = ServiceTraffic(rig.programmer.desired, read, enabled=True).expose
-        alone = [await change(number) for number in range(CHANGES)]
+        rig.metrics.service_traffic = ServiceTraffic(
+            rig.programmer.desired, lambda: table, detail=ServiceMetrics.ALL
+        ).expose
+        alone = [await _add_endpoint(rig, number) for number in range(CHANGES)]
         thread = threading.Thread(target=scrape)
         thread.start()
-        beside = [await change(CHANGES + number) for number in range(CHANGES)]
+        beside = [await _add_endpoint(rig, CHANGES + number) for number in range(CHANGES)]
         stop.set()
         thread.join()
     return scrapes, alone, beside
+
+
+async def looking(services: int) -> tuple[dict[str, list[float]], list[float], list[float]]:
+    """Change endpoints while somebody looks at everything that the agent shows, all the time.
+
+    Gives the seconds of the answers by page, of changes before them and of changes beside them.
+    """
+    rig = Rig(cluster.objects(services, 10), NoKernel())
+    answers: dict[str, list[float]] = {}
+    async with rig.running(), served(rig) as port:
+        alone = [await _add_endpoint(rig, number) for number in range(CHANGES)]
+        async with looked_at(port, answers):
+            beside = []
+            for number in range(CHANGES):
+                beside.append(await _add_endpoint(rig, CHANGES + number))
+                await asyncio.sleep(PAUSE)
+    return answers, alone, beside
+
+
+async def _add_endpoint(rig: Rig, number: int) -> float:
+    pods = [*cluster.pods_of(2 + number, 10), "10.200.0.1"]
+    return await rig.change(cluster.endpoint_slice(2 + number, 0, pods, version=2))
 
 
 async def churn(events: int) -> list[tuple[int, float]]:
@@ -133,6 +151,15 @@ def resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
+def spread(measured: dict[str, list[float]]) -> str:
+    """Give a table of medians, of what one in a hundred exceeds, and of the longest, in milliseconds."""
+    lines = ["| | median | 99 % | longest |\n|---|--:|--:|--:|\n"]
+    for label, seconds in measured.items():
+        parts = (percentile(seconds, 0.5), percentile(seconds, 0.99), max(seconds))
+        lines.append(f"| {label} | " + " | ".join(f"{part * 1000:.1f} ms" for part in parts) + " |\n")
+    return "".join(lines)
+
+
 def main(words: list[str]) -> None:
     """Measure what the words say."""
     write = sys.stdout.write
@@ -144,14 +171,12 @@ def main(words: list[str]) -> None:
     elif words == ["scraping"]:
         scrapes, alone, beside = asyncio.run(scraping(10_000))
         write("Somebody scrapes the traffic of 10,000 Services all the time; the kernel's dump is left out.\n\n")
-        write("| | median | 99 % | longest |\n|---|--:|--:|--:|\n")
-        for label, seconds in (
-            ("scrape", scrapes),
-            ("change, nobody scrapes", alone),
-            ("change, beside a scrape", beside),
-        ):
-            parts = (percentile(seconds, 0.5), percentile(seconds, 0.99), max(seconds))
-            write(f"| {label} | " + " | ".join(f"{part * 1000:.1f} ms" for part in parts) + " |\n")
+        write(spread({"scrape": scrapes, "change, nobody scrapes": alone, "change, beside a scrape": beside}))
+    elif words == ["looking"]:
+        answers, alone, beside = asyncio.run(looking(10_000))
+        write("Somebody looks at 10,000 Services of 10 endpoints in one page after the other; the kernel's reads are ")
+        write("left out.\n\n")
+        write(spread({**answers, "change, nobody looks": alone, "change, beside somebody who looks": beside}))
     elif words == ["churn"]:
         write("A day in 1,000 Services of 10 endpoints, one endpoint replaced every two seconds.\n\n")
         write("| changes | resident memory |\n|--:|--:|\n")

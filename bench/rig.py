@@ -11,6 +11,7 @@ import asyncio
 import gc
 import json
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -29,7 +30,7 @@ from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.programmer import Kernel, Programmer
 from ipvs_proxy.agent.reports import Reports
-from ipvs_proxy.agent.run import START_GC_THRESHOLD
+from ipvs_proxy.agent.run import START_GC_THRESHOLD, SWITCH_INTERVAL
 from ipvs_proxy.agent.stale_flows import StaleFlows
 from ipvs_proxy.kernel.addresses import Addresses
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
@@ -151,6 +152,7 @@ class Rig:
     def __init__(self, items: Iterable[dict[str, Any]], kernel: Kernel) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
         gc.set_threshold(START_GC_THRESHOLD, 10, 10)
+        sys.setswitchinterval(SWITCH_INTERVAL)
         self.bodies = {kind: _Body(body) for kind, body in streams(items).items()}
         self.kernel = kernel
         self.metrics = Metrics(FAMILIES)

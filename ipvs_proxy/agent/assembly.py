@@ -43,11 +43,11 @@ from ipvs_proxy.kube.client import Client, connect
 from ipvs_proxy.kube.events import Events
 from ipvs_proxy.kube.manifests import follow_manifests
 from ipvs_proxy.kube.nodes import get_node
-from ipvs_proxy.kube.objects import Node
-from ipvs_proxy.kube.reflector import reflect
+from ipvs_proxy.kube.objects import Node, ObjectMeta
+from ipvs_proxy.kube.reflector import NOBODY, Observer, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.plan.addresses import parse_address
-from ipvs_proxy.plan.fragment import Context
+from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.tables import Family, text_of
 
@@ -70,7 +70,7 @@ class Agent:
         self._dataplane = dataplane
         self._client = client
         self._events = events_of(client)
-        emit = None if self._events is None else self._events.emit
+        self._emit = None if self._events is None else self._events.emit
         self._metrics = Metrics(host.families)
         self._health = HealthTracker(host.families, sync_period=settings.sync_period)
         self._history = History()
@@ -84,9 +84,11 @@ class Agent:
         self._checks = ServiceHealth(
             healthy=self._health.healthy,
             addresses=self._health_check_addresses,
-            refused=partial(report_refused_health_check, emit),
+            refused=self._refused_health_check,
         )
-        self._reports = Reports(self._metrics, self._health, wish=self._checks.wish, emit=emit, history=self._history)
+        self._reports = Reports(
+            self._metrics, self._health, wish=self._checks.wish, emit=self._emit, history=self._history
+        )
         self._controller = Controller(
             self.programmer,
             context=Context(
@@ -116,9 +118,7 @@ class Agent:
             read_virtual_servers=lambda: reader.read(self.programmer.actual.virtual_servers.copy()).virtual_servers,
             repaired=self._repaired,
         )
-        self._traffic = ServiceTraffic(
-            self.programmer.desired, lambda: Ipvs().read_counters(), enabled=settings.service_metrics
-        )
+        self._traffic = ServiceTraffic(self.programmer.desired, detail=settings.service_metrics)
         self._metrics.service_traffic = self._traffic.expose
         self._view = View(
             self._controller,
@@ -151,7 +151,7 @@ class Agent:
             watch_health_for_ever(self._health.healthy, self._health_changed),
             _measure_loop_delay(self._metrics.loop_delay),
             *self._servers(),
-            *sources(self.settings, self._controller, self._client),
+            *sources(self.settings, self._controller, self._client, self._metrics),
         ]
         if self._events is not None:
             loops.append(self._events.post_for_ever())
@@ -173,7 +173,7 @@ class Agent:
         await self.programmer.work(set_kernel, settings, self._dataplane.ipvs)
         self.settings = settings
         set_verbosity(settings.verbosity)
-        self._traffic.enabled = settings.service_metrics
+        self._traffic.detail = settings.service_metrics
         self._health.sync_period = settings.sync_period
         self._drains.deadline = settings.drain_timeout
         self._facts.node_port_cidrs = settings.node_port_addresses
@@ -215,6 +215,11 @@ class Agent:
     def _health_changed(self, healthy: bool) -> None:
         self._reports.health_changed(self._controller.cache.node, self.settings.node_name, healthy=healthy)
 
+    def _refused_health_check(self, name: ServiceName, port: int, error: OSError) -> None:
+        service = self._controller.cache.services.get(name)
+        metadata = ObjectMeta(name.name, name.namespace) if service is None else service.metadata
+        report_refused_health_check(self._emit, metadata, port, error)
+
     def _audited(self) -> None:
         if not self.programmer.retries:
             self._health.updated()
@@ -236,14 +241,15 @@ class Agent:
     def _watch_gauges(self) -> None:
         watch, events = self._metrics.watch, self._events
         watch("virtual_servers", lambda: len(self.programmer.actual.virtual_servers))
-        watch(
-            "real_servers",
-            lambda: sum(len(server.real_servers) for server in list(self.programmer.actual.virtual_servers.values())),
-        )
+        watch("real_servers", lambda: max(0, self._real_servers() - len(self._drains)), state="serving")
+        watch("real_servers", lambda: len(self._drains), state="draining")
         watch("foreign_virtual_servers", lambda: len(self.programmer.foreign))
-        watch("drains", lambda: len(self._drains))
         self._metrics.watch_total("events_dropped", lambda: 0 if events is None else events.dropped)
         self._metrics.watch_total("kernel_writes", self.programmer.kernel_writes)
+
+    def _real_servers(self) -> int:
+        """Count them, in the thread of a scrape: nobody keeps their number while Services change."""
+        return sum(len(server.real_servers) for server in list(self.programmer.actual.virtual_servers.values()))
 
 
 async def assemble(settings: Settings, host: Host, dataplane: Dataplane) -> Agent:
@@ -259,12 +265,14 @@ def events_of(client: Client | None) -> Events | None:
     return Events(client.send, reporting_instance=f"ipvs-proxy-{socket.gethostname()}")
 
 
-def sources(settings: Settings, controller: Controller, client: Client | None) -> list[Loop]:
-    """Give the loops that bring objects: of the manifests, or of the API."""
+def sources(
+    settings: Settings, controller: Controller, client: Client | None, observer: Observer = NOBODY
+) -> list[Loop]:
+    """Give the loops that bring objects: of the manifests, or of the API, whose silence ``observer`` notices."""
     if settings.manifests is not None:
         return [follow_manifests(settings.manifests, settings.node_name, controller)]
     resources = (SERVICES, ENDPOINT_SLICES, own_node(settings.node_name))
-    return [reflect(resource, client, controller) for resource in resources if client is not None]
+    return [reflect(resource, client, controller, observer=observer) for resource in resources if client is not None]
 
 
 def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:

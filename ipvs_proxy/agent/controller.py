@@ -120,7 +120,7 @@ class Controller:
 
     def skipped(self, kind: str, key: str, error: str) -> None:
         """Note that an object could not be decoded; its last good version stays in use."""
-        self._recorder.skipped(kind)
+        self._recorder.skipped(kind, key, error)
         log.warning("object_skipped", kind=kind, object=key, error=error)
 
     def explain(self, service: Service) -> Fragment:

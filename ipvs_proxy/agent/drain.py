@@ -44,6 +44,10 @@ class Outcome(StrEnum):
     GONE = "gone"
 
 
+#: The ends of drains that cut connections, which somebody may ask about.
+_CUTS = frozenset((Outcome.DEADLINE, Outcome.NODE_DEAD))
+
+
 class Connections(Protocol):
     """The connections of one real server, as the kernel counts them."""
 
@@ -88,7 +92,8 @@ class Drains:
         self._deadlines: dict[VirtualServerKey, float] = {}
 
     def __len__(self) -> int:
-        return sum(len(servers) for servers in self._drains.values())
+        # A copy, made in one step: scrapes count in a thread, while drains begin and end.
+        return sum(len(servers) for servers in list(self._drains.values()))
 
     def virtual_servers(self) -> list[VirtualServerKey]:
         """Give the virtual servers that have a drain."""
@@ -119,7 +124,8 @@ class Drains:
             outcome = before[server].ending
             if actual is not None and server in actual.real_servers:
                 outcome = Outcome.RETURNED
-            log.info("drained", virtual_server=str(key), real_server=str(server), outcome=outcome.value)
+            tell = log.info if outcome in _CUTS else log.debug
+            tell("drained", virtual_server=str(key), real_server=str(server), outcome=outcome.value)
             self._finished(outcome)
 
     def due(

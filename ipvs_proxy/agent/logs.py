@@ -1,16 +1,28 @@
-"""How the agent logs: one event name per fact, with fields, on standard error."""
+"""How the agent logs: one event name per fact, with fields, on standard error.
+
+A node whose cluster never rests has no end of changes: of each event at info level only so many lines are written, and
+the next one that is says how many were not. Warnings and errors are all written; so is everything with the verbosity of
+debug events. Metrics count all of it in any case.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, Final
 
 import structlog
 from structlog.typing import EventDict
 
+from ipvs_proxy.kube.events import TokenBucket
+
 #: From this verbosity on (kube-proxy's ``--v``), debug events are logged.
 DEBUG_VERBOSITY = 4
+#: So many lines of one event at info level at once, then one every ten seconds.
+BURST: Final = 30
+RATE: Final = 0.1
 
 
 _verbosity = 0
@@ -29,7 +41,32 @@ def _drop_debug(_: Any, method: str, event: EventDict) -> EventDict:
     return event
 
 
-def configure(verbosity: int, logging_format: str, level: int = logging.DEBUG) -> None:
+class _Brake:
+    """Leaves out lines at info level of an event that happens too often, and has the next one say how many."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._buckets: dict[str, TokenBucket] = {}
+        self._left_out: dict[str, int] = {}
+
+    def __call__(self, _: Any, method: str, event: EventDict) -> EventDict:
+        if method != "info" or _verbosity >= DEBUG_VERBOSITY:
+            return event
+        name, now = event["event"], self._clock()
+        bucket = self._buckets.get(name)
+        if bucket is None:
+            bucket = self._buckets[name] = TokenBucket(BURST, RATE, now)
+        if bucket.take(now):
+            self._left_out[name] = self._left_out.get(name, 0) + 1
+            raise structlog.DropEvent
+        if left_out := self._left_out.pop(name, 0):
+            event["not_logged"] = left_out
+        return event
+
+
+def configure(
+    verbosity: int, logging_format: str, level: int = logging.DEBUG, clock: Callable[[], float] = time.monotonic
+) -> None:
     """Set structlog up. ``logging_format`` is ``text``, ``json``, or ``auto``: text on a terminal, JSON otherwise.
 
     What is below ``level`` is never logged, whatever the verbosity.
@@ -44,6 +81,7 @@ def configure(verbosity: int, logging_format: str, level: int = logging.DEBUG) -
     structlog.configure(
         processors=[
             _drop_debug,
+            _Brake(clock),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,

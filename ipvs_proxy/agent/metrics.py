@@ -24,6 +24,7 @@ from prometheus_client.exposition import choose_encoder
 
 from ipvs_proxy import __version__
 from ipvs_proxy.agent.reload import Outcome
+from ipvs_proxy.kube.reflector import Interruption
 from ipvs_proxy.plan.tables import Family, Verb
 
 # The library's times of creation would be a third of all lines; kube-proxy has none.
@@ -166,13 +167,24 @@ class Metrics:
             "When a changed configuration file was last in use as a whole",
             registry=registry,
         )
+        self._heard = Gauge(
+            "ipvs_proxy_watch_last_event_timestamp_seconds",
+            "When the API server last sent an event, a bookmark or a list",
+            ["resource"],
+            registry=registry,
+        )
+        self._interruptions = Counter(
+            "ipvs_proxy_watch_interruptions",
+            "Watches and lists that broke off",
+            ["resource", "cause"],
+            registry=registry,
+        )
         self._gauges = {
-            name: Gauge(f"ipvs_proxy_{name}", text, registry=registry)
-            for name, text in (
-                ("virtual_servers", "Virtual servers of ours in the kernel"),
-                ("real_servers", "Real servers of ours in the kernel, draining ones included"),
-                ("foreign_virtual_servers", "Virtual servers in the kernel that are not ours"),
-                ("drains", "Real servers that drain"),
+            name: Gauge(f"ipvs_proxy_{name}", text, labels, registry=registry)
+            for name, text, labels in (
+                ("virtual_servers", "Virtual servers of ours in the kernel", ()),
+                ("real_servers", "Real servers of ours in the kernel, by whether they get new connections", ("state",)),
+                ("foreign_virtual_servers", "Virtual servers in the kernel that are not ours", ()),
             )
         }
         self._totals = _Totals(
@@ -193,6 +205,14 @@ class Metrics:
     def skipped(self, kind: str) -> None:
         """Count an object that could not be decoded."""
         self._skipped.labels(kind).inc()
+
+    def heard(self, kind: str) -> None:
+        """Note that the API server sent something about a resource."""
+        self._heard.labels(kind).set_to_current_time()
+
+    def interrupted(self, kind: str, cause: Interruption) -> None:
+        """Count a watch or list that broke off."""
+        self._interruptions.labels(kind, cause.value).inc()
 
     def configuration_read(self, outcome: Outcome) -> None:
         """Count a change of the configuration file."""
@@ -259,9 +279,10 @@ class Metrics:
         """Count an answer of ``healthz`` or ``livez``."""
         self._answers[path].labels(str(code)).inc()
 
-    def watch(self, name: str, read: Callable[[], float]) -> None:
+    def watch(self, name: str, read: Callable[[], float], **labels: str) -> None:
         """Have one of our gauges read when it is scraped. ``read`` is called in another thread."""
-        self._gauges[name].set_function(read)
+        gauge = self._gauges[name]
+        (gauge.labels(**labels) if labels else gauge).set_function(read)
 
     def watch_total(self, name: str, read: Callable[[], float]) -> None:
         """Have one of our counters read when it is scraped. ``read`` is called in another thread."""

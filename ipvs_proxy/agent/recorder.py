@@ -17,7 +17,7 @@ class Recorder(Protocol):
     def changed(self, kind: str, *, pending: int) -> None:
         """An object of a kind changed; so many Services are dirty now."""
 
-    def skipped(self, kind: str) -> None:
+    def skipped(self, kind: str, key: str, error: str) -> None:
         """An object could not be decoded."""
 
     def queued(self) -> None:

@@ -57,7 +57,6 @@ class Reports:
         self._health = health
         self._emit = emit
         self.changed = metrics.changed
-        self.skipped = metrics.skipped
         self.programmed = metrics.programmed
         self.no_local_endpoints = metrics.no_local_endpoints
         self.conflicts = metrics.conflicts
@@ -74,6 +73,13 @@ class Reports:
         self._metrics.synced(seconds=seconds, complete=complete)
         if complete:
             self._health.updated()
+
+    def skipped(self, kind: str, key: str, error: str) -> None:
+        """Count an object that could not be read, and tell its owner; ``key`` is its name, after its namespace."""
+        self._metrics.skipped(kind)
+        namespace, _, name = key.rpartition("/")
+        note = f"{error}; the last version that could be read stays in use, if there was one"
+        self._event(kind, ObjectMeta(name, namespace), "Warning", "Unreadable", "Decode", note)
 
     def node_changed(self, node: Node | None) -> None:
         """Note the own Node."""
@@ -126,12 +132,14 @@ async def watch_health_for_ever(healthy: Callable[[], bool], changed: Callable[[
         before = now
 
 
-def report_refused_health_check(emit: Emit | None, name: ServiceName, port: int, error: OSError) -> None:
+def report_refused_health_check(emit: Emit | None, service: ObjectMeta, port: int, error: OSError) -> None:
     """Tell that a Service's health check cannot be served."""
+    name = ServiceName(service.namespace, service.name)
     log.error("service_health_check_refused", service=str(name), port=port, error=str(error))
     if emit is not None:
         emit(
-            Regarding("Service", name.namespace, name.name),
+            # Without the UID, kubectl describe would not show it.
+            Regarding("Service", *name, service.uid),
             type="Warning",
             reason="FailedToStartServiceHealthcheck",
             action="Listen",

@@ -13,6 +13,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.readers import read
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.agent.settings_document import configz
 from ipvs_proxy.agent.settings_table import ANY_IPV4
@@ -55,7 +56,7 @@ def metrics_application(metrics: Metrics, *, settings: Callable[[], Settings]) -
 
     async def scrape(request: web.Request) -> web.Response:
         # Rendering reads all tables' sizes and takes time: not on the event loop.
-        body, content_type = await asyncio.to_thread(metrics.render, request.headers.get("Accept", ""))
+        body, content_type = await read(metrics.render, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def configuration(_: web.Request) -> web.Response:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipvs_proxy.agent.settings_table import ANY_IPV4, KUBE_PROXY, SETTINGS, Setting
-from ipvs_proxy.agent.settings_values import Network
+from ipvs_proxy.agent.settings_values import Network, ServiceMetrics
 from ipvs_proxy.plan.node_addresses import NodePortAddresses
 
 
@@ -55,7 +55,7 @@ class Settings:
     logging_format: str = "auto"
     manifests: Path | None = None
     drain_timeout: float = 3600.0
-    service_metrics: bool = False
+    service_metrics: ServiceMetrics = ServiceMetrics.OFF
     bind_address_hard_fail: bool = False
     oom_score_adj: int = -999
     conntrack_max_per_core: int = 32768

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -187,9 +188,17 @@ def compatibility(value: Any) -> bool:
     return bool(value)
 
 
-def off_or_all(value: Any) -> bool:
-    """Read whether something is for all or off."""
-    return one_of("off", "all")(value) == "all"
+class ServiceMetrics(StrEnum):
+    """Whose traffic is exposed: nobody's, all Services', or besides that of the busiest endpoints."""
+
+    OFF = "off"
+    ALL = "all"
+    ENDPOINTS = "endpoints"
+
+
+def service_metrics(value: Any) -> ServiceMetrics:
+    """Read whose traffic is exposed."""
+    return ServiceMetrics(one_of(*ServiceMetrics)(value))
 
 
 def number(value: Any) -> float:
@@ -242,6 +251,6 @@ INTERFACE: Final = Kind("NAME", interface)
 ADDRESS: Final = Kind("IP", any_address)
 DIRECTORY: Final = Kind("DIRECTORY", directory, show=lambda path: str(path or ""))
 COMPATIBILITY: Final = Kind("kube-proxy", compatibility, show=lambda compatible: "kube-proxy" if compatible else "")
-OFF_OR_ALL: Final = Kind("off|all", off_or_all, show=lambda wanted: "all" if wanted else "off")
+SERVICE_METRICS: Final = Kind("|".join(ServiceMetrics), service_metrics, show=str)
 GATES: Final = Kind("GATE=true|false,...", gates, dict, show=dict)
 ANYTHING: Final = Kind("TEXT", anything, object, show=lambda value: value or None)

@@ -1,37 +1,50 @@
 """What each Service balances, from the kernel's own counters: read when somebody scrapes, in the thread that renders.
 
-One dump gives the counters of all virtual servers; real servers are not asked. Several virtual servers of a Service can
+One dump gives the counters of all virtual servers. Several virtual servers of a Service can
 have the same labels (one for each family, one for each address of a load balancer, one that a packet mark leads to):
 their traffic is added up. The kernel counts from when it added a virtual server, so what is exposed are sums of
 increases: they do not fall when one of several virtual servers goes or is made anew. What went between two scrapes is
 lost with it. A Service that is gone is not exposed any more.
+
+Endpoints cost one dump for each virtual server and five series for each endpoint, so only so many are asked and
+exposed: those of the virtual servers with the most connections. They have the kernel's own counters, one virtual server
+and endpoint each, which begin anew with the real server.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from heapq import nlargest
 from operator import add
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
+from ipvs_proxy.agent.settings_values import ServiceMetrics
 from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.ipvs import Counters
+from ipvs_proxy.kernel.ipvs import Counters, Ipvs, Observation
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import ServiceName
-from ipvs_proxy.plan.tables import SetEntry, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import RealServerKey, SetEntry, VirtualServerKey, family_of
 
 log = structlog.get_logger(__name__)
 
-_CONNECTIONS: Final = "ipvs_proxy_service_connections"
-_PACKETS: Final = "ipvs_proxy_service_packets"
-#: Name and help of each metric. The kernel's counters are up to two seconds old.
-_METRICS: Final = {
-    _CONNECTIONS: "Connections that a Service's virtual servers have balanced",
-    _PACKETS: "Packets of a Service's connections, to its endpoints (in) and back (out)",
-    "ipvs_proxy_service_bytes": "Bytes of a Service's connections, to its endpoints (in) and back (out)",
-}
+#: So many endpoints are exposed: 5,000 series.
+ENDPOINTS: Final = 1_000
+#: The help of connections, packets and bytes. The kernel's counters are up to two seconds old.
+_OF_SERVICES: Final = (
+    "Connections that a Service's virtual servers have balanced",
+    "Packets of a Service's connections, to its endpoints (in) and back (out)",
+    "Bytes of a Service's connections, to its endpoints (in) and back (out)",
+)
+_OF_ENDPOINTS: Final = (
+    "Connections that a virtual server gave to an endpoint",
+    "Packets that a virtual server sent to an endpoint (in), and those back (out)",
+    "Bytes that a virtual server sent to an endpoint (in), and those back (out)",
+)
+_NOT_EXPOSED: Final = "ipvs_proxy_endpoints_not_exposed"
 #: The sets that tell how a virtual server is reached; what is in none of them is a node port.
 _KINDS: Final = (
     (sets.CLUSTER_IP, "ClusterIP"),
@@ -60,16 +73,36 @@ class Labels(NamedTuple):
         )
 
 
+class Table(Protocol):
+    """What is read of the kernel; see ``kernel.ipvs.Ipvs``."""
+
+    def read_counters(self) -> Mapping[VirtualServerKey, Counters]:
+        """Read what each virtual server has balanced."""
+
+    def observe(self, key: VirtualServerKey) -> Observation | None:
+        """Read one virtual server with what each real server does."""
+
+    def close(self) -> None:
+        """Give it back."""
+
+
+class _Endpoint(NamedTuple):
+    """What one virtual server gave to one endpoint."""
+
+    labels: str
+    counters: Counters
+
+
 class ServiceTraffic:
-    """The metrics of each Service; ``enabled`` turns them on and off."""
+    """The metrics of each Service; ``detail`` says whose are wanted."""
 
     def __init__(
-        self, desired: DesiredTables, read: Callable[[], Mapping[VirtualServerKey, Counters]], *, enabled: bool
+        self, desired: DesiredTables, open_table: Callable[[], Table] = Ipvs, *, detail: ServiceMetrics
     ) -> None:
-        """Take the desired tables, which say whose a virtual server is, and what reads the kernel's counters."""
-        self.enabled = enabled
+        """Take the desired tables, which say whose a virtual server is, and what opens the kernel's."""
+        self.detail = detail
         self._desired = desired
-        self._read = read
+        self._open_table = open_table
         self._last: dict[VirtualServerKey, Counters] = {}
         self._sums: dict[Labels, Counters] = {}
 
@@ -79,26 +112,48 @@ class ServiceTraffic:
         The two formats are Prometheus' 0.0.4 and OpenMetrics 1.0, without its end mark. Written here and not by the
         library, which took 1.2 s for 10,000 Services, where this takes 0.1 s.
         """
-        if not self.enabled:
+        detail = self.detail
+        if detail is ServiceMetrics.OFF:
             return ""
+        endpoints: list[_Endpoint] = []
+        left_out = 0
         try:
-            found = self._read()
+            with closing(self._open_table()) as table:
+                found = table.read_counters()
+                if detail is ServiceMetrics.ENDPOINTS:
+                    endpoints, left_out = self._endpoints(table, found)
         except (OSError, ValueError, Unusable) as error:
             log.warning("service_traffic_not_read", error=str(error))
             return ""
         self._add_up(found)
         series = [(labels.text, sums) for labels, sums in self._sums.items()]
-        lines: list[str] = []
-        for name, text in _METRICS.items():
-            described = name if openmetrics else f"{name}_total"
-            lines += [f"# HELP {described} {text}\n", f"# TYPE {described} counter\n"]
-            if name == _CONNECTIONS:
-                lines += [f"{name}_total{{{labels}}} {sums.connections}\n" for labels, sums in series]
-            elif name == _PACKETS:
-                lines += [_both(name, labels, sums.packets_in, sums.packets_out) for labels, sums in series]
-            else:
-                lines += [_both(name, labels, sums.bytes_in, sums.bytes_out) for labels, sums in series]
+        lines = [*_described("ipvs_proxy_service", _OF_SERVICES, series, openmetrics=openmetrics)]
+        if detail is ServiceMetrics.ENDPOINTS:
+            lines += _described("ipvs_proxy_endpoint", _OF_ENDPOINTS, endpoints, openmetrics=openmetrics)
+            text = "Endpoints whose traffic is not exposed, as those of busier virtual servers are"
+            lines.append(f"# HELP {_NOT_EXPOSED} {text}\n# TYPE {_NOT_EXPOSED} gauge\n{_NOT_EXPOSED} {left_out}\n")
         return "".join(lines)
+
+    def _endpoints(self, table: Table, found: Mapping[VirtualServerKey, Counters]) -> tuple[list[_Endpoint], int]:
+        """Read the endpoints of the virtual servers with most connections; say how many there was no room for."""
+        owners, servers = self._desired.owners.copy(), self._desired.virtual_servers.copy()
+        ours = {key: len(servers[key].real_servers) for key in found if key in owners and key in servers}
+        exposed: list[_Endpoint] = []
+        # Not sorted: that would keep Python from the event loop for as long as it takes.
+        for key in nlargest(ENDPOINTS, filter(ours.get, ours), key=lambda key: found[key].connections):
+            room = ENDPOINTS - len(exposed)
+            if not room:
+                break
+            observed = table.observe(key)
+            if observed is None:
+                ours[key] = 0  # it has just gone
+                continue
+            counted = {server: activity.traffic.total for server, activity in observed.real_servers.items()}
+            busiest = nlargest(room, counted, key=lambda server: counted[server].connections)
+            ours[key] = len(counted) - len(busiest)
+            exposed += [_Endpoint(_endpoint_labels(owners[key], key, server), counted[server]) for server in busiest]
+        left_out = sum(ours.values())
+        return exposed, left_out
 
     def _add_up(self, found: Mapping[VirtualServerKey, Counters]) -> None:
         """Add what each virtual server has balanced since the last time to the sum of its labels."""
@@ -126,6 +181,29 @@ class ServiceTraffic:
         members = self._desired.entries
         kind = next((kind for base, kind in _KINDS if (names[base], entry) in members), _NODE_PORT)
         return Labels(owner.namespace, owner.name, str(key.port), kind)
+
+
+def _endpoint_labels(owner: ServiceName, key: VirtualServerKey, server: RealServerKey) -> str:
+    return (
+        f'namespace="{_escaped(owner.namespace)}",service="{_escaped(owner.name)}",'
+        f'virtual_server="{key}",endpoint="{server}"'
+    )
+
+
+def _described(
+    prefix: str, helps: tuple[str, str, str], series: Sequence[tuple[str, Counters]], *, openmetrics: bool
+) -> Iterator[str]:
+    """Give the lines of three metrics: connections, packets and bytes, the latter two in both directions."""
+    for quantity, text in zip(("connections", "packets", "bytes"), helps, strict=True):
+        name = f"{prefix}_{quantity}"
+        described = name if openmetrics else f"{name}_total"
+        yield f"# HELP {described} {text}\n# TYPE {described} counter\n"
+        if quantity == "connections":
+            yield from [f"{name}_total{{{labels}}} {sums.connections}\n" for labels, sums in series]
+        elif quantity == "packets":
+            yield from [_both(name, labels, sums.packets_in, sums.packets_out) for labels, sums in series]
+        else:
+            yield from [_both(name, labels, sums.bytes_in, sums.bytes_out) for labels, sums in series]
 
 
 def _both(name: str, labels: str, incoming: int, outgoing: int) -> str:

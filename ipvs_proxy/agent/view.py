@@ -1,8 +1,9 @@
 """What the agent shows of itself: gathers the tables and what the kernel says, and has ``state`` write it down.
 
 The event loop does only what needs its tables to stand still: planning the one Service that is looked at. Everything
-else, the reading of the kernel and the writing of documents, is done in a thread with a socket of its own, and takes
-its copies of tables in one step each.
+else, the reading of the kernel and the writing of documents, is done in the thread of readers with a socket of its own,
+and takes its copies of tables in one step each. Only a look at all of the kernel, which somebody has to ask for, has
+another thread: scrapes do not wait for it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ipvs_proxy.agent.controller import Controller
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.agent.readers import read
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.iptables_render import RuleSettings
@@ -69,6 +71,7 @@ class View:
         self._history = history
         self._open_tables = open_tables
         self._open_ipvs = open_ipvs
+        self._names: list[ServiceName] = []
 
     async def node(self, *, search: str = "", offset: int = 0, limit: int = LIMIT) -> NodeState:
         """Describe the agent and the Services whose ``namespace/name`` or address contains ``search``, by name.
@@ -78,7 +81,7 @@ class View:
             MalformedMessage: if its answer is garbage.
 
         """
-        return await asyncio.to_thread(self._node, search, offset, limit)
+        return await read(self._node, search, offset, limit)
 
     async def service(self, name: ServiceName) -> ServiceState | None:
         """Describe one Service; ``None`` if there is none of this name.
@@ -93,11 +96,11 @@ class View:
             return None
         fragment = self._controller.explain(service)
         slices = list(self._controller.cache.slices(name))
-        return await asyncio.to_thread(self._service, service, fragment, slices)
+        return await read(self._service, service, fragment, slices)
 
     async def route(self, client: bytes, key: VirtualServerKey) -> RouteState:
         """Say what a new connection from a client's address to a virtual server's meets."""
-        return await asyncio.to_thread(self._route, client, key)
+        return await read(self._route, client, key)
 
     async def differences(self) -> Differences:
         """Read all of the kernel's tables, and say what is not as desired in them.
@@ -160,7 +163,7 @@ class View:
     def _node(self, search: str, offset: int, limit: int) -> NodeState:
         desired, actual = self._programmer.desired, self._programmer.actual
         services = self._controller.cache.services.copy()
-        matching = sorted(name for name, service in services.items() if _matches(search, name, service))
+        matching = [name for name in self._in_order(services) if _matches(search, name, services[name])]
         shown = matching[offset : offset + limit]
         balanced = self._balanced(shown) if len(shown) <= RATED else {}
         settings, servers = self.settings(), actual.virtual_servers.copy()
@@ -168,6 +171,7 @@ class View:
             version=__version__,
             node=settings.node_name,
             scheduler=settings.scheduler,
+            strict_arp=settings.strict_arp,
             families=[family.label for family in self._families],
             started=self.started,
             now=datetime.now(UTC),
@@ -197,6 +201,19 @@ class View:
             changes=list(self._history.changes.copy()),
             repairs=list(self._history.repairs.copy()),
         )
+
+    def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
+        """Give the names in order: what is almost in order from the last time is sorted in a moment.
+
+        Sorting 10,000 names anew would keep Python from the event loop for ten milliseconds, which nothing interrupts.
+        """
+        known = [name for name in self._names if name in services]
+        if len(known) < len(services):
+            seen = set(known)
+            known += [name for name in services if name not in seen]
+            known.sort()
+        self._names = known
+        return known
 
     def _balanced(self, names: Iterable[ServiceName]) -> dict[VirtualServerKey, Balanced]:
         keys = [key for name in names for key in self._programmer.desired.virtual_servers_of(name)]

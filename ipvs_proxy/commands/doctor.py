@@ -6,13 +6,12 @@ Judging is pure; what is judged comes from ``kernel.survey`` and ``kernel.checku
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Iterator
 from enum import Enum
 from typing import Final
 
 from ipvs_proxy.commands import ask
-from ipvs_proxy.commands.text import document, several
+from ipvs_proxy.commands.text import document, several, wrapped
 from ipvs_proxy.kernel.checkup import Checkup, check
 from ipvs_proxy.kernel.errors import Unusable
 from ipvs_proxy.kernel.survey import Survey, survey
@@ -24,6 +23,17 @@ FINE, ERROR, PROBLEMS = 0, 1, 2
 MANY_ESTIMATORS: Final = 10_000
 #: The API server's default of ``--service-node-port-range``.
 NODE_PORTS: Final = (30000, 32767)
+#: What a chain that drops by default is in the way of, and what helps.
+_DROPPING: Final = {
+    "INPUT": (
+        "connections to Services pass it before IPVS sees them, and go no further if no rule accepts them",
+        "accept the pods' networks and the node ports in INPUT",
+    ),
+    "FORWARD": (
+        "what no rule accepts does not reach endpoints elsewhere",
+        "have the network plugin accept the pods' networks",
+    ),
+}
 _USUAL_SCHEDULER: Final = "rr"
 _WIDTH: Final = 80
 
@@ -54,8 +64,8 @@ def examine(agent: str) -> list[Finding]:
 
     """
     state = _state(agent)
-    scheduler = _USUAL_SCHEDULER if isinstance(state, str) else state.scheduler
-    found = survey(scheduler=scheduler, strict_arp=False, ports=())
+    scheduler, strict_arp = (_USUAL_SCHEDULER, False) if isinstance(state, str) else (state.scheduler, state.strict_arp)
+    found = survey(scheduler=scheduler, strict_arp=strict_arp, ports=())
     facts = check(found.iptables, [family for family in Family if family not in found.unsupported])
     return [*judge_kernel(found), *judge_host(found, facts), *judge_agent(found, state)]
 
@@ -86,19 +96,12 @@ def findings_text(findings: list[Finding]) -> str:
     lines: list[str] = []
     for finding in ordered:
         start = f"{finding.level.value:<{level_width}}{finding.topic:<{topic_width}}"
-        for part in (finding.text, f"-> {finding.remedy}" if finding.remedy else ""):
-            lines += textwrap.wrap(
-                part,
-                _WIDTH,
-                initial_indent=start,
-                subsequent_indent=" " * len(start),
-                break_on_hyphens=False,
-                break_long_words=False,
-            )
-            start = " " * len(start)
+        lines.append(wrapped(finding.text, start=start, width=_WIDTH))
+        if finding.remedy:
+            lines.append(wrapped(f"-> {finding.remedy}", start=" " * len(start), width=_WIDTH))
     counted = {level: sum(finding.level is level for finding in ordered) for level in Level}
     verdict = f"{several(counted[Level.PROBLEM], 'problem')}, {several(counted[Level.WARNING], 'warning')}"
-    return "\n".join([*lines, "", verdict]) + "\n"
+    return "".join([*lines, "\n", verdict, "\n"])
 
 
 def judge_kernel(found: Survey) -> Iterator[Finding]:
@@ -156,21 +159,15 @@ def judge_host(found: Survey, facts: Checkup) -> Iterator[Finding]:
             f"{address} is on kube-ipvs0 and on {name}: every port of it that is no Service's is shut",
             f"take the address off {name}, or out of the Service",
         )
-    if facts.announcers and facts.arp_ignore == 0:
+    # With strictARP it is among the settings that the agent sees to, and so among those of judge_kernel.
+    if facts.announcers and facts.arp_ignore == 0 and not any("arp_ignore" in change.name for change in found.sysctls):
         yield Finding(
             Level.PROBLEM,
             "ARP",
             f"{' and '.join(facts.announcers)} announces addresses, and this node answers ARP for all of kube-ipvs0",
             "set ipvs.strictARP: true",
         )
-    for family, policy in facts.forward_policies.items():
-        if policy == "DROP":
-            yield Finding(
-                Level.WARNING,
-                "firewall",
-                f"the {family} chain FORWARD drops by default: what no rule accepts does not reach endpoints elsewhere",
-                "have the network plugin accept the pods' networks, or set the policy to ACCEPT",
-            )
+    yield from _judge_firewall(facts)
     if facts.bridge_calls_iptables == 0:
         yield Finding(
             Level.WARNING,
@@ -198,6 +195,27 @@ def judge_host(found: Survey, facts: Checkup) -> Iterator[Finding]:
             f"sysctl -w net.ipv4.ip_local_reserved_ports={NODE_PORTS[0]}-{NODE_PORTS[1]}",
         )
     yield from _judge_ipvs(found, facts)
+
+
+def _judge_firewall(facts: Checkup) -> Iterator[Finding]:
+    if facts.firewalld:
+        yield Finding(
+            Level.WARNING,
+            "firewall",
+            "firewalld is running: what its zones do not know is dropped, whatever other rules accept",
+            "firewall-cmd --permanent --zone=trusted --add-source=CIDR for the pods' networks, "
+            "--add-interface=kube-ipvs0, and open the node ports; or turn it off",
+        )
+    for (family, chain), policy in facts.policies.items():
+        if policy != "DROP":
+            continue
+        what, remedy = _DROPPING[chain]
+        yield Finding(
+            Level.WARNING,
+            "firewall",
+            f"the {family} chain {chain} drops by default: {what}",
+            f"{remedy}, or set the policy to ACCEPT",
+        )
 
 
 def _judge_ipvs(found: Survey, facts: Checkup) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from ipvs_proxy.commands.ask import NoAnswer, NotThere, ask
-from ipvs_proxy.commands.text import count, several, table
+from ipvs_proxy.commands.text import count, several, table, wrapped
 from ipvs_proxy.state.documents import EndpointState, NodeState, RouteState, ServiceState, VirtualServerState
 
 #: So many endpoints of one virtual server are shown.
@@ -79,7 +79,7 @@ def search_service(agent: str, text: str) -> list[str]:
 
 def service_text(state: ServiceState) -> str:
     """Write all about a Service."""
-    sync = "as it should be" if state.in_sync else "NOT as it should be in the kernel"
+    sync = _verdict(state)
     text = f"{state.namespace}/{state.name} ({state.type}): {sync}\n"
     for omission in state.omissions:
         text += f"  left out: {omission.where}: {omission.reason}\n"
@@ -87,6 +87,9 @@ def service_text(state: ServiceState) -> str:
         text += "  it has no virtual server on this node\n"
     shown: list[tuple[list[tuple[object, ...]], str]] = []
     for server in state.virtual_servers:
+        if server.owner:
+            text += f"\n{server.name}  {server.reason}\n  the older Service {server.owner} has it\n"
+            continue
         text += "\n" + _virtual_server_text(server)
         key = [_identity(endpoint) for endpoint in server.endpoints]
         same = next((name for endpoints, name in shown if endpoints == key), None)
@@ -101,6 +104,15 @@ def service_text(state: ServiceState) -> str:
     return text + ("\n" if missing else "")
 
 
+def _verdict(state: ServiceState) -> str:
+    if state.in_sync:
+        return "as it should be"
+    differs = any(server.differences and not server.owner for server in state.virtual_servers)
+    if differs or not all(member.in_kernel for member in state.members):
+        return "NOT as it should be in the kernel"
+    return "another Service has some of its addresses"
+
+
 def _identity(endpoint: EndpointState) -> tuple[object, ...]:
     return (endpoint.address, endpoint.wanted, endpoint.reason, endpoint.weight)
 
@@ -112,9 +124,10 @@ def _busy(endpoint: EndpointState) -> bool:
 def _virtual_server_text(server: VirtualServerState) -> str:
     affinity = f", affinity {server.affinity_seconds} s" if server.affinity_seconds else ""
     rate = server.per_second
+    counted = f"{server.total.connections:,} connections, {count(rate.connections)}/s"
     text = (
-        f"{server.name}  {server.reason}, {server.scheduler}{affinity}; {server.total.connections:,} connections, "
-        f"{count(rate.connections)}/s, {count(rate.bytes_in)}B/s in, {count(rate.bytes_out)}B/s out\n"
+        f"{server.name}  {server.reason}, {server.scheduler}{affinity}\n"
+        f"  {counted}, {count(rate.bytes_in)}B/s in, {count(rate.bytes_out)}B/s out\n"
     )
     if server.internal:
         text += f"  clients in the cluster get {server.internal} instead\n"
@@ -139,7 +152,7 @@ def endpoints_text(endpoints: Iterable[EndpointState]) -> str:
         for endpoint in found[:SHOWN]
     ]
     header = ("ENDPOINT", "USE", "REASON", "WEIGHT", "ACTIVE", "INACTIVE", "NODE")
-    text = table(header, rows, right=("WEIGHT", "ACTIVE", "INACTIVE"), indent=2)
+    text = table(header, rows, right=("WEIGHT", "ACTIVE", "INACTIVE"), spare=("WEIGHT", "INACTIVE"), indent=2)
     if len(found) > SHOWN:
         text += f"  and {several(len(found) - SHOWN, 'endpoint')} more: -o json has all of them\n"
     return text
@@ -158,9 +171,9 @@ def route_text(route: RouteState) -> str:
     """Write the way of a connection, step by step."""
     served = f" ({route.service})" if route.service else ""
     text = f"{route.client} -> {route.target}{served}\n"
-    text += "".join(f"  {number}. {step}\n" for number, step in enumerate(route.steps, 1))
-    text += f"  => {route.verdict}"
+    text += "".join(wrapped(step, start=f"  {number}. ") for number, step in enumerate(route.steps, 1))
+    verdict = str(route.verdict)
     if route.real_servers:
         more = f" and {len(route.real_servers) - 10} more" if len(route.real_servers) > 10 else ""
-        text += f" among {', '.join(route.real_servers[:10])}{more}"
-    return text + "\n"
+        verdict += f" among {', '.join(route.real_servers[:10])}{more}"
+    return text + wrapped(verdict, start="  => ")

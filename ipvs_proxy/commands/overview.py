@@ -70,7 +70,7 @@ def services_text(services: Sequence[ServiceSummary]) -> str:
         )
         for service in services
     ]
-    return table(header, rows, right=("ENDPOINTS", "CONN/S", "IN/S", "OUT/S"))
+    return table(header, rows, right=("ENDPOINTS", "CONN/S", "IN/S", "OUT/S"), spare=("PORTS", "ADDRESS"))
 
 
 def _first_of(names: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ def _first_of(names: Sequence[str]) -> str:
 def state_word(service: ServiceSummary) -> str:
     """Say in a word or two how a Service is served."""
     if not service.in_sync:
-        return "differs"
+        return "conflict" if all(" belongs to " in text for text in service.differences) else "differs"
     if not service.virtual_servers:
         return service.omissions[0].reason if service.omissions else "not served"
     if not service.endpoints:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -10,23 +13,68 @@ from typing import Any, Final
 import msgspec
 import yaml
 
+#: A column is not cut to less than this.
+_LEAST: Final = 10
 _UNITS: Final = ("", "k", "M", "G", "T", "P", "E")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = (), indent: int = 0) -> str:
-    """Write a table with two spaces between columns; ``right`` names the columns that are aligned to the right."""
-    lines = [tuple(header), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    to_right = [name in set(right) for name in header]
-    return "".join(
-        " " * indent
-        + "  ".join(
-            cell.rjust(width) if is_right else cell.ljust(width)
-            for cell, width, is_right in zip(line, widths, to_right, strict=True)
-        ).rstrip()
-        + "\n"
-        for line in lines
+def terminal_width() -> int:
+    """Give how many columns the terminal has that standard output is; 0 if it is none: then nothing is shortened."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[str] = (),
+    spare: Iterable[str] = (),
+    indent: int = 0,
+    width: int | None = None,
+) -> str:
+    """Write a table with two spaces between columns; ``right`` names the columns that are aligned to the right.
+
+    Where that is wider than the terminal (``width``, 0 for no bound), the columns that ``spare`` names are left out,
+    one after the other, until it fits. If it still does not, the widest column is cut.
+    """
+    limit = (terminal_width() if width is None else width) or sys.maxsize
+    columns = [list(column) for column in zip(header, *rows, strict=True)]
+    for name in spare:
+        if _total(columns, indent) > limit:
+            columns = [column for column in columns if column[0] != name]
+    excess = _total(columns, indent) - limit
+    if excess > 0:
+        widest = max(columns, key=_width)
+        room = max(_LEAST, _width(widest) - excess)
+        widest[:] = [cell if len(cell) <= room else cell[: room - 1] + "…" for cell in widest]
+    to_right = set(right)
+    aligned = [
+        [cell.rjust(_width(column)) if column[0] in to_right else cell.ljust(_width(column)) for cell in column]
+        for column in columns
+    ]
+    return "".join(" " * indent + "  ".join(line).rstrip() + "\n" for line in zip(*aligned, strict=True))
+
+
+def _width(column: Iterable[str]) -> int:
+    return max(map(len, column))
+
+
+def _total(columns: Sequence[Sequence[str]], indent: int) -> int:
+    return indent + sum(map(_width, columns)) + 2 * (len(columns) - 1)
+
+
+def wrapped(text: str, *, start: str, width: int | None = None) -> str:
+    """Write a sentence after ``start``, in as many lines as the terminal needs for it, all of them aligned."""
+    limit = (terminal_width() if width is None else width) or sys.maxsize
+    lines = textwrap.wrap(
+        text,
+        limit,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_on_hyphens=False,
+        break_long_words=False,
     )
+    return "\n".join(lines) + "\n"
 
 
 def count(number: float) -> str:

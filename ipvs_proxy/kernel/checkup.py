@@ -23,6 +23,7 @@ from ipvs_proxy.plan.tables import Family, text_of
 ROOT: Final = Path("/")
 #: Programs that announce addresses of load balancers by ARP, by the names of their processes.
 ANNOUNCERS: Final = ("speaker", "kube-vip")
+_POLICY: Final = re.compile(r"^:(INPUT|FORWARD) (\w+)", re.MULTILINE)
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
 
 
@@ -30,8 +31,8 @@ _SIZE: Final = re.compile(r"\(size=(\d+)\)")
 class Checkup:
     """The facts.
 
-    ``forward_policies`` are those of the chain FORWARD by family label; ``twice`` are the addresses that both our link
-    and another one have, with the other's name.
+    ``policies`` are those of the chains INPUT and FORWARD, by family label and chain; ``twice`` are the addresses that
+    both our link and another one have, with the other's name.
     """
 
     run_estimation: int | None = None
@@ -43,7 +44,8 @@ class Checkup:
     local_ports: tuple[int, int] | None = None
     link_manager: str = ""
     announcers: list[str] = field(default_factory=list)
-    forward_policies: dict[str, str] = field(default_factory=dict)
+    firewalld: bool = False
+    policies: dict[tuple[str, str], str] = field(default_factory=dict)
     twice: dict[str, str] = field(default_factory=dict)
 
 
@@ -66,13 +68,13 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
         local_ports=_range(sysctl / "ipv4/ip_local_port_range"),
         link_manager=_link_manager(root / "run"),
         announcers=processes.running(ANNOUNCERS, root / "proc"),
+        firewalld=bool(processes.running(("firewalld",), root / "proc")),
         twice=_twice(),
     )
     if iptables is not None:
         for family in families:
-            policy = re.search(r"^:FORWARD (\w+)", _filter_table(iptables.save(family)), re.MULTILINE)
-            if policy is not None:
-                found.forward_policies[family.label] = policy[1]
+            for chain, policy in _POLICY.findall(_filter_table(iptables.save(family))):
+                found.policies[family.label, chain] = policy
     return found
 
 

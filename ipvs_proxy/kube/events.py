@@ -317,6 +317,7 @@ class Events:
 
     def _give_up(self, series: _Series, error: str) -> None:
         fact = series.fact
+        self.dropped += 1
         log.warning(
             "event_not_posted", regarding=str(fact.regarding), reason=fact.reason, note=fact.note, error=error[:500]
         )

@@ -14,6 +14,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from enum import StrEnum
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
@@ -44,6 +45,36 @@ class Sink(Protocol):
 
     def skipped(self, kind: str, key: str, error: str) -> None:
         """An object could not be decoded; its last good version, if any, stays in use."""
+
+
+class Interruption(StrEnum):
+    """Why a list or watch did not go on."""
+
+    EXPIRED = "expired"
+    REFUSED = "refused"
+    SILENT = "silent"
+    BROKEN = "broken"
+    MALFORMED = "malformed"
+
+
+class Observer(Protocol):
+    """What keeps account of how well the API server is heard; none of its methods may block."""
+
+    def heard(self, kind: str) -> None:
+        """Something came: events, a bookmark or a list."""
+
+    def interrupted(self, kind: str, cause: Interruption) -> None:
+        """A list or watch broke off."""
+
+
+class _Nobody:
+    """An observer that keeps no account."""
+
+    def heard(self, kind: str) -> None:
+        """Forget it."""
+
+    def interrupted(self, kind: str, cause: Interruption) -> None:
+        """Forget it."""
 
 
 class Response(Protocol):
@@ -88,6 +119,7 @@ class Timing(NamedTuple):
 
 
 DEFAULT_TIMING = Timing()
+NOBODY = _Nobody()
 
 
 class RefusedError(Exception):
@@ -107,7 +139,14 @@ class Reflector:
     """The state of following one resource: what is known, and from where to go on."""
 
     def __init__(
-        self, resource: Resource, transport: Transport, sink: Sink, *, timing: Timing, jitter: Callable[[], float]
+        self,
+        resource: Resource,
+        transport: Transport,
+        sink: Sink,
+        *,
+        timing: Timing,
+        jitter: Callable[[], float],
+        observer: Observer,
     ) -> None:
         self.progress = 0
         self._resource = resource
@@ -115,6 +154,7 @@ class Reflector:
         self._sink = sink
         self._timing = timing
         self._jitter = jitter
+        self._observer = observer
         self._store = Store(resource.kind)
         self._version = ""
         self._streaming = True
@@ -123,8 +163,8 @@ class Reflector:
     async def step(self) -> None:
         """Make one list or one watch; returns when the watch ended in the ordinary way.
 
-        Raises RefusedError, DecodeError, TimeoutError, OSError or aiohttp.ClientError on a fault; the next step goes on
-        from there.
+        Raises RefusedError, DecodeError, OSError (TimeoutError after a silence) or aiohttp.ClientError on a fault; the
+        next step goes on from there.
         """
         try:
             if self._version:
@@ -135,6 +175,7 @@ class Reflector:
                 await self._list_by_pages()
         except _ExpiredError:
             log.info("relist", resource=self._resource.kind, reason="resource version expired")
+            self._observer.interrupted(self._resource.kind, Interruption.EXPIRED)
             self._version = ""
 
     async def _list_by_watch(self) -> None:
@@ -164,7 +205,7 @@ class Reflector:
         if not self._version:
             # A server that ignores the parameters may answer with an ordinary list, which has no event in it.
             self._streaming = bool(initial or skipped)
-            raise TimeoutError("the streaming list ended before all objects had come")
+            raise ConnectionError("the streaming list ended before all objects had come")
 
     async def _list_by_pages(self) -> None:
         objects: list[KubernetesObject] = []
@@ -174,6 +215,7 @@ class Reflector:
             query = {"limit": str(PAGE_SIZE), **({"continue": token} if token else {"resourceVersion": "0"})}
             async with self._get(query) as response:
                 page = decode_list(await response.read(), self._resource)
+            self._observer.heard(self._resource.kind)
             objects += page.objects
             self._hand_on(page.objects)
             skipped += page.skipped
@@ -202,6 +244,7 @@ class Reflector:
                         raise RefusedError(event.code, 0.0, event.message)
                 if events:
                     self.progress += len(events)
+                    self._observer.heard(self._resource.kind)
                     yield events
 
     def _get(self, query: Mapping[str, str]) -> AbstractAsyncContextManager[Response]:
@@ -250,15 +293,17 @@ async def reflect(
     timing: Timing = DEFAULT_TIMING,
     jitter: Callable[[], float] = random.random,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    observer: Observer = NOBODY,
 ) -> None:
     """Follow a resource for ever. ``jitter`` gives numbers from 0 to 1, which spread the requests of many agents."""
-    reflector = Reflector(resource, transport, sink, timing=timing, jitter=jitter)
+    reflector = Reflector(resource, transport, sink, timing=timing, jitter=jitter, observer=observer)
     pause, reauthenticated = timing.first_pause, False
     while True:
         before, delay = reflector.progress, 0.0
         try:
             await reflector.step()
         except RefusedError as error:
+            observer.interrupted(resource.kind, Interruption.REFUSED)
             if error.status == HTTPStatus.UNAUTHORIZED:
                 await _reauthenticate(resource, transport)
                 if not reauthenticated:
@@ -267,6 +312,7 @@ async def reflect(
             delay = error.retry_after
             _report(resource, error)
         except (DecodeError, OSError, aiohttp.ClientError) as error:
+            observer.interrupted(resource.kind, _cause_of(error))
             log.warning("watch_interrupted", resource=resource.kind, error=str(error) or type(error).__name__)
         if reflector.progress > before:
             pause, reauthenticated = timing.first_pause, False
@@ -274,6 +320,12 @@ async def reflect(
         await sleep(max(delay * (1 + jitter()), pause * (0.5 + jitter() / 2)))
         if reflector.progress == before:
             pause = min(pause * 2, timing.longest_pause)
+
+
+def _cause_of(error: Exception) -> Interruption:
+    if isinstance(error, DecodeError):
+        return Interruption.MALFORMED
+    return Interruption.SILENT if isinstance(error, TimeoutError) else Interruption.BROKEN
 
 
 async def _reauthenticate(resource: Resource, transport: Transport) -> None:

@@ -51,9 +51,10 @@ class EndpointState(Document, frozen=True):
 class VirtualServerState(Document, frozen=True):
     """One virtual server that a Service asks for.
 
-    ``reason`` says what it is for, ``owner`` who has it if that is another Service (an older one). ``in_kernel`` is
-    whether it exists, and ``differences`` what is not as desired. ``internal`` is the virtual server that clients in
-    the cluster get in its place. ``affinity_seconds`` is 0 without session affinity.
+    ``reason`` says what it is for, ``owner`` who has it if that is another Service (an older one): then there is
+    nothing of the kernel here, as all that is there is the other one's. ``in_kernel`` is whether it exists, and
+    ``differences`` what is not as desired. ``internal`` is the virtual server that clients in the cluster get in its
+    place. ``affinity_seconds`` is 0 without session affinity.
     """
 
     name: str
@@ -162,7 +163,7 @@ class NodeState(Document, frozen=True):
     """The agent on this node, and the Services that the question was about.
 
     ``services`` are those from ``offset`` on, at most ``limit``, of ``matching`` that the search found.
-    ``waiting`` are objects that the kernel refused and that are tried again.
+    ``waiting`` are objects that the kernel refused and that are tried again. ``strict_arp`` is the setting.
     """
 
     version: str
@@ -186,3 +187,4 @@ class NodeState(Document, frozen=True):
     services: list[ServiceSummary]
     changes: list[Happening] = []
     repairs: list[Happening] = []
+    strict_arp: bool = False

@@ -69,7 +69,7 @@ def service_state(
         _virtual_server_state(fragment, key, desired=desired, observation=observed.get(key), nodes=nodes)
         for key in fragment.virtual_servers
     ]
-    members = _members(fragment, actual)
+    members = _members(fragment, desired, actual)
     return ServiceState(
         namespace=service.metadata.namespace,
         name=service.metadata.name,
@@ -169,6 +169,8 @@ def _virtual_server_state(
     server, reason = fragment.virtual_servers[key]
     owner = desired.owners.get(key)
     foreign_owner = "" if owner is None or owner == fragment.name else str(owner)
+    if foreign_owner:
+        observation = None  # what the kernel has and counts is the other Service's
     found = None
     if observation is not None:
         there = {address: activity.settings for address, activity in observation.real_servers.items()}
@@ -223,7 +225,8 @@ def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activit
     )
 
 
-def _members(fragment: Fragment, actual: KernelTables) -> list[MemberState]:
+def _members(fragment: Fragment, desired: DesiredTables, actual: KernelTables) -> list[MemberState]:
+    """Give what goes with the virtual servers; not what goes with one that another Service has."""
     addresses = [
         MemberState(SERVICE_LINK, text_of(address), reason.value, address in actual.addresses)
         for address, reason in fragment.addresses.items()
@@ -231,6 +234,7 @@ def _members(fragment: Fragment, actual: KernelTables) -> list[MemberState]:
     return addresses + [
         MemberState(name, member_text(entry), reason.value, entry in actual.entries.get(name, ()))
         for (name, entry), reason in fragment.entries.items()
+        if (name, entry) in desired.entries
     ]
 
 

@@ -401,6 +401,10 @@ async def test_unreadable_object_is_counted_and_named(plane: FakeDataplane) -> N
         async with running(plane) as rig:
             rig.controller.skipped("Service", "ns/bad", "Expected `str`")
             assert 'ipvs_proxy_skipped_objects_total{kind="Service"} 1.0' in rig.metrics.render("")[0].decode()
+            assert rig.events[-1:] == [
+                "Service ns/bad Unreadable Expected `str`; "
+                "the last version that could be read stays in use, if there was one"
+            ]
     assert any(entry["event"] == "object_skipped" and entry["object"] == "ns/bad" for entry in logs)
 
 

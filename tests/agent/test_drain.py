@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from typing import NamedTuple
 
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from ipvs_proxy.agent.drain import Drains, Outcome
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, VirtualServer
@@ -44,6 +47,36 @@ def drains(outcomes: list[Outcome]) -> Drains:
 def test_real_server_with_weight_0_that_nobody_wants_is_draining(drains: Drains) -> None:
     assert len(drains) == 1
     assert drains.virtual_servers() == [KEY]
+
+
+@pytest.mark.parametrize(
+    ("active", "now", "level"), [(0, 1.0, "debug"), (1, 60.0, "info")], ids=["idle", "connections are cut"]
+)
+def test_end_of_a_drain_is_news_if_it_cuts_connections(drains: Drains, active: int, now: float, level: str) -> None:
+    assert drains.due(KEY, {POD: Count(active, 0)}, now)
+    with capture_logs() as logs:
+        drains.observe(KEY, NOT_WANTED, NOT_WANTED, now)
+    assert [(line["event"], line["log_level"]) for line in logs] == [("drained", level)]
+
+
+def test_drains_are_counted_in_another_thread_while_they_begin_and_end(drains: Drains) -> None:
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            for actual in (IN_KERNEL, NOT_WANTED):
+                for number in range(200):
+                    drains.observe(virtual(f"10.96.1.{number}"), NOT_WANTED, actual, now=0.0)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            assert 1 <= len(drains) <= 201
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_weight_0_of_somebody_who_is_wanted_is_no_drain() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.kube.reflector import Interruption
 from ipvs_proxy.plan.tables import Family, Verb
 
 
@@ -65,6 +69,20 @@ def test_timestamp_of_the_last_sync_moves_only_when_all_is_done(metrics: Metrics
     assert "kubeproxy_sync_proxy_rules_last_timestamp_seconds{" in text(metrics)
 
 
+def test_api_server_that_is_heard_or_not_shows_by_resource(metrics: Metrics) -> None:
+    before = time.time()
+    metrics.heard("Service")
+    metrics.interrupted("EndpointSlice", Interruption.EXPIRED)
+    found = {
+        sample.name: sample for family in text_string_to_metric_families(text(metrics)) for sample in family.samples
+    }
+    heard = found["ipvs_proxy_watch_last_event_timestamp_seconds"]
+    assert heard.labels == {"resource": "Service"}
+    assert before <= heard.value <= time.time()
+    interrupted = found["ipvs_proxy_watch_interruptions_total"]
+    assert (interrupted.labels, interrupted.value) == ({"resource": "EndpointSlice", "cause": "expired"}, 1)
+
+
 def test_own_metrics_count_by_table_and_read_gauges_when_scraped(metrics: Metrics) -> None:
     metrics.operations("ipvs", Verb.ADD, 2, True)
     metrics.operations("ipvs", Verb.ADD, 1, False)
@@ -72,6 +90,7 @@ def test_own_metrics_count_by_table_and_read_gauges_when_scraped(metrics: Metric
     metrics.drain_finished("idle")
     size = [1]
     metrics.watch("virtual_servers", lambda: size[0])
+    metrics.watch("real_servers", lambda: 3 * size[0], state="serving")
     size[0] = 7
     found = text(metrics)
     for line in (
@@ -80,6 +99,7 @@ def test_own_metrics_count_by_table_and_read_gauges_when_scraped(metrics: Metric
         'ipvs_proxy_drift_repairs_total{table="sets"} 3.0',
         'ipvs_proxy_drains_finished_total{outcome="idle"} 1.0',
         "ipvs_proxy_virtual_servers 7.0",
+        'ipvs_proxy_real_servers{state="serving"} 21.0',
         'ipvs_proxy_build_info{version="',
     ):
         assert line in found

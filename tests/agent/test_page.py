@@ -9,10 +9,20 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from ipvs_proxy.kube.objects import KubernetesObject
+from ipvs_proxy.kernel.ipvs import Balanced, Counters
+from ipvs_proxy.kube.objects import (
+    EndpointPort,
+    KubernetesObject,
+    LoadBalancerIngress,
+    LoadBalancerStatus,
+    Service,
+    ServicePort,
+    ServiceStatus,
+)
 from tests.agent.test_controller import Rig
 from tests.agent.test_view import shown
 from tests.support.objects import endpoint, endpoint_slice, real, service, virtual
@@ -21,8 +31,12 @@ CHROMIUM = shutil.which("chromium")
 #: Where pictures are kept for people to look at, if somewhere.
 PICTURES = os.environ.get("PAGE_PICTURES", "")
 SERVICES = 10_000
+TRAFFIC = Balanced(
+    Counters(1_234_567, 98_765_432, 87_654_321, 9_876_543_210, 98_765_432_100),
+    Counters(1_250, 9_000, 8_000, 75_000, 3_400_000),
+)
 NAME = re.compile(r"shop-\d+/service-\d+")
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+DESKTOP, NARROW, PHONE = ({"width": width, "height": height} for width, height in ((1280, 900), (640, 900), (360, 740)))
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
@@ -47,7 +61,8 @@ async def opened(
 ) -> AsyncIterator[tuple[Page, Rig, list[str]]]:
     """Open the page; give it with the agent, and all requests that the browser made elsewhere, and its complaints."""
     assert CHROMIUM, "the browser is missing: make setup installs it"
-    async with shown(*(objects or tuple(cluster()))) as (url, rig, _), async_playwright() as playwright:
+    async with shown(*(objects or tuple(cluster()))) as (url, rig, ipvs), async_playwright() as playwright:
+        ipvs.balanced = TRAFFIC
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
             page = await browser.new_page(viewport=viewport or DESKTOP, color_scheme=scheme)  # type: ignore[arg-type]
@@ -67,7 +82,7 @@ async def opened(
 
 async def picture(page: Page, name: str) -> None:
     if PICTURES:
-        await page.screenshot(path=Path(PICTURES) / f"{name}.png")
+        await page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
 
 
 async def test_ten_thousand_services_are_searched_paged_and_looked_into() -> None:
@@ -75,7 +90,7 @@ async def test_ten_thousand_services_are_searched_paged_and_looked_into() -> Non
         rows = page.locator("#services tbody tr")
         await expect(rows).to_have_count(100, timeout=60_000)
         await expect(page.locator("#range")).to_have_text("1-100 of 10,001")
-        await expect(page.locator("#health")).to_contain_text("healthy, version")
+        await expect(page.locator("#health")).to_have_text("healthy")
         await picture(page, "list-light")
         # Names are text, whatever is in them.
         await page.get_by_label("Search").fill("markup/")
@@ -120,6 +135,25 @@ async def test_what_changes_and_what_differs_is_seen_without_a_reload() -> None:
         assert strange == []
 
 
+async def test_time_since_the_start_goes_on_while_nothing_else_changes() -> None:
+    async with opened(service()) as (page, _, _strange):
+        await expect(page.locator("#uptime")).to_contain_text("up ")
+        before = await page.locator("#uptime").inner_text()
+        await expect(page.locator("#uptime")).not_to_have_text(before, timeout=10_000)
+        await expect(page.locator("#health")).to_have_text("healthy")
+
+
+async def test_service_whose_address_another_one_has_says_so() -> None:
+    async with opened(*busy_node()) as (page, _, _strange):
+        row = page.locator("#services tbody tr", has_text="payments-production/rival")
+        await expect(row).to_contain_text("conflict")
+        await row.get_by_role("link").click()
+        await expect(page.locator("#detail")).to_contain_text("Another Service has some of its addresses.")
+        await expect(page.locator("#detail")).to_contain_text(
+            "external-ip; the older Service payments-production/checkout-"
+        )
+
+
 async def test_page_is_used_by_keyboard_alone() -> None:
     async with opened(service(), endpoint_slice(endpoint("10.244.0.1"))) as (page, _, _strange):
         await expect(page.locator("#services tbody tr")).to_have_count(1)
@@ -139,22 +173,80 @@ async def test_page_is_used_by_keyboard_alone() -> None:
         await expect(page.locator("table.endpoints tbody tr")).to_have_count(1)
 
 
-@pytest.mark.parametrize(("name", "viewport"), [("desktop", DESKTOP), ("phone", PHONE)])
+WEB_SLICE = endpoint_slice(
+    endpoint("10.244.1.17", node="worker-eu-central-1a-07f3"),
+    endpoint("10.244.2.4", node="worker-eu-central-1b-01c2"),
+    endpoint("10.244.2.200", node="worker-eu-central-1b-01c2", ready=False),
+    endpoint("10.244.3.9", node="node", ready=False, serving=True, terminating=True),
+)
+
+
+def with_external_ip(item: Service, address: str) -> Service:
+    return msgspec.structs.replace(item, spec=msgspec.structs.replace(item.spec, external_ips=[address]))
+
+
+def busy_node() -> Iterator[KubernetesObject]:
+    """A node in some trouble: conflicts, omissions, long names, no endpoints, two families."""
+    yield service("web", cluster_ips=["10.96.0.10", "fd00:10:96::a0b1:10"], families=["IPv4", "IPv6"])
+    yield WEB_SLICE
+    gateway = service(
+        "checkout-gateway-with-a-name-as-long-as-they-get",
+        namespace="payments-production",
+        cluster_ip="10.96.200.131",
+        kind="LoadBalancer",
+        ports=[
+            ServicePort(port=443, name="https", node_port=31443),
+            ServicePort(port=80, name="http", node_port=31080),
+        ],
+    )
+    status = ServiceStatus(LoadBalancerStatus([LoadBalancerIngress(ip="203.0.113.80")]))
+    yield msgspec.structs.replace(gateway, status=status)
+    yield endpoint_slice(
+        *(endpoint(f"10.244.9.{number}", node=f"worker-{number}") for number in range(1, 13)),
+        of=gateway.metadata.name,
+        namespace="payments-production",
+        ports=[EndpointPort("https", 8443), EndpointPort("http", 8080)],
+    )
+    rival = service("rival", namespace="payments-production", cluster_ip="10.96.200.132", age=-60)
+    yield with_external_ip(rival, "203.0.113.80")
+    yield with_external_ip(service("odd", namespace="legacy", cluster_ip="10.96.7.7"), "127.0.0.1")
+    for number in range(6):
+        yield service(f"service-{number}", namespace="shop", cluster_ip=f"10.96.44.{number}")
+        yield endpoint_slice(endpoint(f"10.244.7.{number + 1}"), of=f"service-{number}", namespace="shop")
+
+
+async def trouble(page: Page, rig: Rig) -> None:
+    """Let an endpoint drain, and repairs be made."""
+    rig.replace(WEB_SLICE, msgspec.structs.replace(WEB_SLICE, endpoints=list(WEB_SLICE.endpoints or ())[1:]))
+    rig.history.repaired("ipvs", ["10.96.0.10:80/TCP real server 10.244.2.4:8080", "10.96.44.1:80/TCP"])
+    rig.history.repaired("addresses", [f"10.96.44.{number}" for number in range(6)])
+    rig.history.repaired("rules", ["KUBE-SERVICES"])
+    await expect(page.locator("#repairs")).to_contain_text("rules: 1")
+    await expect(page.locator("#services tbody tr").first.locator("td").nth(4)).to_have_text("1")
+
+
+@pytest.mark.parametrize(("name", "viewport"), [("desktop", DESKTOP), ("narrow", NARROW), ("phone", PHONE)])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_nothing_is_cut_off_and_text_has_contrast(name: str, viewport: dict[str, int], scheme: str) -> None:
-    objects = [service(), endpoint_slice(endpoint("10.244.0.1", node="node-with-a-long-name"))]
-    async with opened(*objects, viewport=viewport, scheme=scheme) as (page, _, strange):
-        await expect(page.locator("#services tbody tr")).to_have_count(1)
+    async with opened(*busy_node(), viewport=viewport, scheme=scheme) as (page, rig, strange):
+        await expect(page.locator("#services tbody tr")).to_have_count(10)
+        await trouble(page, rig)
         for view in ("list", "service"):
             width = await page.evaluate("document.documentElement.scrollWidth")
             assert width <= viewport["width"], view
+            assert await page.evaluate(SCROLLED) == [], view
             low = await page.evaluate(CONTRAST)
             assert low == [], view
             await picture(page, f"{view}-{name}-{scheme}")
             await page.get_by_role("link", name="default/web").click() if view == "list" else None
-            await expect(page.locator("table.endpoints tbody tr")).to_have_count(1)
+            await expect(page.locator("table.endpoints").first).to_be_visible()
         assert strange == []
 
+
+#: The tables of which a part is out of sight.
+SCROLLED = """() => [...document.querySelectorAll(".scroll")]
+  .filter((region) => region.scrollWidth > region.clientWidth)
+  .map((region) => `${region.textContent.trim().slice(0, 40)}: ${region.scrollWidth} of ${region.clientWidth}`)"""
 
 #: The texts whose contrast with their background is below 4.5 (WCAG 2.2, 1.4.3), with the contrast.
 CONTRAST = """() => {

@@ -11,7 +11,7 @@ from ipvs_proxy.agent import reports
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.reports import Reports, watch_health_for_ever
+from ipvs_proxy.agent.reports import Reports, report_refused_health_check, watch_health_for_ever
 from ipvs_proxy.kube.events import Regarding
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.plan.tables import Family
@@ -55,3 +55,21 @@ def test_node_gets_an_event(healthy: bool, kind: str, reason: str, event: str) -
         (Regarding("Node", "", "node-b", ""), kind, reason),
     ]
     assert [entry["event"] for entry in logs] == [event, event]
+
+
+def test_refused_health_check_is_told_to_the_service_itself() -> None:
+    told: list[tuple[Regarding, dict[str, str]]] = []
+    error = OSError(98, "Address already in use")
+    service = ObjectMeta("web", "shop", uid="7")
+    with capture_logs() as logs:
+        report_refused_health_check(
+            lambda regarding, **fields: told.append((regarding, dict(fields))), service, 30999, error
+        )
+        report_refused_health_check(None, service, 30999, error)
+    ((regarding, fields),) = told
+    # kubectl describe asks for events of this UID.
+    assert regarding == Regarding("Service", "shop", "web", "7")
+    assert (fields["type"], fields["reason"]) == ("Warning", "FailedToStartServiceHealthcheck")
+    assert "30999" in fields["note"]
+    assert "already in use" in fields["note"]
+    assert [(entry["event"], entry["service"]) for entry in logs] == [("service_health_check_refused", "shop/web")] * 2

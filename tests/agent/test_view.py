@@ -32,6 +32,7 @@ class FakeIpvs:
         self.plane = plane
         self.reads: list[VirtualServerKey] = []
         self.fails = False
+        self.balanced = Balanced(Counters(7, 0, 0, 0, 0), Counters(2, 0, 0, 0, 0))
 
     def __call__(self) -> FakeIpvs:
         return self
@@ -43,10 +44,9 @@ class FakeIpvs:
         found = self.plane.kernel.virtual_servers.get(key)
         if found is None:
             return None
-        balanced = Balanced(Counters(7, 0, 0, 0, 0), Counters(2, 0, 0, 0, 0))
         listed = found.real_servers if real_servers else {}
-        activity = {key: Activity(one, Connections(1, 0, 0), balanced) for key, one in listed.items()}
-        return Observation(found, balanced, activity)
+        activity = {key: Activity(one, Connections(1, 0, 0), self.balanced) for key, one in listed.items()}
+        return Observation(found, self.balanced, activity)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -60,7 +60,7 @@ async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
         view = View(
             rig.controller,
             rig.programmer,
-            settings=lambda: effective({"hostname_override": "node"}),
+            settings=lambda: effective({"hostname_override": "node", "scheduler": "lc", "strict_arp": "true"}),
             families=tuple(Family),
             rules=dict,
             host_addresses=set,
@@ -124,6 +124,20 @@ async def test_kernel_is_read_only_for_what_is_shown() -> None:
         assert [key.port for key in ipvs.reads] == [80]
 
 
+async def test_services_stay_in_order_while_they_come_and_go() -> None:
+    async with shown(WEB, OTHER) as (url, rig, _):
+
+        async def listed() -> list[str]:
+            return [found["name"] for found in (await answer(f"{url}/state"))[1]["services"]]
+
+        assert await listed() == ["web", "other"]
+        first, last = service("a", cluster_ip="10.96.0.77"), service("z", cluster_ip="10.96.0.78")
+        rig.add(last, first)
+        assert await listed() == ["a", "web", "z", "other"]
+        rig.replace(OTHER, None)
+        assert await listed() == ["a", "web", "z"]
+
+
 async def test_one_service_is_shown_with_reasons() -> None:
     async with shown(WEB, WEB_SLICE) as (url, _, _):
         status, state = await answer(f"{url}/state/services/default/web")
@@ -138,6 +152,12 @@ async def test_one_service_is_shown_with_reasons() -> None:
             404,
             {"error": "there is no Service default/none"},
         )
+
+
+async def test_what_the_kernel_is_set_to_is_in_the_state() -> None:
+    async with shown() as (url, _, _):
+        _, state = await answer(f"{url}/state?limit=0")
+        assert (state["scheduler"], state["strictArp"]) == ("lc", True)
 
 
 async def test_changes_and_repairs_are_remembered() -> None:
@@ -213,7 +233,7 @@ async def test_pages_for_people_have_the_form_of_kubernetes() -> None:
         status = (await get(f"{url}/statusz"))[2]
         flags = (await get(f"{url}/flagz"))[2]
     assert "Paths: / /flagz /page.css /page.js /state /state/differences /state/route /statusz\n" in status
-    assert "\nipvs-scheduler=rr\n" in flags
+    assert "\nipvs-scheduler=lc\n" in flags
 
 
 def test_status_counts_its_hours() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from ipvs_proxy.commands import doctor
 from ipvs_proxy.commands.doctor import Finding, Level, findings_text, judge_agent, judge_host, judge_kernel
 from ipvs_proxy.kernel.checkup import Checkup
 from ipvs_proxy.kernel.processes import Process
@@ -49,7 +50,16 @@ def test_sound_node_has_only_good_findings() -> None:
         ({}, {"link_manager": "systemd-networkd"}, "problem", "link", "Unmanaged=yes"),
         ({}, {"twice": {"192.0.2.1": "eth0"}}, "problem", "addresses", "take the address off eth0"),
         ({}, {"announcers": ["speaker"], "arp_ignore": 0}, "problem", "ARP", "strictARP"),
-        ({}, {"forward_policies": {"IPv4": "DROP"}}, "warning", "firewall", "ACCEPT"),
+        (
+            {"sysctls": [Change("net/ipv4/conf/all/arp_ignore", "0", "1")], "agent": True},
+            {"announcers": ["speaker"], "arp_ignore": 0},
+            "problem",
+            "sysctl",
+            "sysctl -w net.ipv4.conf.all.arp_ignore=1",
+        ),
+        ({}, {"policies": {("IPv4", "FORWARD"): "DROP"}}, "warning", "firewall", "have the network plugin accept"),
+        ({}, {"policies": {("IPv6", "INPUT"): "DROP"}}, "warning", "firewall", "node ports in INPUT"),
+        ({}, {"firewalld": True}, "warning", "firewall", "--zone=trusted"),
         ({}, {"bridge_calls_iptables": 0}, "warning", "bridge", "bridge-nf-call-iptables=1"),
         ({}, {"conntrack_entries": 95, "conntrack_room": 100}, "problem", "conntrack", "maxPerCore"),
         ({}, {"local_ports": (1024, 65535)}, "warning", "ports", "ip_local_reserved_ports=30000-32767"),
@@ -70,7 +80,7 @@ def test_each_trouble_is_found_with_its_remedy(
     ("survey", "checkup"),
     [
         ({}, {"announcers": ["speaker"], "arp_ignore": 1}),
-        ({}, {"forward_policies": {"IPv4": "ACCEPT"}}),
+        ({}, {"policies": {("IPv4", "FORWARD"): "ACCEPT", ("IPv4", "INPUT"): "ACCEPT"}}),
         ({}, {"local_ports": (32768, 60999)}),
         ({}, {"bridge_calls_iptables": 1}),
         ({"kernel": "6.2", "schedulers": Counter(rr=20_000)}, {}),
@@ -94,6 +104,32 @@ def test_what_is_right_is_no_finding(survey: dict[str, Any], checkup: dict[str, 
 )
 def test_agent_is_judged_by_what_it_tells(survey: Survey, state: Any, levels: set[str]) -> None:
     assert {finding.level.value for finding in judge_agent(survey, state)} == levels
+
+
+@pytest.mark.parametrize(
+    ("state", "asked"),
+    [
+        ("no answer", {"scheduler": "rr", "strict_arp": False, "ports": ()}),
+        (
+            msgspec.structs.replace(NODE, scheduler="lc", strict_arp=True),
+            {"scheduler": "lc", "strict_arp": True, "ports": ()},
+        ),
+    ],
+)
+def test_node_is_looked_at_for_what_the_agent_is_set_to(
+    monkeypatch: pytest.MonkeyPatch, state: Any, asked: Any
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def survey(**arguments: Any) -> Survey:
+        seen.append(arguments)
+        return Survey(kernel="6.12", agent=True)
+
+    monkeypatch.setattr(doctor, "survey", survey)
+    monkeypatch.setattr(doctor, "check", lambda *_: Checkup())
+    monkeypatch.setattr(doctor, "_state", lambda _: state)
+    assert doctor.examine("127.0.0.1:10249")
+    assert seen == [asked]
 
 
 def test_worst_comes_first_within_80_columns() -> None:

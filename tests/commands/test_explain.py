@@ -65,7 +65,8 @@ def test_service_is_told_with_reasons_in_columns() -> None:
         "default/web (ClusterIP): NOT as it should be in the kernel\n"
         "  left out: service default/web port x: invalid-port\n"
         "\n"
-        "10.96.0.10:80/TCP  cluster-ip, rr, affinity 10800 s; 0 connections, 0/s, 0B/s in, 0B/s out\n"
+        "10.96.0.10:80/TCP  cluster-ip, rr, affinity 10800 s\n"
+        "  0 connections, 0/s, 0B/s in, 0B/s out\n"
         "  DIFFERS: 10.96.0.10:80/TCP lacks real server 10.244.0.4:8080\n"
         "  ENDPOINT         USE       REASON            WEIGHT  ACTIVE  INACTIVE  NODE\n"
         "  10.244.0.4:8080  missing   ready                  -       0         0  node-b\n"
@@ -74,6 +75,17 @@ def test_service_is_told_with_reasons_in_columns() -> None:
         "  10.244.0.9:8080  draining  no-longer-wanted       0       0         4\n"
         "\n"
         "missing in the kernel: 10.96.0.10,tcp:80 of KUBE-CLUSTER-IP (cluster-ip)\n"
+    )
+
+
+def test_virtual_server_of_an_older_service_is_told_with_its_owner_alone() -> None:
+    lost = VirtualServerState("203.0.113.80:80/TCP", "203.0.113.80", 80, "TCP", "external-ip", False, owner="ns/older")
+    state = ServiceState("ns", "rival", "ClusterIP", in_sync=False, virtual_servers=[lost])
+    assert service_text(state) == (
+        "ns/rival (ClusterIP): another Service has some of its addresses\n"
+        "\n"
+        "203.0.113.80:80/TCP  external-ip\n"
+        "  the older Service ns/older has it\n"
     )
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ipvs_proxy.commands.text import age, count, several, table
+from ipvs_proxy.commands.text import age, count, several, table, wrapped
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -14,6 +14,34 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def test_columns_are_aligned_and_lines_end_without_spaces() -> None:
     text = table(("NAME", "N"), [("a", "1"), ("longer", "100"), ("b", "")], right=("N",), indent=2)
     assert text == "  NAME      N\n  a         1\n  longer  100\n  b\n"
+
+
+HEADER = ("NAME", "PORTS", "RATE", "STATE")
+ROW = ("a-long-name-of-something", "80/TCP", "1.2k", "ok")
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (0, ["NAME                      PORTS   RATE  STATE", "a-long-name-of-something  80/TCP  1.2k  ok"]),
+        (45, ["NAME                      PORTS   RATE  STATE", "a-long-name-of-something  80/TCP  1.2k  ok"]),
+        (44, ["NAME                      RATE  STATE", "a-long-name-of-something  1.2k  ok"]),
+        (30, ["NAME               RATE  STATE", "a-long-name-of-s…  1.2k  ok"]),
+        (10, ["NAME        RATE  STATE", "a-long-na…  1.2k  ok"]),
+    ],
+)
+def test_table_that_is_too_wide_loses_what_can_be_spared_and_then_its_widest_column(
+    width: int, lines: list[str]
+) -> None:
+    assert table(HEADER, [ROW], right=("RATE",), spare=("PORTS",), width=width).splitlines() == lines
+
+
+def test_sentence_is_wrapped_beside_its_start() -> None:
+    assert (
+        wrapped("the client keeps its address", start="  1. ", width=20)
+        == "  1. the client\n     keeps its\n     address\n"
+    )
+    assert wrapped("the client keeps its address", start="  1. ", width=0) == "  1. the client keeps its address\n"
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ def test_facts_are_read_and_what_is_not_there_is_not_known(tmp_path: Path, monke
         proc__sys__net__ipv4__conf__all__arp_ignore="0\n",
         proc__sys__net__ipv4__ip_local_port_range="32768\t60999\n",
         proc__12__comm="speaker\n",
+        proc__13__comm="firewalld\n",
     )
     assert checkup.check(None, (), root=tmp_path) == checkup.Checkup(
         run_estimation=1,
@@ -39,6 +40,7 @@ def test_facts_are_read_and_what_is_not_there_is_not_known(tmp_path: Path, monke
         arp_ignore=0,
         local_ports=(32768, 60999),
         announcers=["speaker"],
+        firewalld=True,
     )
 
 
@@ -69,7 +71,7 @@ class Saved:
         return "*nat\n:FORWARD ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [1:2]\n:FORWARD DROP [3:4]\nCOMMIT\n"
 
 
-def test_policy_of_forwarding_is_that_of_the_filter_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_policies_are_those_of_the_filter_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkup, "_twice", dict)
     found = checkup.check(Saved(), [checkup.Family.IPV4], root=tmp_path)  # type: ignore[arg-type]
-    assert found.forward_policies == {"IPv4": "DROP"}
+    assert found.policies == {("IPv4", "INPUT"): "ACCEPT", ("IPv4", "FORWARD"): "DROP"}

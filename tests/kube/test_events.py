@@ -290,6 +290,7 @@ async def test_failure_that_stays_is_given_up_with_a_line() -> None:
         assert (line["event"], line["regarding"], line["note"]) == ("event_not_posted", "Service ns/lb", "cannot bind")
         assert "HTTP 500" in line["error"]
         assert "etcd is down" in line["error"]
+        assert it.events.dropped == 1
 
 
 async def test_server_that_is_not_there_is_tried_again() -> None:

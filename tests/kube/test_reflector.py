@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from ipvs_proxy.kube.objects import KubernetesObject
-from ipvs_proxy.kube.reflector import Timing, reflect
+from ipvs_proxy.kube.reflector import Interruption, Timing, reflect
 from ipvs_proxy.kube.resources import SERVICES
 from ipvs_proxy.kube.store import Change
 from tests.support.apiserver import Answer, ApiServer, PlainTransport, bookmark, line, page, service, status, stream
@@ -20,7 +20,7 @@ FAST = Timing(watch=300.0, inactivity=5.0, first_pause=0.01, longest_pause=0.05)
 
 
 class Recorder:
-    """A sink that keeps what is known by name, and every change."""
+    """A sink that keeps what is known by name, and every change; and an observer that counts."""
 
     def __init__(self) -> None:
         self.known: dict[str, KubernetesObject] = {}
@@ -28,6 +28,8 @@ class Recorder:
         self.batches: list[int] = []
         self.faults: list[str] = []
         self.synced_kinds: list[str] = []
+        self.words = 0
+        self.causes: list[Interruption] = []
 
     def changed(self, changes: Sequence[Change]) -> None:
         self.batches.append(len(changes))
@@ -45,6 +47,14 @@ class Recorder:
     def skipped(self, kind: str, key: str, error: str) -> None:
         assert error
         self.faults.append(f"{kind} {key}")
+
+    def heard(self, kind: str) -> None:
+        assert kind == "Service"
+        self.words += 1
+
+    def interrupted(self, kind: str, cause: Interruption) -> None:
+        assert kind == "Service"
+        self.causes.append(cause)
 
 
 class Running:
@@ -73,7 +83,9 @@ async def reflecting(*script: Answer, timing: Timing = FAST) -> AsyncIterator[Ru
 
     await server.start()
     transport = PlainTransport(server)
-    task = asyncio.create_task(reflect(SERVICES, transport, sink, timing=timing, jitter=lambda: 0.5, sleep=sleep))
+    task = asyncio.create_task(
+        reflect(SERVICES, transport, sink, timing=timing, jitter=lambda: 0.5, sleep=sleep, observer=sink)
+    )
     try:
         yield Running(server, sink, transport, pauses)
         assert not task.done(), task.exception()
@@ -237,3 +249,35 @@ async def test_watches_that_end_at_once_do_not_spin() -> None:
         await running.until(lambda: len(running.watches()) >= 6)
         assert len(running.pauses) >= 5
         assert running.pauses[-1] > running.pauses[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (GONE_EVENT, Interruption.EXPIRED),
+        (status(410), Interruption.EXPIRED),
+        (status(401), Interruption.REFUSED),
+        (status(503), Interruption.REFUSED),
+        (QUIET, Interruption.SILENT),
+        (stream(b"<html>sorry</html>\n"), Interruption.MALFORMED),
+    ],
+    ids=["410 event", "410", "401", "503", "silence", "garbage"],
+)
+async def test_interruption_is_told_with_its_cause(fault: Answer, cause: Interruption) -> None:
+    script = (REFUSED_STREAMING, page(), fault, page(version="50"), QUIET)
+    async with reflecting(*script, timing=FAST._replace(inactivity=0.3)) as running:
+        await running.until(lambda: running.sink.causes)
+        assert running.sink.causes == [cause]
+
+
+async def test_streaming_list_that_ends_too_early_is_no_silence() -> None:
+    async with reflecting(stream(*INITIAL[:2]), stream(*INITIAL, hang=True)) as running:
+        await running.until(lambda: running.sink.synced_kinds)
+        assert running.sink.causes == [Interruption.BROKEN]
+
+
+async def test_bookmarks_are_heard_and_an_ordinary_end_is_no_interruption() -> None:
+    async with reflecting(REFUSED_STREAMING, page(), stream(bookmark("17")), QUIET) as running:
+        await running.until(lambda: running.watches() == ["10", "17"])
+        assert running.sink.words == 2  # the list, and the bookmark
+        assert running.sink.causes == []

@@ -75,7 +75,7 @@ def running_agent(
     command = [
         *prefix,
         *(*program, "--manifests", str(manifests), "--hostname-override", "node"),
-        *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", "--v", "0", *flags),
+        *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", *flags),
     ]
     with net.inside("node"):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -14,6 +14,7 @@ from tests.ring.topology import ADDRESSES, FAMILIES, Topology, exchange, servers
 
 VIPS = {"IPv4": "10.96.0.60", "IPv6": "fd00:10:96::60"}
 PODS = ("pod1", "pod2")
+VERBOSITY = "KubeProxyConfiguration.logging.verbosity"
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16,fd00:10:244::/56\n"
 
 
@@ -61,5 +62,10 @@ def test_changed_file_reaches_the_kernel_and_a_broken_one_does_not(tmp_path: Pat
         config.write_text(HEAD + "ipvs: {scheduler: wrr}\niptables: {masqueradeBit: 15}\n")
         assert agent.wait_for("restart_needed")["changed"] == ["KubeProxyConfiguration.iptables.masqueradeBit"]
         eventually(lambda: schedulers(net) == {"wrr"})
+        # Debug events from now on: the end of a drain that cuts nothing is one.
+        config.write_text(HEAD + "ipvs: {scheduler: wrr}\nlogging: {verbosity: 4}\n")
+        eventually(lambda: agent.named("configuration_applied")[-1]["changed"] == [VERBOSITY])
+        manifests.write(objects, "slices", *manifests.slices("web", endpoints[:-1]))
+        assert agent.wait_for("drained")["level"] == "debug"
         assert exchange(client)[0] == before, "the connection from before all changes"
         agent.stop()

@@ -28,6 +28,14 @@ def scrape(net: Topology) -> dict[str, int]:
     return found
 
 
+def scrape_endpoints(net: Topology) -> dict[str, int]:
+    """Give the connections of each endpoint."""
+    with net.inside("node"), urllib.request.urlopen("http://127.0.0.1:10249/metrics") as response:
+        text = response.read().decode()
+    pattern = r'^ipvs_proxy_endpoint_connections_total\{.*endpoint="([^"]+)"\} (\d+)$'
+    return {endpoint: int(value) for endpoint, value in re.findall(pattern, text, re.MULTILINE)}
+
+
 def counted(net: Topology) -> dict[str, int]:
     """Give the same as ipvsadm prints it, both families together."""
     sums = [0] * 5
@@ -35,6 +43,12 @@ def counted(net: Topology) -> dict[str, int]:
         if line.startswith("TCP"):
             sums = [one + int(other) for one, other in zip(sums, line.split()[2:7], strict=True)]
     return dict(zip(("connections", "packets in", "packets out", "bytes in", "bytes out"), sums, strict=True))
+
+
+def counted_endpoints(net: Topology) -> dict[str, int]:
+    """Give the same as ipvsadm prints it."""
+    lines = net.run("node", "ipvsadm", "-Ln", "--stats", "--exact").splitlines()
+    return {line.split()[1]: int(line.split()[2]) for line in lines if line.split()[0] == "->" and "Remote" not in line}
 
 
 def test_exposed_traffic_of_a_service_is_what_ipvsadm_counts(tmp_path: Path) -> None:
@@ -45,7 +59,7 @@ def test_exposed_traffic_of_a_service_is_what_ipvsadm_counts(tmp_path: Path) -> 
     with (
         topology() as net,
         servers(net, PODS, TARGET_PORTS),
-        running_agent(net, tmp_path, "--service-metrics=all") as agent,
+        running_agent(net, tmp_path, "--service-metrics=endpoints") as agent,
     ):
         assert set(scrape(net).values()) == {0}
         for family in FAMILIES:
@@ -54,10 +68,13 @@ def test_exposed_traffic_of_a_service_is_what_ipvsadm_counts(tmp_path: Path) -> 
 
         def agree() -> bool:
             exposed, witness = scrape(net), counted(net)
-            return exposed == witness and exposed["connections"] == 6
+            return (
+                exposed == witness and exposed["connections"] == 6 and scrape_endpoints(net) == counted_endpoints(net)
+            )
 
         # The kernel brings its counters up to date every two seconds.
         time.sleep(2.0)
         eventually(agree)
         assert all(value > 6 for name, value in scrape(net).items() if name != "connections")
+        assert sum(scrape_endpoints(net).values()) == 6
         agent.stop()

@@ -72,6 +72,32 @@ def test_service_is_in_sync_only_if_the_kernel_has_all_of_it() -> None:
     assert [found.member for found in without_address.members if not found.in_kernel] == ["10.96.0.10"]
 
 
+def test_nothing_of_the_kernel_is_told_of_a_virtual_server_that_an_older_service_has() -> None:
+    web, older = service(), service("older", age=60)
+    fragment, desired = planned(web, endpoint_slice(endpoint("10.244.0.1")))
+    winner = plan_service(older, [endpoint_slice(endpoint("10.244.0.3"), of="older")], Context("node"), Marks())
+    desired.replace(winner.name, winner)
+    entries: dict[str, set[SetEntry]] = {}
+    for name, entry in desired.entries:
+        entries.setdefault(name, set()).add(entry)
+    state = service_state(
+        web,
+        fragment,
+        desired=desired,
+        actual=KernelTables(addresses={VIP.address}, entries=entries),
+        observed={
+            VIP: Observation(VirtualServer(VIP, "rr"), QUIET._replace(total=Counters(9, 9, 9, 9, 9)), in_kernel(gone=1))
+        },
+        nodes={},
+    )
+    (server,) = state.virtual_servers
+    assert (server.owner, server.in_kernel, server.total) == ("default/older", False, Traffic())
+    assert server.differences == ["it belongs to the older Service default/older"]
+    assert [(found.address, found.weight) for found in server.endpoints] == [("10.244.0.1:8080", None)]
+    assert not state.in_sync
+    assert all(member.in_kernel for member in state.members)
+
+
 def test_every_difference_of_a_virtual_server_is_told_and_a_drain_is_none() -> None:
     desired = VirtualServer(VIP, "rr", real_servers={POD1: ACTIVE, POD2: ACTIVE})
     found = VirtualServer(VIP, "lc", real_servers={POD1: DRAINING, GONE: DRAINING, real("10.244.0.9"): ACTIVE})

@@ -18,7 +18,7 @@ BEGIN, END = "<!-- begin: table -->\n", "<!-- end: table -->\n"
 #: What a field of our own may hold, for the schema: by the name of its kind.
 _PATTERNS: dict[str, dict[str, Any]] = {
     "DURATION": {"type": "string", "pattern": r"^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)?$"},
-    "off|all": {"type": "string", "enum": ["off", "all"]},
+    "off|all|endpoints": {"type": "string", "enum": ["off", "all", "endpoints"]},
     "kube-proxy": {"type": "string", "enum": ["", "kube-proxy"]},
 }
 

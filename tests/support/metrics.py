@@ -5,6 +5,7 @@ python -m tests.support.metrics     writes the document anew
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from prometheus_client import Metric
@@ -12,24 +13,48 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.reload import Outcome
+from ipvs_proxy.agent.settings_values import ServiceMetrics
 from ipvs_proxy.agent.traffic import ServiceTraffic
-from ipvs_proxy.kernel.ipvs import Counters
+from ipvs_proxy.kernel.ipvs import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kube.reflector import Interruption
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.tables import Family, Verb
-from tests.support.objects import service
+from ipvs_proxy.plan.tables import Family, Verb, VirtualServer, VirtualServerKey
+from tests.support.objects import endpoint, endpoint_slice, service
 
 DOCUMENT = Path(__file__).parents[2] / "docs/metrics.md"
 BEGIN, END = "<!-- begin: tables -->\n", "<!-- end: tables -->\n"
 #: Labels that come with the format, not from us.
 _FORMAT = {"le", "quantile"}
+_SOME = Balanced(Counters(1, 1, 1, 1, 1), Counters(1, 1, 1, 1, 1))
 _GROUPS = {
     "kubeproxy_": "As kube-proxy's",
-    "ipvs_proxy_service_": "Traffic of Services (`--service-metrics=all`)",
+    "ipvs_proxy_service_": "Traffic of Services (`--service-metrics=all` and `endpoints`)",
+    "ipvs_proxy_endpoint": "Traffic of the busiest endpoints (`--service-metrics=endpoints`)",
     "ipvs_proxy_": "Our own",
 }
+
+
+class Balancing:
+    """A kernel that has what is desired, each virtual and real server with a little traffic."""
+
+    def __init__(self, virtual_servers: Mapping[VirtualServerKey, VirtualServer]) -> None:
+        self._virtual_servers = virtual_servers
+
+    def read_counters(self) -> dict[VirtualServerKey, Counters]:
+        return dict.fromkeys(self._virtual_servers, _SOME.total)
+
+    def observe(self, key: VirtualServerKey) -> Observation:
+        server = self._virtual_servers[key]
+        found = {
+            real: Activity(settings, Connections(1, 0, 0), _SOME) for real, settings in server.real_servers.items()
+        }
+        return Observation(server, _SOME, found)
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def exposed() -> str:
@@ -56,10 +81,16 @@ def exposed() -> str:
         for code in (200, 503):
             metrics.health_answered(path, code)
     metrics.configuration_read(Outcome.APPLIED)
+    metrics.heard("Service")
+    metrics.interrupted("Service", Interruption.SILENT)
+    for state in ("serving", "draining"):
+        metrics.watch("real_servers", lambda: 1, state=state)
     desired = DesiredTables()
-    desired.replace(ServiceName("ns", "web"), plan_service(service("web"), [], Context("node"), Marks()))
-    counters = dict.fromkeys(desired.virtual_servers, Counters(1, 1, 1, 1, 1))
-    metrics.service_traffic = ServiceTraffic(desired, lambda: counters, enabled=True).expose
+    endpoints = [endpoint_slice(endpoint("10.244.0.1"))]
+    desired.replace(ServiceName("ns", "web"), plan_service(service("web"), endpoints, Context("node"), Marks()))
+    metrics.service_traffic = ServiceTraffic(
+        desired, lambda: Balancing(desired.virtual_servers), detail=ServiceMetrics.ENDPOINTS
+    ).expose
     return metrics.render("")[0].decode()
 
 

@@ -43,7 +43,7 @@ function row(cells) {
 }
 
 function stateOf(service) {
-  if (!service.inSync) return ["differs", "bad"];
+  if (!service.inSync) return service.differences.every((text) => text.includes(" belongs to ")) ? ["conflict", "warn"] : ["differs", "bad"];
   if (!service.virtualServers) return [service.omissions.length ? service.omissions[0].reason : "not served", "faint"];
   if (!service.endpoints) return ["no endpoint", "warn"];
   return service.omissions.length ? ["left out", "warn"] : ["ok", "good"];
@@ -58,17 +58,17 @@ function serviceRow(service) {
   return row([
     [name, "", `#/${encodeURIComponent(service.namespace)}/${encodeURIComponent(service.name)}`],
     [more(service.addresses), "wide"], [more(service.ports), "wide"],
-    [String(service.endpoints), "number"], [service.draining ? String(service.draining) : "", "number"],
-    [short(rate.connections), "number"], [short(rate.bytesIn), "number"], [short(rate.bytesOut), "number"],
+    [String(service.endpoints), "number"], [service.draining ? String(service.draining) : "", "number middle"],
+    [short(rate.connections), "number"], [short(rate.bytesIn), "number middle"], [short(rate.bytesOut), "number middle"],
     [word, colour],
   ]);
 }
 
 function happening(item, now) {
   const took = item.milliseconds === null || item.milliseconds === undefined ? "" : ` in ${item.milliseconds} ms`;
-  const what = item.what === "programmed" ? `${item.count} writes${took}` : `${item.what}: ${item.count}`;
+  const what = item.what === "programmed" ? `${item.count} ${item.count === 1 ? "write" : "writes"}${took}` : `${item.what}: ${item.count}`;
   const made = element("li");
-  made.append(element("span", `${ago(item.time, now)} ago · ${what} · `, "faint"), item.objects.join(", "));
+  made.append(element("span", `${ago(item.time, now)} ago · ${what} · `, "faint"), item.objects.join(", ") + (item.count > item.objects.length && item.what !== "programmed" ? ", …" : ""));
   return made;
 }
 
@@ -77,17 +77,22 @@ function list(id, items, now) {
   byId(id).replaceChildren(...(found.length ? found : [element("li", "none", "faint")]));
 }
 
+// Said aloud when it changes, not with every look.
+function tell(text, colour) {
+  const line = byId("health");
+  line.className = colour;
+  if (line.textContent !== text) line.textContent = text;
+}
+
 function showNode(state) {
   byId("node").textContent = state.node;
   document.title = `${state.node} - ipvs-proxy`;
   const [text, colour] = !state.programmed ? ["starting", "warn"] : state.healthy ? ["healthy", "good"] : ["changes wait: not healthy", "bad"];
-  const health = `${text}, version ${state.version}, up ${ago(state.started, state.now)}`;
-  const line = byId("health");
-  // Said aloud only when it changes, not with every look.
-  if (line.dataset.state !== text) { line.dataset.state = text; line.className = colour; line.textContent = health; }
+  tell(text, colour);
+  byId("uptime").textContent = `, version ${state.version}, up ${ago(state.started, state.now)}`;
   const counts = [
     ["Services", state.serviceCount], ["virtual servers", state.virtualServers], ["real servers", state.realServers],
-    ["draining", state.draining], ["conflicts", state.conflicts], ["refused, tried again", state.waiting],
+    ["draining", state.draining], ["conflicts", state.conflicts], ["refused", state.waiting],
     ["of others", state.foreignVirtualServers.length],
   ];
   byId("counts").replaceChildren(...counts.map(([name, number]) => {
@@ -125,7 +130,7 @@ function endpointsTable(server) {
   table.append(element("caption", `Endpoints of ${server.name}`, "faint"));
   const head = element("tr");
   for (const [name, classes] of [["Endpoint", ""], ["Use", ""], ["Reason", ""], ["Weight", "number wide"], ["Active", "number"],
-    ["Inactive", "number wide"], ["Conn/s", "number"], ["In/s", "number wide"], ["Out/s", "number wide"], ["Node", "wide"]]) {
+    ["Inactive", "number wide"], ["Conn/s", "number middle"], ["In/s", "number wide"], ["Out/s", "number wide"], ["Node", "wide"]]) {
     const cell = element("th", name, classes);
     cell.scope = "col";
     head.append(cell);
@@ -136,9 +141,9 @@ function endpointsTable(server) {
     const rate = endpoint.perSecond;
     const [word, colour] = useOf(endpoint);
     body.append(row([
-      [endpoint.address], [word, colour], [endpoint.reason || "no longer wanted"],
+      [endpoint.address], [word, colour], [endpoint.reason || "no longer wanted", "words"],
       [endpoint.weight === null ? "-" : String(endpoint.weight), "number wide"], [String(endpoint.activeConnections), "number"],
-      [String(endpoint.inactiveConnections), "number wide"], [short(rate.connections), "number"],
+      [String(endpoint.inactiveConnections), "number wide"], [short(rate.connections), "number middle"],
       [short(rate.bytesIn), "number wide"], [short(rate.bytesOut), "number wide"],
       [endpoint.node + (endpoint.local ? " (here)" : ""), "wide"],
     ]));
@@ -146,13 +151,23 @@ function endpointsTable(server) {
   return table;
 }
 
+function verdict(state) {
+  if (state.inSync) return ["The kernel is as it should be.", "good"];
+  const kept = state.members.every((member) => member.inKernel) && state.virtualServers.every((server) => server.owner || !server.differences.length);
+  return kept ? ["Another Service has some of its addresses.", "warn"] : ["The kernel is NOT as it should be.", "bad"];
+}
+
 function showService(state) {
   const title = `${state.namespace}/${state.name} (${state.type})`;
   if (byId("detail-title").textContent !== title) byId("detail-title").textContent = title;
-  const parts = [element("p", state.inSync ? "The kernel is as it should be." : "The kernel is NOT as it should be.", state.inSync ? "good" : "bad")];
+  const parts = [element("p", ...verdict(state))];
   for (const omission of state.omissions) parts.push(element("p", `Left out: ${omission.where}: ${omission.reason}`, "warn"));
   for (const server of state.virtualServers) {
     parts.push(element("h3", server.name));
+    if (server.owner) {
+      parts.push(element("p", `${server.reason}; the older Service ${server.owner} has it`, "warn"));
+      continue;
+    }
     const rate = server.perSecond;
     parts.push(element("p", `${server.reason}, ${server.scheduler}${server.affinitySeconds ? `, affinity ${server.affinitySeconds} s` : ""}; ` +
       `${server.total.connections.toLocaleString("en")} connections, ${short(rate.connections)}/s, ${short(rate.bytesIn)}B/s in, ${short(rate.bytesOut)}B/s out` +
@@ -197,10 +212,8 @@ async function look() {
     if (service) showService(answers[1]); else showList(answers[0]);
   } catch (error) {
     if (turn !== view.asked) return;
-    const line = byId("health");
-    line.dataset.state = "lost";
-    line.className = "bad";
-    line.textContent = `no answer: ${error.message}`;
+    tell(`no answer: ${error.message}`, "bad");
+    byId("uptime").textContent = "";
   }
   if (!document.hidden) view.timer = setTimeout(look, INTERVAL);
 }

@@ -1,0 +1,40 @@
+"""Those who look are answered one after the other, beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from ipvs_proxy.agent.readers import read
+
+
+async def test_readers_are_answered_one_after_the_other_while_the_loop_goes_on() -> None:
+    at_work: list[int] = []
+
+    def work(number: int, *, seconds: float) -> tuple[int, int]:
+        at_work.append(number)
+        time.sleep(seconds)
+        together = len(at_work)
+        at_work.remove(number)
+        assert threading.current_thread() is not threading.main_thread()
+        return number, together
+
+    tasks = [asyncio.create_task(read(work, number, seconds=0.05)) for number in range(5)]
+    turns = 0
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0.005)
+        turns += 1
+    assert [task.result() for task in tasks] == [(number, 1) for number in range(5)]
+    assert turns >= 5
+
+
+async def test_fault_of_one_reader_reaches_that_one_alone() -> None:
+    def fail() -> None:
+        raise OSError("no")
+
+    with pytest.raises(OSError, match="no"):
+        await read(fail)
+    assert await read(len, [1]) == 1
