@@ -93,7 +93,7 @@ function showNode(state) {
   const counts = [
     ["Services", state.serviceCount], ["virtual servers", state.virtualServers], ["real servers", state.realServers],
     ["draining", state.draining], ["conflicts", state.conflicts], ["refused", state.waiting],
-    ["of others", state.foreignVirtualServers.length],
+    ["foreign", state.foreignVirtualServers.length],
   ];
   byId("counts").replaceChildren(...counts.map(([name, number]) => {
     const made = element("div");
