@@ -178,9 +178,8 @@ class Rig:
         )
         self.drains = Drains(deadline=0, finished=lambda _: None, node_of=self.controller.node_of)
         watch_writes(self.programmer, self.drains)
-        self.programmer.on_write(
-            StaleFlows(lambda: self.programmer.desired.virtual_servers, cleaned=lambda *_: None).observe
-        )
+        flows = StaleFlows(lambda: self.programmer.desired.virtual_servers, cleaned=lambda *_: None)
+        self.programmer.on_write(lambda touched: flows.observe(touched.virtual_servers))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -109,7 +109,7 @@ class Agent:
             cleaned=self._metrics.cleaned,
             also_allowed=self.programmer.desired.internal,
         )
-        self.programmer.on_write(self._flows.observe)
+        self.programmer.on_write(lambda touched: self._flows.observe(touched.virtual_servers))
         # A socket of its own: the audit reads beside the writes.
         reader = Ipvs()
         self._audit = Audit(

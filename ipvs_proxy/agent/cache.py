@@ -11,15 +11,15 @@ from datetime import datetime
 from typing import NamedTuple
 
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
-from ipvs_proxy.plan.endpoints import Readings
 from ipvs_proxy.plan.fragment import ServiceName
+from ipvs_proxy.plan.memory import Memory
 from ipvs_proxy.plan.services import SERVICE_NAME
 
 #: Annotation of the EndpointSlice controller: when the change happened that led to this version (RFC 3339).
 LAST_CHANGE_TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
 
 
-#: What is read of so many slices is kept: 200 bytes an endpoint, so that one slice's change does not cost them all.
+#: What is read of so many slices is kept, about 400 bytes an endpoint: one slice's change does not cost them all.
 MANY_SLICES = 3
 
 
@@ -38,7 +38,7 @@ class Cache:
         self.services: dict[ServiceName, Service] = {}
         self.node: Node | None = None
         self._slices: dict[ServiceName, dict[str, EndpointSlice]] = {}
-        self._readings: dict[ServiceName, Readings] = {}
+        self._memories: dict[ServiceName, Memory] = {}
 
     def slices(self, name: ServiceName) -> Iterable[EndpointSlice]:
         """Give the EndpointSlices of a Service."""
@@ -48,12 +48,12 @@ class Cache:
         """Tell whether a Service has an EndpointSlice."""
         return name in self._slices
 
-    def readings(self, name: ServiceName) -> Readings | None:
-        """Give the place for what is read of a Service's slices; ``None`` for one with few of them, as most have."""
+    def memory(self, name: ServiceName) -> Memory | None:
+        """Give the place for what is remembered of a Service; ``None`` for one with few slices, as most have."""
         if len(self._slices.get(name, ())) < MANY_SLICES:
-            self._readings.pop(name, None)
+            self._memories.pop(name, None)
             return None
-        return self._readings.setdefault(name, Readings())
+        return self._memories.setdefault(name, Memory())
 
     def change(self, old: KubernetesObject | None, new: KubernetesObject | None) -> Effect:
         """Take in one change (``old`` is ``None`` for an added object, ``new`` for a deleted one)."""
@@ -83,7 +83,7 @@ class Cache:
             known.pop(old.metadata.name, None)
             if not known:
                 self._slices.pop(before, None)
-                self._readings.pop(before, None)
+                self._memories.pop(before, None)
         if new is not None and after is not None:
             concerned.add(after)
             self._slices.setdefault(after, {})[new.metadata.name] = new

@@ -126,7 +126,7 @@ class Controller:
     def explain(self, service: Service) -> Fragment:
         """Plan a Service once more, for somebody who wants to know the reasons; nothing changes."""
         name = ServiceName(service.metadata.namespace, service.metadata.name)
-        return plan_service(service, self.cache.slices(name), self._context, self._marks, self.cache.readings(name))
+        return plan_service(service, self.cache.slices(name), self._context, self._marks, self.cache.memory(name))
 
     def omissions_of(self, name: ServiceName) -> Sequence[Omission]:
         """Give what the plan leaves out of a Service."""
@@ -346,7 +346,7 @@ class Controller:
                 self._marks.keep(name, ())
             else:
                 fragment = plan_service(
-                    service, self.cache.slices(name), self._context, self._marks, self.cache.readings(name)
+                    service, self.cache.slices(name), self._context, self._marks, self.cache.memory(name)
                 )
         except Exception:
             # Planning is meant never to fail. Should it do so, this Service stays as it is and no other is harmed.

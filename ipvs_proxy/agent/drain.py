@@ -24,6 +24,7 @@ from typing import Protocol
 import structlog
 
 from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import ACTIVE, RealServerKey, VirtualServer, VirtualServerKey
 
 log = structlog.get_logger(__name__)
@@ -100,15 +101,21 @@ class Drains:
         return list(self._drains)
 
     def observe(
-        self, key: VirtualServerKey, desired: VirtualServer | None, actual: VirtualServer | None, now: float
+        self,
+        key: VirtualServerKey,
+        desired: VirtualServer | None,
+        actual: VirtualServer | None,
+        now: float,
+        only: Collection[RealServerKey] | None = None,
     ) -> None:
-        """Look at a virtual server after a write: drains begin, and others end."""
+        """Look at a virtual server after a write, ``only`` at these real servers if others cannot have changed."""
         self._note_deadline(key, desired, actual)
         before = self._drains.pop(key, {})
         after: dict[RealServerKey, _Drain] = {}
         present = {} if actual is None else actual.real_servers
         # Most are ACTIVE, the very object: looking at the others only matters to Services with 50,000.
-        for server in [server for server, settings in present.items() if settings is not ACTIVE]:
+        looked_at = present if only is None else before.keys() | (present.keys() & only)
+        for server in [server for server in looked_at if present.get(server, ACTIVE) is not ACTIVE]:
             if present[server].weight or (desired is not None and server in desired.real_servers):
                 continue
             drain = before.get(server)
@@ -177,10 +184,10 @@ class Drains:
 def watch_writes(programmer: Programmer, drains: Drains, clock: Callable[[], float] = time.monotonic) -> None:
     """Have every write of the programmer observed."""
 
-    def observe(keys: set[VirtualServerKey]) -> None:
+    def observe(touched: Touched) -> None:
         desired, actual, now = programmer.desired.virtual_servers, programmer.actual.virtual_servers, clock()
-        for key in keys:
-            drains.observe(key, desired.get(key), actual.get(key), now)
+        for key in touched.virtual_servers:
+            drains.observe(key, desired.get(key), actual.get(key), now, touched.only.get(key))
 
     programmer.on_write(observe)
 

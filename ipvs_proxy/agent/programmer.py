@@ -105,10 +105,10 @@ class Programmer:
         self._lock = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self._retry_soon = asyncio.Event()
-        self._watchers: list[Callable[[set[VirtualServerKey]], None]] = []
+        self._watchers: list[Callable[[Touched], None]] = []
 
-    def on_write(self, watcher: Callable[[set[VirtualServerKey]], None]) -> None:
-        """Have ``watcher`` called with the keys of virtual servers after each round that touched them."""
+    def on_write(self, watcher: Callable[[Touched], None]) -> None:
+        """Have ``watcher`` called after each round that touched virtual servers."""
         self._watchers.append(watcher)
 
     def kernel_writes(self) -> int:
@@ -234,6 +234,9 @@ class Programmer:
 
     async def _program(self, touched: Touched) -> list[Operation]:
         self._adopt(touched)
+        # Of what failed before, more may differ than what changed now.
+        for key in [key for key in touched.only if key in self.retries]:
+            del touched.only[key]
         return await self._carry_out(difference(self.desired, self.actual, touched), touched)
 
     def _adopt(self, touched: Touched) -> None:
@@ -241,6 +244,7 @@ class Programmer:
         if self.foreign:
             for key in touched.virtual_servers & self.foreign.keys() & self.desired.virtual_servers.keys():
                 self.actual.virtual_servers[key] = self.foreign.pop(key)
+                touched.only.pop(key, None)
 
     async def _carry_out(self, operations: list[Operation], touched: Touched) -> list[Operation]:
         failures: list[Failure] = []
@@ -265,7 +269,7 @@ class Programmer:
             await self._note_failures(failures, failing)
         if touched.virtual_servers:
             for watcher in self._watchers:
-                watcher(touched.virtual_servers)
+                watcher(touched)
         return succeeded
 
     async def _note_failures(self, failures: list[Failure], failing: Touched) -> None:

@@ -30,6 +30,9 @@ class RetryQueue:
     def __len__(self) -> int:
         return len(self._attempts)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._attempts
+
     def failed(self, touched: Touched, now: float) -> float:
         """Note failures at ``now`` (seconds of a monotonic clock); give the longest delay until one is tried again."""
         longest = 0.0

@@ -27,17 +27,28 @@ Member = tuple[str, SetEntry]
 
 @dataclass(slots=True)
 class Touched:
-    """Keys of table objects that may have to change, whatever the change is."""
+    """Keys of table objects that may have to change, whatever the change is.
+
+    ``only`` has, for virtual servers of which it is known, the real servers that may have to.
+    """
 
     virtual_servers: set[VirtualServerKey] = field(default_factory=set)
     addresses: set[bytes] = field(default_factory=set)
     entries: set[tuple[str, SetEntry]] = field(default_factory=set)
+    only: dict[VirtualServerKey, frozenset[RealServerKey]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.virtual_servers or self.addresses or self.entries)
 
     def add(self, other: Touched) -> None:
         """Take in the keys of another one."""
+        if self.only or other.only:
+            for key in other.virtual_servers & self.virtual_servers:
+                mine, theirs = self.only.pop(key, None), other.only.get(key)
+                if mine is not None and theirs is not None:
+                    self.only[key] = mine | theirs
+            for key in other.only.keys() - self.virtual_servers:
+                self.only[key] = other.only[key]
         self.virtual_servers |= other.virtual_servers
         self.addresses |= other.addresses
         self.entries |= other.entries
@@ -112,13 +123,17 @@ class DesiredTables:
         _count(self.entries, before.entries, after.entries, touched.entries)
         same_claim = before.claim == after.claim
         for key in before.virtual_servers.keys() | after.virtual_servers.keys():
-            same = same_claim and before.virtual_servers.get(key) == after.virtual_servers.get(key)
+            only = _differing(before, after, key, fragment)
+            same = same_claim and _same(before.virtual_servers.get(key), after.virtual_servers.get(key), only)
             if same and before.members.get(key) == after.members.get(key):
                 continue
             counted = self._members(key, name, before)
             if not same:
+                owner = self.owners.get(key)
                 self._settle(key, name, claims=key in after.virtual_servers)
                 touched.virtual_servers.add(key)
+                if only is not None and owner == name == self.owners[key]:
+                    touched.only[key] = only
             _count(self.entries, counted, self._members(key, name, after), touched.entries)
         return touched
 
@@ -172,6 +187,27 @@ class DesiredTables:
         self.virtual_servers[key] = self._held[winner].virtual_servers[key]
         if len(claimants) > 1:
             self._contested[key] = claimants
+
+
+def _differing(
+    before: _Held, after: _Held, key: VirtualServerKey, fragment: Fragment | None
+) -> frozenset[RealServerKey] | None:
+    """Give all real servers in which a virtual server may differ from before; ``None`` if that is not known."""
+    old, new = before.virtual_servers.get(key), after.virtual_servers.get(key)
+    if old is None or new is None or fragment is None:
+        return None
+    differing = fragment.choices[key].differing(old.real_servers)
+    return None if differing is None else differing | (old.lingering ^ new.lingering)
+
+
+def _same(old: VirtualServer | None, new: VirtualServer | None, only: frozenset[RealServerKey] | None) -> bool:
+    if old is None or new is None or only is None:
+        return old == new
+    return not only and (old.settings, old.internal, old.drain_timeout) == (
+        new.settings,
+        new.internal,
+        new.drain_timeout,
+    )
 
 
 def _count(counter: Counter[T], before: AbstractSet[T], after: AbstractSet[T], touched: set[T]) -> None:

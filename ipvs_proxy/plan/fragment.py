@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from ipvs_proxy.plan.endpoints import Choices, Omission
+from ipvs_proxy.plan.choices import Choices
+from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family, SetEntry, VirtualServer, VirtualServerKey
 

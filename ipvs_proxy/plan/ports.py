@@ -7,14 +7,17 @@ IPVS mode, except where a policy of ``Local`` meets clients of both kinds: see `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from ipvs_proxy.kube.objects import Service, ServicePort
 from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.endpoints import PROTOCOLS, Choices, Endpoints, Omission, PortKey, choose_cluster, choose_local
+from ipvs_proxy.plan.choices import Choices, choose_cluster, choose_local
+from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey, State
 from ipvs_proxy.plan.exposures import Exposures, contains
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks, mark_key
+from ipvs_proxy.plan.memory import Memory, PortMemory
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import (
     PERSISTENT,
@@ -42,6 +45,7 @@ class FamilyPlan:
         *,
         marks: Marks,
         marked: set[PortKey],
+        memory: Memory | None,
         drain_timeout: float | None,
     ) -> None:
         self.family = family
@@ -49,6 +53,7 @@ class FamilyPlan:
         self.marks = marks
         self.fragment = fragment
         self.marked = marked
+        self.memory = memory
         self.drain_timeout = drain_timeout
         self._names = sets.names(family)
 
@@ -70,22 +75,25 @@ class FamilyPlan:
 class _Chosen:
     """The endpoints of a port that each traffic policy chooses."""
 
-    def __init__(self, endpoints: Endpoints, context: Context) -> None:
+    def __init__(self, endpoints: Endpoints, context: Context, memory: PortMemory | None) -> None:
         self._endpoints = endpoints
         self._context = context
+        self._memory = memory
 
     @cached_property
     def cluster(self) -> Choices:
-        return choose_cluster(self._endpoints, node_name=self._context.node_name, zone=self._context.zone)
+        context = self._context
+        return choose_cluster(self._endpoints, node_name=context.node_name, zone=context.zone, memory=self._memory)
 
     @cached_property
     def local(self) -> Choices:
-        return choose_local(self._endpoints)
+        return choose_local(self._endpoints, memory=self._memory)
 
     @property
     def has_any(self) -> bool:
         """Whether any endpoint, here or elsewhere, could be used."""
-        return any(state.ready or state.fallback for state in self._endpoints.values())
+        states: Iterable[State] = self._endpoints.values() if self._memory is None else self._memory.states
+        return any(state.ready or state.fallback for state in states)
 
 
 def plan_port(
@@ -106,7 +114,8 @@ def plan_port(
             Omission(f"service {fragment.name} port {port.name or port.port}", Reason.DUPLICATE_PORT)
         )
         return
-    chosen = _Chosen(endpoints, context)
+    memory = None if plan.memory is None else plan.memory.port(plan.family, PortKey(port.name, protocol))
+    chosen = _Chosen(endpoints, context, memory)
     outside = _outside(port, protocol, exposures, context, plan.family)
     settings = _settings(service, port, context, fragment)
 

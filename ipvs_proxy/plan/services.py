@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
 from ipvs_proxy.plan.durations import duration
-from ipvs_proxy.plan.endpoints import PROTOCOLS, Gathered, Omission, PortKey, Readings, gather
+from ipvs_proxy.plan.endpoints import PROTOCOLS, Gathered, Omission, PortKey, gather
 from ipvs_proxy.plan.exposures import expose
 from ipvs_proxy.plan.fragment import YOUNGEST, Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.memory import Memory
 from ipvs_proxy.plan.ports import FamilyPlan, plan_port
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family
@@ -34,12 +35,12 @@ def plan_service(
     slices: Iterable[EndpointSlice],
     context: Context,
     marks: Marks,
-    readings: Readings | None = None,
+    memory: Memory | None = None,
 ) -> Fragment:
     """Compute the fragment of a Service. Never fails: what cannot be planned is an omission with its reason.
 
     Nothing is remembered but in ``marks``, which holds the marks of this Service as long as it needs them, and in
-    ``readings``, which a Service with many slices can have.
+    ``memory``, which a Service with many slices can have.
     """
     name = ServiceName(service.metadata.namespace, service.metadata.name)
     skipped = _skip_reason(service)
@@ -48,8 +49,6 @@ def plan_service(
         return Fragment(name, omissions=[Omission(f"service {name}", skipped)])
     fragment = Fragment(name, created=_created(service))
     pieces = list(slices)
-    if readings is not None:
-        readings.keep({piece.metadata.name for piece in pieces})
     marked: set[PortKey] = set()
     drain_timeout = _drain_timeout(service, fragment)
     for family in context.families:
@@ -61,9 +60,15 @@ def plan_service(
         else:
             _plan_family(
                 service,
-                gather(pieces, family, context.node_name, readings),
+                (gather if memory is None else memory.gather)(pieces, family, context.node_name),
                 address,
-                FamilyPlan(family, context, fragment, marks=marks, marked=marked, drain_timeout=drain_timeout),
+                FamilyPlan(
+                    *(family, context, fragment),
+                    marks=marks,
+                    marked=marked,
+                    memory=memory,
+                    drain_timeout=drain_timeout,
+                ),
             )
     marks.keep(name, marked)
     # What is wrong in both families, such as a slice of no known address type, is told once.

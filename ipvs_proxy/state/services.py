@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 
 from ipvs_proxy.kernel.ipvs import Activity, Balanced, Counters, Observation
 from ipvs_proxy.kube.objects import Service
+from ipvs_proxy.plan.choices import Choice
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import KernelTables
-from ipvs_proxy.plan.endpoints import Choice, Omission
+from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
 from ipvs_proxy.plan.tables import (

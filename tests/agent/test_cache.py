@@ -59,19 +59,19 @@ def test_trigger_time_is_read_from_the_annotation(text: str, moment: datetime | 
     assert Cache().change(None, msgspec.structs.replace(piece, metadata=metadata)).triggered == moment
 
 
-def test_what_is_read_is_kept_for_services_with_many_slices_only() -> None:
+def test_what_is_read_is_remembered_for_services_with_many_slices_only() -> None:
     cache = Cache()
     name = ServiceName("default", "web")
     slices = [endpoint_slice(name=f"web-{number}") for number in range(MANY_SLICES)]
     for piece in slices[:-1]:
         cache.change(None, piece)
-    assert cache.readings(name) is None
+    assert cache.memory(name) is None
     cache.change(None, slices[-1])
-    kept = cache.readings(name)
+    kept = cache.memory(name)
     assert kept is not None
-    assert cache.readings(name) is kept
+    assert cache.memory(name) is kept
     for piece in slices:
         cache.change(piece, None)
     for piece in slices:
         cache.change(None, piece)
-    assert cache.readings(name) is not kept
+    assert cache.memory(name) is not kept

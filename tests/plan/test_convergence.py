@@ -22,6 +22,7 @@ from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, everything, remains_of, touch
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.memory import Memory
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.sets import INTERNAL, set_name
@@ -126,6 +127,7 @@ class Convergence(RuleBasedStateMachine):
         self.kernel = FakeKernel()
         self.mirror = KernelTables()
         self.marks = Marks()
+        self.memories: dict[ServiceName, Memory] = {}
         self.trusted = True
         self.pending = Touched()
         #: Bit n: the n-th operation of the next round is refused.
@@ -186,6 +188,12 @@ class Convergence(RuleBasedStateMachine):
     def refuse_some_of_the_next(self, mask: int) -> None:
         self.refusals = mask
 
+    @precondition(lambda self: self.services)
+    @rule(data=st.data())
+    def explain(self, data: st.DataObject) -> None:
+        """Plan once more for somebody who asks: nothing changes."""
+        self.plan(data.draw(st.sampled_from(sorted(self.services))))
+
     # What the agent does by itself.
 
     @precondition(lambda self: bool(self.pending))
@@ -213,7 +221,7 @@ class Convergence(RuleBasedStateMachine):
         """Start anew with nothing but the objects and what the kernel holds."""
         was_settled = self.trusted and not self.pending
         self.refusals = 0
-        self.desired, self.marks = DesiredTables(), Marks()
+        self.desired, self.marks, self.memories = DesiredTables(), Marks(), {}
         for family in Family:
             self.marks.restore(self.kernel.sets[set_name(INTERNAL, family)])
         for name in order:
@@ -278,7 +286,9 @@ class Convergence(RuleBasedStateMachine):
     # The path of a change.
 
     def plan(self, name: ServiceName) -> Fragment:
-        return plan_service(self.services[name], self.slices[name].values(), HERE, self.marks)
+        """Plan with what is remembered of earlier plans, as for Services with many slices."""
+        memory = self.memories.setdefault(name, Memory())
+        return plan_service(self.services[name], self.slices[name].values(), HERE, self.marks, memory)
 
     def follow(self, name: ServiceName) -> None:
         """Plan one Service anew and bring the kernel to it; nothing of another Service may change."""
@@ -290,6 +300,8 @@ class Convergence(RuleBasedStateMachine):
         claimed = {key for one in (held, self.fragments.get(name)) if one for key in one.virtual_servers}
         settled = not self.pending
         touched = self.desired.replace(name, self.fragments.get(name))
+        for key in touched.only.keys() & self.pending.virtual_servers:
+            del touched.only[key]
         before = len(self.kernel.log)
         self.run_round(touched, from_converged=self.trusted and settled)
         for operation, _ in self.kernel.log[before:]:
@@ -398,7 +410,8 @@ class Convergence(RuleBasedStateMachine):
         self.check_converged()
 
     def expected(self) -> Expected:
-        return union([self.plan(name) for name in self.services])
+        plans = [plan_service(one, self.slices[name].values(), HERE, self.marks) for name, one in self.services.items()]
+        return union(plans)
 
     def check_converged(self) -> None:
         expected, kernel, leaving = self.expected(), self.kernel, self.mirror.leaving

@@ -1,4 +1,4 @@
-"""Which endpoints get connections, case by case. The tables follow the behaviour that all kube-proxy modes share."""
+"""What is read of EndpointSlices, and how they are merged."""
 
 from __future__ import annotations
 
@@ -8,272 +8,24 @@ from hypothesis import strategies as st
 
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice
-from ipvs_proxy.plan import endpoints as endpoints_module
-from ipvs_proxy.plan.endpoints import (
-    Choices,
-    Endpoints,
-    Gathered,
-    Omission,
-    PortKey,
-    Readings,
-    State,
-    choose_cluster,
-    choose_local,
-    gather,
-    read_slice,
-)
+from ipvs_proxy.plan.endpoints import Gathered, Omission, PortKey
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family, Protocol
-from tests.support.objects import endpoint, endpoint_slice, real
-
-NODE, OTHER = "node-a", "node-b"
-ZONE = "zone-a"
-HTTP = PortKey("http", Protocol.TCP)
-
-GONE = {"ready": False, "serving": False, "terminating": True}
-DRAINING = {"ready": False, "serving": True, "terminating": True}
-UNREADY = {"ready": False, "serving": False, "terminating": False}
-
-
-def gathered(*pieces: EndpointSlice, family: Family = Family.IPV4, node: str = NODE) -> Gathered:
-    return gather(pieces, family, node)
-
-
-def only(*endpoints: SliceEndpoint) -> Endpoints:
-    """The endpoints of one slice, as the choice sees them."""
-    return gathered(endpoint_slice(*endpoints)).endpoints.get(HTTP, {})
-
-
-def the_state(*pieces: EndpointSlice) -> State:
-    """The state of the only endpoint."""
-    (state,) = gathered(*pieces).endpoints[HTTP].values()
-    return state
-
-
-def used(choices: Choices) -> str:
-    """The last octets of the endpoints in use: ``"1 3"``."""
-    shown = [choice.key for choice in choices if choice.used]
-    assert shown == sorted(choices.real_servers)
-    return " ".join(str(key.address[-1]) for key in shown)
-
-
-def reasons(choices: Choices) -> list[Reason]:
-    return [choice.reason for choice in choices]
-
-
-def near(number: int, **more: object) -> SliceEndpoint:
-    return endpoint(f"10.0.0.{number}", node=NODE, **more)  # type: ignore[arg-type]
-
-
-def far(number: int, **more: object) -> SliceEndpoint:
-    return endpoint(f"10.0.0.{number}", node=OTHER, **more)  # type: ignore[arg-type]
-
-
-# Categories: the cases of the upstream table, each with the cluster list and the local list of node-a in zone-a.
-
-CASES = {
-    "hints on all endpoints filter by zone, and never the local list": (
-        [near(1, zones=["zone-a"]), far(2, zones=["zone-b"]), near(3, zones=["zone-b"]), far(4, zones=["zone-a"])],
-        "1 4",
-        "1 3",
-    ),
-    "nobody names this zone: no filtering": ([far(1, zones=["zone-b"]), near(2, zones=["zone-c"])], "1 2", "2"),
-    "hints are judged on ready endpoints only: an unready one without hints does not disable them": (
-        [near(1, zones=["zone-a"]), far(2, zones=["zone-b"]), far(3, **UNREADY)],
-        "1",
-        "1",
-    ),
-    "only unready endpoints in this zone: no filtering": (
-        [near(1, zones=["zone-a"], **UNREADY), far(2, zones=["zone-b"]), far(3, zones=["zone-c"])],
-        "2 3",
-        "",
-    ),
-    "one ready endpoint without hints disables the filter": (
-        [near(1, zones=["zone-a"]), far(2, zones=["zone-b"]), far(3)],
-        "1 2 3",
-        "1",
-    ),
-    "an empty list of zones is no hint": ([near(1, zones=["zone-a"]), far(2, zones=[])], "1 2", "1"),
-    "several zones per endpoint": (
-        [near(1, zones=["zone-a", "zone-b"]), far(2, zones=["zone-b", "zone-c"]), far(3, zones=["zone-b", "zone-a"])],
-        "1 3",
-        "1",
-    ),
-    "node hints win over zone hints": (
-        [
-            near(1, nodes=[NODE], zones=["zone-a"]),
-            far(2, nodes=[OTHER], zones=["zone-a"]),
-            far(3, nodes=[OTHER], zones=["zone-b"]),
-        ],
-        "1",
-        "1",
-    ),
-    "an endpoint may be hinted to a node that it is not on": (
-        [far(1, nodes=[NODE]), near(2, nodes=[OTHER]), far(3, nodes=[OTHER, NODE])],
-        "1 3",
-        "2",
-    ),
-    "node hints are ignored if some have none, zone hints apply": (
-        [near(1, nodes=[NODE], zones=["zone-a"]), far(2, zones=["zone-a"]), far(3, nodes=[OTHER], zones=["zone-b"])],
-        "1 2",
-        "1",
-    ),
-    "node hints that do not name this node fall back to zone hints": (
-        [far(1, nodes=[OTHER], zones=["zone-a"]), far(2, nodes=["node-c"], zones=["zone-b"])],
-        "1",
-        "",
-    ),
-    "node hints alone that do not name this node: no filtering": (
-        [far(1, nodes=[OTHER]), far(2, nodes=["node-c"])],
-        "1 2",
-        "",
-    ),
-    "local and cluster lists are independent": (
-        [near(1, zones=["zone-b"]), far(2, zones=["zone-a"]), far(3, zones=["zone-b"])],
-        "2",
-        "1",
-    ),
-    "no endpoints": ([], "", ""),
-    "all remote": ([far(1), far(2)], "1 2", ""),
-    "all local": ([near(1), near(2)], "1 2", "1 2"),
-    "some local": ([near(1), far(2)], "1 2", "1"),
-    "none ready": ([near(1, **UNREADY), far(2, **UNREADY)], "", ""),
-    "some ready": ([near(1, **UNREADY), far(2)], "2", ""),
-    "all serving and terminating": ([near(1, **DRAINING), far(2, **DRAINING)], "1 2", "1"),
-    "all remote and terminating": ([far(1, **DRAINING), far(2, **DRAINING)], "1 2", ""),
-    "terminating ones are left alone while one is ready": ([near(1, **DRAINING), far(2)], "2", "1"),
-    "the fallbacks are independent: local has a ready one, the rest is terminating": (
-        [near(1), near(2, **DRAINING), far(3, **DRAINING)],
-        "1",
-        "1",
-    ),
-    "the fallback takes only endpoints that serve": ([near(1, **GONE), far(2, **DRAINING), far(3, **UNREADY)], "2", ""),
-    "the fallback ignores hints": (
-        [near(1, zones=["zone-b"], **DRAINING), far(2, zones=["zone-a"], **DRAINING), far(3, nodes=[NODE], **DRAINING)],
-        "1 2 3",
-        "1",
-    ),
-    "not ready but serving and not terminating is never used": (
-        [near(1, ready=False, serving=True, terminating=False), far(2, ready=False, serving=True)],
-        "",
-        "",
-    ),
-    "a single endpoint that is neither ready nor serving": ([near(1, **GONE)], "", ""),
-    "ready while terminating (publishNotReadyAddresses) is ready": (
-        [near(1, ready=True, serving=True, terminating=True), far(2, ready=True, terminating=True)],
-        "1 2",
-        "1",
-    ),
-}
-
-
-@pytest.mark.parametrize(("endpoints", "cluster", "local"), CASES.values(), ids=CASES)
-def test_categories(endpoints: list[SliceEndpoint], cluster: str, local: str) -> None:
-    found = only(*endpoints)
-    assert used(choose_cluster(found, node_name=NODE, zone=ZONE)) == cluster
-    assert used(choose_local(found)) == local
-
-
-@pytest.mark.parametrize("zone", ["", "zone-z"], ids=["node without a zone", "zone that no hint names"])
-def test_zone_hints_do_not_apply_to_a_node_outside_them(zone: str) -> None:
-    found = only(near(1, zones=["zone-a"]), far(2, zones=["zone-b"]), far(3, zones=[""]))
-    assert used(choose_cluster(found, node_name=NODE, zone=zone)) == "1 2 3"
-
-
-def test_a_node_without_a_name_matches_no_hint_and_no_endpoint() -> None:
-    found = gathered(endpoint_slice(endpoint("10.0.0.1", node="", nodes=[""]), far(2, nodes=[OTHER])), node="")
-    assert used(choose_cluster(found.endpoints[HTTP], node_name="", zone="")) == "1 2"
-    assert used(choose_local(found.endpoints[HTTP])) == ""
-
-
-# Reasons.
-
-
-def test_reasons_under_a_zone_filter() -> None:
-    found = only(
-        near(1, zones=["zone-a"]),
-        far(2, zones=["zone-b"]),
-        far(3, **UNREADY),
-        far(4, **DRAINING),
-        far(5, **GONE),
-    )
-    assert reasons(choose_cluster(found, node_name=NODE, zone=ZONE)) == [
-        Reason.READY,
-        Reason.OTHER_ZONE,
-        Reason.NOT_READY,
-        Reason.TERMINATING,
-        Reason.TERMINATING,
-    ]
-
-
-def test_reasons_under_a_node_filter() -> None:
-    found = only(near(1, nodes=[NODE]), far(2, nodes=[OTHER]))
-    assert reasons(choose_cluster(found, node_name=NODE, zone=ZONE)) == [Reason.READY, Reason.OTHER_NODE]
-
-
-def test_reasons_of_the_local_list() -> None:
-    found = only(near(1), near(2, **UNREADY), near(3, **DRAINING), far(4), far(5, **DRAINING))
-    assert reasons(choose_local(found)) == [
-        Reason.READY,
-        Reason.NOT_READY,
-        Reason.TERMINATING,
-        Reason.NOT_LOCAL,
-        Reason.NOT_LOCAL,
-    ]
-
-
-def test_reasons_of_the_fallback() -> None:
-    found = only(near(1, **DRAINING), near(2, **GONE), near(3, **UNREADY), far(4, **DRAINING))
-    assert reasons(choose_cluster(found, node_name=NODE, zone=ZONE)) == [
-        Reason.TERMINATING_FALLBACK,
-        Reason.TERMINATING,
-        Reason.NOT_READY,
-        Reason.TERMINATING_FALLBACK,
-    ]
-    assert reasons(choose_local(found)) == [
-        Reason.TERMINATING_FALLBACK,
-        Reason.TERMINATING,
-        Reason.NOT_READY,
-        Reason.NOT_LOCAL,
-    ]
-
-
-IN = {Reason.READY, Reason.TERMINATING_FALLBACK}
-some_endpoints = st.lists(
-    st.builds(
-        endpoint,
-        st.integers(1, 40).map("10.0.0.{}".format),
-        ready=st.sampled_from([None, True, False]),
-        serving=st.sampled_from([None, True, False]),
-        terminating=st.sampled_from([None, True, False]),
-        node=st.sampled_from([None, NODE, OTHER]),
-        zones=st.none() | st.lists(st.sampled_from(["zone-a", "zone-b"]), max_size=2),
-        nodes=st.none() | st.lists(st.sampled_from([NODE, OTHER]), max_size=2),
-    ),
-    max_size=12,
+from tests.support.endpoints import (
+    DRAINING,
+    GONE,
+    HTTP,
+    NODE,
+    OTHER,
+    UNREADY,
+    far,
+    gathered,
+    near,
+    only,
+    some_endpoints,
+    the_state,
 )
-
-
-@settings(deadline=None)
-@given(some_endpoints)
-def test_every_endpoint_has_one_decision_with_a_reason_that_agrees(endpoints: list[SliceEndpoint]) -> None:
-    found = only(*endpoints)
-    cluster, local = choose_cluster(found, node_name=NODE, zone=ZONE), choose_local(found)
-    for choices in (cluster, local):
-        assert [(choice.key, choice.state) for choice in choices] == sorted(found.items(), key=lambda item: item[0])
-        assert all(choice.used == (choice.reason in IN) for choice in choices)
-        # Ready and terminating endpoints are never mixed, and those that do neither serve nor end are never used.
-        assert len({choice.reason for choice in choices if choice.used}) <= 1
-        assert all(choice.state.ready or choice.state.fallback for choice in choices if choice.used)
-        assert choices.any_used == any(choice.used for choice in choices)
-        assert choices.lingering == {choice.key for choice in choices if choice.state.fallback and not choice.used}
-    assert all(choice.state.local for choice in local if choice.used)
-    # If there is any usable endpoint at all, the cluster list is not empty.
-    usable = any(state.ready or state.fallback for state in found.values())
-    assert usable == any(choice.used for choice in cluster)
-
-
-# Conditions.
+from tests.support.objects import endpoint, endpoint_slice, real
 
 
 @pytest.mark.parametrize(("given_", "expected"), [(None, True), (True, True), (False, False)])
@@ -308,13 +60,13 @@ def test_local_is_exactly_the_own_node(node: str | None, local: bool) -> None:
 # Merging slices.
 
 
-def test_slices_are_merged_and_sorted_by_address_and_port() -> None:
+def test_slices_are_merged_by_address_and_port() -> None:
     found = gathered(
         endpoint_slice(endpoint("10.0.0.9"), endpoint("10.0.0.10"), name="web-2"),
         endpoint_slice(endpoint("10.0.0.2"), name="web-1"),
         endpoint_slice(endpoint("10.0.0.2"), name="web-3", ports=[EndpointPort("http", 8081)]),
     )
-    assert [choice.key for choice in choose_cluster(found.endpoints[HTTP], node_name=NODE, zone=ZONE)] == [
+    assert sorted(found.endpoints[HTTP]) == [
         real("10.0.0.2"),
         real("10.0.0.2", 8081),
         real("10.0.0.9"),
@@ -452,33 +204,6 @@ def test_an_endpoint_is_terminating_only_if_all_its_duplicates_are(endpoints: li
     for key, state in only(*endpoints).items():
         twins = [twin for twin in endpoints if real(twin.addresses[0]) == key]
         assert state.terminating == all(twin.conditions.terminating for twin in twins)
-
-
-# Readings.
-
-
-def test_a_slice_that_is_the_same_object_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = endpoint_slice(near(1), name="web-1"), endpoint_slice(near(2), name="web-2")
-    changed = endpoint_slice(near(2), near(3), name="web-2")
-    rounds = [(one, two), (one, two), (one, changed), (one, changed)]
-    expected = [gathered(*pieces) for pieces in rounds]
-    read: list[EndpointSlice] = []
-    monkeypatch.setattr(
-        endpoints_module, "read_slice", lambda piece, *facts: (read.append(piece), read_slice(piece, *facts))[1]
-    )
-    readings = Readings()
-    assert [gather(pieces, Family.IPV4, NODE, readings) for pieces in rounds] == expected
-    assert read == [one, two, changed]
-
-
-def test_readings_of_slices_that_are_gone_are_forgotten() -> None:
-    readings = Readings()
-    one = endpoint_slice(near(1), name="web-1")
-    first = readings.read(one, Family.IPV4, NODE)
-    readings.keep({"web-1"})
-    assert readings.read(one, Family.IPV4, NODE) is first
-    readings.keep({"web-2"})
-    assert readings.read(one, Family.IPV4, NODE) is not first
 
 
 def test_endpoints_of_one_state_share_it() -> None:
