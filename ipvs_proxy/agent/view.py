@@ -8,11 +8,13 @@ its copies of tables in one step each.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from ipvs_proxy import __version__
 from ipvs_proxy.agent.controller import Controller
+from ipvs_proxy.agent.drain import Drains
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.programmer import Programmer
@@ -25,7 +27,7 @@ from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.difference import KernelTables, difference
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.tables import Family, VirtualServer, VirtualServerKey, family_of, text_of
-from ipvs_proxy.state.changes import change_of
+from ipvs_proxy.state.changes import change_of, name_of
 from ipvs_proxy.state.documents import ChangeState, Differences, NodeState, RouteState, ServiceState
 from ipvs_proxy.state.route import trace
 from ipvs_proxy.state.services import service_state, summarize
@@ -34,7 +36,7 @@ from ipvs_proxy.state.services import service_state, summarize
 RATED = 256
 #: So many Services are listed unless somebody asks for more.
 LIMIT = 100
-#: So many foreign virtual servers are named.
+#: So many foreign virtual servers, drains and refused objects are named.
 _NAMED = 100
 
 
@@ -51,7 +53,7 @@ class View:
         rules: Callable[[], Mapping[Family, RuleSettings]],
         host_addresses: Callable[[], Collection[bytes]],
         health: HealthTracker,
-        drains: Callable[[], int],
+        drains: Drains,
         history: History,
         open_tables: Callable[[], Dataplane],
         open_ipvs: Callable[[], Ipvs] = Ipvs,
@@ -175,7 +177,7 @@ class View:
             healthy=self._health.healthy(),
             virtual_servers=len(servers),
             real_servers=sum(len(server.real_servers) for server in servers.values()),
-            draining=self._drains(),
+            draining=len(self._drains),
             addresses=len(actual.addresses),
             conflicts=len(desired.conflicts()),
             waiting=len(self._programmer.retries),
@@ -196,6 +198,8 @@ class View:
             ],
             changes=list(self._history.changes.copy()),
             repairs=list(self._history.repairs.copy()),
+            drains=self._drains.states(self._drains.virtual_servers(), time.monotonic(), _NAMED),
+            refused=list(map(name_of, self._programmer.retries.waiting(_NAMED))),
         )
 
     def _balanced(self, names: Iterable[ServiceName]) -> dict[VirtualServerKey, Balanced]:
@@ -210,6 +214,7 @@ class View:
             desired=self._programmer.desired,
             actual=self._programmer.actual,
             observed=self._observe(fragment.virtual_servers, real_servers=True),
+            drains=self._drains.states(fragment.virtual_servers, time.monotonic(), _NAMED),
             nodes={
                 endpoint.addresses[0]: endpoint.node_name
                 for piece in slices

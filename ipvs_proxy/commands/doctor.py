@@ -245,7 +245,8 @@ def judge_agent(found: Survey, state: NodeState | str) -> Iterator[Finding]:
     if not state.healthy:
         yield Finding(Level.PROBLEM, "agent", "is not healthy: changes wait for two sync periods", "look at its log")
     if state.waiting:
-        text = f"the kernel refuses {several(state.waiting, 'object')}, which are tried again"
+        named = ", ".join(state.refused[:3])
+        text = f"the kernel refuses {several(state.waiting, 'object')}, tried again and again: {named}"
         yield Finding(Level.PROBLEM, "agent", text, "its log has the kernel's answers (operation_failed)")
     if state.conflicts:
         text = f"{several(state.conflicts, 'virtual server')} claimed by more than one Service: the oldest has it"

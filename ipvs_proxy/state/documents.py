@@ -89,6 +89,20 @@ class MemberState(Document, frozen=True):
     in_kernel: bool
 
 
+class DrainState(Document, frozen=True):
+    """A real server that gets no new connections and goes when it has none, or in ``seconds_left``.
+
+    ``seconds_left`` is ``None`` if there is no deadline (the endpoint still serves, or none is set), ``connections`` if
+    they have not been counted yet.
+    """
+
+    virtual_server: str
+    real_server: str
+    seconds: float
+    seconds_left: float | None = None
+    connections: int | None = None
+
+
 class ServiceState(Document, frozen=True):
     """One Service: all that it asks for, with reasons, beside what the kernel has."""
 
@@ -99,6 +113,7 @@ class ServiceState(Document, frozen=True):
     virtual_servers: list[VirtualServerState] = []
     members: list[MemberState] = []
     omissions: list[OmissionState] = []
+    drains: list[DrainState] = []
 
 
 class ServiceSummary(Document, frozen=True):
@@ -149,20 +164,25 @@ class RouteState(Document, frozen=True):
 
 
 class Happening(Document, frozen=True):
-    """A change that was programmed, or a repair: when, what, and how many objects it was about."""
+    """A change that was programmed, or a repair: when, what, and how many writes or findings it was.
+
+    ``objects`` are the first of ``total`` that it was about: Services of a change, findings of a repair.
+    """
 
     time: datetime
     what: str
     count: int
     objects: list[str] = []
     milliseconds: float | None = None
+    total: int = 0
 
 
 class NodeState(Document, frozen=True):
     """The agent on this node, and the Services that the question was about.
 
     ``services`` are those from ``offset`` on, at most ``limit``, of ``matching`` that the search found.
-    ``waiting`` are objects that the kernel refused and that are tried again.
+    ``waiting`` objects were refused by the kernel and are tried again; ``refused`` names some of them. ``drains`` are
+    some of those under way, the oldest first.
     """
 
     version: str
@@ -186,3 +206,5 @@ class NodeState(Document, frozen=True):
     services: list[ServiceSummary]
     changes: list[Happening] = []
     repairs: list[Happening] = []
+    drains: list[DrainState] = []
+    refused: list[str] = []

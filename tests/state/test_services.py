@@ -44,6 +44,7 @@ def state_of(observation: Observation | None, actual: KernelTables | None = None
         actual=actual or KernelTables(),
         observed={VIP: observation},
         nodes={"10.244.0.1": "node-a"},
+        drains=[],
     )
 
 
