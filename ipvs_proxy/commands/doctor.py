@@ -163,6 +163,15 @@ def judge_host(found: Survey, facts: Checkup) -> Iterator[Finding]:
             f"{' and '.join(facts.announcers)} announces addresses, and this node answers ARP for all of kube-ipvs0",
             "set ipvs.strictARP: true",
         )
+    for family, rules in facts.ahead.items():
+        more = f" and {len(rules) - 1} more" if len(rules) > 1 else ""
+        yield Finding(
+            Level.WARNING,
+            "firewall",
+            f"the {family} chain INPUT accepts before it comes to our rules: {rules[0]}{more}; such ports of this node "
+            "are open at every address on kube-ipvs0",
+            "append such rules instead of inserting them (iptables -A, not -I)",
+        )
     for family, policy in facts.forward_policies.items():
         if policy == "DROP":
             yield Finding(

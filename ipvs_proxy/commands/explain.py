@@ -119,9 +119,9 @@ def _busy(endpoint: EndpointState) -> bool:
 
 def _virtual_server_text(server: VirtualServerState) -> str:
     affinity = f", affinity {server.affinity_seconds} s" if server.affinity_seconds else ""
-    rate = server.per_second
+    rate, connections = server.per_second, several(server.total.connections, "connection")
     text = (
-        f"{server.name}  {server.reason}, {server.scheduler}{affinity}; {server.total.connections:,} connections, "
+        f"{server.name}  {server.reason}, {server.scheduler}{affinity}; {connections}, "
         f"{count(rate.connections)}/s, {count(rate.bytes_in)}B/s in, {count(rate.bytes_out)}B/s out\n"
     )
     if server.internal:

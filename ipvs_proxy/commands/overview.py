@@ -26,7 +26,7 @@ def status_text(state: NodeState) -> str:
             "kernel",
             f"{several(state.virtual_servers, 'virtual server')}, {several(state.real_servers, 'real server')}",
         ),
-        ("", f"{several(state.draining, 'drain')}, {state.addresses:,} addresses on kube-ipvs0"),
+        ("", f"{several(state.draining, 'drain')}, {several(state.addresses, 'address', 'es')} on kube-ipvs0"),
     ]
     if state.waiting:
         refused = _first(state.refused, state.waiting)

@@ -38,9 +38,9 @@ def count(number: float) -> str:
     return digits + _UNITS[unit]
 
 
-def several(number: int, noun: str) -> str:
+def several(number: int, noun: str, plural: str = "s") -> str:
     """Write a number with its noun: ``1 Service``, ``3 Services``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def age(then: datetime, now: datetime) -> str:

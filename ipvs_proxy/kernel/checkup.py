@@ -18,11 +18,14 @@ from ipvs_proxy.kernel import processes
 from ipvs_proxy.kernel.addresses import LINK
 from ipvs_proxy.kernel.host_addresses import HostAddresses
 from ipvs_proxy.kernel.iptables import Iptables
+from ipvs_proxy.kernel.iptables_render import IPVS_FILTER
 from ipvs_proxy.plan.tables import Family, text_of
 
 ROOT: Final = Path("/")
 #: Programs that announce addresses of load balancers by ARP, by the names of their processes.
 ANNOUNCERS: Final = ("speaker", "kube-vip")
+#: What is not about new connections to a port: answers, the node's own connections, ICMP.
+_HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icmp|icmpv6) ")
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
 
 
@@ -31,7 +34,8 @@ class Checkup:
     """The facts.
 
     ``forward_policies`` are those of the chain FORWARD by family label; ``twice`` are the addresses that both our link
-    and another one have, with the other's name.
+    and another one have, with the other's name; ``ahead`` are rules by family label that accept new connections in
+    front of ours, which shut the ports of virtual addresses that are no Service's.
     """
 
     run_estimation: int | None = None
@@ -45,6 +49,7 @@ class Checkup:
     announcers: list[str] = field(default_factory=list)
     forward_policies: dict[str, str] = field(default_factory=dict)
     twice: dict[str, str] = field(default_factory=dict)
+    ahead: dict[str, list[str]] = field(default_factory=dict)
 
 
 def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path = ROOT) -> Checkup:
@@ -70,10 +75,20 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
     )
     if iptables is not None:
         for family in families:
-            policy = re.search(r"^:FORWARD (\w+)", _filter_table(iptables.save(family)), re.MULTILINE)
+            rules = _filter_table(iptables.save(family))
+            policy = re.search(r"^:FORWARD (\w+)", rules, re.MULTILINE)
             if policy is not None:
                 found.forward_policies[family.label] = policy[1]
+            if ahead := accepted_ahead(rules):
+                found.ahead[family.label] = ahead
     return found
+
+
+def accepted_ahead(saved: str) -> list[str]:
+    """Give the rules of INPUT that accept new connections from elsewhere before our filter of ports is reached."""
+    rules = [line for line in saved.splitlines() if line.startswith("-A INPUT ")]
+    first = next((number for number, rule in enumerate(rules) if rule.endswith(f"-j {IPVS_FILTER}")), 0)
+    return [rule for rule in rules[:first] if rule.endswith("-j ACCEPT") and not _HARMLESS.search(rule)]
 
 
 def _filter_table(saved: str) -> str:

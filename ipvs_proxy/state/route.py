@@ -120,7 +120,8 @@ class _Walk:
         if not ready:
             self.say(f"IPVS has {key}, but no real server with a weight above 0: it answers with ICMP")
             return self._end(Verdict.REFUSED, key)
-        self.say(f"IPVS has {key} with the scheduler {server.scheduler} and {len(ready)} real servers with weight")
+        number = f"{len(ready)} real server{'s' * (len(ready) != 1)}"
+        self.say(f"IPVS has {key} with the scheduler {server.scheduler} and {number} with weight")
         masqueraded, why = self._masquerade(marked=marked is not None)
         self.say(f"{'masqueraded' if masqueraded else 'the client keeps its address'}: {why}")
         if any(address == self._client for address, _ in ready) and self._is_local(ready):

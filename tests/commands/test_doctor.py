@@ -50,6 +50,7 @@ def test_sound_node_has_only_good_findings() -> None:
         ({}, {"twice": {"192.0.2.1": "eth0"}}, "problem", "addresses", "take the address off eth0"),
         ({}, {"announcers": ["speaker"], "arp_ignore": 0}, "problem", "ARP", "strictARP"),
         ({}, {"forward_policies": {"IPv4": "DROP"}}, "warning", "firewall", "ACCEPT"),
+        ({}, {"ahead": {"IPv6": ["-A INPUT -p tcp -j ACCEPT"]}}, "warning", "firewall", "iptables -A, not -I"),
         ({}, {"bridge_calls_iptables": 0}, "warning", "bridge", "bridge-nf-call-iptables=1"),
         ({}, {"conntrack_entries": 95, "conntrack_room": 100}, "problem", "conntrack", "maxPerCore"),
         ({}, {"local_ports": (1024, 65535)}, "warning", "ports", "ip_local_reserved_ports=30000-32767"),
