@@ -1,6 +1,7 @@
 """Finds drift: what somebody else changed in the kernel's tables, and repairs it.
 
-Every ``syncPeriod`` all four places are read: rules, sets, addresses and IPVS. The large read, that of the real
+Every ``syncPeriod`` all four places are read: rules, sets, addresses and IPVS. What nobody wants in sets and among
+addresses goes last, because it says whose a virtual server is. The large read, that of the real
 servers, runs beside the writes and holds nothing up: what it finds different is read once more, one by one, with the
 writer's lock held, before it counts as drift; keys that were written meanwhile are left to the next round. Between
 audits, rtnetlink tells at once of a removed address or link. A virtual server whose address is not on our link and that
@@ -73,8 +74,12 @@ class Audit:
 
         """
         self._report("rules", await asyncio.to_thread(self._kernel.repair_rules))
-        await self._programmer.correct(self._correct_small_tables)
-        await self._audit_virtual_servers()
+        unwanted = Touched()
+        await self._programmer.correct(partial(self._correct_small_tables, unwanted))
+        try:
+            await self._audit_virtual_servers()
+        finally:
+            await self._programmer.program(unwanted)
 
     async def notice(self, events: Iterable[Event]) -> None:
         """Repair what rtnetlink tells of, at once.
@@ -90,7 +95,8 @@ class Audit:
         ):
             await self._programmer.correct(self._correct_addresses)
 
-    async def _correct_small_tables(self, _: KernelTables) -> Touched:
+    async def _correct_small_tables(self, unwanted: Touched, _: KernelTables) -> Touched:
+        """Correct the mirror of sets and addresses; what nobody wants is not touched, but noted."""
         missing = await self._programmer.work(self._kernel.ensure_tables)
         self._report("tables", missing)
         touched = Touched(
@@ -98,7 +104,10 @@ class Audit:
         )
         self._report("addresses", [text_of(address) for address in touched.addresses])
         self._report("sets", [f"{name} {entry}" for name, entry in touched.entries])
-        return touched
+        desired = self._programmer.desired
+        unwanted.addresses = {address for address in touched.addresses if address not in desired.addresses}
+        unwanted.entries = {entry for entry in touched.entries if entry not in desired.entries}
+        return Touched(addresses=touched.addresses - unwanted.addresses, entries=touched.entries - unwanted.entries)
 
     async def _correct_addresses(self, _: KernelTables) -> Touched:
         self._report("tables", await self._programmer.work(self._kernel.ensure_tables))

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from ipaddress import ip_address
 
 from ipvs_proxy import __version__
 from ipvs_proxy.agent.controller import Controller
@@ -23,6 +24,7 @@ from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.iptables_render import RuleSettings
 from ipvs_proxy.kernel.ipvs import Balanced, Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.difference import KernelTables, difference
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
@@ -132,11 +134,16 @@ class View:
             key
             for key in wanted.keys() | found.virtual_servers.keys()
             if not _same(wanted.get(key), found.virtual_servers.get(key))
-            and (key in wanted or self._programmer.is_ours(key))
+            and (key in wanted or self._is_ours(key, found))
         }
         entries = {(name, entry) for name, members in found.entries.items() for entry in members}
         suspects = Touched(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
         return found, suspects, rules
+
+    def _is_ours(self, key: VirtualServerKey, found: KernelTables) -> bool:
+        """Tell whether the next audit will call a virtual server ours: it reads the other tables first, too."""
+        excluded = any(ip_address(key.address) in network for network in self.settings().exclude_cidrs)
+        return ownership.is_ours(key, found) and not excluded
 
     def _route(self, client: bytes, key: VirtualServerKey) -> RouteState:
         found = trace(

@@ -391,6 +391,20 @@ def drift_address_added(plane: FakeDataplane) -> None:
     plane.kernel.addresses.add(packed("10.96.9.9"))
 
 
+def drift_service_leaked(plane: FakeDataplane) -> None:
+    """What another agent leaves of a Service that is gone."""
+    leaked = virtual("10.96.9.9")
+    plane.kernel.virtual_servers[leaked] = VirtualServer(leaked, "rr")
+    plane.kernel.addresses.add(leaked.address)
+
+
+def drift_member_leaked(plane: FakeDataplane) -> None:
+    """The same where the address is a node's: only the member of the set says whose the virtual server is."""
+    leaked = virtual("203.0.113.9")
+    plane.kernel.virtual_servers[leaked] = VirtualServer(leaked, "rr")
+    plane.kernel.sets["KUBE-EXTERNAL-IP"].add(SetEntry(*leaked[:3]))
+
+
 def drift_sets_flushed(plane: FakeDataplane) -> None:
     for members in plane.kernel.sets.values():
         members.clear()
@@ -413,6 +427,8 @@ def drift_rules(plane: FakeDataplane) -> None:
         (drift_virtual_server_added, {"ipvs"}),
         (drift_address_removed, {"addresses"}),
         (drift_address_added, {"addresses"}),
+        (drift_service_leaked, {"ipvs", "addresses"}),
+        (drift_member_leaked, {"ipvs", "sets"}),
         (drift_sets_flushed, {"sets"}),
         (drift_set_destroyed, {"tables", "sets"}),
         (drift_rules, {"rules"}),

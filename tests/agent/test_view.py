@@ -19,7 +19,14 @@ from ipvs_proxy.agent.state_server import add_state, flagz, statusz
 from ipvs_proxy.agent.view import View
 from ipvs_proxy.kernel.ipvs import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.desired import Touched
-from ipvs_proxy.plan.tables import AddressOperation, Family, RealServerOperation, Verb, VirtualServerKey
+from ipvs_proxy.plan.tables import (
+    AddressOperation,
+    Family,
+    RealServerOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerKey,
+)
 from tests.agent.test_controller import Rig, running
 from tests.agent.test_server import get, serving
 from tests.support.fake_dataplane import FakeDataplane
@@ -61,7 +68,7 @@ async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
         view = View(
             rig.controller,
             rig.programmer,
-            settings=lambda: effective({"hostname_override": "node"}),
+            settings=lambda: effective({"hostname_override": "node", "exclude_cidrs": ("10.99.0.0/16",)}),
             families=tuple(Family),
             rules=dict,
             host_addresses=set,
@@ -260,4 +267,18 @@ async def test_differences_are_read_anew_and_drains_are_none() -> None:
     assert [(found["verb"], found["object"]) for found in state["changes"]] == [
         ("add", "10.96.0.10:80/TCP -> 10.244.0.1:8080 weight 1"),
         ("add", "10.96.0.11 on kube-ipvs0"),
+    ]
+
+
+async def test_differences_have_what_is_left_of_a_service_that_is_gone_but_nothing_of_others() -> None:
+    async with shown(WEB, WEB_SLICE) as (url, rig, _):
+        leaked, excluded, foreign = (virtual(address) for address in ("10.96.9.9", "10.99.0.1", "192.0.2.5"))
+        for key in (leaked, excluded, foreign):
+            rig.plane.kernel.virtual_servers[key] = VirtualServer(key, "rr")
+        rig.plane.kernel.addresses |= {leaked.address, excluded.address}
+        _, state = await answer(f"{url}/state/differences")
+    assert sorted((found["verb"], found["object"]) for found in state["changes"]) == [
+        ("delete", "10.96.9.9 on kube-ipvs0"),
+        ("delete", "10.96.9.9:80/TCP"),
+        ("delete", "10.99.0.1 on kube-ipvs0"),
     ]

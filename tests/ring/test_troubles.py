@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import pytest
 
 from tests.ring import manifests
 from tests.ring.agent import PROGRAM, Agent, command, eventually, running_agent
+from tests.ring.documented import all_shown, assert_documented, is_shown
 from tests.ring.manifests import endpoint
 from tests.ring.topology import ADDRESSES, Topology, exchange, server, servers, topology
-from tests.ring.troubles import all_shown, assert_documented, is_shown
+from tests.ring.troubles import LEGACY, NETWORKD, announcing, answers_arp, rules, sysctl
 from tests.ring.witness import addresses, weights
 
 WEB, FILES, DNS, SITE, API = "10.96.1.1", "10.96.1.2", "10.96.1.10", "10.96.1.4", "fd00:10:96::1:5"
@@ -26,6 +26,8 @@ SITE_OUTSIDE = "203.0.112.3"
 CLIENT = ADDRESSES["client"]["IPv4"]
 #: An address in the pods' network that nobody has (any more).
 DEAD = "10.244.1.77"
+#: The addresses of a Service that is gone, and of somebody else's virtual server.
+GONE, FOREIGN = "10.96.9.9", "192.0.2.77"
 LEAKS = "Virtual servers and addresses that nobody wants, or that are missing"
 NEVER = ("--ipvs-sync-period", "600s")
 SOON = ("--ipvs-sync-period", "2s")
@@ -58,40 +60,6 @@ def change(agent: Agent, directory: Path, name: str, address: str, endpoints: li
     done = len(agent.named("programmed"))
     write(directory, name, address, endpoints)
     agent.wait_for("programmed", done + 1)
-
-
-@contextmanager
-def sysctl(net: Topology, **settings: str) -> Iterator[None]:
-    """Set sysctls on the node for a while; the names are below net, with ``__`` for a slash."""
-    with net.inside("node"):
-        paths = {Path("/proc/sys/net", name.replace("__", "/")): value for name, value in settings.items()}
-        before = {path: path.read_text() for path in paths}
-
-    def write_all(values: dict[Path, str]) -> None:
-        with net.inside("node"):
-            for path, value in values.items():
-                path.write_text(value)
-
-    write_all(paths)
-    try:
-        yield
-    finally:
-        write_all(before)
-
-
-@contextmanager
-def rules(net: Topology, *lines: str) -> Iterator[None]:
-    """Have rules of iptables on the node for a while."""
-    undo = {"-A": "-D", "-I": "-D", "DROP": "ACCEPT"}
-    for line in lines:
-        net.run("node", "iptables", "-w", *line.split())
-    try:
-        yield
-    finally:
-        for line in lines:
-            verb, *rest = line.split()
-            last = undo.get(rest[-1], rest[-1]) if verb == "-P" else rest[-1]
-            net.run("node", "iptables", "-w", undo.get(verb, verb), *rest[:-1], last)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +109,7 @@ def through_port(net: Topology, port: int) -> str:
 
 
 def test_port_that_is_used_again(net: Topology, agent: Agent, directory: Path) -> None:
-    with sysctl(net, ipv4__vs__conn_reuse_mode="0"):
+    with sysctl(net, ipv4__vs__conn_reuse_mode="0", ipv4__vs__expire_nodest_conn="0"):
         doctor = command(net, "doctor", status=2)
         leaving = through_port(net, 40_001)
         (other,) = {"pod1", "pod2"} - {leaving}
@@ -149,8 +117,7 @@ def test_port_that_is_used_again(net: Topology, agent: Agent, directory: Path) -
         change(agent, directory, "web", WEB, pods(other))
         assert weights(net, WEB, 80)[ADDRESSES[leaving]["IPv4"]] == 0
         assert through_port(net, 40_001) == leaving, "the trouble: a new connection goes to an endpoint that has left"
-    with sysctl(net, ipv4__vs__conn_reuse_mode="1"):
-        assert through_port(net, 40_001) == other
+    assert through_port(net, 40_001) == other
     change(agent, directory, "web", WEB, pods("pod1", "pod2"))
     told("New connections take a second, or are reset", {"doctor": doctor})
 
@@ -189,6 +156,8 @@ def test_ports_of_the_host(net: Topology) -> None:
                 net.ask("client", WEB, 22)
             with pytest.raises(TimeoutError):  # what INPUT drops it drops for Services, too
                 net.ask("client", WEB, 80, timeout=0.7)
+            with rules(net, "-A INPUT -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"):
+                assert net.ask("client", WEB, 80)[0] in {"pod1", "pod2"}
         with rules(net, f"-I {ssh}"):
             assert net.ask("client", WEB, 22)[0] == "node", "the trouble: the host's ssh behind a Service's address"
             doctor = command(net, "doctor")
@@ -263,48 +232,6 @@ def test_somebody_else_opens_the_dns_address(net: Topology) -> None:
     told("NodeLocal DNS gets no question", {"doctor": doctor, f"explain {DNS}:53/UDP": owner})
 
 
-#: A command on a host whose network manager takes all links: in a /run of its own, so that the host's stays as it is.
-NETWORKD = """\
-set -e
-mount -t tmpfs none /run && mount -t sysfs -o ro none /sys && mkdir -p /run/systemd/network
-printf '[Match]\\nName=kube-*\\n[Network]\\nLinkLocalAddressing=no\\n' > /run/systemd/network/all.network
-/lib/systemd/systemd-networkd > /run/log 2>&1 &
-networkd=$!
-for attempt in $(seq 300); do
-    grep -qs ADMIN_STATE=configured /run/systemd/netif/links/$(cat /sys/class/net/kube-ipvs0/ifindex) && break
-    sleep 0.1
-done
-status=0
-"$@" || status=$?
-kill -KILL $networkd
-exit $status
-"""
-
-
-@contextmanager
-def announcing(net: Topology, directory: Path) -> Iterator[None]:
-    """Run a process with the name of MetalLB's."""
-    shutil.copy("/bin/sleep", directory / "speaker")
-    with net.inside("node"):
-        process = subprocess.Popen([directory / "speaker", "600"])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers_arp(net: Topology, address: str) -> bool:
-    """Tell whether the node answers a client that asks for a Service's address on their common network."""
-    net.run("client", "ip", "route", "replace", f"{address}/32", "dev", "uplink")
-    try:
-        return net.ask("client", address, 80, timeout=2.0)[0].startswith("pod")
-    except OSError:
-        return False
-    finally:
-        net.run("client", "ip", "route", "delete", f"{address}/32", "dev", "uplink")
-
-
 @pytest.mark.usefixtures("agent")
 def test_addresses_that_vanish_and_arp(net: Topology, tmp_path: Path) -> None:
     before = addresses(net)
@@ -327,37 +254,27 @@ def test_addresses_that_vanish_and_arp(net: Topology, tmp_path: Path) -> None:
     )
 
 
+def leave_behind(net: Topology) -> None:
+    """Have a virtual server of somebody else, what a Service that is gone had, and one of ours missing."""
+    net.run("node", "ip", "address", "add", f"{GONE}/32", "dev", "kube-ipvs0")
+    table = (
+        f"-A -t {FOREIGN}:99 -s wlc\n-a -t {FOREIGN}:99 -r {DEAD}:99 -m\n"
+        f"-A -t {GONE}:80 -s rr\n-a -t {GONE}:80 -r {DEAD}:8080 -m\n"
+        f"-D -t {WEB}:80\n"
+    )
+    net.run("node", "ipvsadm", "-R", text=table)
+
+
 @pytest.mark.usefixtures("agent")
 def test_what_leaks_or_is_missing(net: Topology) -> None:
     leave_behind(net)
     told(LEAKS, {"diff": command(net, "diff", status=2)})
 
 
-def leave_behind(net: Topology) -> None:
-    """Have a virtual server of somebody else, one of ours missing, and an address of a Service that is gone."""
-    net.run("node", "ip", "address", "add", "10.96.9.9/32", "dev", "kube-ipvs0")
-    table = f"-A -t 192.0.2.77:99 -s wlc\n-a -t 192.0.2.77:99 -r {DEAD}:99 -m\n-D -t {WEB}:80\n"
-    net.run("node", "ipvsadm", "-R", text=table)
-
-
-#: What kube-proxy's iptables mode left in the variant that is not in use: the Service web, when it had another pod.
-LEGACY = f"""\
-*nat
-:KUBE-SERVICES - [0:0]
-:KUBE-SVC-6IM33IEVEEV7U3GP - [0:0]
-:KUBE-SEP-AYWFBD2ZCPNVSBGX - [0:0]
--A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
--A KUBE-SERVICES -d {WEB}/32 -p tcp -m comment --comment "shop/web:tcp cluster IP" -m tcp --dport 80 -j KUBE-SVC-6IM33IEVEEV7U3GP
--A KUBE-SVC-6IM33IEVEEV7U3GP -m comment --comment "shop/web:tcp" -j KUBE-SEP-AYWFBD2ZCPNVSBGX
--A KUBE-SEP-AYWFBD2ZCPNVSBGX -p tcp -m comment --comment "shop/web:tcp" -m tcp -j DNAT --to-destination {DEAD}:8080
-COMMIT
-"""
-
-
 def test_rules_in_the_other_variant(net: Topology, agent: Agent) -> None:
     """The last of those that share the agent: the remedy needs that none runs."""
     assert net.ask("client", FILES, 80)[0] in {"pod1", "pod2"}
-    net.run("node", "iptables-legacy-restore", "--noflush", text=LEGACY.replace(WEB, FILES))
+    net.run("node", "iptables-legacy-restore", "--noflush", text=LEGACY.replace("ADDRESS", FILES).replace("POD", DEAD))
     with pytest.raises(OSError):
         net.ask("client", FILES, 80, timeout=0.7)
     doctor = command(net, "doctor", status=2)
@@ -368,18 +285,18 @@ def test_rules_in_the_other_variant(net: Topology, agent: Agent) -> None:
 
 
 def test_audit_repairs_what_diff_shows(net: Topology, directory: Path) -> None:
-    foreign = ("192.0.2.77", 6, 99)
     net.run("node", "ipvsadm", "-C")
     with running_agent(net, directory, *SOON):
         net.run("node", "ipvsadm", "-a", "-u", f"{DNS}:53", "-r", f"{DEAD}:8053", "-m")
-        client = stuck(net)
-        leave_behind(net)
-        eventually(lambda: exchange(client)[0] == "pod1")
-        client.close()
+        with stuck(net) as client:
+            leave_behind(net)
+            eventually(lambda: exchange(client)[0] == "pod1")
         eventually(lambda: net.ask("client", WEB, 80)[0] in {"pod1", "pod2"})
-        eventually(lambda: "10.96.9.9" not in addresses(net))
+        eventually(lambda: GONE not in addresses(net))
         status = command(net, "status")
-        assert "-t 192.0.2.77:99 -r 10.244.1.77:99" in net.run("node", "ipvsadm", "-Sn"), foreign
+        table = net.run("node", "ipvsadm", "-Sn")
+        assert GONE not in table
+        assert f"-t {FOREIGN}:99 -r {DEAD}:99" in table
     told(LEAKS, {"status": status})
 
 

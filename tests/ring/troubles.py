@@ -1,69 +1,101 @@
-"""The outputs that ``docs/troubleshooting.md`` shows, and whether a command really prints them.
-
-A block of the document starts with ``$ ipvs-proxy ...``; below it stands what the command printed. Where it says
-``[...]``, lines are left out. Ages, durations, rates and the like differ from run to run and are not compared, nor is
-the width of columns.
-"""
+"""Causes of troubles: what an operator, or another program, does to a node; each is undone at the end."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-DOCUMENT: Final = Path(__file__).parents[2] / "docs/troubleshooting.md"
-LEFT_OUT: Final = "[...]"
-_PROMPT: Final = "$ ipvs-proxy "
-#: What varies, and what is compared in its place.
-_VARYING: Final = (
-    (r"\b\d+\.\d ms\b", "TIME"),
-    (r"\b\d+ ?(s|m|h)\b", "TIME"),
-    (r"[\d.]+[kMG]?(B?/s)\b", r"RATE\1"),
-    (r"ipvs-proxy \d+\.\d+\S*", "ipvs-proxy VERSION"),
-    (r"Linux \d+\.\d+", "Linux VERSION"),
-    (r"iptables \d+[\d.]*", "iptables VERSION"),
-    (r"[\d,]+ connections?\b", "CONNECTIONS"),
-    (r"[\d,]+ of [\d,]+ entries \(\d+ %\)", "ENTRIES"),
-    (r"-{2,}|[ \t]+", " "),
-)
+from tests.ring.topology import Topology
+
+#: What kube-proxy's iptables mode left in the variant that is not in use: a Service, when it had another pod.
+LEGACY: Final = """\
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-6IM33IEVEEV7U3GP - [0:0]
+:KUBE-SEP-AYWFBD2ZCPNVSBGX - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A KUBE-SERVICES -d ADDRESS/32 -p tcp -m comment --comment "shop/files:tcp cluster IP" -m tcp --dport 80 -j KUBE-SVC-6IM33IEVEEV7U3GP
+-A KUBE-SVC-6IM33IEVEEV7U3GP -m comment --comment "shop/files:tcp" -j KUBE-SEP-AYWFBD2ZCPNVSBGX
+-A KUBE-SEP-AYWFBD2ZCPNVSBGX -p tcp -m comment --comment "shop/files:tcp" -m tcp -j DNAT --to-destination POD:8080
+COMMIT
+"""
 
 
-def blocks(section: str) -> dict[str, str]:
-    """Give what the document shows in a section (the title of a heading): the output of each command."""
-    text = DOCUMENT.read_text()
-    found = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert found is not None, f"{DOCUMENT.name} has no section {section!r}"
-    shown = re.findall(r"^```console\n(.*?)^```$", found[1], re.MULTILINE | re.DOTALL)
-    return {
-        block.partition("\n")[0].removeprefix(_PROMPT): block.partition("\n")[2]
-        for block in shown
-        if block.startswith(_PROMPT)
-    }
+#: A command on a host whose network manager takes all links: in a /run of its own, so that the host's stays as it is.
+NETWORKD: Final = """\
+set -e
+mount -t tmpfs none /run && mount -t sysfs -o ro none /sys && mkdir -p /run/systemd/network
+printf '[Match]\\nName=kube-*\\n[Network]\\nLinkLocalAddressing=no\\n' > /run/systemd/network/all.network
+/lib/systemd/systemd-networkd > /run/log 2>&1 &
+networkd=$!
+for attempt in $(seq 300); do
+    grep -qs ADMIN_STATE=configured /run/systemd/netif/links/$(cat /sys/class/net/kube-ipvs0/ifindex) && break
+    sleep 0.1
+done
+status=0
+"$@" || status=$?
+kill -KILL $networkd
+exit $status
+"""
 
 
-def all_shown() -> set[tuple[str, str]]:
-    """Give the section and the command of every output that the document shows."""
-    titles = re.findall(r"^## (.*)$", DOCUMENT.read_text(), re.MULTILINE)
-    return {(title, name) for title in titles for name in blocks(title)}
+@contextmanager
+def sysctl(net: Topology, **settings: str) -> Iterator[None]:
+    """Set sysctls on the node for a while; the names are below net, with ``__`` for a slash."""
+    with net.inside("node"):
+        paths = {Path("/proc/sys/net", name.replace("__", "/")): value for name, value in settings.items()}
+        before = {path: path.read_text() for path in paths}
+
+    def write_all(values: dict[Path, str]) -> None:
+        with net.inside("node"):
+            for path, value in values.items():
+                path.write_text(value)
+
+    write_all(paths)
+    try:
+        yield
+    finally:
+        write_all(before)
 
 
-def is_shown(documented: str, printed: str) -> bool:
-    """Tell whether the document shows what was printed."""
-    pieces = _masked(documented).split(f"{LEFT_OUT}\n")
-    return re.fullmatch(r"(?:.*\n)*".join(map(re.escape, pieces)), _masked(printed)) is not None
+@contextmanager
+def rules(net: Topology, *lines: str) -> Iterator[None]:
+    """Have rules of iptables on the node for a while."""
+    undo = {"-A": "-D", "-I": "-D", "DROP": "ACCEPT"}
+    for line in lines:
+        net.run("node", "iptables", "-w", *line.split())
+    try:
+        yield
+    finally:
+        for line in lines:
+            verb, *rest = line.split()
+            last = undo.get(rest[-1], rest[-1]) if verb == "-P" else rest[-1]
+            net.run("node", "iptables", "-w", undo.get(verb, verb), *rest[:-1], last)
 
 
-def assert_documented(section: str, printed: Mapping[str, str]) -> None:
-    """Compare what commands have printed with what the document shows of them."""
-    shown = blocks(section)
-    if all(is_shown(shown.get(name, ""), text) for name, text in printed.items()):
-        return
-    real = "".join(f"```console\n{_PROMPT}{name}\n{text}```\n" for name, text in printed.items())
-    raise AssertionError(f"write this to the section {section!r} of {DOCUMENT.name}:\n{real}")
+@contextmanager
+def announcing(net: Topology, directory: Path) -> Iterator[None]:
+    """Run a process with the name of MetalLB's."""
+    shutil.copy("/bin/sleep", directory / "speaker")
+    with net.inside("node"):
+        process = subprocess.Popen([directory / "speaker", "600"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
-def _masked(text: str) -> str:
-    for pattern, replacement in _VARYING:
-        text = re.sub(pattern, replacement, text)
-    return "".join(f"{line.strip()}\n" for line in text.splitlines())
+def answers_arp(net: Topology, address: str) -> bool:
+    """Tell whether the node answers a client that asks for a Service's address on their common network."""
+    net.run("client", "ip", "route", "replace", f"{address}/32", "dev", "uplink")
+    try:
+        return net.ask("client", address, 80, timeout=2.0)[0].startswith("pod")
+    except OSError:
+        return False
+    finally:
+        net.run("client", "ip", "route", "delete", f"{address}/32", "dev", "uplink")
