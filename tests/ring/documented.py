@@ -25,7 +25,8 @@ _VARYING: Final = (
     (r"iptables \d+[\d.]*", "iptables VERSION"),
     (r"[\d,]+ connections?\b", "CONNECTIONS"),
     (r"[\d,]+ of [\d,]+ entries \(\d+ %\)", "ENTRIES"),
-    (r"-{2,}|[ \t]+", " "),
+    (r"(?m)\baddresses +\d+  \S+( and \d+ more)?$", "addresses FOUND"),
+    (r"[ \t]+", " "),
 )
 
 
