@@ -457,6 +457,18 @@ async def test_audit_keeps_and_counts_what_is_not_ours(plane: FakeDataplane) -> 
         assert rig.repairs == {}
 
 
+async def test_service_that_leaked_goes_whole_also_when_an_address_was_repaired_before(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        right = plane.kernel.read()
+        drift_service_leaked(plane)
+        plane.kernel.addresses.remove(VIP.address)
+        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, VIP.address)])
+        assert VIP.address in plane.kernel.addresses
+        await rig.audit.round()
+        assert plane.kernel.read() == right
+        assert rig.repairs == {"addresses": 2, "ipvs": 1}
+
+
 async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_news(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
         plane.calls.clear()
