@@ -128,7 +128,7 @@ class Agent:
             rules=lambda: {family: rules.settings for family, rules in dataplane.rules.items()},
             host_addresses=lambda: self._facts.facts.host_addresses,
             health=self._health,
-            drains=lambda: len(self._drains),
+            drains=self._drains,
             history=self._history,
             open_tables=self._open_tables,
         )

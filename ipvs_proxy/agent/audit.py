@@ -2,9 +2,10 @@
 
 Every ``syncPeriod`` all four places are read: rules, sets, addresses and IPVS. The large read, that of the real
 servers, runs beside the writes and holds nothing up: what it finds different is read once more, one by one, with the
-writer's lock held, before it counts as drift; keys that were written meanwhile are left to the next round. Between
-audits, rtnetlink tells at once of a removed address or link. A virtual server whose address is not on our link and that
-nobody wants is not ours and stays.
+writer's lock held, before it counts as drift; keys that were written meanwhile are left to the next round. What nobody
+wants in sets and among addresses goes last, because it tells whose a virtual server is. Between audits, rtnetlink tells
+at once of a removed address or link. A virtual server whose address is not on our link and that nobody wants is not
+ours and stays.
 """
 
 from __future__ import annotations
@@ -73,8 +74,12 @@ class Audit:
 
         """
         self._report("rules", await asyncio.to_thread(self._kernel.repair_rules))
-        await self._programmer.correct(self._correct_small_tables)
-        await self._audit_virtual_servers()
+        unwanted = Touched()
+        await self._programmer.correct(partial(self._correct_small_tables, unwanted))
+        try:
+            await self._audit_virtual_servers()
+        finally:
+            await self._programmer.program(unwanted)
 
     async def notice(self, events: Iterable[Event]) -> None:
         """Repair what rtnetlink tells of, at once.
@@ -90,7 +95,8 @@ class Audit:
         ):
             await self._programmer.correct(self._correct_addresses)
 
-    async def _correct_small_tables(self, _: KernelTables) -> Touched:
+    async def _correct_small_tables(self, unwanted: Touched, _: KernelTables) -> Touched:
+        """Correct the mirror of sets and addresses; what nobody wants is not touched, but noted."""
         missing = await self._programmer.work(self._kernel.ensure_tables)
         self._report("tables", missing)
         touched = Touched(
@@ -98,13 +104,22 @@ class Audit:
         )
         self._report("addresses", [text_of(address) for address in touched.addresses])
         self._report("sets", [f"{name} {entry}" for name, entry in touched.entries])
-        return touched
+        unwanted.addresses = {address for address in touched.addresses if not self._is_wanted(address)}
+        unwanted.entries = {entry for entry in touched.entries if entry not in self._programmer.desired.entries}
+        return Touched(addresses=touched.addresses - unwanted.addresses, entries=touched.entries - unwanted.entries)
 
-    async def _correct_addresses(self, _: KernelTables) -> Touched:
+    async def _correct_addresses(self, actual: KernelTables) -> Touched:
+        """Correct the mirror of the addresses, but for what nobody wants: that is left to the next round."""
         self._report("tables", await self._programmer.work(self._kernel.ensure_tables))
         touched = Touched(addresses=await self._programmer.reread_addresses())
+        unwanted = {address for address in touched.addresses & actual.addresses if not self._is_wanted(address)}
+        actual.addresses -= unwanted
+        touched.addresses -= unwanted
         self._report("addresses", [text_of(address) for address in touched.addresses])
         return touched
+
+    def _is_wanted(self, address: bytes) -> bool:
+        return address in self._programmer.desired.addresses
 
     async def _audit_virtual_servers(self) -> None:
         programmer = self._programmer

@@ -13,9 +13,10 @@ server, as the kernel then answers the next packet (``expire_nodest_conn``).
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,6 +27,7 @@ import structlog
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import ACTIVE, RealServerKey, VirtualServer, VirtualServerKey
+from ipvs_proxy.state.documents import DrainState
 
 log = structlog.get_logger(__name__)
 
@@ -63,11 +65,16 @@ class Connections(Protocol):
 
 @dataclass(slots=True)
 class _Drain:
-    """One drain: since when its deadline counts (monotonic seconds; ``None`` while the endpoint serves), its node."""
+    """One drain: since when its deadline counts (monotonic seconds; ``None`` while the endpoint serves), its node.
 
+    ``begun`` is when it began, ``connections`` how many were counted last.
+    """
+
+    begun: float
     since: float | None
     node: str
     ending: Outcome = Outcome.GONE
+    connections: int | None = None
 
 
 class Drains:
@@ -100,6 +107,16 @@ class Drains:
         """Give the virtual servers that have a drain."""
         return list(self._drains)
 
+    def states(self, keys: Iterable[VirtualServerKey], now: float, limit: int) -> list[DrainState]:
+        """Describe the drains of some virtual servers, the oldest first. Safe in any thread."""
+        found = [
+            (drain.begun, key, server, drain) for key in keys for server, drain in self._drains.get(key, {}).items()
+        ]
+        return [
+            DrainState(str(key), str(server), now - begun, self._seconds_left(key, drain, now), drain.connections)
+            for begun, key, server, drain in heapq.nsmallest(limit, found)
+        ]
+
     def observe(
         self,
         key: VirtualServerKey,
@@ -120,7 +137,7 @@ class Drains:
                 continue
             drain = before.get(server)
             if drain is None:
-                drain = _Drain(now, self._node_of(server.address))
+                drain = _Drain(now, now, self._node_of(server.address))
                 self.begun.set()
             serves = desired is not None and server in desired.lingering
             drain.since = None if serves else now if drain.since is None else drain.since
@@ -147,12 +164,13 @@ class Drains:
         ``dead`` are the names of nodes that are known to be dead.
         """
         ends = []
-        deadline = self._deadlines.get(key, self.deadline or math.inf)
+        deadline = self._deadline(key)
         for server, drain in self._drains.get(key, {}).items():
             counted = connections.get(server)
             if counted is None:
                 continue
-            if counted.active + counted.inactive == 0:
+            drain.connections = counted.active + counted.inactive
+            if drain.connections == 0:
                 drain.ending = Outcome.IDLE
             elif drain.since is not None and now - drain.since >= deadline:
                 drain.ending = Outcome.DEADLINE
@@ -171,6 +189,15 @@ class Drains:
             for drain in servers.values()
             if drain.node and drain.since is not None and now - drain.since >= SUSPICION
         }
+
+    def _deadline(self, key: VirtualServerKey) -> float:
+        return self._deadlines.get(key, self.deadline or math.inf)
+
+    def _seconds_left(self, key: VirtualServerKey, drain: _Drain, now: float) -> float | None:
+        deadline = self._deadline(key)
+        if drain.since is None or math.isinf(deadline):
+            return None
+        return max(0.0, drain.since + deadline - now)
 
     def _note_deadline(
         self, key: VirtualServerKey, desired: VirtualServer | None, actual: VirtualServer | None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Final
 
 from ipvs_proxy.state.documents import Happening
@@ -23,11 +22,14 @@ class History:
         self.changes: deque[Happening] = deque(maxlen=KEPT)
         self.repairs: deque[Happening] = deque(maxlen=KEPT)
 
-    def wrote(self, services: Iterable[object], *, operations: int, seconds: float) -> None:
+    def wrote(self, services: Sequence[object], *, operations: int, seconds: float) -> None:
         """Note that changed Services were programmed."""
-        named = [str(name) for name in islice(services, NAMED)]
-        self.changes.appendleft(Happening(self._now(), "programmed", operations, named, round(seconds * 1000, 1)))
+        named, milliseconds = [str(name) for name in services[:NAMED]], round(seconds * 1000, 1)
+        self.changes.appendleft(
+            Happening(self._now(), "programmed", operations, named, milliseconds, total=len(services))
+        )
 
     def repaired(self, table: str, findings: Sequence[str]) -> None:
         """Note that drift was repaired."""
-        self.repairs.appendleft(Happening(self._now(), table, len(findings), sorted(findings)[:NAMED]))
+        named, total = sorted(findings)[:NAMED], len(findings)
+        self.repairs.appendleft(Happening(self._now(), table, total, named, total=total))

@@ -7,7 +7,7 @@ The clock is passed in.
 from __future__ import annotations
 
 import heapq
-from itertools import count
+from itertools import count, islice
 
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import SetEntry, VirtualServerKey
@@ -32,6 +32,10 @@ class RetryQueue:
 
     def __contains__(self, key: Key) -> bool:
         return key in self._attempts
+
+    def waiting(self, limit: int) -> list[Key]:
+        """Give some of the keys. Safe in any thread."""
+        return list(islice(self._attempts.copy(), limit))
 
     def failed(self, touched: Touched, now: float) -> float:
         """Note failures at ``now`` (seconds of a monotonic clock); give the longest delay until one is tried again."""

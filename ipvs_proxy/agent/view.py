@@ -9,11 +9,14 @@ another thread: scrapes do not wait for it.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from ipaddress import ip_address
 
 from ipvs_proxy import __version__
 from ipvs_proxy.agent.controller import Controller
+from ipvs_proxy.agent.drain import Drains
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.programmer import Programmer
@@ -23,11 +26,12 @@ from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.iptables_render import RuleSettings
 from ipvs_proxy.kernel.ipvs import Balanced, Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.difference import KernelTables, difference
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.tables import Family, VirtualServer, VirtualServerKey, family_of, text_of
-from ipvs_proxy.state.changes import change_of
+from ipvs_proxy.state.changes import change_of, name_of
 from ipvs_proxy.state.documents import ChangeState, Differences, NodeState, RouteState, ServiceState
 from ipvs_proxy.state.route import trace
 from ipvs_proxy.state.services import service_state, summarize
@@ -36,7 +40,7 @@ from ipvs_proxy.state.services import service_state, summarize
 RATED = 256
 #: So many Services are listed unless somebody asks for more.
 LIMIT = 100
-#: So many foreign virtual servers are named.
+#: So many foreign virtual servers, drains and refused objects are named.
 _NAMED = 100
 
 
@@ -53,7 +57,7 @@ class View:
         rules: Callable[[], Mapping[Family, RuleSettings]],
         host_addresses: Callable[[], Collection[bytes]],
         health: HealthTracker,
-        drains: Callable[[], int],
+        drains: Drains,
         history: History,
         open_tables: Callable[[], Dataplane],
         open_ipvs: Callable[[], Ipvs] = Ipvs,
@@ -133,11 +137,16 @@ class View:
             key
             for key in wanted.keys() | found.virtual_servers.keys()
             if not _same(wanted.get(key), found.virtual_servers.get(key))
-            and (key in wanted or self._programmer.is_ours(key))
+            and (key in wanted or self._is_ours(key, found))
         }
         entries = {(name, entry) for name, members in found.entries.items() for entry in members}
         suspects = Touched(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
         return found, suspects, rules
+
+    def _is_ours(self, key: VirtualServerKey, found: KernelTables) -> bool:
+        """Tell whether the next audit will call a virtual server ours: it reads the other tables first, too."""
+        excluded = any(ip_address(key.address) in network for network in self.settings().exclude_cidrs)
+        return ownership.is_ours(key, found) and not excluded
 
     def _route(self, client: bytes, key: VirtualServerKey) -> RouteState:
         found = trace(
@@ -179,7 +188,7 @@ class View:
             healthy=self._health.healthy(),
             virtual_servers=len(servers),
             real_servers=sum(len(server.real_servers) for server in servers.values()),
-            draining=self._drains(),
+            draining=len(self._drains),
             addresses=len(actual.addresses),
             conflicts=len(desired.conflicts()),
             waiting=len(self._programmer.retries),
@@ -200,6 +209,8 @@ class View:
             ],
             changes=list(self._history.changes.copy()),
             repairs=list(self._history.repairs.copy()),
+            drains=self._drains.states(self._drains.virtual_servers(), time.monotonic(), _NAMED),
+            refused=list(map(name_of, self._programmer.retries.waiting(_NAMED))),
         )
 
     def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
@@ -227,6 +238,7 @@ class View:
             desired=self._programmer.desired,
             actual=self._programmer.actual,
             observed=self._observe(fragment.virtual_servers, real_servers=True),
+            drains=self._drains.states(fragment.virtual_servers, time.monotonic(), _NAMED),
             nodes={
                 endpoint.addresses[0]: endpoint.node_name
                 for piece in slices

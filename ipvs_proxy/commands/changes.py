@@ -11,14 +11,21 @@ _SIGNS = {"add": "+", "set": "~", "delete": "-"}
 
 
 def changes_text(found: Differences) -> str:
-    """Write one line for each change, and a last one that counts them."""
+    """Write one line for each change, by table and object, and a last one that counts them."""
     served = several(found.services, "Service")
     if not found.changes:
         return f"nothing would change: the kernel is as {served} {'wants' if found.services == 1 else 'want'} it\n"
-    rows = [(_SIGNS[change.verb], change.table, change.object) for change in found.changes]
+    tables = list(dict.fromkeys(change.table for change in found.changes))
+    ordered = sorted(found.changes, key=lambda change: (tables.index(change.table), _place(change.object)))
+    rows = [(_SIGNS[change.verb], change.table, change.object) for change in ordered]
     verbs = Counter(change.verb for change in found.changes)
     # The header of a table is its first row; here there is none.
     return (
         table(rows[0], rows[1:])
         + f"{verbs['add']:,} to add, {verbs['set']:,} to change, {verbs['delete']:,} to delete, for {served}\n"
     )
+
+
+def _place(name: str) -> tuple[str, bool, str]:
+    """Give what orders objects: the real servers of a virtual server come behind it."""
+    return name.partition(" ")[0], " -> " in name, name

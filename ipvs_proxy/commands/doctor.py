@@ -167,6 +167,15 @@ def judge_host(found: Survey, facts: Checkup) -> Iterator[Finding]:
             f"{' and '.join(facts.announcers)} announces addresses, and this node answers ARP for all of kube-ipvs0",
             "set ipvs.strictARP: true",
         )
+    for family, rules in facts.ahead.items():
+        more = f" and {len(rules) - 1} more" if len(rules) > 1 else ""
+        yield Finding(
+            Level.WARNING,
+            "firewall",
+            f"the {family} chain INPUT accepts before it comes to our rules: {rules[0]}{more}; such ports of this node "
+            "are open at every address on kube-ipvs0",
+            "append such rules instead of inserting them (iptables -A, not -I)",
+        )
     yield from _judge_firewall(facts)
     if facts.bridge_calls_iptables == 0:
         yield Finding(
@@ -263,7 +272,8 @@ def judge_agent(found: Survey, state: NodeState | str) -> Iterator[Finding]:
     if not state.healthy:
         yield Finding(Level.PROBLEM, "agent", "is not healthy: changes wait for two sync periods", "look at its log")
     if state.waiting:
-        text = f"the kernel refuses {several(state.waiting, 'object')}, which are tried again"
+        named = ", ".join(state.refused[:3])
+        text = f"the kernel refuses {several(state.waiting, 'object')}, tried again and again: {named}"
         yield Finding(Level.PROBLEM, "agent", text, "its log has the kernel's answers (operation_failed)")
     if state.conflicts:
         text = f"{several(state.conflicts, 'virtual server')} claimed by more than one Service: the oldest has it"

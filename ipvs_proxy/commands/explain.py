@@ -8,8 +8,15 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from ipvs_proxy.commands.ask import NoAnswer, NotThere, ask
-from ipvs_proxy.commands.text import count, several, table, wrapped
-from ipvs_proxy.state.documents import EndpointState, NodeState, RouteState, ServiceState, VirtualServerState
+from ipvs_proxy.commands.text import count, duration, several, table, wrapped
+from ipvs_proxy.state.documents import (
+    DrainState,
+    EndpointState,
+    NodeState,
+    RouteState,
+    ServiceState,
+    VirtualServerState,
+)
 
 #: So many endpoints of one virtual server are shown.
 SHOWN = 50
@@ -98,6 +105,7 @@ def service_text(state: ServiceState) -> str:
             continue
         shown.append((key, server.name))
         text += endpoints_text(server.endpoints)
+        text += "".join(_drain_text(drain) for drain in state.drains if drain.virtual_server == server.name)
     missing = [member for member in state.members if not member.in_kernel]
     for member in missing:
         text += f"\nmissing in the kernel: {member.member} of {member.set} ({member.reason})"
@@ -123,11 +131,10 @@ def _busy(endpoint: EndpointState) -> bool:
 
 def _virtual_server_text(server: VirtualServerState) -> str:
     affinity = f", affinity {server.affinity_seconds} s" if server.affinity_seconds else ""
-    rate = server.per_second
-    counted = f"{server.total.connections:,} connections, {count(rate.connections)}/s"
+    rate, connections = server.per_second, several(server.total.connections, "connection")
     text = (
         f"{server.name}  {server.reason}, {server.scheduler}{affinity}\n"
-        f"  {counted}, {count(rate.bytes_in)}B/s in, {count(rate.bytes_out)}B/s out\n"
+        f"  {connections}, {count(rate.connections)}/s, {count(rate.bytes_in)}B/s in, {count(rate.bytes_out)}B/s out\n"
     )
     if server.internal:
         text += f"  clients in the cluster get {server.internal} instead\n"
@@ -156,6 +163,12 @@ def endpoints_text(endpoints: Iterable[EndpointState]) -> str:
     if len(found) > SHOWN:
         text += f"  and {several(len(found) - SHOWN, 'endpoint')} more: -o json has all of them\n"
     return text
+
+
+def _drain_text(drain: DrainState) -> str:
+    left = "it has no deadline" if drain.seconds_left is None else f"in {duration(drain.seconds_left)} at the latest"
+    begun = f"has been draining for {duration(drain.seconds)}"
+    return f"  {drain.real_server} {begun}: it goes when it has no connection, {left}\n"
 
 
 def use_of(endpoint: EndpointState) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ipvs_proxy.commands.text import age, count, several, table
+from ipvs_proxy.commands.text import age, count, duration, several, table
 from ipvs_proxy.state.documents import NodeState, ServiceSummary
 
 _SHOWN = 5
@@ -26,32 +26,52 @@ def status_text(state: NodeState) -> str:
             "kernel",
             f"{several(state.virtual_servers, 'virtual server')}, {several(state.real_servers, 'real server')}",
         ),
-        ("", f"{several(state.draining, 'drain')}, {state.addresses:,} addresses on kube-ipvs0"),
+        ("", f"{several(state.draining, 'drain')}, {several(state.addresses, 'address', 'es')} on kube-ipvs0"),
     ]
     if state.waiting:
-        facts.append(("waiting", f"{several(state.waiting, 'object')} that the kernel refused, tried again"))
+        refused = _first(state.refused, state.waiting)
+        facts.append(("waiting", f"{several(state.waiting, 'object')} that the kernel refuses, tried again: {refused}"))
     if state.foreign_virtual_servers:
         shown = " ".join(state.foreign_virtual_servers[:_SHOWN])
         facts.append(("foreign", f"{several(len(state.foreign_virtual_servers), 'virtual server')} of others: {shown}"))
     width = max(len(name) for name, _ in facts)
     text = "".join(f"{name.ljust(width)}  {value}\n" for name, value in facts)
+    if state.drains:
+        drains = [
+            (
+                duration(drain.seconds),
+                "-" if drain.seconds_left is None else duration(drain.seconds_left),
+                "-" if drain.connections is None else str(drain.connections),
+                drain.real_server,
+                drain.virtual_server,
+            )
+            for drain in state.drains[:_SHOWN]
+        ]
+        header = ("FOR", "LEFT", "CONNECTIONS", "REAL SERVER", "OF")
+        text += "\nDrains\n" + table(header, drains, right=("CONNECTIONS",))
     if state.changes:
         rows = [
-            (age(found.time, state.now), f"{found.milliseconds or 0:.1f} ms", str(found.count), _first(found.objects))
+            (
+                age(found.time, state.now),
+                f"{found.milliseconds or 0:.1f} ms",
+                str(found.count),
+                _first(found.objects, found.total),
+            )
             for found in state.changes[:_SHOWN]
         ]
         text += "\nLast changes\n" + table(("AGO", "TOOK", "WRITES", "SERVICES"), rows, right=("TOOK", "WRITES"))
     if state.repairs:
         rows = [
-            (age(found.time, state.now), found.what, str(found.count), _first(found.objects))
+            (age(found.time, state.now), found.what, str(found.count), _first(found.objects, found.total))
             for found in state.repairs[:_SHOWN]
         ]
         text += "\nLast repairs\n" + table(("AGO", "TABLE", "COUNT", "FOUND"), rows, right=("COUNT",))
     return text
 
 
-def _first(names: Sequence[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+def _first(names: Sequence[str], total: int) -> str:
+    more = total - 1
+    return names[0] + (f" and {more} more" if more > 0 else "") if names else ""
 
 
 def services_text(services: Sequence[ServiceSummary]) -> str:

@@ -86,14 +86,19 @@ def count(number: float) -> str:
     return digits + _UNITS[unit]
 
 
-def several(number: int, noun: str) -> str:
+def several(number: int, noun: str, plural: str = "s") -> str:
     """Write a number with its noun: ``1 Service``, ``3 Services``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def age(then: datetime, now: datetime) -> str:
     """Write how long ago something was, as kubectl does: ``45s``, ``12m``, ``5h``, ``3d``."""
-    seconds = max(0, int((now - then).total_seconds()))
+    return duration((now - then).total_seconds())
+
+
+def duration(seconds: float) -> str:
+    """Write a time span in its largest unit of which it has two: ``45s``, ``12m``, ``5h``, ``3d``."""
+    seconds = max(0, int(seconds))
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
         if seconds >= 2 * size:
             return f"{seconds // size}{unit}"

@@ -18,12 +18,15 @@ from ipvs_proxy.kernel import processes
 from ipvs_proxy.kernel.addresses import LINK
 from ipvs_proxy.kernel.host_addresses import HostAddresses
 from ipvs_proxy.kernel.iptables import Iptables
+from ipvs_proxy.kernel.iptables_render import IPVS_FILTER
 from ipvs_proxy.plan.tables import Family, text_of
 
 ROOT: Final = Path("/")
 #: Programs that announce addresses of load balancers by ARP, by the names of their processes.
 ANNOUNCERS: Final = ("speaker", "kube-vip")
 _POLICY: Final = re.compile(r"^:(INPUT|FORWARD) (\w+)", re.MULTILINE)
+#: What is not about new connections to a port: answers, the node's own connections, ICMP.
+_HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icmp|icmpv6) ")
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
 
 
@@ -32,7 +35,8 @@ class Checkup:
     """The facts.
 
     ``policies`` are those of the chains INPUT and FORWARD, by family label and chain; ``twice`` are the addresses that
-    both our link and another one have, with the other's name.
+    both our link and another one have, with the other's name; ``ahead`` are rules by family label that accept new
+    connections in front of ours, which shut the ports of virtual addresses that are no Service's.
     """
 
     run_estimation: int | None = None
@@ -47,6 +51,7 @@ class Checkup:
     firewalld: bool = False
     policies: dict[tuple[str, str], str] = field(default_factory=dict)
     twice: dict[str, str] = field(default_factory=dict)
+    ahead: dict[str, list[str]] = field(default_factory=dict)
 
 
 def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path = ROOT) -> Checkup:
@@ -73,9 +78,19 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
     )
     if iptables is not None:
         for family in families:
-            for chain, policy in _POLICY.findall(_filter_table(iptables.save(family))):
+            rules = _filter_table(iptables.save(family))
+            for chain, policy in _POLICY.findall(rules):
                 found.policies[family.label, chain] = policy
+            if ahead := accepted_ahead(rules):
+                found.ahead[family.label] = ahead
     return found
+
+
+def accepted_ahead(saved: str) -> list[str]:
+    """Give the rules of INPUT that accept new connections from elsewhere before our filter of ports is reached."""
+    rules = [line for line in saved.splitlines() if line.startswith("-A INPUT ")]
+    first = next((number for number, rule in enumerate(rules) if rule.endswith(f"-j {IPVS_FILTER}")), 0)
+    return [rule for rule in rules[:first] if rule.endswith("-j ACCEPT") and not _HARMLESS.search(rule)]
 
 
 def _filter_table(saved: str) -> str:

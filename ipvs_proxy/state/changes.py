@@ -9,9 +9,11 @@ from ipvs_proxy.plan.tables import (
     AddressOperation,
     Operation,
     RealServerOperation,
+    SetEntry,
     SetEntryOperation,
     Verb,
     VirtualServer,
+    VirtualServerKey,
     VirtualServerOperation,
     text_of,
 )
@@ -24,6 +26,16 @@ def change_of(operation: Operation) -> ChangeState:
     return ChangeState(operation.verb.value, table_of(operation), _object(operation))
 
 
+def name_of(key: VirtualServerKey | bytes | tuple[str, SetEntry]) -> str:
+    """Name an object of a table by its key."""
+    if isinstance(key, VirtualServerKey):
+        return str(key)
+    if isinstance(key, bytes):
+        return f"{text_of(key)} on {SERVICE_LINK}"
+    name, entry = key
+    return f"{name} {member_text(entry)}"
+
+
 def _object(operation: Operation) -> str:
     deleted = operation.verb is Verb.DELETE
     match operation:
@@ -32,9 +44,9 @@ def _object(operation: Operation) -> str:
         case VirtualServerOperation(_, server):
             return str(server.key) if deleted else f"{server.key} {_settings(server)}"
         case AddressOperation(_, address):
-            return f"{text_of(address)} on {SERVICE_LINK}"
+            return name_of(address)
         case SetEntryOperation(_, name, entry):
-            return f"{name} {member_text(entry)}"
+            return name_of((name, entry))
 
 
 def _settings(server: VirtualServer) -> str:

@@ -90,6 +90,20 @@ class MemberState(Document, frozen=True):
     in_kernel: bool
 
 
+class DrainState(Document, frozen=True):
+    """A real server that gets no new connections and goes when it has none, or in ``seconds_left``.
+
+    ``seconds_left`` is ``None`` if there is no deadline (the endpoint still serves, or none is set), ``connections`` if
+    they have not been counted yet.
+    """
+
+    virtual_server: str
+    real_server: str
+    seconds: float
+    seconds_left: float | None = None
+    connections: int | None = None
+
+
 class ServiceState(Document, frozen=True):
     """One Service: all that it asks for, with reasons, beside what the kernel has."""
 
@@ -100,6 +114,7 @@ class ServiceState(Document, frozen=True):
     virtual_servers: list[VirtualServerState] = []
     members: list[MemberState] = []
     omissions: list[OmissionState] = []
+    drains: list[DrainState] = []
 
 
 class ServiceSummary(Document, frozen=True):
@@ -150,20 +165,25 @@ class RouteState(Document, frozen=True):
 
 
 class Happening(Document, frozen=True):
-    """A change that was programmed, or a repair: when, what, and how many objects it was about."""
+    """A change that was programmed, or a repair: when, what, and how many writes or findings it was.
+
+    ``objects`` are the first of ``total`` that it was about: Services of a change, findings of a repair.
+    """
 
     time: datetime
     what: str
     count: int
     objects: list[str] = []
     milliseconds: float | None = None
+    total: int = 0
 
 
 class NodeState(Document, frozen=True):
     """The agent on this node, and the Services that the question was about.
 
     ``services`` are those from ``offset`` on, at most ``limit``, of ``matching`` that the search found.
-    ``waiting`` are objects that the kernel refused and that are tried again. ``strict_arp`` is the setting.
+    ``waiting`` objects were refused by the kernel and are tried again; ``refused`` names some of them. ``drains`` are
+    some of those under way, the oldest first. ``strict_arp`` is the setting.
     """
 
     version: str
@@ -188,3 +208,5 @@ class NodeState(Document, frozen=True):
     changes: list[Happening] = []
     repairs: list[Happening] = []
     strict_arp: bool = False
+    drains: list[DrainState] = []
+    refused: list[str] = []

@@ -26,6 +26,7 @@ from ipvs_proxy.plan.tables import (
     text_of,
 )
 from ipvs_proxy.state.documents import (
+    DrainState,
     EndpointState,
     MemberState,
     OmissionState,
@@ -60,11 +61,12 @@ def service_state(
     actual: KernelTables,
     observed: Mapping[VirtualServerKey, Observation | None],
     nodes: Mapping[str, str],
+    drains: list[DrainState],
 ) -> ServiceState:
     """Say all about one Service.
 
     ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes``
-    the node of each endpoint's address.
+    the node of each endpoint's address, ``drains`` are those of its virtual servers.
     """
     servers = [
         _virtual_server_state(fragment, key, desired=desired, observation=observed.get(key), nodes=nodes)
@@ -79,6 +81,7 @@ def service_state(
         virtual_servers=servers,
         members=members,
         omissions=omissions_of(fragment.omissions),
+        drains=drains,
     )
 
 

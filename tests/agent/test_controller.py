@@ -433,6 +433,20 @@ def drift_address_added(plane: FakeDataplane) -> None:
     plane.kernel.addresses.add(packed("10.96.9.9"))
 
 
+def drift_service_leaked(plane: FakeDataplane) -> None:
+    """What another agent leaves of a Service that is gone."""
+    leaked = virtual("10.96.9.9")
+    plane.kernel.virtual_servers[leaked] = VirtualServer(leaked, "rr")
+    plane.kernel.addresses.add(leaked.address)
+
+
+def drift_member_leaked(plane: FakeDataplane) -> None:
+    """The same where the address is a node's: only the member of the set says whose the virtual server is."""
+    leaked = virtual("203.0.113.9")
+    plane.kernel.virtual_servers[leaked] = VirtualServer(leaked, "rr")
+    plane.kernel.sets["KUBE-EXTERNAL-IP"].add(SetEntry(*leaked[:3]))
+
+
 def drift_sets_flushed(plane: FakeDataplane) -> None:
     for members in plane.kernel.sets.values():
         members.clear()
@@ -455,6 +469,8 @@ def drift_rules(plane: FakeDataplane) -> None:
         (drift_virtual_server_added, {"ipvs"}),
         (drift_address_removed, {"addresses"}),
         (drift_address_added, {"addresses"}),
+        (drift_service_leaked, {"ipvs", "addresses"}),
+        (drift_member_leaked, {"ipvs", "sets"}),
         (drift_sets_flushed, {"sets"}),
         (drift_set_destroyed, {"tables", "sets"}),
         (drift_rules, {"rules"}),
@@ -481,6 +497,18 @@ async def test_audit_keeps_and_counts_what_is_not_ours(plane: FakeDataplane) -> 
         assert foreign in plane.kernel.virtual_servers
         assert set(rig.programmer.foreign) == {foreign}
         assert rig.repairs == {}
+
+
+async def test_service_that_leaked_goes_whole_also_when_an_address_was_repaired_before(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        right = plane.kernel.read()
+        drift_service_leaked(plane)
+        plane.kernel.addresses.remove(VIP.address)
+        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, VIP.address)])
+        assert VIP.address in plane.kernel.addresses
+        await rig.audit.round()
+        assert plane.kernel.read() == right
+        assert rig.repairs == {"addresses": 2, "ipvs": 1}
 
 
 async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_news(plane: FakeDataplane) -> None:

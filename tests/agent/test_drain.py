@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from ipvs_proxy.agent.drain import Drains, Outcome
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, VirtualServer
+from ipvs_proxy.state.documents import DrainState
 from tests.support.objects import real, virtual
 
 KEY, POD = virtual("10.96.0.10"), real("10.244.0.1")
@@ -163,6 +164,25 @@ def test_an_endpoint_that_still_serves_is_not_suspected() -> None:
     drains.observe(KEY, SERVING, IN_KERNEL, now=0.0)
     assert drains.suspects(1e9) == set()
     assert drains.due(KEY, {POD: Count(1, 0)}, 1e9, {"elsewhere"}) == []
+
+
+def test_each_drain_is_told_with_its_age_and_what_is_left(drains: Drains) -> None:
+    other, younger = virtual("10.96.0.11"), real("10.244.0.9")
+    drains.observe(other, NOT_WANTED, VirtualServer(other, "rr", real_servers={younger: DRAINING}), now=10.0)
+    drains.due(KEY, {POD: Count(2, 3)}, now=20.0)
+    assert drains.states([other, KEY], now=20.0, limit=9) == [
+        DrainState(str(KEY), str(POD), seconds=20.0, seconds_left=40.0, connections=5),
+        DrainState(str(other), str(younger), seconds=10.0, seconds_left=50.0, connections=None),
+    ]
+    assert [found.seconds for found in drains.states([other, KEY], now=20.0, limit=1)] == [20.0]
+    assert drains.states([virtual("10.96.0.12")], now=20.0, limit=9) == []
+
+
+@pytest.mark.parametrize(("deadline", "desired"), [(0.0, NOT_WANTED), (60.0, SERVING)])
+def test_nothing_is_left_to_tell_where_there_is_no_deadline(deadline: float, desired: VirtualServer) -> None:
+    drains = Drains(deadline=deadline, finished=lambda _: None)
+    drains.observe(KEY, desired, IN_KERNEL, now=0.0)
+    assert [found.seconds_left for found in drains.states([KEY], now=20.0, limit=9)] == [None]
 
 
 def test_a_drain_that_begins_is_looked_at_without_delay(drains: Drains) -> None:

@@ -24,6 +24,15 @@ def test_delay_doubles_up_to_its_limit() -> None:
     assert delays[-1] == LONGEST_DELAY
 
 
+def test_some_of_what_waits_is_named() -> None:
+    queue = RetryQueue()
+    queue.failed(Touched({A}, {packed("10.96.0.2")}), 0.0)
+    assert set(queue.waiting(9)) == {A, packed("10.96.0.2")}
+    assert len(queue.waiting(1)) == 1
+    queue.settled(keys(A), Touched())
+    assert queue.waiting(9) == [packed("10.96.0.2")]
+
+
 def test_keys_are_due_by_themselves() -> None:
     queue = RetryQueue()
     queue.failed(keys(A), 0.0)

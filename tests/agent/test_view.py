@@ -18,7 +18,15 @@ from ipvs_proxy.agent.settings import effective
 from ipvs_proxy.agent.state_server import add_state, flagz, statusz
 from ipvs_proxy.agent.view import View
 from ipvs_proxy.kernel.ipvs import Activity, Balanced, Connections, Counters, Observation
-from ipvs_proxy.plan.tables import AddressOperation, Family, RealServerOperation, Verb, VirtualServerKey
+from ipvs_proxy.plan.desired import Touched
+from ipvs_proxy.plan.tables import (
+    AddressOperation,
+    Family,
+    RealServerOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerKey,
+)
 from tests.agent.test_controller import Rig, running
 from tests.agent.test_server import get, serving
 from tests.support.fake_dataplane import FakeDataplane
@@ -60,12 +68,19 @@ async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
         view = View(
             rig.controller,
             rig.programmer,
-            settings=lambda: effective({"hostname_override": "node", "scheduler": "lc", "strict_arp": "true"}),
+            settings=lambda: effective(
+                {
+                    "hostname_override": "node",
+                    "scheduler": "lc",
+                    "strict_arp": "true",
+                    "exclude_cidrs": ("10.99.0.0/16",),
+                }
+            ),
             families=tuple(Family),
             rules=dict,
             host_addresses=set,
             health=rig.health,
-            drains=lambda: len(rig.drains),
+            drains=rig.drains,
             history=rig.history,
             open_tables=lambda: plane,  # type: ignore[arg-type,return-value]
             open_ipvs=ipvs,  # type: ignore[arg-type]
@@ -167,17 +182,33 @@ async def test_changes_and_repairs_are_remembered() -> None:
         await rig.until(lambda: rig.history.changes)
         rig.history.repaired("ipvs", ["b", "a"])
         _, state = await answer(f"{url}/state")
-    assert [(found["objects"], found["count"]) for found in state["changes"]] == [(["default/web"], 1)]
+    assert [(found["objects"], found["count"], found["total"]) for found in state["changes"]] == [
+        (["default/web"], 1, 1)
+    ]
     assert [(found["what"], found["count"], found["objects"]) for found in state["repairs"]] == [
         ("ipvs", 2, ["a", "b"])
     ]
+
+
+async def test_drains_and_refused_objects_are_named() -> None:
+    async with shown(WEB, WEB_SLICE) as (url, rig, _):
+        rig.replace(WEB_SLICE, endpoint_slice(endpoint("10.244.0.3")))
+        await rig.until(lambda: len(rig.drains))
+        rig.programmer.retries.failed(Touched(addresses={packed("10.96.0.10")}), 0.0)
+        _, state = await answer(f"{url}/state")
+        _, web = await answer(f"{url}/state/services/default/web")
+    assert (state["waiting"], state["refused"]) == (1, ["10.96.0.10 on kube-ipvs0"])
+    told = [(found["virtualServer"], found["realServer"], found["connections"]) for found in web["drains"]]
+    assert told == [("10.96.0.10:80/TCP", "10.244.0.1:8080", None)]
+    assert [found["realServer"] for found in state["drains"]] == ["10.244.0.1:8080"]
 
 
 def test_history_is_bounded() -> None:
     history = History()
     for number in range(KEPT + 5):
         history.wrote([f"ns/{number}"] * 1_000, operations=1, seconds=0.001)
-    assert (len(history.changes), len(history.changes[0].objects), history.changes[0].objects[0]) == (KEPT, 5, "ns/54")
+    latest = history.changes[0]
+    assert (len(history.changes), len(latest.objects), latest.objects[0], latest.total) == (KEPT, 5, "ns/54", 1_000)
 
 
 async def test_way_of_a_connection_is_told() -> None:
@@ -263,4 +294,18 @@ async def test_differences_are_read_anew_and_drains_are_none() -> None:
     assert [(found["verb"], found["object"]) for found in state["changes"]] == [
         ("add", "10.96.0.10:80/TCP -> 10.244.0.1:8080 weight 1"),
         ("add", "10.96.0.11 on kube-ipvs0"),
+    ]
+
+
+async def test_differences_have_what_is_left_of_a_service_that_is_gone_but_nothing_of_others() -> None:
+    async with shown(WEB, WEB_SLICE) as (url, rig, _):
+        leaked, excluded, foreign = (virtual(address) for address in ("10.96.9.9", "10.99.0.1", "192.0.2.5"))
+        for key in (leaked, excluded, foreign):
+            rig.plane.kernel.virtual_servers[key] = VirtualServer(key, "rr")
+        rig.plane.kernel.addresses |= {leaked.address, excluded.address}
+        _, state = await answer(f"{url}/state/differences")
+    assert sorted((found["verb"], found["object"]) for found in state["changes"]) == [
+        ("delete", "10.96.9.9 on kube-ipvs0"),
+        ("delete", "10.96.9.9:80/TCP"),
+        ("delete", "10.99.0.1 on kube-ipvs0"),
     ]

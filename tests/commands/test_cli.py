@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from ipvs_proxy.cli import main
 from ipvs_proxy.state.documents import (
     Document,
+    DrainState,
     Happening,
     NodeState,
     OmissionState,
@@ -66,8 +67,8 @@ NODE = NodeState(
     matching=2,
     offset=0,
     services=[WEB, BROKEN],
-    changes=[Happening(NOW - timedelta(seconds=30), "programmed", 2, ["shop/web", "shop/api"], 1.25)],
-    repairs=[Happening(NOW - timedelta(minutes=7), "ipvs", 1, ["10.96.0.10:80/TCP"])],
+    changes=[Happening(NOW - timedelta(seconds=30), "programmed", 2, ["shop/web", "shop/api"], 1.25, total=2)],
+    repairs=[Happening(NOW - timedelta(minutes=7), "ipvs", 1, ["10.96.0.10:80/TCP"], total=1)],
 )
 SERVICE = ServiceState(namespace="shop", name="web", type="ClusterIP", in_sync=True)
 ROUTE = RouteState(
@@ -135,6 +136,35 @@ def test_status_fits_one_screen() -> None:
         "Last repairs\n"
         "AGO  TABLE  COUNT  FOUND\n"
         "7m   ipvs       1  10.96.0.10:80/TCP\n"
+    )
+
+
+def test_status_names_drains_and_what_the_kernel_refuses() -> None:
+    state = msgspec.structs.replace(
+        NODE,
+        changes=[],
+        repairs=[Happening(NOW, "sets", 300, ["a", "b"], total=300)],
+        foreign_virtual_servers=[],
+        waiting=2,
+        refused=["fd00::1 on kube-ipvs0", "KUBE-CLUSTER-IP 10.96.0.10,tcp:80"],
+        drains=[
+            DrainState("10.96.0.10:80/TCP", "10.244.0.1:8080", 200.0, 3400.0, 12),
+            DrainState("10.96.0.10:80/TCP", "10.244.0.2:8080", 5.0),
+        ],
+    )
+    with agent(state=state) as (address, _):
+        text = run("status", "--agent", address).output
+    assert text.partition("\nwaiting")[2] == (
+        "    2 objects that the kernel refuses, tried again: fd00::1 on kube-ipvs0 and 1 more\n"
+        "\n"
+        "Drains\n"
+        "FOR  LEFT  CONNECTIONS  REAL SERVER      OF\n"
+        "3m   56m            12  10.244.0.1:8080  10.96.0.10:80/TCP\n"
+        "5s   -               -  10.244.0.2:8080  10.96.0.10:80/TCP\n"
+        "\n"
+        "Last repairs\n"
+        "AGO  TABLE  COUNT  FOUND\n"
+        "0s   sets     300  a and 299 more\n"
     )
 
 

@@ -60,6 +60,7 @@ def test_sound_node_has_only_good_findings() -> None:
         ({}, {"policies": {("IPv4", "FORWARD"): "DROP"}}, "warning", "firewall", "have the network plugin accept"),
         ({}, {"policies": {("IPv6", "INPUT"): "DROP"}}, "warning", "firewall", "node ports in INPUT"),
         ({}, {"firewalld": True}, "warning", "firewall", "--zone=trusted"),
+        ({}, {"ahead": {"IPv6": ["-A INPUT -p tcp -j ACCEPT"]}}, "warning", "firewall", "iptables -A, not -I"),
         ({}, {"bridge_calls_iptables": 0}, "warning", "bridge", "bridge-nf-call-iptables=1"),
         ({}, {"conntrack_entries": 95, "conntrack_room": 100}, "problem", "conntrack", "maxPerCore"),
         ({}, {"local_ports": (1024, 65535)}, "warning", "ports", "ip_local_reserved_ports=30000-32767"),

@@ -6,6 +6,7 @@ import pytest
 
 from ipvs_proxy.commands.explain import SHOWN, Target, endpoints_text, parse_target, route_text, service_text
 from ipvs_proxy.state.documents import (
+    DrainState,
     EndpointState,
     MemberState,
     OmissionState,
@@ -87,6 +88,22 @@ def test_virtual_server_of_an_older_service_is_told_with_its_owner_alone() -> No
         "203.0.113.80:80/TCP  external-ip\n"
         "  the older Service ns/older has it\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("left", "words"), [(3000.0, "in 50m at the latest"), (None, "it has no deadline")], ids=["deadline", "none"]
+)
+def test_drain_is_told_below_its_virtual_server(left: float | None, words: str) -> None:
+    draining = EndpointState("10.244.0.9:8080", weight=0, active_connections=1)
+    servers = [
+        VirtualServerState(f"10.96.0.10:{port}/TCP", "10.96.0.10", port, "TCP", "cluster-ip", True, endpoints=endpoints)
+        for port, endpoints in ((80, [draining]), (81, []))
+    ]
+    drains = [DrainState("10.96.0.10:80/TCP", "10.244.0.9:8080", 130.0, left, 1)]
+    text = service_text(ServiceState("default", "web", "ClusterIP", True, servers, drains=drains))
+    told = f"  10.244.0.9:8080 has been draining for 2m: it goes when it has no connection, {words}\n"
+    assert text.count(told) == text.count("draining for") == 1
+    assert text.index(told) < text.index("10.96.0.10:81/TCP")
 
 
 def test_many_endpoints_are_not_all_printed() -> None:

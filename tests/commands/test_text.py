@@ -73,3 +73,4 @@ def test_age_is_short(seconds: int, text: str) -> None:
 
 def test_nouns_follow_their_number() -> None:
     assert [several(number, "drain") for number in (0, 1, 12_000)] == ["0 drains", "1 drain", "12,000 drains"]
+    assert [several(number, "address", "es") for number in (1, 2)] == ["1 address", "2 addresses"]

@@ -75,3 +75,22 @@ def test_policies_are_those_of_the_filter_table(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(checkup, "_twice", dict)
     found = checkup.check(Saved(), [checkup.Family.IPV4], root=tmp_path)  # type: ignore[arg-type]
     assert found.policies == {("IPv4", "INPUT"): "ACCEPT", ("IPv4", "FORWARD"): "DROP"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ("-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT", True),
+        ("-A INPUT -m conntrack --ctstate NEW,ESTABLISHED -j ACCEPT", True),
+        ("-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", False),
+        ("-A INPUT -i lo -j ACCEPT", False),
+        ("-A INPUT -p icmp -j ACCEPT", False),
+        ("-A INPUT -p tcp -m tcp --dport 22 -j DROP", False),
+        ("-A FORWARD -p tcp -m tcp --dport 22 -j ACCEPT", False),
+    ],
+)
+def test_rule_that_opens_ports_in_front_of_ours_is_told(rule: str, told: bool) -> None:
+    ours = '-A INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER'
+    assert checkup.accepted_ahead(f"{rule}\n{ours}\n") == ([rule] if told else [])
+    assert checkup.accepted_ahead(f"{ours}\n{rule}\n") == []
+    assert checkup.accepted_ahead(f"{rule}\n") == []

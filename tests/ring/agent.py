@@ -88,6 +88,14 @@ def running_agent(
             agent.kill()
 
 
+def command(net: Topology, *arguments: str, status: int = 0) -> str:
+    """Run a command of the program on the node; give what it prints."""
+    with net.inside("node"):
+        done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return done.stderr if status == 1 else done.stdout
+
+
 def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
     """Wait until a condition holds; one that raises AssertionError or OSError does not hold yet."""
     deadline = time.monotonic() + patience

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.ring import manifests
-from tests.ring.agent import PROGRAM, eventually, running_agent
+from tests.ring.agent import command, eventually, running_agent
 from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
 from tests.ring.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, exchange, servers, topology
 
 VIPS = {"IPv4": "10.96.0.95", "IPv6": "fd00:10:96::95"}
 PODS = ("pod1", "pod2")
-
-
-def command(net: Topology, *arguments: str, status: int = 0) -> str:
-    """Run a command of the program on the node; give what it prints."""
-    with net.inside("node"):
-        done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == status, done.stderr
-    return done.stderr if status == 1 else done.stdout
 
 
 def explained(net: Topology) -> dict[str, Any]:

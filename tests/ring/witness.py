@@ -77,7 +77,9 @@ def weights(net: Topology, address: str, port: int, protocol: int = 6) -> dict[s
     found = {}
     for line in net.run("node", "ipvsadm", "-Sn").splitlines():
         words = line.split()
-        if words[0] == "-a" and (_PROTOCOL_FLAGS[words[1]], *_address_and_port(words[2])) == (protocol, address, port):
+        if words[0] != "-a" or words[1] == "-f":  # a mark has no address
+            continue
+        if (_PROTOCOL_FLAGS[words[1]], *_address_and_port(words[2])) == (protocol, address, port):
             found[_address_and_port(words[words.index("-r") + 1])[0]] = int(words[words.index("-w") + 1])
     return found
 

@@ -44,6 +44,7 @@ def state_of(observation: Observation | None, actual: KernelTables | None = None
         actual=actual or KernelTables(),
         observed={VIP: observation},
         nodes={"10.244.0.1": "node-a"},
+        drains=[],
     )
 
 
@@ -89,6 +90,7 @@ def test_nothing_of_the_kernel_is_told_of_a_virtual_server_that_an_older_service
             VIP: Observation(VirtualServer(VIP, "rr"), QUIET._replace(total=Counters(9, 9, 9, 9, 9)), in_kernel(gone=1))
         },
         nodes={},
+        drains=[],
     )
     (server,) = state.virtual_servers
     assert (server.owner, server.in_kernel, server.total) == ("default/older", False, Traffic())

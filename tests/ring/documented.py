@@ -1,0 +1,70 @@
+"""The outputs that ``docs/troubleshooting.md`` shows, and whether a command really prints them.
+
+A block of the document starts with ``$ ipvs-proxy ...``; below it stands what the command printed. Where it says
+``[...]``, lines are left out. Ages, durations, rates and the like differ from run to run and are not compared, nor is
+the width of columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+DOCUMENT: Final = Path(__file__).parents[2] / "docs/troubleshooting.md"
+LEFT_OUT: Final = "[...]"
+_PROMPT: Final = "$ ipvs-proxy "
+#: What varies, and what is compared in its place.
+_VARYING: Final = (
+    (r"\b\d+\.\d ms\b", "TIME"),
+    (r"\b\d+ ?(s|m|h)\b", "TIME"),
+    (r"[\d.]+[kMG]?(B?/s)\b", r"RATE\1"),
+    (r"ipvs-proxy \d+\.\d+\S*", "ipvs-proxy VERSION"),
+    (r"Linux \d+\.\d+", "Linux VERSION"),
+    (r"iptables \d+[\d.]*", "iptables VERSION"),
+    (r"[\d,]+ connections?\b", "CONNECTIONS"),
+    (r"[\d,]+ of [\d,]+ entries \(\d+ %\)", "ENTRIES"),
+    (r"(?m)\baddresses +\d+  \S+( and \d+ more)?$", "addresses FOUND"),
+    (r"[ \t]+", " "),
+)
+
+
+def blocks(section: str) -> dict[str, str]:
+    """Give what the document shows in a section (the title of a heading): the output of each command."""
+    text = DOCUMENT.read_text()
+    found = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, f"{DOCUMENT.name} has no section {section!r}"
+    shown = re.findall(r"^```console\n(.*?)^```$", found[1], re.MULTILINE | re.DOTALL)
+    return {
+        block.partition("\n")[0].removeprefix(_PROMPT): block.partition("\n")[2]
+        for block in shown
+        if block.startswith(_PROMPT)
+    }
+
+
+def all_shown() -> set[tuple[str, str]]:
+    """Give the section and the command of every output that the document shows."""
+    titles = re.findall(r"^## (.*)$", DOCUMENT.read_text(), re.MULTILINE)
+    return {(title, name) for title in titles for name in blocks(title)}
+
+
+def is_shown(documented: str, printed: str) -> bool:
+    """Tell whether the document shows what was printed."""
+    pieces = _masked(documented).split(f"{LEFT_OUT}\n")
+    return re.fullmatch(r"(?:.*\n)*".join(map(re.escape, pieces)), _masked(printed)) is not None
+
+
+def assert_documented(section: str, printed: Mapping[str, str]) -> None:
+    """Compare what commands have printed with what the document shows of them."""
+    shown = blocks(section)
+    if all(is_shown(shown.get(name, ""), text) for name, text in printed.items()):
+        return
+    real = "".join(f"```console\n{_PROMPT}{name}\n{text}```\n" for name, text in printed.items())
+    raise AssertionError(f"write this to the section {section!r} of {DOCUMENT.name}:\n{real}")
+
+
+def _masked(text: str) -> str:
+    for pattern, replacement in _VARYING:
+        text = re.sub(pattern, replacement, text)
+    return "".join(f"{line.strip()}\n" for line in text.splitlines())
