@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Figures = dict[str, Any]
+#: Targets that do not hold for any number of Services are for 10,000 of 10 endpoints.
+TARGET_SIZE = (10_000, 10)
 
 
 class Row(NamedTuple):
@@ -21,10 +23,11 @@ class Row(NamedTuple):
 def rows(found: Figures, smallest: Figures) -> list[Row]:
     """Give the lines of one size; ``smallest`` are the figures of the smallest, for what must not grow."""
     restore = found["ipvsadm"]
+    judged = (found["services"], found["endpoints"]) == TARGET_SIZE
 
     def ratio(name: str, to: float, target: float | None, words: str, label: str) -> Row:
         value = found[name] / to
-        met = None if target is None else value <= target
+        met = value <= target if target is not None and judged else None
         return Row(label, words, f"{found[name]:.2f} s, {value:.2f}x", met)
 
     grown = found["change_median"] / smallest["change_median"]
@@ -64,7 +67,12 @@ def rows(found: Figures, smallest: Figures) -> list[Row]:
         Row("… process -> started", "", f"{found['restart']:.2f} s"),
         Row("… reading the tables", "", f"{found['read']:.2f} s"),
         ratio("restart_objects_known", found["read"], 1.5, "<= 1.5x of reading", "… objects known -> started"),
-        Row("resident memory", "<= 200 MiB", f"{found['resident_mib']:.0f} MiB", found["resident_mib"] <= 200),
+        Row(
+            "resident memory",
+            "<= 200 MiB",
+            f"{found['resident_mib']:.0f} MiB",
+            found["resident_mib"] <= 200 if judged else None,
+        ),
         Row("… at its peak", "", f"{found['peak_mib']:.0f} MiB"),
     ]
     more = real_servers(found) - real_servers(smallest)
@@ -82,13 +90,13 @@ def rows(found: Figures, smallest: Figures) -> list[Row]:
                 "idle with audits, share of one core",
                 "< 2 % natively",
                 f"{found['idle']:.1%}",
-                None if found["emulated"] else found["idle"] < 0.02,
+                found["idle"] < 0.02 if judged else None,
             ),
             Row(
                 "… event loop kept for at most",
                 "50 ms",
                 f"{found['loop_delay'] * 1000:.0f} ms",
-                found["loop_delay"] <= 0.05,
+                found["loop_delay"] <= 0.05 if judged else None,
             ),
         ]
     return lines
