@@ -84,7 +84,7 @@ async def served(rig: Rig) -> AsyncIterator[int]:
         rules=dict,
         host_addresses=set,
         health=HealthTracker(FAMILIES, sync_period=30.0),
-        drains=lambda: len(rig.drains),
+        drains=rig.drains,
         history=History(),
         open_tables=_no_tables,
         open_ipvs=lambda: table,  # type: ignore[arg-type,return-value]
