@@ -116,13 +116,13 @@ def members_of(key: VirtualServerKey, fragment: Fragment) -> Iterable[tuple[str,
 
 
 def added(operations: list[Operation]) -> list[object]:
-    """The addresses and members that are missing."""
+    """The addresses and members that are missing, but for those that guard what is leaving."""
     return [
         *(one.address for one in operations if isinstance(one, AddressOperation) and one.verb is Verb.ADD),
         *(
             (one.set_name, one.entry)
             for one in operations
-            if isinstance(one, SetEntryOperation) and one.verb is Verb.ADD
+            if isinstance(one, SetEntryOperation) and one.verb is Verb.ADD and "IPVS-IPS" not in one.set_name
         ),
     ]
 
