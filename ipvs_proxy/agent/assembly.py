@@ -7,6 +7,7 @@ import gc
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ log = structlog.get_logger(__name__)
 
 #: So many new objects are looked through for garbage at once; that takes some milliseconds.
 GC_THRESHOLD = 20_000
+#: Seconds after which a start is not a quick one.
+LONG_START = 60.0
 #: How often the delay of the event loop is measured, in seconds: often enough to meet what keeps it for 50 ms.
 LOOP_DELAY_INTERVAL = 0.05
 
@@ -147,7 +150,7 @@ class Agent:
             self._checks.serve_for_ever(),
             _after(started, self._audit_for_ever),
             _after(started, lambda: follow_for_ever(self._notice, Monitor)),
-            _after(started, _spare_collections),
+            _spare_collections(started),
             watch_health_for_ever(self._health.healthy, self._health_changed),
             _measure_loop_delay(self._metrics.loop_delay),
             *self._servers(),
@@ -291,12 +294,16 @@ async def _after(event: asyncio.Event, loop: Callable[[], Coroutine[Any, Any, No
     await loop()
 
 
-async def _spare_collections() -> None:
+async def _spare_collections(started: asyncio.Event) -> None:
     """Keep what the start has made out of all later collections of garbage.
 
-    Looking through the objects of 10,000 Services would keep the event loop for some tenths of a second.
+    Looking through the objects of 10,000 Services would keep the event loop for some tenths of a second. A start that
+    waits for the API makes garbage meanwhile, which is collected as later on.
     """
+    with suppress(TimeoutError):
+        await asyncio.wait_for(started.wait(), LONG_START)
     gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
+    await started.wait()
     gc.freeze()
     await asyncio.Event().wait()
 

@@ -21,7 +21,7 @@ import structlog
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.kernel.monitor import Change, Event
 from ipvs_proxy.plan.desired import Touched
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.difference import KernelTables, is_same
 from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey, text_of
 
 log = structlog.get_logger(__name__)
@@ -78,8 +78,14 @@ class Audit:
         await self._programmer.correct(partial(self._correct_small_tables, unwanted))
         try:
             await self._audit_virtual_servers()
-        finally:
-            await self._programmer.program(unwanted)
+        except FAULTS:
+            # The next round is to find it again, when it knows the virtual servers that it belongs to.
+            self._programmer.actual.addresses -= unwanted.addresses
+            for name, entry in unwanted.entries:
+                self._programmer.actual.entries[name].discard(entry)
+            raise
+        await self._programmer.program(unwanted)
+        await self._programmer.program_unsettled()
 
     async def notice(self, events: Iterable[Event]) -> None:
         """Repair what rtnetlink tells of, at once.
@@ -99,9 +105,7 @@ class Audit:
         """Correct the mirror of sets and addresses; what nobody wants is not touched, but noted."""
         missing = await self._programmer.work(self._kernel.ensure_tables)
         self._report("tables", missing)
-        touched = Touched(
-            addresses=await self._programmer.reread_addresses(), entries=await self._programmer.reread_entries()
-        )
+        touched = await self._programmer.reread_small_tables()
         self._report("addresses", [text_of(address) for address in touched.addresses])
         self._report("sets", [f"{name} {entry}" for name, entry in touched.entries])
         unwanted.addresses = {address for address in touched.addresses if not self._is_wanted(address)}
@@ -133,11 +137,13 @@ class Audit:
             key
             for key in found.keys() | known.keys()
             if key not in written.virtual_servers
-            and not _same(found.get(key), known.get(key))
+            and not is_same(found.get(key), known.get(key))
             and (key in known or programmer.is_ours(key))
         ]
         programmer.foreign = {
-            key: server for key, server in found.items() if key not in known and not programmer.is_ours(key)
+            key: server
+            for key, server in found.items()
+            if key not in known and key not in written.virtual_servers and not programmer.is_ours(key)
         }
         for start in range(0, len(suspects), CONFIRMED_AT_ONCE):
             keys = suspects[start : start + CONFIRMED_AT_ONCE]
@@ -146,9 +152,10 @@ class Audit:
     async def _confirm(self, keys: Sequence[VirtualServerKey], actual: KernelTables) -> Touched:
         """Read suspects again, now that nobody writes: only what still differs is drift."""
         touched = Touched()
-        for key in keys:
-            found = await self._programmer.work(self._kernel.read_virtual_server, key)
-            if _same(found, actual.virtual_servers.get(key)):
+        # All are read before the mirror of any changes: what differs must not be lost with a fault.
+        read = {key: await self._programmer.work(self._kernel.read_virtual_server, key) for key in keys}
+        for key, found in read.items():
+            if is_same(found, actual.virtual_servers.get(key)):
                 continue
             touched.virtual_servers.add(key)
             if found is None:
@@ -162,12 +169,6 @@ class Audit:
         if findings:
             self._repaired(table, findings)
             log.warning("drift_repaired", table=table, count=len(findings), found=sorted(findings)[:NAMED])
-
-
-def _same(found: VirtualServer | None, known: VirtualServer | None) -> bool:
-    if found is None or known is None or found is known:
-        return found is known
-    return found.settings == known.settings and found.real_servers == known.real_servers
 
 
 async def audit_for_ever(

@@ -126,7 +126,9 @@ class Controller:
     def explain(self, service: Service) -> Fragment:
         """Plan a Service once more, for somebody who wants to know the reasons; nothing changes."""
         name = ServiceName(service.metadata.namespace, service.metadata.name)
-        return plan_service(service, self.cache.slices(name), self._context, self._marks, self.cache.memory(name))
+        # Marks may only be given out when those in use are known.
+        marks = self._marks if self._framed.is_set() else Marks()
+        return plan_service(service, self.cache.slices(name), self._context, marks, self.cache.memory(name))
 
     def omissions_of(self, name: ServiceName) -> Sequence[Omission]:
         """Give what the plan leaves out of a Service."""
@@ -210,11 +212,10 @@ class Controller:
     async def _plan_meanwhile(self) -> None:
         """Plan what is there until all objects are known; nothing but the marks in use depends on the kernel."""
         await self._framed.wait()
-        self._restore_marks()
         while not self._all_known.is_set():
-            await asyncio.sleep(AHEAD_INTERVAL)
             if "Service" not in self._unknown:
                 await self._plan_ahead()
+            await asyncio.sleep(AHEAD_INTERVAL)
 
     async def _plan_ahead(self) -> None:
         """Plan Services that have EndpointSlices already; should more come, they are planned again."""
@@ -235,6 +236,8 @@ class Controller:
         waiting = self._planned.get(name)
         if waiting is not None:
             planned.touched.add(waiting.touched)
+            if planned.health_checks is None:
+                planned = planned._replace(health_checks=waiting.health_checks)
         self._planned[name] = planned
 
     def _restore_marks(self) -> None:
@@ -249,6 +252,7 @@ class Controller:
             try:
                 await self.refresh_facts()
                 await self._programmer.take_over_frame()
+                self._restore_marks()
                 self._framed.set()
                 await self._programmer.take_over_virtual_servers()
                 break
@@ -261,7 +265,6 @@ class Controller:
 
     async def _start(self) -> None:
         begun = time.monotonic()
-        self._restore_marks()
         self._dirty |= self.cache.services.keys() - self._planned.keys()
         operations = await self._sync()
         self._marks.forget_restored()

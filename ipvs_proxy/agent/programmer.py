@@ -24,7 +24,7 @@ from ipvs_proxy.kernel.dataplane import TABLES, Failure, table_of
 from ipvs_proxy.kernel.socket import UNKNOWN
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch
+from ipvs_proxy.plan.difference import KernelTables, difference, everything, touch, unsettled
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Operation,
@@ -199,10 +199,22 @@ class Programmer:
         async with self._lock:
             return await self._program(await correction(self.actual))
 
+    async def program_unsettled(self) -> list[Operation]:
+        """Program what differs although nothing waits for another attempt: what a fault made forgotten ends here."""
+        found = unsettled(self.desired, self.actual)
+        return await self.program(
+            Touched(
+                {key for key in found.virtual_servers if key not in self.retries},
+                {address for address in found.addresses if address not in self.retries},
+                {entry for entry in found.entries if entry not in self.retries},
+            )
+        )
+
     async def remove_real_servers(self, removals: Sequence[tuple[VirtualServerKey, RealServerKey]]) -> list[Operation]:
         """Delete drained real servers, unless they have become wanted or weight came back in the meantime.
 
-        With its last real server goes a virtual server that nobody wants, and what stayed for it.
+        With its last real server goes a virtual server that nobody wants, and what stayed for it. One that waits for
+        another attempt is compared as a whole, as this one counts as one.
         """
         async with self._lock:
             operations: list[RealServerOperation] = []
@@ -212,10 +224,10 @@ class Programmer:
                 if settings is None or settings.weight or (desired is not None and server in desired.real_servers):
                     continue
                 operations.append(RealServerOperation(Verb.DELETE, key, server, settings))
+            keys = {operation.virtual_server for operation in operations}
+            again = {key for key in keys if key not in self.desired.virtual_servers or key in self.retries}
             done = await self._carry_out([*operations], touch(operations))
-            wanted = self.desired.virtual_servers
-            unwanted = {operation.virtual_server for operation in operations if operation.virtual_server not in wanted}
-            return done + await self._program(Touched(unwanted)) if unwanted else done
+            return done + await self._program(Touched(again)) if again else done
 
     async def retry_for_ever(self) -> None:
         """Try failed objects again when they are due."""
@@ -305,18 +317,24 @@ class Programmer:
         if failing.addresses:
             failing.addresses |= await self.reread_addresses()
         if failing.entries:
-            failing.entries |= await self.reread_entries()
+            failing.entries |= self._correct_entries(await self.work(self._kernel.read_entries))
+
+    async def reread_small_tables(self) -> Touched:
+        """Correct the mirror of addresses and sets; give what it was wrong about. Only from within ``correct``."""
+        # Both are read before the mirror of either changes: what differs must not be lost with a fault.
+        addresses, entries = await self.work(self._kernel.read_addresses), await self.work(self._kernel.read_entries)
+        return Touched(addresses=self._correct_addresses(addresses), entries=self._correct_entries(entries))
 
     async def reread_addresses(self) -> set[bytes]:
         """Correct the mirror of the addresses; give those it was wrong about. Only from within ``correct``."""
-        found = await self.work(self._kernel.read_addresses)
+        return self._correct_addresses(await self.work(self._kernel.read_addresses))
+
+    def _correct_addresses(self, found: set[bytes]) -> set[bytes]:
         wrong = found ^ self.actual.addresses
         self.actual.addresses = found
         return wrong
 
-    async def reread_entries(self) -> set[tuple[str, SetEntry]]:
-        """Correct the mirror of the sets; give the members it was wrong about. Only from within ``correct``."""
-        found = await self.work(self._kernel.read_entries)
+    def _correct_entries(self, found: dict[str, set[SetEntry]]) -> set[tuple[str, SetEntry]]:
         known = self.actual.entries
         wrong = {
             (name, entry)

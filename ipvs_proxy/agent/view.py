@@ -28,9 +28,9 @@ from ipvs_proxy.kernel.ipvs import Balanced, Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import Touched
-from ipvs_proxy.plan.difference import KernelTables, difference
+from ipvs_proxy.plan.difference import KernelTables, difference, is_same
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
-from ipvs_proxy.plan.tables import Family, VirtualServer, VirtualServerKey, family_of, text_of
+from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of, text_of
 from ipvs_proxy.state.changes import change_of, name_of
 from ipvs_proxy.state.documents import ChangeState, Differences, NodeState, RouteState, ServiceState
 from ipvs_proxy.state.route import trace
@@ -136,7 +136,7 @@ class View:
         differing = {
             key
             for key in wanted.keys() | found.virtual_servers.keys()
-            if not _same(wanted.get(key), found.virtual_servers.get(key))
+            if not is_same(wanted.get(key), found.virtual_servers.get(key))
             and (key in wanted or self._is_ours(key, found))
         }
         entries = {(name, entry) for name, members in found.entries.items() for entry in members}
@@ -255,12 +255,6 @@ class View:
             return {key: ipvs.observe(key, real_servers=real_servers) for key in keys}
         finally:
             ipvs.close()
-
-
-def _same(desired: VirtualServer | None, found: VirtualServer | None) -> bool:
-    if desired is None or found is None:
-        return False
-    return desired.settings == found.settings and desired.real_servers == found.real_servers
 
 
 def _matches(search: str, name: ServiceName, service: Service) -> bool:

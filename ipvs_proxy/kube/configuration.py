@@ -29,7 +29,7 @@ def import_loader() -> Any:
     if _LOADER not in sys.modules and _LIBRARY not in sys.modules:
         try:
             return _import_alone()
-        except (ImportError, AttributeError):
+        except Exception:  # noqa: BLE001  whatever another version does with what is not there
             for name in [name for name in sys.modules if name.startswith(f"{_LIBRARY}.")]:
                 del sys.modules[name]
     return sys.modules.get(_LOADER) or import_module(_LOADER)

@@ -32,6 +32,11 @@ CHECK = "assert callable(loader.load_kube_config) and loader.kube_config.Configu
             "assert 'kubernetes_asyncio.client.models' in sys.modules",
             id="a version with another layout is imported whole",
         ),
+        pytest.param(
+            "import ipvs_proxy.kube.configuration as c; c.ModuleType = lambda name: object(); ",
+            "assert 'kubernetes_asyncio.client.models' in sys.modules",
+            id="so is one that does something else with what is not there",
+        ),
     ],
 )
 def test_loader_is_there(before: str, then: str) -> None:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, everything, remains_of, touch
+from ipvs_proxy.plan.difference import KernelTables, difference, everything, remains_of, touch, unsettled
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.memory import Memory
@@ -113,6 +113,18 @@ def members_of(key: VirtualServerKey, fragment: Fragment) -> Iterable[tuple[str,
             and ("-6-" in name) == (len(key.address) == 16)
         ):
             yield name, entry
+
+
+def added(operations: list[Operation]) -> list[object]:
+    """The addresses and members that are missing, but for those that guard what is leaving."""
+    return [
+        *(one.address for one in operations if isinstance(one, AddressOperation) and one.verb is Verb.ADD),
+        *(
+            (one.set_name, one.entry)
+            for one in operations
+            if isinstance(one, SetEntryOperation) and one.verb is Verb.ADD and "IPVS-IPS" not in one.set_name
+        ),
+    ]
 
 
 class Convergence(RuleBasedStateMachine):
@@ -400,6 +412,11 @@ class Convergence(RuleBasedStateMachine):
         if self.trusted and not self.pending:
             self.check_converged()
             assert difference(self.desired, self.mirror, everything(self.desired, self.mirror)) == []
+        # What waits for another attempt is found without it, too.
+        missing = difference(self.desired, self.mirror, everything(self.desired, self.mirror))
+        found = unsettled(self.desired, self.mirror)
+        assert touch(missing).virtual_servers == found.virtual_servers
+        assert all(one in found.addresses or one in found.entries for one in added(missing))
 
     def teardown(self) -> None:
         self.refusals = 0

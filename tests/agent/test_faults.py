@@ -1,0 +1,206 @@
+"""What a fault at a bad moment must not make forgotten: every difference ends, at once or with the next audit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pytest
+from msgspec import structs
+
+from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
+from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.tables import (
+    DRAINING,
+    Operation,
+    Protocol,
+    RealServerOperation,
+    SetEntry,
+    VirtualServer,
+    VirtualServerKey,
+)
+from tests.agent.test_controller import POD1, SLICE, VIP, WEB, Rig, running
+from tests.support.fake_dataplane import FakeDataplane
+from tests.support.objects import endpoint, endpoint_slice, real, service, virtual
+
+T = TypeVar("T")
+OTHER = virtual("10.96.0.11")
+
+
+@pytest.fixture
+def plane() -> FakeDataplane:
+    return FakeDataplane()
+
+
+def large(*groups: tuple[str, ...]) -> list[EndpointSlice]:
+    """The slices of a Service that is remembered from one plan to the next."""
+    return [endpoint_slice(*map(endpoint, addresses), name=f"web-{number}") for number, addresses in enumerate(groups)]
+
+
+def failing_once(call: Callable[..., T], number: int) -> Callable[..., T]:
+    """The call, which fails when it is made for the ``number``-th time."""
+    calls = 0
+
+    def flaky(*arguments: object) -> T:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise OSError("a fault")
+        return call(*arguments)
+
+    return flaky
+
+
+async def test_end_of_a_drain_forgets_no_failed_write_of_the_same_virtual_server(plane: FakeDataplane) -> None:
+    slices = large(("10.0.0.1",), ("10.0.0.2", "10.0.0.9"), ("10.0.0.3",))
+    new, leaving = real("10.0.0.7"), real("10.0.0.9")
+
+    def refuse(operation: Operation) -> int:
+        return 12 if isinstance(operation, RealServerOperation) and operation.key == new else 0
+
+    async with running(plane, WEB, *slices) as rig:
+        rig.replace(slices[1], large((), ("10.0.0.2",))[1])
+        await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers[leaving] == DRAINING)
+        plane.kernel.refuse = refuse
+        rig.replace(slices[0], large(("10.0.0.1", "10.0.0.7"))[0])
+        await rig.until(lambda: len(rig.programmer.retries))
+        plane.kernel.refuse = None
+        await rig.programmer.remove_real_servers([(VIP, leaving)])
+        found = plane.kernel.virtual_servers[VIP].real_servers
+        assert new in found
+        assert leaving not in found
+
+
+@pytest.mark.parametrize("call", ["read_virtual_server", "read_entries"])
+async def test_drift_is_repaired_by_the_audit_after_one_that_failed(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    async with running(plane, WEB, SLICE, service("other", cluster_ip="10.96.0.11")) as rig:
+        del plane.kernel.virtual_servers[VIP].real_servers[POD1]
+        del plane.kernel.virtual_servers[OTHER]
+        plane.kernel.addresses.discard(VIP.address)
+        faulty = 2 if call == "read_virtual_server" else 1
+        monkeypatch.setattr(plane, call, failing_once(getattr(plane, call), faulty))
+        with pytest.raises(OSError, match="a fault"):
+            await rig.audit.round()
+        await rig.audit.round()
+        assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
+        assert OTHER in plane.kernel.virtual_servers
+        assert VIP.address in plane.kernel.addresses
+
+
+async def test_audit_finds_what_is_not_as_desired_though_nothing_waits(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        for tables in (plane.kernel, rig.programmer.actual):
+            tables.virtual_servers[VIP].real_servers.pop(POD1, None)
+            tables.addresses.discard(VIP.address)
+        await rig.audit.round()
+        assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
+        assert VIP.address in plane.kernel.addresses
+
+
+async def test_leaked_address_is_found_again_with_its_virtual_server_after_an_audit_that_failed(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        leaked, guarding = leak(plane)
+        monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
+        with pytest.raises(OSError, match="a fault"):
+            await rig.audit.round()
+        await rig.audit.round()
+        assert leaked not in plane.kernel.virtual_servers
+        assert leaked.address not in plane.kernel.addresses
+        assert guarding not in plane.kernel.sets["KUBE-IPVS-IPS"]
+
+
+def leak(plane: FakeDataplane) -> tuple[VirtualServerKey, SetEntry]:
+    """Leave a virtual server with its address and the member that guards it, as of a Service that is gone."""
+    key = virtual("10.96.9.9", 53, Protocol.UDP)
+    plane.kernel.virtual_servers[key] = VirtualServer(key, "rr")
+    plane.kernel.addresses.add(key.address)
+    plane.kernel.sets["KUBE-IPVS-IPS"].add(SetEntry(key.address))
+    return key, SetEntry(key.address)
+
+
+async def test_service_deleted_and_made_again_beside_an_audit_has_its_virtual_server(plane: FakeDataplane) -> None:
+    dns = service("web", ports=[ServicePort(port=53, name="http", protocol="UDP")])
+    piece = endpoint_slice(endpoint("10.0.0.1"), ports=[EndpointPort("http", 8080, "UDP")])
+    key = virtual("10.96.0.10", 53, Protocol.UDP)
+    async with running(plane, dns, piece) as rig:
+        loop, read = asyncio.get_running_loop(), rig.audit._read_virtual_servers
+
+        def slow() -> object:
+            found = read()
+            loop.call_soon_threadsafe(lambda: rig.replace(dns, None))
+            while key in plane.kernel.virtual_servers or key.address in plane.kernel.addresses:
+                time.sleep(0.002)
+            return found
+
+        rig.audit._read_virtual_servers = slow  # type: ignore[assignment]
+        await rig.audit.round()
+        assert not rig.programmer.foreign
+        rig.add(dns)
+        await rig.until(lambda: key.address in plane.kernel.addresses)
+        assert key in plane.kernel.virtual_servers
+
+
+def marked(name: str, number: int) -> Service:
+    """A Service whose port has a mark."""
+    port = ServicePort(port=80, name="http", node_port=30_000 + number)
+    made = service(name, cluster_ip=f"10.96.0.{20 + number}", kind="NodePort", ports=[port])
+    spec = structs.replace(made.spec, external_traffic_policy="Local", external_ips=[f"203.0.113.{number}"])
+    return structs.replace(made, spec=spec)
+
+
+async def test_explanation_before_the_kernel_is_read_takes_nobodys_mark(plane: FakeDataplane) -> None:
+    services = (marked("aaa", 1), marked("bbb", 2))
+    async with running(plane, *services):
+        pass
+    written = len(plane.applied)
+    rig = Rig(plane)
+    task = asyncio.create_task(rig.controller.run())
+    rig.add(*services)
+    rig.controller.explain(services[1])
+    rig.all_known()
+    await rig.until(rig.controller.started.is_set)
+    assert len(plane.applied) == written
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    rig.programmer.close()
+
+
+async def test_health_check_that_was_planned_stays_if_the_next_plan_fails(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balanced = structs.replace(
+        WEB,
+        spec=structs.replace(
+            WEB.spec, type="LoadBalancer", external_traffic_policy="Local", health_check_node_port=32000
+        ),
+    )
+    rig, plans = Rig(plane), 0
+
+    def failing(*arguments: object) -> object:
+        nonlocal plans
+        plans += 1
+        if plans == 2:
+            raise RuntimeError("never meant to happen")
+        return plan_service(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", failing)
+    task = asyncio.create_task(rig.controller.run())
+    rig.add(balanced, SLICE)
+    for kind in ("Node", "Service"):
+        rig.controller.synced(kind)
+    await rig.until(lambda: plans == 1)
+    rig.replace(SLICE, endpoint_slice(endpoint("10.244.0.1")))
+    await rig.until(lambda: plans == 2)
+    assert not rig.wishes
+    rig.controller.synced("EndpointSlice")
+    await rig.until(rig.controller.started.is_set)
+    assert [check.port for checks in rig.wishes.values() for check in checks.values()] == [32000]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    rig.programmer.close()
