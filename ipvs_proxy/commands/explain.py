@@ -168,7 +168,7 @@ def endpoints_text(endpoints: Iterable[EndpointState]) -> str:
 def _drain_text(drain: DrainState) -> str:
     left = "it has no deadline" if drain.seconds_left is None else f"in {duration(drain.seconds_left)} at the latest"
     begun = f"has been draining for {duration(drain.seconds)}"
-    return f"  {drain.real_server} {begun}: it goes when it has no connection, {left}\n"
+    return wrapped(f"{drain.real_server} {begun}: it goes when it has no connection, {left}", start="  ")
 
 
 def use_of(endpoint: EndpointState) -> str:
@@ -183,7 +183,7 @@ def use_of(endpoint: EndpointState) -> str:
 def route_text(route: RouteState) -> str:
     """Write the way of a connection, step by step."""
     served = f" ({route.service})" if route.service else ""
-    text = f"{route.client} -> {route.target}{served}\n"
+    text = wrapped(f"{route.client} -> {route.target}{served}", start="")
     text += "".join(wrapped(step, start=f"  {number}. ") for number, step in enumerate(route.steps, 1))
     verdict = str(route.verdict)
     if route.real_servers:
