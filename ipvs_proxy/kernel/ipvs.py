@@ -25,6 +25,7 @@ from ipvs_proxy.plan.tables import (
     Protocol,
     RealServer,
     RealServerKey,
+    RealServerOperation,
     Verb,
     VirtualServer,
     VirtualServerKey,
@@ -252,14 +253,15 @@ class Ipvs:
         requests: list[Request | None] = []
         named: VirtualServerKey | None = None
         name = b""
+        encode = codec.encode_real_server
         for operation in operations:
             try:
-                if isinstance(operation, VirtualServerOperation):
+                if isinstance(operation, RealServerOperation):
+                    if operation.virtual_server is not named:
+                        name, named = codec.encode_key(operation.virtual_server), operation.virtual_server
+                    requests.append(encode(operation, family_id=family_id, server=name))
+                else:
                     requests.append(codec.encode_virtual_server(operation, family_id=family_id))
-                    continue
-                if operation.virtual_server is not named:
-                    name, named = codec.encode_key(operation.virtual_server), operation.virtual_server
-                requests.append(codec.encode_real_server(operation, family_id=family_id, server=name))
             except ValueError:
                 requests.append(None)
         return requests

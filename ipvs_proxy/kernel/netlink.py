@@ -8,7 +8,7 @@ integers are in host order unless a protocol says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -90,6 +90,17 @@ def frame(request: Request, *, sequence: int, flags: int = 0) -> bytes:
     """Give the message with its header; ``flags`` are added to the request's own."""
     kind, payload, own_flags = request
     return HEADER.pack(16 + len(payload), kind, own_flags | flags, sequence, 0) + payload
+
+
+def frame_batch(requests: Sequence[Request], *, sequence: int) -> bytes:
+    """Give the messages one behind the other, numbered from ``sequence`` on; the last asks for an acknowledgement."""
+    last = sequence + len(requests) - 1
+    parts: list[bytes] = []
+    # One loop without calls of ours: a table has 100,000 messages.
+    for number, (kind, payload, flags) in enumerate(requests, sequence):
+        parts.append(HEADER.pack(16 + len(payload), kind, flags | ACK if number == last else flags, number, 0))
+        parts.append(payload)
+    return b"".join(parts)
 
 
 def parse(datagram: bytes) -> Iterator[Reply]:

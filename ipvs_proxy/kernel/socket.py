@@ -16,7 +16,6 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from errno import ENOBUFS
-from itertools import repeat
 from struct import pack
 from types import TracebackType
 from typing import Final, Self
@@ -32,6 +31,7 @@ from ipvs_proxy.kernel.netlink import (
     Overrun,
     Request,
     frame,
+    frame_batch,
     parse,
     take_data,
 )
@@ -171,6 +171,10 @@ class NetlinkSocket:
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[int, int]]:
         """Cut requests into (start, end) of batches that fit both buffers; one that is too long goes alone."""
+        whole = sum([16 + len(payload) for _, payload, _ in requests])
+        if requests and len(requests) <= self._batch_messages and whole <= self._batch_bytes:
+            yield 0, len(requests)
+            return
         start = size = 0
         for index, request in enumerate(requests):
             length = 16 + len(request.payload)
@@ -185,15 +189,9 @@ class NetlinkSocket:
         first = self._reserve(len(requests))
         last = first + len(requests) - 1
         failures: dict[int, Outcome] = {}
-        flags = [*repeat(0, len(requests) - 1), ACK]
         self.traffic.writes += len(requests)
         try:
-            self._transmit(
-                b"".join(
-                    frame(request, sequence=first + index, flags=flag)
-                    for index, (request, flag) in enumerate(zip(requests, flags, strict=True))
-                )
-            )
+            self._transmit(frame_batch(requests, sequence=first))
             while True:
                 for reply in _replies(self._receive_datagram()):
                     if not isinstance(reply, Outcome) or not first <= reply.sequence <= last:

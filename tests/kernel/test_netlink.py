@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from ipvs_proxy.kernel.netlink import (
     ACK,
+    CREATE,
     DUMP_INTERRUPTED,
+    REQUEST,
     Data,
     Done,
     MalformedMessage,
@@ -21,6 +23,7 @@ from ipvs_proxy.kernel.netlink import (
     attribute,
     attributes,
     frame,
+    frame_batch,
     integer,
     parse,
     text,
@@ -142,3 +145,11 @@ def test_text_ends_with_a_zero_byte():
     assert text(b"rr\0\0") == text(b"rr") == "rr"
     with pytest.raises(MalformedMessage):
         text(b"\xff")
+
+
+@given(st.lists(st.binary(max_size=5).map(lambda words: words * 4), min_size=1, max_size=5), st.integers(1, 2**31))
+def test_batch_is_its_messages_in_a_row_of_which_the_last_asks_for_an_answer(payloads: list[bytes], first: int) -> None:
+    requests = [Request(20 + number, payload, CREATE | REQUEST) for number, payload in enumerate(payloads)]
+    framed = [frame(request, sequence=first + number) for number, request in enumerate(requests[:-1])]
+    framed.append(frame(requests[-1], sequence=first + len(requests) - 1, flags=ACK))
+    assert frame_batch(requests, sequence=first) == b"".join(framed)
