@@ -7,6 +7,7 @@ All figures are seconds unless their name says otherwise.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 
 from bench import cluster
 from bench.rig import KernelTime, Rig, WithoutRules, percentile
+from ipvs_proxy.agent.run import START_GC_THRESHOLD
 from ipvs_proxy.kernel.ipvs import Ipvs
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.tables import (
@@ -120,6 +122,9 @@ def fill(services: int, endpoints: int) -> dict[str, float]:
         operations.append(VirtualServerOperation(Verb.ADD, table[key]))
         operations += [RealServerOperation(Verb.ADD, key, server, ACTIVE) for server in servers]
     ipvs = Ipvs()
+    # As in the agent while it starts.
+    gc.collect()
+    gc.set_threshold(START_GC_THRESHOLD)
     with KernelTime() as kernel:
         seconds = timed(lambda: require_zero(ipvs.apply(operations)))
     require(services, endpoints)
