@@ -43,7 +43,7 @@ BATCH = 128
 #: Seconds between two looks at whether there is something to plan before all objects are known.
 AHEAD_INTERVAL = 0.02
 #: Seconds of planning between two looks at what else the event loop has to do meanwhile.
-AHEAD_TURN = 0.02
+AHEAD_TURN = 0.01
 _LAST = 2
 
 
