@@ -68,7 +68,7 @@ chmod +x /tmp/bin/*
 for module in ip_vs dummy ip_set xt_set; do modprobe $module; done
 ip link set lo up
 cd {checkout}
-{command} >{scratch}/output 2>{scratch}/errors
+{command} </dev/null >{scratch}/output 2>{scratch}/errors
 echo $? >{scratch}/status
 poweroff -f
 """
