@@ -243,7 +243,7 @@ async def _load(kubeconfig: str, master: str) -> _Access:
     except ConnectError:
         raise
     except TimeoutError as error:
-        _end_plugin(error)
+        await _end_plugin(error)
         raise ConnectError(
             f"{source}: its credential plugin did not end in {PLUGIN_TIMEOUT:g} s; run it by hand to see why"
         ) from None
@@ -257,13 +257,17 @@ async def _load(kubeconfig: str, master: str) -> _Access:
         _forget_files(scratch)
 
 
-def _end_plugin(error: TimeoutError) -> None:
-    """Kill the plugin that was waited for: only the frames that the wait was cancelled in still know its process."""
+async def _end_plugin(error: TimeoutError) -> None:
+    """Kill the plugin that was waited for, and see it end.
+
+    Only the frames that the wait was cancelled in still know its process.
+    """
     cancelled = error.__cause__
     for frame, _ in traceback.walk_tb(None if cancelled is None else cancelled.__traceback__):
         for value in frame.f_locals.values():
             if isinstance(value, asyncio.subprocess.Process) and value.returncode is None:
                 value.kill()
+                await value.wait()
 
 
 async def _configure(kubeconfig: str, master: str, scratch: str) -> tuple[Any, float]:
