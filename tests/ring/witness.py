@@ -46,7 +46,8 @@ def assert_as_planned(net: Topology, directory: Path) -> None:
         }
         for key, servers in tables.virtual_servers.items()
     }
-    assert virtual_servers(net) == wanted
+    found = virtual_servers(net)
+    assert found == wanted, f"{found} is not {wanted}"
     assert addresses(net) == {text_of(address) for address in tables.addresses}
     wanted_members: dict[str, set[tuple[object, ...]]] = {}
     for name, entry in tables.entries:
