@@ -82,7 +82,7 @@ class Audit:
             # The next round is to find it again, when it knows the virtual servers that it belongs to.
             self._programmer.actual.addresses -= unwanted.addresses
             for name, entry in unwanted.entries:
-                self._programmer.actual.entries[name].discard(entry)
+                self._programmer.actual.entries.get(name, set()).discard(entry)
             raise
         await self._programmer.program(unwanted)
         await self._programmer.program_unsettled()

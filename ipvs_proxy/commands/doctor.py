@@ -167,15 +167,6 @@ def judge_host(found: Survey, facts: Checkup) -> Iterator[Finding]:
             f"{' and '.join(facts.announcers)} announces addresses, and this node answers ARP for all of kube-ipvs0",
             "set ipvs.strictARP: true",
         )
-    for family, rules in facts.ahead.items():
-        more = f" and {len(rules) - 1} more" if len(rules) > 1 else ""
-        yield Finding(
-            Level.WARNING,
-            "firewall",
-            f"the {family} chain INPUT accepts before it comes to our rules: {rules[0]}{more}; such ports of this node "
-            "are open at every address on kube-ipvs0",
-            "append such rules instead of inserting them (iptables -A, not -I)",
-        )
     yield from _judge_firewall(facts)
     if facts.bridge_calls_iptables == 0:
         yield Finding(
@@ -184,6 +175,12 @@ def judge_host(found: Survey, facts: Checkup) -> Iterator[Finding]:
             "bridged packets pass by iptables: answers between pods of this node may not find their way back",
             "sysctl -w net.bridge.bridge-nf-call-iptables=1 if pods are on a bridge",
         )
+    yield from _judge_room(facts)
+    yield from _judge_ipvs(found, facts)
+
+
+def _judge_room(facts: Checkup) -> Iterator[Finding]:
+    """Judge whether there is room for connections, and for node ports."""
     if facts.conntrack_entries is not None and facts.conntrack_room:
         used = facts.conntrack_entries * 100 // facts.conntrack_room
         text = f"{facts.conntrack_entries:,} of {facts.conntrack_room:,} entries ({used} %)"
@@ -203,10 +200,18 @@ def judge_host(found: Survey, facts: Checkup) -> Iterator[Finding]:
             "connection of this node may take one as its source",
             f"sysctl -w net.ipv4.ip_local_reserved_ports={NODE_PORTS[0]}-{NODE_PORTS[1]}",
         )
-    yield from _judge_ipvs(found, facts)
 
 
 def _judge_firewall(facts: Checkup) -> Iterator[Finding]:
+    for family, rules in facts.ahead.items():
+        more = f" and {len(rules) - 1} more" if len(rules) > 1 else ""
+        yield Finding(
+            Level.WARNING,
+            "firewall",
+            f"the {family} chain INPUT accepts before it comes to our rules: {rules[0]}{more}; such ports of this node "
+            "are open at every address on kube-ipvs0",
+            "append such rules instead of inserting them (iptables -A, not -I)",
+        )
     if facts.firewalld:
         yield Finding(
             Level.WARNING,

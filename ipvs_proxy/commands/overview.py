@@ -36,6 +36,12 @@ def status_text(state: NodeState) -> str:
         facts.append(("foreign", f"{several(len(state.foreign_virtual_servers), 'virtual server')} of others: {shown}"))
     width = max(len(name) for name, _ in facts)
     text = "".join(f"{name.ljust(width)}  {value}\n" for name, value in facts)
+    return text + _happenings_text(state)
+
+
+def _happenings_text(state: NodeState) -> str:
+    """Write what is under way and what happened last, one table each."""
+    text = ""
     if state.drains:
         drains = [
             (

@@ -101,6 +101,17 @@ async def test_audit_finds_what_is_not_as_desired_though_nothing_waits(plane: Fa
         assert VIP.address in plane.kernel.addresses
 
 
+async def test_audit_that_fails_survives_a_set_that_is_gone(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        rig.programmer.actual.entries["KUBE-GONE"] = {SetEntry(port=1)}
+        monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
+        with pytest.raises(OSError, match="a fault"):
+            await rig.audit.round()
+        await rig.audit.round()
+
+
 async def test_leaked_address_is_found_again_with_its_virtual_server_after_an_audit_that_failed(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
