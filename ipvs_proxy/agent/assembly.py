@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -58,8 +57,6 @@ log = structlog.get_logger(__name__)
 GC_THRESHOLD = 20_000
 #: Seconds after which a start is not a quick one.
 LONG_START = 60.0
-#: How often the delay of the event loop is measured, in seconds: often enough to meet what keeps it for 50 ms.
-LOOP_DELAY_INTERVAL = 0.05
 
 Loop = Coroutine[Any, Any, None]
 
@@ -152,7 +149,6 @@ class Agent:
             _after(started, lambda: follow_for_ever(self._notice, Monitor)),
             _spare_collections(started),
             watch_health_for_ever(self._health.healthy, self._health_changed),
-            _measure_loop_delay(self._metrics.loop_delay),
             *self._servers(),
             *sources(self.settings, self._controller, self._client, self._metrics),
         ]
@@ -165,6 +161,10 @@ class Agent:
                 )
             )
         return loops
+
+    def loop_delayed(self, seconds: float) -> None:
+        """Count for how long the event loop was kept from its work."""
+        self._metrics.loop_delay(seconds)
 
     async def apply(self, settings: Settings) -> None:
         """Go on with other settings, as far as they may change while the agent runs.
@@ -306,11 +306,3 @@ async def _spare_collections(started: asyncio.Event) -> None:
     await started.wait()
     gc.freeze()
     await asyncio.Event().wait()
-
-
-async def _measure_loop_delay(observe: Callable[[float], None]) -> None:
-    """Measure how long something else kept the event loop."""
-    while True:
-        before = time.monotonic()
-        await asyncio.sleep(LOOP_DELAY_INTERVAL)
-        observe(max(0.0, time.monotonic() - before - LOOP_DELAY_INTERVAL))

@@ -24,6 +24,7 @@ from ipvs_proxy import __version__
 from ipvs_proxy.agent.assembly import assemble
 from ipvs_proxy.agent.kernel_settings import prepare_kernel
 from ipvs_proxy.agent.logs import configure
+from ipvs_proxy.agent.loop_delay import LoopDelay
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.kernel import preflight, presence
 from ipvs_proxy.kernel.errors import Unusable
@@ -61,7 +62,8 @@ def run(settings: Settings, *, reread: Callable[[], Settings] | None = None, con
     sys.setswitchinterval(SWITCH_INTERVAL)
     configure(settings.verbosity, settings.logging_format)
     try:
-        asyncio.new_event_loop().run_until_complete(_run(settings, reread, config))
+        loop_delay = LoopDelay()
+        asyncio.SelectorEventLoop(loop_delay).run_until_complete(_run(settings, reread, config, loop_delay))
     except (Unusable, ConnectError, ManifestsError) as error:
         sys.stderr.write(f"ipvs-proxy: error: {error}\n")
         return 1
@@ -70,7 +72,9 @@ def run(settings: Settings, *, reread: Callable[[], Settings] | None = None, con
     os._exit(0)
 
 
-async def _run(settings: Settings, reread: Callable[[], Settings] | None, config: Path | None) -> None:
+async def _run(
+    settings: Settings, reread: Callable[[], Settings] | None, config: Path | None, loop_delay: LoopDelay
+) -> None:
     begun = time.monotonic()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -89,6 +93,7 @@ async def _run(settings: Settings, reread: Callable[[], Settings] | None, config
         log.warning("another_agent_is_running", reason="two agents on one node undo each other's work")
     dataplane = prepare_kernel(settings, host)
     agent = await assemble(settings, host, dataplane)
+    loop_delay.observe = agent.loop_delayed
     await _run_until(stop, agent.loops(config, reread))
     agent.programmer.close()
     if announced is not None:

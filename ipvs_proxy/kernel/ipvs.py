@@ -3,13 +3,15 @@
 Reading takes one dump of the virtual servers and one dump per virtual server for its real servers, because a socket
 carries one dump at a time and the kernel dumps real servers of one virtual server only. A dump that is taken while
 somebody deletes virtual servers can leave out others, without a sign of it; ``read`` therefore ends with a second list
-of virtual servers and reads again until both agree, unless all that was known to be there is there.
+of virtual servers and reads again until both agree, unless all that was known to be there is there. Where an IPv4
+virtual server is known, a quick look at its real servers comes first (see ``ipvs_sockopt``).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from errno import EEXIST, EINVAL, ENOENT, EPERM, EPROTONOSUPPORT, ESRCH
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -52,6 +54,8 @@ _PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
 _PROBE_PORTS: Final = range(20000, 20100)
 
 _NOTHING: Final[Mapping[VirtualServerKey, VirtualServer]] = MappingProxyType({})
+#: Tells whether a virtual server has these real servers; if not, or if that cannot be told, it has to be read.
+_Confirm = Callable[[VirtualServerKey, Mapping[RealServerKey, RealServer]], bool]
 
 
 class IpvsTable(NamedTuple):
@@ -101,9 +105,13 @@ class Ipvs:
             MalformedMessage: if a reply is garbage.
 
         """
+        with ExitStack() as stack:
+            return self._read(known, _quick_look(stack, self.traffic) if known else _cannot_tell)
+
+    def _read(self, known: Mapping[VirtualServerKey, VirtualServer], confirm: _Confirm) -> IpvsTable:
         listed = self._list()
         for _ in range(READ_ATTEMPTS):
-            found = [self._complete(server, known.get(key)) for key, server in listed.virtual_servers.items()]
+            found = [self._complete(server, known.get(key), confirm) for key, server in listed.virtual_servers.items()]
             table = {server.key: server for server in found}
             if known and known.keys() <= table.keys():
                 return IpvsTable(table, listed.foreign)
@@ -289,13 +297,16 @@ class Ipvs:
                 return None
             raise
 
-    def _complete(self, found: VirtualServer, same: VirtualServer | None) -> VirtualServer:
+    def _complete(self, found: VirtualServer, same: VirtualServer | None, confirm: _Confirm) -> VirtualServer:
         """Give a listed virtual server with its real servers: ``same`` if that is what it is, else with its keys."""
-        real_servers = self._read_real_servers(found.key)
         if same is None:
-            found.real_servers.update(real_servers)
+            found.real_servers.update(self._read_real_servers(found.key))
             return found
-        if same.settings == found.settings and same.real_servers == real_servers:
+        is_alike = same.settings == found.settings
+        if is_alike and confirm(found.key, same.real_servers):
+            return same
+        real_servers = self._read_real_servers(found.key)
+        if is_alike and same.real_servers == real_servers:
             return same
         keys = {key: key for key in list(same.real_servers)}
         return VirtualServer(
@@ -330,6 +341,22 @@ class Ipvs:
                 ) from error
             raise
         return family_id
+
+
+def _quick_look(stack: ExitStack, traffic: Traffic) -> _Confirm:
+    """Give what confirms real servers, until the stack is unwound; where there is no IPv4, all have to be read."""
+    # Only audits need it: importing ctypes takes a start some milliseconds.
+    from ipvs_proxy.kernel.ipvs_sockopt import QuickLook  # noqa: PLC0415
+
+    try:
+        look = stack.enter_context(closing(QuickLook(traffic)))
+    except OSError:
+        return _cannot_tell
+    return look.confirms
+
+
+def _cannot_tell(_key: VirtualServerKey, _real_servers: Mapping[RealServerKey, RealServer]) -> bool:
+    return False
 
 
 def _text_of(code: int) -> str:
