@@ -6,6 +6,7 @@ a message, each with its line number, by which the kernel names the one that fai
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from struct import Struct
 from struct import error as StructError  # noqa: N812  an exception, in spite of its name
@@ -53,6 +54,25 @@ _NETFILTER: Final = Struct("=BBH")
 _LINE: Final = Struct("=HHI")
 _PORT_ATTRIBUTE: Final = Struct("=HH2sxx")
 _BYTE_ATTRIBUTE: Final = Struct("=HHBxxx")
+
+
+def _header(number: int, length: int) -> int:
+    return int.from_bytes(ATTRIBUTE.pack(4 + length, number), sys.byteorder)
+
+
+#: A member of ``hash:ip,port`` as kernels list it, by the length of its address: what nests it, what nests the address,
+#: address, port and protocol, each behind its header.
+_LISTED: Final = {length: Struct(f"=III{length}sIBBxxIBxxx") for length in _IPADDR}
+_LISTED_HEADERS: Final = {
+    length: (
+        _header(_A_DATA | NESTED, layout.size - 4),
+        _header(_IP | NESTED, 4 + length),
+        _header(_IPADDR[length], length),
+        _header(_PORT | NETWORK_ORDER, 2),
+        _header(_PROTO, 1),
+    )
+    for length, layout in _LISTED.items()
+}
 
 #: The newest revision of each type that ipset tools of the last ten years know (up to ``skbinfo``). Newer ones add
 #: nothing that is needed here, and a set of one is unreadable for older tools.
@@ -255,9 +275,30 @@ def decode_members(payload: bytes, kind: SetType) -> Iterator[SetEntry]:
     """
     for number, start, end in walk(payload, _NETFILTER.size):
         if number == _A_ADT:
+            alike = _decode_alike(payload[start:end]) if kind is SetType.HASH_IP_PORT else None
+            if alike is not None:
+                yield from alike
+                continue
             for inner, first, last in walk(payload, start, end):
                 if inner == _A_DATA:
                     yield _decode_member({key: payload[a:b] for key, a, b in walk(payload, first, last)}, kind)
+
+
+def _decode_alike(members: bytes) -> list[SetEntry] | None:
+    """Give the members of ``hash:ip,port`` if each is as kernels list it; ``None`` if one has other parts.
+
+    A large set is nearly always so, and read in a third of the time that it takes attribute by attribute.
+    """
+    for length, layout in _LISTED.items():
+        if not len(members) % layout.size:
+            entries: list[SetEntry] = []
+            for one, two, three, address, four, high, low, five, protocol in layout.iter_unpack(members):
+                if (one, two, three, four, five) != _LISTED_HEADERS[length]:
+                    break
+                entries.append(SetEntry(address, protocol, high << 8 | low))
+            else:
+                return entries
+    return None
 
 
 def _decode_member(found: dict[int, bytes], kind: SetType) -> SetEntry:

@@ -134,6 +134,53 @@ def test_members_come_back(drawn):
     assert list(codec.decode_members(request.payload, kind)) == entries
 
 
+def listed_member(entry: SetEntry) -> bytes:
+    """Write a member as the kernel lists it: without the number of a line, and without a flag at the address."""
+    inner = attribute({4: 1, 16: 2}[len(entry.address)], entry.address)
+    return attribute(1 | 0x8000, inner) + codec.encode_member(entry, SetType.HASH_IP_PORT)[4 + len(inner) :]
+
+
+def listed(members_: list[bytes]) -> bytes:
+    inner = b"".join(attribute(7 | 0x8000, member) for member in members_)
+    return pack("=BBH", 2, 0, 0) + text_attribute(2, "SET") + attribute(8 | 0x8000, inner)
+
+
+@little_endian
+def test_members_as_linux_7_lists_them_are_read_at_once():
+    member = "2000 0780 0c00 0180 0800 0100 0a6001f1 0600 0440 0050 0000 0500 0700 06 000000"
+    entry = SetEntry(bytes((10, 96, 1, 241)), 6, 80)
+    assert codec._decode_alike(bytes.fromhex(member) * 2) == [entry, entry]
+    assert listed([listed_member(entry)])[-32:] == bytes.fromhex(member)
+
+
+@given(st.data())
+def test_a_listed_set_is_read_whatever_parts_its_members_have(data):
+    family = data.draw(st.sampled_from(Family))
+    entries = [
+        SetEntry(data.draw(packed_addresses(family)), data.draw(st.integers(0, 255)), data.draw(st.integers(0, 0xFFFF)))
+        for _ in range(data.draw(st.integers(0, 5)))
+    ]
+    members_ = list(map(listed_member, entries))
+    if entries and data.draw(st.booleans()):
+        # A comment, as somebody who made the set may have asked for.
+        odd = data.draw(st.integers(0, len(entries) - 1))
+        members_[odd] += attribute(26, b"a comment\0")
+    assert list(codec.decode_members(listed(members_), SetType.HASH_IP_PORT)) == entries
+
+
+@given(st.data())
+def test_what_is_read_at_once_is_what_is_read_part_by_part(data):
+    family = data.draw(st.sampled_from(Family))
+    entry = SetEntry(data.draw(packed_addresses(family)), 6, 80)
+    damaged = bytearray(attribute(7 | 0x8000, listed_member(entry)) * 2)
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    at_once = codec._decode_alike(bytes(damaged))
+    if at_once is not None:
+        # An attribute that means nothing keeps the members from being read at once.
+        payload = pack("=BBH", 2, 0, 0) + attribute(8 | 0x8000, bytes(damaged) + attribute(99, b""))
+        assert list(codec.decode_members(payload, SetType.HASH_IP_PORT)) == at_once
+
+
 def test_a_network_without_a_prefix_length_is_one_address():
     entry = SetEntry(VIP, 6, 80, VIP)
     request = codec.encode_members(Verb.ADD, "SET", [codec.encode_member(entry, SetType.HASH_IP_PORT_NET)], protocol=7)
