@@ -62,7 +62,7 @@ class NoKernel:
         """Find nothing missing."""
         return []
 
-    repair_rules = find_leftovers = remove_leftovers = ensure_tables
+    repair_rules = write_rules = find_leftovers = remove_leftovers = ensure_tables
 
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """Read nothing."""

@@ -64,6 +64,8 @@ class ReadOnlyKernel:
         ]
         return []
 
+    write_rules = repair_rules
+
     def find_leftovers(self) -> list[str]:
         """Say what kube-proxy left behind in its other modes."""
         return self._dataplane.find_leftovers()

@@ -56,6 +56,9 @@ class Kernel(Protocol):
     def repair_rules(self) -> list[str]:
         """Bring the packet rules to what they should be; say what was wrong."""
 
+    def write_rules(self) -> list[str]:
+        """Do so with what ``find_leftovers`` has read, and do not look what came of it."""
+
     def find_leftovers(self) -> list[str]:
         """Say what kube-proxy left behind in its other modes."""
 
@@ -131,7 +134,7 @@ class Programmer:
             if self._leftovers:
                 log.info("other_mode_found", found=self._leftovers)
             else:
-                findings += await self.work(self._kernel.repair_rules)
+                findings += await self.work(self._kernel.write_rules)
             self.actual = KernelTables(
                 addresses=await self.work(self._kernel.read_addresses),
                 entries=await self.work(self._kernel.read_entries),

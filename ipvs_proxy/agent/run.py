@@ -92,7 +92,9 @@ async def _run(
     if announced is None and presence.is_running():
         log.warning("another_agent_is_running", reason="two agents on one node undo each other's work")
     dataplane = prepare_kernel(settings, host)
+    preparing = asyncio.get_running_loop().run_in_executor(None, dataplane.prepare)
     agent = await assemble(settings, host, dataplane)
+    await preparing
     loop_delay.observe = agent.loop_delayed
     await _run_until(stop, agent.loops(config, reread))
     agent.programmer.close()

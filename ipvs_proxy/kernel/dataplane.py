@@ -6,7 +6,9 @@ own result. All calls block; the agent makes them from a worker thread.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from errno import EADDRNOTAVAIL, ECANCELED, EEXIST, ENOENT, ESRCH
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -29,6 +31,9 @@ from ipvs_proxy.plan.tables import (
     VirtualServerKey,
     VirtualServerOperation,
 )
+
+#: Seconds for which what was read of the packet rules is taken for what they are, in a start.
+RECENT: Final = 1.0
 
 
 class Failure(NamedTuple):
@@ -70,6 +75,17 @@ class Dataplane:
         self.addresses = addresses
         self.sets = sets
         self.rules = rules
+        self._seen: dict[Family, str] = {}
+        self._seen_until = 0.0
+
+    def prepare(self) -> None:
+        """Make link and sets, and read the rules: what a start needs whatever objects there are.
+
+        What fails here is told where it is needed.
+        """
+        with suppress(OSError, ValueError):
+            self.ensure_tables()
+            self._recent_rules()
 
     def ensure_tables(self) -> list[str]:
         """Make sure that the link and the sets exist; say what was missing."""
@@ -83,9 +99,20 @@ class Dataplane:
         """
         return [f"{family.label} {finding}" for family, rules in self.rules.items() for finding in rules.repair()]
 
+    def write_rules(self) -> list[str]:
+        """Bring the rules to what they should be, as far as is known from a look of just now; say what was wrong.
+
+        What came of it is left to the next ``repair_rules`` to look at.
+        """
+        seen = self._recent_rules()
+        self._seen_until = 0.0
+        return [
+            f"{family.label} {finding}" for family, rules in self.rules.items() for finding in rules.write(seen[family])
+        ]
+
     def find_leftovers(self) -> list[str]:
         """Say what kube-proxy left behind in its other modes."""
-        return self.leftovers.find()
+        return self.leftovers.find(self._recent_rules())
 
     def remove_leftovers(self) -> list[str]:
         """Take away what kube-proxy left behind in its other modes; say what it was."""
@@ -140,6 +167,13 @@ class Dataplane:
         """Give how many messages and rule sets have been written."""
         messages = {id(table.traffic): table.traffic for table in (self.ipvs, self.addresses, self.sets)}
         return sum(traffic.writes for traffic in messages.values()) + sum(r.writes for r in self.rules.values())
+
+    def _recent_rules(self) -> dict[Family, str]:
+        """Read the rules of all families, unless that was done just now: each family takes a process."""
+        if time.monotonic() > self._seen_until:
+            self._seen = {family: rules.look() for family, rules in self.rules.items()}
+            self._seen_until = time.monotonic() + RECENT
+        return self._seen
 
     def _table(self, name: str) -> Any:
         return {"ipvs": self.ipvs, "addresses": self.addresses, "sets": self.sets}[name]

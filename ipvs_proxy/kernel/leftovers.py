@@ -51,8 +51,10 @@ class Leftovers:
         self._iptables = iptables
         self._families = families
 
-    def find(self) -> list[str]:
+    def find(self, seen: Mapping[Family, str] | None = None) -> list[str]:
         """Say what there is, one line for each kind; nothing on a clean node.
+
+        ``seen`` is the output of ``iptables-save`` by family, where somebody has just read it.
 
         Raises:
             Unusable: if the rules cannot be read.
@@ -60,7 +62,7 @@ class Leftovers:
         """
         findings: list[str] = []
         for family in self._families:
-            chains = chains_of(self._iptables.save(family))
+            chains = chains_of(self._iptables.save(family) if seen is None else seen[family])
             if chains:
                 findings.append(f"{family.label}: {sum(map(len, chains.values()))} chains of iptables mode")
             if has_table(family):

@@ -6,15 +6,18 @@ before the first virtual server, and from then on only read: an audit that finds
 
 A repair is one process and one commit for each table: nat first, then filter, as kube-proxy does. All our chains are
 set in that write, whoever filled them before; jumps are only added where they are missing, so rules of others keep
-their place. Between the two commits a node has the new nat rules and the old filter rules for some milliseconds. That
-is harmless: at a first start there is no virtual server yet; at a takeover the old and the new rules of a table are
-both right for the same sets, and the tables share nothing but the packet mark. Only where a takeover also changes the
-mark can a packet miss the rule that accepts forwarding; where the node drops by default, it is then sent again.
+their place. What was written is read back once, to learn how it is printed; in a start that waits for the first audit,
+as everybody waits for the first virtual servers. Between the two commits a node has the new nat rules and the old
+filter rules for some milliseconds. That is harmless: at a first start there is no virtual server yet; at a takeover the
+old and the new rules of a table are both right for the same sets, and the tables share nothing but the packet mark.
+Only where a takeover also changes the mark can a packet miss the rule that accepts forwarding; where the node drops by
+default, it is then sent again.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Final, Protocol
 
 import structlog
@@ -40,11 +43,17 @@ class Rules(Protocol):
     settings: RuleSettings
     writes: int
 
+    def look(self) -> str:
+        """Read all rules of the family, also those of others, as ``iptables-save`` prints them."""
+
     def drift(self) -> list[str]:
         """Say what is not as it should be; nothing if all is right."""
 
+    def write(self, seen: str) -> list[str]:
+        """Write what should be there if it is not in ``seen``, which ``look`` gave; say what was wrong."""
+
     def repair(self) -> list[str]:
-        """Write what should be there if anything is not; say what was wrong."""
+        """Look, write what should be there if anything is not, and look at what came of it; say what was wrong."""
 
 
 class IptablesRules:
@@ -61,16 +70,18 @@ class IptablesRules:
         self.writes = 0
         self._iptables = iptables
         self._forms: dict[Rule, str] = {}
+        self._unread: tuple[Ruleset, Ruleset] | None = None
+        self._lock = Lock()
         self._wanted()
 
-    def read(self) -> Ruleset:
-        """Read our chains and the rules that lead to them.
+    def look(self) -> str:
+        """Read all rules of the family, also those of others, as ``iptables-save`` prints them.
 
         Raises:
             Unusable: if iptables does not run.
 
         """
-        return parse(self._iptables.save(self.family))
+        return self._iptables.save(self.family)
 
     def drift(self) -> list[str]:
         """Say what is not as it should be, by table and chain; nothing if all is right.
@@ -79,7 +90,17 @@ class IptablesRules:
             Unusable: if the rules cannot be read.
 
         """
-        return differences(self._wanted(), self.read(), forms=self._forms)
+        return differences(self._wanted(), parse(self.look()), forms=self._forms)
+
+    def write(self, seen: str) -> list[str]:
+        """Set our chains and add missing jumps if ``seen``, which ``look`` gave, is not right; say what is not.
+
+        Raises:
+            Unusable: if the rules cannot be written. A table is changed whole or not at all.
+
+        """
+        with self._lock:
+            return self._write(parse(seen))
 
     def repair(self) -> list[str]:
         """Set our chains and add missing jumps if anything is not as it should be; say what was wrong.
@@ -88,12 +109,19 @@ class IptablesRules:
             Unusable: if the rules cannot be read or written. A table is changed whole or not at all.
 
         """
-        wanted, before = self._wanted(), self.read()
-        findings = differences(wanted, before, forms=self._forms)
-        if findings:
-            self._write(payload(wanted, missing_jumps(wanted, before, forms=self._forms)))
-            self._check(wanted, before)
-        return findings
+        with self._lock:
+            before = parse(self.look())
+            if self._unread is not None:
+                self._learn(*self._unread, after=before)
+            findings = self._write(before)
+            if self._unread is not None:
+                wanted, _ = self._unread
+                after = parse(self.look())
+                self._learn(*self._unread, after=after)
+                left = differences(wanted, after, forms=self._forms)
+                if left:
+                    log.warning("rules_changed_while_written", family=self.family.label, findings=left)
+            return findings
 
     def _wanted(self) -> Ruleset:
         return render(
@@ -103,13 +131,18 @@ class IptablesRules:
             bridge_netfilter=BRIDGE_NETFILTER.exists(),
         )
 
-    def _write(self, text: str) -> None:
-        self.writes += 1
-        self._iptables.restore(self.family, text)
+    def _write(self, before: Ruleset) -> list[str]:
+        wanted = self._wanted()
+        findings = differences(wanted, before, forms=self._forms)
+        if findings:
+            self.writes += 1
+            self._iptables.restore(self.family, payload(wanted, missing_jumps(wanted, before, forms=self._forms)))
+            self._unread = wanted, before
+        return findings
 
-    def _check(self, wanted: Ruleset, before: Ruleset) -> None:
-        """Read back what was written: learn how it is printed, and notice who else writes our chains."""
-        after = self.read()
+    def _learn(self, wanted: Ruleset, before: Ruleset, *, after: Ruleset) -> None:
+        """Learn how what was written is printed, from what was there before and after it."""
+        self._unread = None
         forms = printed_forms(wanted, before=before, after=after)
         if forms != {rule: self._forms.get(rule) for rule in forms}:
             self._forms |= forms
@@ -121,6 +154,3 @@ class IptablesRules:
                 written=rule.text,
                 printed=printed,
             )
-        left = differences(wanted, after, forms=self._forms)
-        if left:
-            log.warning("rules_changed_while_written", family=self.family.label, findings=left)

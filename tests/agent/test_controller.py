@@ -243,6 +243,11 @@ async def test_rules_of_another_mode_serve_until_ours_are_complete(plane: FakeDa
         assert order == ["apply", "rules", "remove"]
 
 
+async def test_the_rules_are_written_once_and_nobody_waits_for_a_look_at_them(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE):
+        assert (plane.calls["write_rules"], plane.calls["repair_rules"]) == (1, 0)
+
+
 async def test_a_node_without_another_mode_is_not_searched_twice(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE):
         assert (plane.calls["find_leftovers"], plane.calls["remove_leftovers"]) == (1, 0)

@@ -304,6 +304,31 @@ def test_an_iptables_that_prints_in_another_form_does_not_cause_a_write_at_every
     assert made.repair() == []
 
 
+def test_what_a_start_writes_is_looked_at_by_the_first_audit(wrap, tmp_path):
+    nft = variant(NF_TABLES)
+    wrap(
+        "iptables-nft-save",
+        f"echo >>{tmp_path}/reads; REAL \"$@\" | sed -e 's/--set-xmark 0x4000.0x4000/--or-mark 0x4000/'",
+    )
+    reads = tmp_path / "reads"
+    made = make(nft)
+    assert len(made.write(made.look())) == len(CHAINS) + len(JUMPS)
+    assert len(reads.read_text()) == 1
+    with capture_logs() as logs:
+        assert made.repair() == []
+    assert [entry["event"] for entry in logs] == ["rules_printed_in_other_form"]
+    assert (made.writes, len(reads.read_text())) == (1, 2)
+
+
+def test_drift_before_the_first_audit_is_found_by_it(iptables):
+    made = make(iptables)
+    made.write(made.look())
+    restore(iptables, "*nat\n-R KUBE-MARK-MASQ 1 -j MARK --set-xmark 0x1/0x1\nCOMMIT\n")
+    (finding,) = made.repair()
+    assert finding.startswith("nat: rules of chain KUBE-MARK-MASQ were changed")
+    assert made.repair() == []
+
+
 def test_a_change_by_somebody_else_during_the_write_is_not_taken_for_ours(wrap):
     nft = variant(NF_TABLES)
     wrap(

@@ -43,6 +43,11 @@ class FakeDataplane:
         found, self.wrong_rules = self.wrong_rules, []
         return found
 
+    def write_rules(self) -> list[str]:
+        self.calls["write_rules"] += 1
+        found, self.wrong_rules = self.wrong_rules, []
+        return found
+
     def find_leftovers(self) -> list[str]:
         self.calls["find_leftovers"] += 1
         return self.leftovers
