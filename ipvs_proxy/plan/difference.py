@@ -288,19 +288,24 @@ def touch(operations: Iterable[Operation]) -> Touched:
     return touched
 
 
-def everything(desired: DesiredTables, actual: KernelTables) -> Touched:
-    """Give every key of both sides."""
+def unwanted(desired: DesiredTables, actual: KernelTables) -> Touched:
+    """Give the keys of what is there and nobody wants, whether there is something to do about it or it drains."""
     return Touched(
-        desired.virtual_servers.keys() | actual.virtual_servers.keys(),
-        desired.addresses.keys() | actual.addresses,
-        desired.entries.keys() | {(name, entry) for name, entries in actual.entries.items() for entry in entries},
+        actual.virtual_servers.keys() - desired.virtual_servers.keys(),
+        actual.addresses - desired.addresses.keys(),
+        {
+            (name, entry)
+            for name, entries in actual.entries.items()
+            for entry in entries
+            if (name, entry) not in desired.entries
+        },
     )
 
 
 def unsettled(desired: DesiredTables, actual: KernelTables) -> Touched:
     """Give the keys for which there is something to do: what is wanted and missing, and virtual servers that differ.
 
-    It takes 20 ms for 10,000 Services of 10 endpoints, a quarter of ``difference`` of everything.
+    It takes 20 ms for 10,000 Services of 10 endpoints, a quarter of ``difference`` with all keys.
     """
     known = actual.virtual_servers
     suspects = [key for key, server in desired.virtual_servers.items() if not is_same(server, known.get(key))]

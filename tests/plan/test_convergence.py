@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, everything, remains_of, touch, unsettled
+from ipvs_proxy.plan.difference import KernelTables, difference, remains_of, touch, unsettled, unwanted
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.memory import Memory
@@ -57,6 +57,7 @@ from tests.support.histories import (
     wishes,
 )
 from tests.support.objects import packed, real
+from tests.support.tables import everything
 
 HERE = Context(
     "here",
@@ -236,13 +237,16 @@ class Convergence(RuleBasedStateMachine):
         self.desired, self.marks, self.memories = DesiredTables(), Marks(), {}
         for family in Family:
             self.marks.restore(self.kernel.sets[set_name(INTERNAL, family)])
+        self.mirror, self.trusted, self.pending = self.kernel.read(), True, Touched()
+        touched = Touched()
         for name in order:
             if name in self.services:
                 # Not as before: of two Services with the same address only one has its mark in a set.
                 self.fragments[name] = self.plan(name)
-                self.desired.replace(name, self.fragments[name])
+                touched.add(self.desired.replace(name, self.fragments[name]))
         before = len(self.kernel.log)
-        self.audit()
+        self.run_round(touched)
+        self.run_round(self.everything_that_differs())
         # A Service that lost its addresses to another has a mark that no set remembers.
         if was_settled and not self.desired.conflicts():
             assert len(self.kernel.log) == before, "a restart wrote although nothing had changed"
@@ -294,6 +298,12 @@ class Convergence(RuleBasedStateMachine):
             assert self.kernel.apply(operation) == 0
             self.mirror.record(operation)
             self.run_round(remains_of(key))
+
+    def everything_that_differs(self) -> Touched:
+        """Look for it as a start does."""
+        touched = unsettled(self.desired, self.mirror)
+        touched.add(unwanted(self.desired, self.mirror))
+        return touched
 
     # The path of a change.
 
@@ -414,6 +424,8 @@ class Convergence(RuleBasedStateMachine):
             assert difference(self.desired, self.mirror, everything(self.desired, self.mirror)) == []
         # What waits for another attempt is found without it, too.
         missing = difference(self.desired, self.mirror, everything(self.desired, self.mirror))
+        short_way = difference(self.desired, self.mirror, self.everything_that_differs())
+        assert sorted(map(repr, short_way)) == sorted(map(repr, missing))
         found = unsettled(self.desired, self.mirror)
         assert touch(missing).virtual_servers == found.virtual_servers
         assert all(one in found.addresses or one in found.entries for one in added(missing))

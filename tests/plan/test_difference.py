@@ -10,9 +10,10 @@ from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import (
     KernelTables,
     difference,
-    everything,
     remains_of,
     touch,
+    unsettled,
+    unwanted,
     virtual_server_difference,
 )
 from ipvs_proxy.plan.fragment import Context, Fragment
@@ -37,6 +38,7 @@ from ipvs_proxy.plan.tables import (
 )
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.tables import everything
 
 ADD, SET, DELETE = Verb.ADD, Verb.SET, Verb.DELETE
 A, B = real("10.0.0.1"), real("10.0.0.2")
@@ -257,7 +259,7 @@ def test_only_touched_keys_are_compared() -> None:
     assert kernel.addresses == {packed("10.96.0.2")}
 
 
-def test_everything_is_both_sides() -> None:
+def test_what_nobody_wants_goes_and_what_is_missing_comes() -> None:
     desired, kernel = DesiredTables(), FakeKernel()
     kernel.virtual_servers[virtual("10.96.0.9")] = server(virtual("10.96.0.9"))
     kernel.addresses.add(packed("10.96.0.9"))
@@ -266,7 +268,9 @@ def test_everything_is_both_sides() -> None:
     one = plan("a", "10.96.0.1", pods=("10.0.0.1",))
     desired.replace(one.name, one)
     mirror = kernel.read()
-    rounds(desired, kernel, mirror, everything(desired, mirror))
+    touched = unsettled(desired, mirror)
+    touched.add(unwanted(desired, mirror))
+    rounds(desired, kernel, mirror, touched)
     assert set(kernel.virtual_servers) == {virtual("10.96.0.1")}
     assert kernel.addresses == {packed("10.96.0.1")}
     assert {name: members for name, members in kernel.sets.items() if members} == {

@@ -26,12 +26,13 @@ from ipvs_proxy.kube.objects import (
     SessionAffinityConfig,
 )
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference, everything
+from ipvs_proxy.plan.difference import difference
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import DRAIN_TIMEOUT, plan_service
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, service, virtual
+from tests.support.tables import everything
 
 NODE_ADDRESSES = (packed("192.0.2.1"), packed("fd00:2::1"))
 HERE = Context(

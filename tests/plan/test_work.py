@@ -12,7 +12,7 @@ import pytest
 
 from ipvs_proxy.plan import endpoints, services
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, everything
+from ipvs_proxy.plan.difference import KernelTables, difference
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
@@ -28,6 +28,7 @@ from ipvs_proxy.plan.tables import (
     Verb,
 )
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.tables import everything
 
 HERE = Context("here")
 MANY = 2_000

@@ -1,0 +1,15 @@
+"""All keys of both tables: the long way to what differs, as an oracle for the short ones."""
+
+from __future__ import annotations
+
+from ipvs_proxy.plan.desired import DesiredTables, Touched
+from ipvs_proxy.plan.difference import KernelTables
+
+
+def everything(desired: DesiredTables, actual: KernelTables) -> Touched:
+    """Give every key of both sides."""
+    return Touched(
+        desired.virtual_servers.keys() | actual.virtual_servers.keys(),
+        desired.addresses.keys() | actual.addresses,
+        desired.entries.keys() | {(name, entry) for name, entries in actual.entries.items() for entry in entries},
+    )
