@@ -52,7 +52,7 @@ test: setup .cache/helm .cache/promtool .cache/browser image
 demo: setup
 	@$(RUN) -m tests.ring.vm $(CURDIR)/$(RUN) -m demo
 
-bench: setup bench/fill $(VENV)/with-bench
+bench: setup bench/fill $(VENV)/with-bench image
 	@$(RUN) -m bench $(or $(SIZES),--write)
 
 $(VENV)/with-bench: $(VENV)/ready

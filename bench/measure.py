@@ -7,6 +7,7 @@ All figures are seconds unless their name says otherwise.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import os
@@ -21,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench import cluster
+from bench import cluster, installed
 from bench.rig import KernelTime, Rig, WithoutRules, percentile
 from ipvs_proxy.agent.run import START_GC_THRESHOLD
 from ipvs_proxy.kernel.ipvs import Ipvs
@@ -60,13 +61,13 @@ def main() -> None:
 
 
 def inside(measure: Callable[[], T]) -> T:
-    """Measure in a child process in a new network namespace with ``lo`` up; give what it gives."""
+    """Measure in a child process in new network and mount namespaces, with ``lo`` up; give what it gives."""
     with tempfile.TemporaryFile("w+") as answer:
         child = os.fork()
         if not child:
             status = 1
             try:
-                os.unshare(os.CLONE_NEWNET) if hasattr(os, "unshare") else _unshare_network()
+                _unshare()
                 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
                 json.dump(measure(), answer)
                 answer.flush()
@@ -81,10 +82,9 @@ def inside(measure: Callable[[], T]) -> T:
         return json.load(answer)  # type: ignore[no-any-return]
 
 
-def _unshare_network() -> None:
-    import ctypes  # noqa: PLC0415  Python 3.11 has no os.unshare
-
-    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000):
+def _unshare() -> None:
+    # Python 3.11 has no os.unshare. CLONE_NEWNET and CLONE_NEWNS of linux/sched.h:
+    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000 | 0x00020000):
         raise OSError(ctypes.get_errno(), "unshare")
 
 
@@ -128,7 +128,7 @@ def fill(services: int, endpoints: int) -> dict[str, float]:
     with KernelTime() as kernel:
         seconds = timed(lambda: require_zero(ipvs.apply(operations)))
     require(services, endpoints)
-    return {"fill": seconds, "fill_kernel": kernel.seconds, "read": timed(lambda: ipvs.read(table))}
+    return {"fill": seconds, "fill_kernel": kernel.seconds, "read": timed(ipvs.read)}
 
 
 def packed(text: str) -> bytes:
@@ -154,8 +154,10 @@ def agent(services: int, endpoints: int, *, idle: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory, api_server(services, endpoints):
         config = Path(directory) / "kubeconfig"
         config.write_text(KUBECONFIG)
+        installed.mount()
         with process(config) as first:
-            found = {
+            found: dict[str, Any] = {
+                "agent": first.interpreter,
                 "cold_start": first.seconds,
                 "cold_start_objects_known": first.events["started"]["seconds"],
                 "first_programmed": first.events["first_programmed"]["milliseconds"] / 1000,
@@ -216,6 +218,7 @@ class Process:
             assert time.monotonic() - begun < PATIENCE
         assert "started" in self.events, "the agent did not start:\n" + "".join(printed)
         self.seconds = time.monotonic() - begun
+        self.interpreter = installed.interpreter(process.pid)
 
     def memory(self, name: str) -> float:
         """Give a size from the kernel's account of the process, in MiB."""
@@ -261,13 +264,13 @@ def loop_delays(text: str) -> dict[float, float]:
 @contextmanager
 def process(config: Path) -> Iterator[Process]:
     """Start an agent and wait until it has programmed everything; stop it at the end."""
-    command = [
-        *(sys.executable, "-m", "ipvs_proxy", "--kubeconfig", str(config), "--hostname-override", cluster.NODE),
+    arguments = [
+        *("--kubeconfig", str(config), "--hostname-override", cluster.NODE),
         *("--cluster-cidr", "10.128.0.0/9", "--logging-format", "json", "--ipvs-sync-period", f"{AUDIT:.0f}s"),
         *("--healthz-bind-address", "127.0.0.1:10256", "--metrics-bind-address", f"127.0.0.1:{METRICS_PORT}"),
     ]
     begun = time.monotonic()
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
+    with installed.start(arguments) as started:
         try:
             yield Process(started, begun)
         finally:

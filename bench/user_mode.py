@@ -65,7 +65,9 @@ for name in iptables ip6tables; do
     printf '#!/bin/sh\\nexec sed "s/^-I \\([A-Z]*\\)/-A \\\\1/" >/tmp/%s\\n' $name >/tmp/bin/$name-restore
 done
 chmod +x /tmp/bin/*
-for module in ip_vs dummy ip_set xt_set; do modprobe $module; done
+# As where kube-proxy ran: loading a module takes a start some milliseconds of a node, and here many times that.
+for module in ip_vs ip_vs_rr dummy xt_set ip_set_bitmap_port ip_set_hash_ip ip_set_hash_ipport ip_set_hash_ipportip \
+    ip_set_hash_ipportnet; do modprobe $module; done
 ip link set lo up
 cd {checkout}
 {command} </dev/null >{scratch}/output 2>{scratch}/errors
