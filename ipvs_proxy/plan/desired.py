@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
@@ -72,19 +71,20 @@ class _Claim(NamedTuple):
 class _Held(NamedTuple):
     """What is kept of a fragment after it has been merged.
 
-    ``members`` are those that go with a virtual server, ``entries`` the others. The reasons and choices are computed
-    again when somebody asks for them.
+    ``members`` are those that go with a virtual server, ``entries`` the others; all are in the order of the plan, and
+    in tuples, as a set of two takes three times the memory. The reasons and choices are computed again when somebody
+    asks for them.
     """
 
     claim: _Claim
     virtual_servers: dict[VirtualServerKey, VirtualServer]
-    members: dict[VirtualServerKey, frozenset[Member]]
-    addresses: frozenset[bytes]
-    entries: frozenset[Member]
+    members: dict[VirtualServerKey, tuple[Member, ...]]
+    addresses: tuple[bytes, ...]
+    entries: tuple[Member, ...]
 
 
-_NOTHING = _Held(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, {}, frozenset(), frozenset())
-_NO_MEMBERS: frozenset[Member] = frozenset()
+_NOTHING = _Held(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, {}, (), ())
+_NO_MEMBERS: tuple[Member, ...] = ()
 #: What the sets of node ports are for.
 _NODE_PORT_SETS = {
     sets.set_name(base, family): (family, protocol)
@@ -167,7 +167,7 @@ class DesiredTables:
         held = self._held.get(name)
         return () if held is None else tuple(held.virtual_servers)
 
-    def _members(self, key: VirtualServerKey, name: ServiceName, held: _Held) -> frozenset[Member]:
+    def _members(self, key: VirtualServerKey, name: ServiceName, held: _Held) -> tuple[Member, ...]:
         """Give the members that go with a virtual server, by its owner; ``held`` is what the Service ``name`` has."""
         owner = self.owners.get(key)
         if owner is None:
@@ -210,13 +210,15 @@ def _same(old: VirtualServer | None, new: VirtualServer | None, only: frozenset[
     )
 
 
-def _count(counter: Counter[T], before: AbstractSet[T], after: AbstractSet[T], touched: set[T]) -> None:
+def _count(counter: Counter[T], before: tuple[T, ...], after: tuple[T, ...], touched: set[T]) -> None:
     """Move a fragment's references; what appears or disappears altogether is touched."""
-    for item in after - before:
+    if before == after:
+        return
+    for item in set(after).difference(before):
         counter[item] += 1
         if counter[item] == 1:
             touched.add(item)
-    for item in before - after:
+    for item in set(before).difference(after):
         counter[item] -= 1
         if not counter[item]:
             del counter[item]
@@ -243,7 +245,7 @@ def _hold(name: ServiceName, fragment: Fragment) -> _Held:
     return _Held(
         claim=_Claim(fragment.created, name),
         virtual_servers={key: server for key, (server, _) in fragment.virtual_servers.items()},
-        members={key: frozenset(found) for key, found in members.items()},
-        addresses=frozenset(fragment.addresses),
-        entries=frozenset(others),
+        members={key: tuple(found) for key, found in members.items()},
+        addresses=tuple(fragment.addresses),
+        entries=tuple(others),
     )

@@ -41,6 +41,7 @@ from ipvs_proxy.plan.tables import (
     Verb,
     VirtualServer,
     VirtualServerOperation,
+    text_of,
 )
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
@@ -190,6 +191,40 @@ async def test_services_are_planned_while_slices_still_come_and_again_only_if_th
     ]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_of_many_that_were_planned_ahead_each_is_programmed_as_it_was_last(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvs_proxy.agent.controller.BATCH", 3)
+    rig = Rig(plane)
+    task = asyncio.create_task(rig.controller.run())
+    dns = service("kube-dns", namespace="kube-system", cluster_ip="10.96.0.2")
+    many = [service(f"a{number}", cluster_ip=f"10.96.1.{number}") for number in range(11)]
+    pieces = [endpoint_slice(endpoint("10.244.0.1"), name=f"a{number}-x", of=f"a{number}") for number in range(11)]
+    rig.add(dns, *many, *pieces)
+    rig.add(endpoint_slice(endpoint("10.244.0.9"), name="dns-x", namespace="kube-system", of="kube-dns"))
+    rig.controller.synced("Node")
+    rig.controller.synced("Service")
+    await rig.until(lambda: len(rig.controller._planned) == 12)
+    # In batches that are planned already: one changes, one goes, one has its last endpoint go.
+    rig.replace(pieces[4], endpoint_slice(endpoint("10.244.0.2"), name="a4-x", of="a4"))
+    rig.replace(many[7], None)
+    rig.replace(pieces[10], None)
+    rig.controller.synced("EndpointSlice")
+    await rig.until(rig.controller.started.is_set)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    found = {text_of(key.address): list(server.real_servers) for key, server in plane.kernel.virtual_servers.items()}
+    expected = {f"10.96.1.{number}": [POD1] for number in range(11)} | {"10.96.0.2": [real("10.244.0.9")]}
+    del expected["10.96.1.7"]
+    assert found == expected | {"10.96.1.4": [POD2], "10.96.1.10": []}
+    added = [operation for operation in plane.applied if isinstance(operation, VirtualServerOperation)]
+    assert text_of(added[0].virtual_server.key.address) == "10.96.0.2"
+    assert len(added) == len(found)
+    assert rig.wishes[ServiceName("default", "a7")] == {}
+    assert len(rig.wishes) == 12
+    assert not rig.controller._planned
 
 
 async def test_kernel_that_was_read_long_before_all_is_known_is_read_again(
