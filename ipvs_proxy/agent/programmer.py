@@ -24,7 +24,15 @@ from ipvs_proxy.kernel.dataplane import TABLES, Failure, table_of
 from ipvs_proxy.kernel.socket import UNKNOWN
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, touch, unsettled, unwanted
+from ipvs_proxy.plan.difference import (
+    KernelTables,
+    difference,
+    touch,
+    unsettled,
+    unsettled_among,
+    unsettled_members,
+    unwanted,
+)
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Operation,
@@ -45,6 +53,8 @@ T = TypeVar("T")
 Network = IPv4Network | IPv6Network
 #: So many failures of one round are logged one by one; the rest only as a number.
 LOGGED_FAILURES = 10
+#: So many virtual servers are compared before the event loop may do something else: some 10 ms.
+COMPARED_AT_ONCE = 5000
 
 
 class Kernel(Protocol):
@@ -209,7 +219,11 @@ class Programmer:
 
     async def program_unsettled(self) -> list[Operation]:
         """Program what differs although nothing waits for another attempt: what a fault made forgotten ends here."""
-        found = unsettled(self.desired, self.actual)
+        found = unsettled_members(self.desired, self.actual)
+        keys = list(self.desired.virtual_servers.keys() | self.actual.virtual_servers)
+        for start in range(0, len(keys), COMPARED_AT_ONCE):
+            found.virtual_servers |= unsettled_among(keys[start : start + COMPARED_AT_ONCE], self.desired, self.actual)
+            await asyncio.sleep(0)
         return await self.program(
             Touched(
                 {key for key in found.virtual_servers if key not in self.retries},

@@ -307,11 +307,24 @@ def unsettled(desired: DesiredTables, actual: KernelTables) -> Touched:
 
     It takes 20 ms for 10,000 Services of 10 endpoints, a quarter of ``difference`` with all keys.
     """
-    known = actual.virtual_servers
-    suspects = [key for key, server in desired.virtual_servers.items() if not is_same(server, known.get(key))]
-    suspects += known.keys() - desired.virtual_servers.keys()
+    touched = unsettled_members(desired, actual)
+    touched.virtual_servers = unsettled_among(desired.virtual_servers.keys() | actual.virtual_servers, desired, actual)
+    return touched
+
+
+def unsettled_among(
+    keys: Iterable[VirtualServerKey], desired: DesiredTables, actual: KernelTables
+) -> set[VirtualServerKey]:
+    """Give those virtual servers for which there is something to do."""
+    wanted, known = desired.virtual_servers, actual.virtual_servers
+    suspects = [key for key in keys if not is_same(wanted.get(key), known.get(key))]
+    return {key for key in suspects if virtual_server_difference(wanted.get(key), known.get(key))}
+
+
+def unsettled_members(desired: DesiredTables, actual: KernelTables) -> Touched:
+    """Give the addresses and members of sets that are wanted and missing."""
     return Touched(
-        {key for key in suspects if virtual_server_difference(desired.virtual_servers.get(key), known.get(key))},
+        set(),
         desired.addresses.keys() - actual.addresses,
         {(name, entry) for name, entry in desired.entries if entry not in actual.entries.get(name, ())},
     )

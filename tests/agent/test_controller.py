@@ -267,6 +267,26 @@ async def test_change_of_one_endpoint_writes_only_that_and_reads_nothing(plane: 
         assert plane.calls == {"apply": 1}
 
 
+async def test_comparing_many_virtual_servers_lets_others_run_in_between(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvs_proxy.agent.programmer.COMPARED_AT_ONCE", 10)
+    many = [service(f"a{number}", cluster_ip=f"10.97.0.{number}") for number in range(100)]
+    async with running(plane, *many) as rig:
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(take_turns())
+        assert await rig.programmer.program_unsettled() == []
+        task.cancel()
+        assert turns >= 10
+
+
 async def test_rules_of_another_mode_serve_until_ours_are_complete(plane: FakeDataplane) -> None:
     plane.leftovers = ["IPv4: 9 chains of iptables mode"]
     order: list[str] = []
