@@ -89,17 +89,7 @@ class Agent:
         self._reports = Reports(
             self._metrics, self._health, wish=self._checks.wish, emit=self._emit, history=self._history
         )
-        self._controller = Controller(
-            self.programmer,
-            context=Context(
-                settings.node_name, settings.scheduler, families=host.families, compatible=settings.compatible
-            ),
-            recorder=self._reports,
-            marks=Marks(settings.masquerade_bit),
-            facts=self._facts,
-            adapt_rules=self._adapt_rules,
-            min_sync_period=settings.min_sync_period,
-        )
+        self._controller = self._make_controller()
         self._drains = Drains(
             deadline=settings.drain_timeout, finished=self._metrics.drain_finished, node_of=self._controller.node_of
         )
@@ -110,29 +100,49 @@ class Agent:
             also_allowed=self.programmer.desired.internal,
         )
         self.programmer.on_write(lambda touched: self._flows.observe(touched.virtual_servers))
+        self._audit = self._make_audit()
+        self._traffic = ServiceTraffic(self.programmer.desired, detail=settings.service_metrics)
+        self._metrics.service_traffic = self._traffic.expose
+        self._view = self._make_view()
+        self._watch_gauges()
+
+    def _make_controller(self) -> Controller:
+        settings = self.settings
+        return Controller(
+            self.programmer,
+            context=Context(
+                settings.node_name, settings.scheduler, families=self._host.families, compatible=settings.compatible
+            ),
+            recorder=self._reports,
+            marks=Marks(settings.masquerade_bit),
+            facts=self._facts,
+            adapt_rules=self._adapt_rules,
+            min_sync_period=settings.min_sync_period,
+        )
+
+    def _make_audit(self) -> Audit:
         # A socket of its own: the audit reads beside the writes.
         reader = Ipvs()
-        self._audit = Audit(
+        return Audit(
             self.programmer,
-            dataplane,
+            self._dataplane,
             read_virtual_servers=lambda: reader.read(self.programmer.actual.virtual_servers.copy()).virtual_servers,
             repaired=self._repaired,
         )
-        self._traffic = ServiceTraffic(self.programmer.desired, detail=settings.service_metrics)
-        self._metrics.service_traffic = self._traffic.expose
-        self._view = View(
+
+    def _make_view(self) -> View:
+        return View(
             self._controller,
             self.programmer,
             settings=lambda: self.settings,
-            families=host.families,
-            rules=lambda: {family: rules.settings for family, rules in dataplane.rules.items()},
+            families=self._host.families,
+            rules=lambda: {family: rules.settings for family, rules in self._dataplane.rules.items()},
             host_addresses=lambda: self._facts.facts.host_addresses,
             health=self._health,
             drains=self._drains,
             history=self._history,
             open_tables=self._open_tables,
         )
-        self._watch_gauges()
 
     def loops(self, config: Path | None, reread: Callable[[], Settings] | None) -> list[Loop]:
         """Give the loops that make up the agent; each runs for ever."""

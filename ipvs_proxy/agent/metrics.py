@@ -72,7 +72,8 @@ class Metrics:
         self.service_traffic: ServiceTrafficText = _no_traffic
         self._families = [family.label for family in families]
         self._kube_proxy()
-        self._own()
+        self._add_counters()
+        self._add_gauges()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -127,7 +128,7 @@ class Metrics:
             for path in ("healthz", "livez")
         }
 
-    def _own(self) -> None:
+    def _add_counters(self) -> None:
         registry = self.registry
         self._operations = Counter(
             "ipvs_proxy_operations", "Operations on kernel tables", ["table", "verb", "result"], registry=registry
@@ -144,9 +145,6 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self._conflicts = Gauge(
-            "ipvs_proxy_conflicts", "Claims to virtual servers that older Services have", registry=registry
-        )
         self._drained = Counter(
             "ipvs_proxy_drains_finished", "Drains of real servers that ended", ["outcome"], registry=registry
         )
@@ -162,6 +160,18 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self._interruptions = Counter(
+            "ipvs_proxy_watch_interruptions",
+            "Watches and lists that broke off",
+            ["resource", "cause"],
+            registry=registry,
+        )
+
+    def _add_gauges(self) -> None:
+        registry = self.registry
+        self._conflicts = Gauge(
+            "ipvs_proxy_conflicts", "Claims to virtual servers that older Services have", registry=registry
+        )
         self._configured = Gauge(
             "ipvs_proxy_configuration_last_success_timestamp_seconds",
             "When a changed configuration file was last in use as a whole",
@@ -171,12 +181,6 @@ class Metrics:
             "ipvs_proxy_watch_last_event_timestamp_seconds",
             "When the API server last sent an event, a bookmark or a list",
             ["resource"],
-            registry=registry,
-        )
-        self._interruptions = Counter(
-            "ipvs_proxy_watch_interruptions",
-            "Watches and lists that broke off",
-            ["resource", "cause"],
             registry=registry,
         )
         self._gauges = {
