@@ -22,31 +22,46 @@ class Row(NamedTuple):
 
 def rows(found: Figures, smallest: Figures) -> list[Row]:
     """Give the lines of one size; ``smallest`` are the figures of the smallest, for what must not grow."""
+    return [
+        *_fill_rows(found),
+        *_start_rows(found),
+        *_change_rows(found, smallest),
+        *_restart_rows(found),
+        *_memory_rows(found, smallest),
+        *_idle_rows(found),
+    ]
+
+
+def _fill_rows(found: Figures) -> list[Row]:
     restore = found["ipvsadm"]
-    judged = (found["services"], found["endpoints"]) == TARGET_SIZE
-
-    def ratio(name: str, to: float, target: float | None, words: str, label: str) -> Row:
-        value = found[name] / to
-        met = value <= target if target is not None and judged else None
-        return Row(label, words, f"{found[name]:.2f} s, {value:.2f}x", met)
-
-    grown = found["change_median"] / smallest["change_median"]
-    python_grown = found["python_change_median"] / smallest["python_change_median"]
-    spread = found["change_p99"] / found["change_median"]
-    lines = [
+    return [
         Row("`ipvsadm -R`, IPVS alone", "", f"{restore:.2f} s"),
-        ratio("c_program", restore, None, "", "C program, 256 messages a call"),
-        ratio("fill", found["c_program"], 3.0, "<= 3x of C", "cold fill: operations in memory -> kernel"),
+        _ratio(found, "c_program", restore, None, "", "C program, 256 messages a call"),
+        _ratio(found, "fill", found["c_program"], 3.0, "<= 3x of C", "cold fill: operations in memory -> kernel"),
         Row("… of it in the kernel", "", f"{found['fill_kernel']:.2f} s"),
-        ratio("cold_start", restore, 0.2, "<= 0.2x of ipvsadm", "cold start: process -> everything programmed"),
-        ratio("cold_start_objects_known", restore, None, "", "… of it after all objects are known"),
+    ]
+
+
+def _start_rows(found: Figures) -> list[Row]:
+    restore, first = found["ipvsadm"], found["first_programmed"]
+    return [
+        _ratio(found, "cold_start", restore, 0.2, "<= 0.2x of ipvsadm", "cold start: process -> everything programmed"),
+        _ratio(found, "cold_start_objects_known", restore, None, "", "… of it after all objects are known"),
         Row("… of it in Python, at this machine's own speed", "", f"{found['python_cold_start']:.2f} s"),
         Row(
             "API server and DNS after the lists",
             "<= 50 ms natively",
-            f"{found['first_programmed'] * 1000:.0f} ms",
-            None if found["emulated"] else found["first_programmed"] <= 0.05,
+            f"{first * 1000:.0f} ms",
+            None if found["emulated"] else first <= 0.05,
         ),
+    ]
+
+
+def _change_rows(found: Figures, smallest: Figures) -> list[Row]:
+    grown = found["change_median"] / smallest["change_median"]
+    python_grown = found["python_change_median"] / smallest["python_change_median"]
+    spread = found["change_p99"] / found["change_median"]
+    return [
         Row(
             "one endpoint added: event's bytes -> kernel's answer",
             "+20 % at most",
@@ -61,45 +76,63 @@ def rows(found: Figures, smallest: Figures) -> list[Row]:
             f"{found['python_change_median'] * 1000:.2f} ms, {python_grown:.2f}x",
             python_grown <= 1.2,
         ),
-        Row(
-            "restart, correct kernel: messages written", "0", str(found["restart_writes"]), not found["restart_writes"]
-        ),
+    ]
+
+
+def _restart_rows(found: Figures) -> list[Row]:
+    writes = found["restart_writes"]
+    return [
+        Row("restart, correct kernel: messages written", "0", str(writes), not writes),
         Row("… process -> started", "", f"{found['restart']:.2f} s"),
         Row("… reading the tables", "", f"{found['read']:.2f} s"),
-        ratio("restart_objects_known", found["read"], 1.5, "<= 1.5x of reading", "… objects known -> started"),
-        Row(
-            "resident memory",
-            "<= 200 MiB",
-            f"{found['resident_mib']:.0f} MiB",
-            found["resident_mib"] <= 200 if judged else None,
-        ),
-        Row("… at its peak", "", f"{found['peak_mib']:.0f} MiB"),
+        _ratio(found, "restart_objects_known", found["read"], 1.5, "<= 1.5x of reading", "… objects known -> started"),
     ]
+
+
+def _memory_rows(found: Figures, smallest: Figures) -> list[Row]:
+    resident = found["resident_mib"]
     more = real_servers(found) - real_servers(smallest)
-    growth = (found["resident_mib"] - smallest["resident_mib"]) * 2**20 / more if more else None
-    lines.append(
+    growth = (resident - smallest["resident_mib"]) * 2**20 / more if more else None
+    return [
+        Row("resident memory", "<= 200 MiB", f"{resident:.0f} MiB", resident <= 200 if _is_judged(found) else None),
+        Row("… at its peak", "", f"{found['peak_mib']:.0f} MiB"),
         Row(
             "… growth per real server, with its share of a Service",
             "",
             "" if growth is None else f"{growth:,.0f} bytes",
-        )
-    )
-    if "idle" in found:
-        lines += [
-            Row(
-                "idle with audits, share of one core",
-                "< 2 % natively",
-                f"{found['idle']:.1%}",
-                found["idle"] < 0.02 if judged else None,
-            ),
-            Row(
-                "… event loop kept for at most",
-                "50 ms",
-                f"{found['loop_delay'] * 1000:.0f} ms",
-                found["loop_delay"] <= 0.05 if judged else None,
-            ),
-        ]
-    return lines
+        ),
+    ]
+
+
+def _idle_rows(found: Figures) -> list[Row]:
+    if "idle" not in found:
+        return []
+    idle, delay = found["idle"], found["loop_delay"]
+    return [
+        Row(
+            "idle with audits, share of one core",
+            "< 2 % natively",
+            f"{idle:.1%}",
+            idle < 0.02 if _is_judged(found) else None,
+        ),
+        Row(
+            "… event loop kept for at most",
+            "50 ms",
+            f"{delay * 1000:.0f} ms",
+            delay <= 0.05 if _is_judged(found) else None,
+        ),
+    ]
+
+
+def _ratio(found: Figures, name: str, to: float, target: float | None, words: str, label: str) -> Row:
+    value = found[name] / to
+    met = value <= target if target is not None and _is_judged(found) else None
+    return Row(label, words, f"{found[name]:.2f} s, {value:.2f}x", met)
+
+
+def _is_judged(found: Figures) -> bool:
+    """Tell whether the targets of one size are for this one, at native speed as they are meant."""
+    return (found["services"], found["endpoints"]) == TARGET_SIZE and not found["emulated"]
 
 
 def smallest(found: Sequence[Figures], figures: Figures) -> Figures:
@@ -120,8 +153,10 @@ def table(found: Sequence[Figures], machine: str) -> str:
         for figures in found
     ]
     kernels = dict.fromkeys(f"{figures['kernel']}{' (emulated)' if figures['emulated'] else ''}" for figures in found)
+    agents = dict.fromkeys(figures["agent"] for figures in found)
     lines = [
-        f"Linux {' and '.join(kernels)}, {machine}. `(!)` marks what misses its target.",
+        f"Linux {' and '.join(kernels)}, {machine}; the agent in {' and '.join(agents)}.",
+        "`(!)` marks what misses its target.",
         "",
         "| | target | " + " | ".join(sizes) + " |",
         "|---|---|" + "--:|" * len(sizes),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ BATCH = 128
 AHEAD_INTERVAL = 0.02
 #: Seconds of planning between two looks at what else the event loop has to do meanwhile.
 AHEAD_TURN = 0.01
+#: So many Services are planned between two looks at the clock; a look is a system call in some virtual machines.
+CLOCK_INTERVAL = 16
 _LAST = 2
 
 
@@ -114,7 +117,8 @@ class Controller:
             if effect.triggered is not None and effect.triggered > self._born:
                 for name in effect.services:
                     self._triggers.setdefault(name, []).append(effect.triggered)
-            self._recorder.changed(change.kind, pending=len(self._dirty))
+        for kind, number in Counter([change.kind for change in changes]).items():
+            self._recorder.changed(kind, number, pending=len(self._dirty))
         self._wake_up()
 
     def synced(self, kind: str) -> None:
@@ -228,8 +232,8 @@ class Controller:
     async def _plan_ahead(self) -> None:
         """Plan Services that have EndpointSlices already; should more come, they are planned again."""
         until = time.monotonic() + AHEAD_TURN
-        for name in sorted(name for name in self._dirty if self.cache.has_slices(name)):
-            if time.monotonic() > until:
+        for index, name in enumerate(sorted(name for name in self._dirty if self.cache.has_slices(name))):
+            if not index % CLOCK_INTERVAL and time.monotonic() > until:
                 await asyncio.sleep(0)
                 # What everybody waits for goes first once all is known.
                 if self._all_known.is_set():

@@ -200,10 +200,10 @@ class Metrics:
         registry.register(self._totals)
         Gauge("ipvs_proxy_build_info", "1, with the version", ["version"], registry=registry).labels(__version__).set(1)
 
-    def changed(self, kind: str, *, pending: int) -> None:
-        """Count a change of an object."""
+    def changed(self, kind: str, number: int, *, pending: int) -> None:
+        """Count changes of objects."""
         if kind in self._changes:
-            self._changes[kind].inc()
+            self._changes[kind].inc(number)
             self._pending[kind].set(pending)
 
     def skipped(self, kind: str) -> None:

@@ -294,8 +294,7 @@ class Programmer:
         if failures:
             failed = {id(failure.operation) for failure in failures}
             succeeded = [operation for operation in operations if id(operation) not in failed]
-        for operation in succeeded:
-            self.actual.record(operation)
+        self.actual.record(succeeded)
         self._count_all(succeeded, True)
         failing = touch(failure.operation for failure in failures)
         self.retries.settled(touched, failing)

@@ -14,8 +14,8 @@ from ipvs_proxy.plan.tables import Family, VirtualServerKey
 class Recorder(Protocol):
     """What the controller tells the metrics and the health tracker."""
 
-    def changed(self, kind: str, *, pending: int) -> None:
-        """An object of a kind changed; so many Services are dirty now."""
+    def changed(self, kind: str, number: int, *, pending: int) -> None:
+        """So many objects of a kind changed; so many Services are dirty now."""
 
     def skipped(self, kind: str, key: str, error: str) -> None:
         """An object could not be decoded."""

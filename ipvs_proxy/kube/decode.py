@@ -103,6 +103,11 @@ _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 @lru_cache
+def _event_decoder(struct: type[KubernetesObject]) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(msgspec.defstruct("_TypedEvent", [("type", str), ("object", struct)], gc=False))
+
+
+@lru_cache
 def _decoder(struct: type[KubernetesObject]) -> msgspec.json.Decoder[KubernetesObject]:
     return msgspec.json.Decoder(struct)
 
@@ -137,6 +142,21 @@ def decode_event(line: bytes, resource: Resource) -> Event:
 
     Raises DecodeError if it is no event.
     """
+    try:
+        # Nearly all are so, and read in two thirds of the time.
+        typed = _event_decoder(resource.struct).decode(line)
+    except _FAULTS:
+        return _decode_any_event(line, resource)
+    if typed.type in _WITHOUT_OBJECT:
+        return _decode_any_event(line, resource)
+    if isinstance(typed.object, EndpointSlice):
+        _share(typed.object)
+    return Event(
+        typed.type, key_of(typed.object), typed.object, resource_version=typed.object.metadata.resource_version
+    )
+
+
+def _decode_any_event(line: bytes, resource: Resource) -> Event:
     try:
         event = _EVENT.decode(line)
         decoded = None if event.type in _WITHOUT_OBJECT else _decode(event.object, resource)

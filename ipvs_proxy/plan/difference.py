@@ -38,6 +38,7 @@ from ipvs_proxy.plan.tables import (
     IpvsOperation,
     Operation,
     Protocol,
+    RealServer,
     RealServerKey,
     RealServerOperation,
     SetEntry,
@@ -135,23 +136,31 @@ class KernelTables:
     entries: dict[str, set[SetEntry]] = field(default_factory=dict)
     leaving: Leaving = field(default_factory=Leaving, compare=False)
 
-    def record(self, operation: Operation) -> None:
-        """Take note of an operation that the kernel has carried out."""
-        if isinstance(operation, RealServerOperation):
-            verb, virtual_server, key, settings = operation
-            # Absent if the virtual server went in the meantime: then its real servers went with it.
-            known = self.virtual_servers.get(virtual_server)
-            if known is not None and verb is not Verb.DELETE:
-                known.real_servers[key] = settings
-            elif known is not None:
-                known.real_servers.pop(key, None)
-        elif isinstance(operation, VirtualServerOperation):
-            self._record_virtual_server(*operation)
-        elif isinstance(operation, AddressOperation):
-            _record_member(self.addresses, *operation)
-        else:
-            verb, name, entry = operation
-            _record_member(self.entries.setdefault(name, set()), verb, entry)
+    def record(self, operations: Iterable[Operation]) -> None:
+        """Take note of operations that the kernel has carried out, in their order."""
+        named: VirtualServerKey | None = None
+        real_servers: dict[RealServerKey, RealServer] | None = None
+        for operation in operations:
+            if isinstance(operation, RealServerOperation):
+                verb, virtual_server, key, settings = operation
+                # Those of one virtual server follow one another.
+                if virtual_server is not named:
+                    known, named = self.virtual_servers.get(virtual_server), virtual_server
+                    # Absent if the virtual server went in the meantime: then its real servers went with it.
+                    real_servers = None if known is None else known.real_servers
+                if real_servers is not None and verb is not Verb.DELETE:
+                    real_servers[key] = settings
+                elif real_servers is not None:
+                    real_servers.pop(key, None)
+                continue
+            named = None
+            if isinstance(operation, VirtualServerOperation):
+                self._record_virtual_server(*operation)
+            elif isinstance(operation, AddressOperation):
+                _record_member(self.addresses, *operation)
+            else:
+                verb, name, entry = operation
+                _record_member(self.entries.setdefault(name, set()), verb, entry)
 
     def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> None:
         if verb is Verb.DELETE:

@@ -22,9 +22,9 @@ def text(metrics: Metrics) -> str:
 
 
 def test_names_and_labels_are_those_of_kube_proxy(metrics: Metrics) -> None:
-    metrics.changed("Service", pending=3)
-    metrics.changed("EndpointSlice", pending=2)
-    metrics.changed("Node", pending=0)
+    metrics.changed("Service", 1, pending=3)
+    metrics.changed("EndpointSlice", 1, pending=2)
+    metrics.changed("Node", 1, pending=0)
     metrics.queued()
     metrics.no_local_endpoints({("internal", Family.IPV4): 4, ("external", Family.IPV6): 5})
     metrics.programmed(seconds_since_trigger=0.7)

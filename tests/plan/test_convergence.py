@@ -260,7 +260,7 @@ class Convergence(RuleBasedStateMachine):
                 if wanted is not None and found.weight == 0 and real_server not in wanted.real_servers:
                     operation = RealServerOperation(Verb.DELETE, key, real_server, found)
                     assert self.kernel.apply(operation) == 0
-                    self.mirror.record(operation)
+                    self.mirror.record([operation])
 
     # What others do to the kernel.
 
@@ -296,7 +296,7 @@ class Convergence(RuleBasedStateMachine):
                 continue
             operation = VirtualServerOperation(Verb.DELETE, server)
             assert self.kernel.apply(operation) == 0
-            self.mirror.record(operation)
+            self.mirror.record([operation])
             self.run_round(remains_of(key))
 
     def everything_that_differs(self) -> Touched:
@@ -345,7 +345,7 @@ class Convergence(RuleBasedStateMachine):
                 self.check_failure(operation, code, failed, strict=strict)
                 failed.append(operation)
             else:
-                self.mirror.record(operation)
+                self.mirror.record([operation])
                 if from_converged and not failed:
                     self.check_step(operation)
         self.pending.add(touch(failed))

@@ -183,7 +183,7 @@ def test_the_kernel_takes_every_operation_and_then_nothing_is_left(
     mirror = kernel.read()
     for operation in operations:
         assert kernel.apply(operation) == 0
-        mirror.record(operation)
+        mirror.record([operation])
     assert mirror == kernel.read()
     key = (desired or actual or BARE).key
     assert virtual_server_difference(desired, mirror.virtual_servers.get(key)) == []
@@ -194,27 +194,27 @@ def test_the_kernel_takes_every_operation_and_then_nothing_is_left(
 
 def test_the_mirror_never_shares_real_servers_with_the_plan() -> None:
     mirror = KernelTables()
-    mirror.record(VirtualServerOperation(ADD, FULL))
+    mirror.record([VirtualServerOperation(ADD, FULL)])
     assert mirror.virtual_servers[TCP].real_servers == {}
-    mirror.record(on(TCP, ADD, A, ACTIVE))
-    mirror.record(VirtualServerOperation(SET, replace(STICKY, real_servers={B: ACTIVE})))
+    mirror.record([on(TCP, ADD, A, ACTIVE)])
+    mirror.record([VirtualServerOperation(SET, replace(STICKY, real_servers={B: ACTIVE}))])
     assert mirror.virtual_servers[TCP] == replace(STICKY, real_servers={A: ACTIVE})
-    mirror.record(on(TCP, SET, A, DRAINING))
-    mirror.record(on(TCP, DELETE, A, DRAINING))
+    mirror.record([on(TCP, SET, A, DRAINING)])
+    mirror.record([on(TCP, DELETE, A, DRAINING)])
     assert mirror.virtual_servers[TCP] == STICKY
     assert FULL.real_servers == {A: ACTIVE, B: ACTIVE}
 
 
 def test_the_mirror_keeps_no_lingering_servers_of_the_plan() -> None:
     mirror = KernelTables()
-    mirror.record(VirtualServerOperation(ADD, replace(BARE, lingering=frozenset({A}))))
+    mirror.record([VirtualServerOperation(ADD, replace(BARE, lingering=frozenset({A})))])
     assert mirror.virtual_servers == {TCP: BARE}
 
 
 @pytest.mark.parametrize("verb", Verb)
 def test_a_real_server_of_a_virtual_server_that_is_gone_is_not_recorded(verb: Verb) -> None:
     mirror = KernelTables()
-    mirror.record(on(TCP, verb, A, ACTIVE))
+    mirror.record([on(TCP, verb, A, ACTIVE)])
     assert mirror == KernelTables()
 
 
@@ -226,7 +226,7 @@ def test_deletions_of_what_is_unknown_are_harmless() -> None:
         AddressOperation(DELETE, b"\0\0\0\0"),
         SetEntryOperation(DELETE, "KUBE-IPVS-IPS", entry),
     ):
-        mirror.record(operation)
+        mirror.record([operation])
     assert (mirror.virtual_servers, mirror.addresses, mirror.entries) == ({}, set(), {"KUBE-IPVS-IPS": set()})
 
 
@@ -247,7 +247,7 @@ def rounds(desired: DesiredTables, kernel: FakeKernel, mirror: KernelTables, tou
     operations = difference(desired, mirror, touched)
     for operation in operations:
         assert kernel.apply(operation) == 0, operation
-        mirror.record(operation)
+        mirror.record([operation])
     return operations
 
 
@@ -355,7 +355,7 @@ def test_a_service_that_goes_is_shut_before_it_is_taken_down(
     assert found == ["real server set", "KUBE-CLUSTER-IP delete", "KUBE-LOOP-BACK delete"]
     key = virtual("10.96.0.1")
     assert difference(desired, mirror, everything(desired, mirror)) == []
-    mirror.record(VirtualServerOperation(Verb.DELETE, mirror.virtual_servers[key]))
+    mirror.record([VirtualServerOperation(Verb.DELETE, mirror.virtual_servers[key])])
     assert steps(difference(desired, mirror, remains_of(key))) == ["address delete", "KUBE-IPVS-IPS delete"]
 
 

@@ -167,7 +167,7 @@ def test_garbage_never_raises_and_asks_for_nothing_that_the_kernel_refuses(
     actual = kernel.read()
     for operation in difference(tables, actual, everything(tables, actual)):
         assert kernel.apply(operation) == 0, operation
-        actual.record(operation)
+        actual.record([operation])
     assert difference(tables, actual, everything(tables, actual)) == []
     assert all(omission.where for omission in fragment.omissions)
 

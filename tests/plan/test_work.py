@@ -54,7 +54,7 @@ def settled(count: int) -> tuple[DesiredTables, KernelTables]:
         one = fragment(number)
         desired.replace(one.name, one)
     for operation in difference(desired, actual, everything(desired, actual)):
-        actual.record(operation)
+        actual.record([operation])
     return desired, actual
 
 
@@ -62,7 +62,7 @@ def follow(desired: DesiredTables, actual: KernelTables, new: Fragment | None) -
     """The path of a change: from a new fragment to operations carried out."""
     operations = difference(desired, actual, desired.replace(CHANGED, new))
     for operation in operations:
-        actual.record(operation)
+        actual.record([operation])
     return operations
 
 

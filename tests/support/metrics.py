@@ -60,8 +60,8 @@ class Balancing:
 def exposed() -> str:
     """What the agent exposes once everything has happened to it, as each labelled metric appears with its first use."""
     metrics = Metrics((Family.IPV4, Family.IPV6))
-    metrics.changed("Service", pending=1)
-    metrics.changed("EndpointSlice", pending=1)
+    metrics.changed("Service", 1, pending=1)
+    metrics.changed("EndpointSlice", 1, pending=1)
     metrics.skipped("Service")
     metrics.queued()
     metrics.synced(seconds=0.1, complete=True)
