@@ -81,6 +81,9 @@ def main() -> None:
     if not sys.argv[1:]:
         sys.exit("usage: python -m bench.user_mode COMMAND [ARGUMENT ...]")
     install()
+    # The kernel and the processes in it are processes here that take turns: on one processor none has to be woken up on
+    # another.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sys.exit(run(sys.argv[1:]))
 
 
