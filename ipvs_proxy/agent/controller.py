@@ -1,10 +1,10 @@
 """From changed objects to changed tables: the loop that makes the cost of a change that of the change.
 
 The reflectors (or the manifests) call ``changed``; the Services concerned become dirty; the loop plans them anew and
-hands the keys of their fragments to the programmer. Nothing is touched until Services, EndpointSlices and the Node are
-all known; planning begins as soon as all Services have come, while EndpointSlices still do and the kernel is read. The
-API server and the cluster's DNS go first and by themselves, as everything else waits for them; the others follow in
-batches.
+hands the keys of their fragments to the programmer. Nothing that depends on an object is written until it is known:
+rules wait for the Node, and virtual servers, addresses and members until Services and EndpointSlices are known, too;
+planning begins as soon as all Services have come, while EndpointSlices still do and the kernel is read. The API server
+and the cluster's DNS go first and by themselves, as everything else waits for them; the others follow in batches.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class Controller:
         self._unknown = set(KINDS)
         self._all_known = asyncio.Event()
         self._node_known = asyncio.Event()
+        self._services_known = asyncio.Event()
         self._framed = asyncio.Event()
         self._taken_over = 0.0
         self._dirty: set[ServiceName] = set()
@@ -126,6 +127,8 @@ class Controller:
         self._unknown.discard(kind)
         if kind == "Node":
             self._node_known.set()
+        if kind == "Service":
+            self._services_known.set()
         if not self._unknown:
             self._all_known.set()
 
@@ -223,9 +226,9 @@ class Controller:
     async def _plan_meanwhile(self) -> None:
         """Plan what is there until all objects are known; nothing but the marks in use depends on the kernel."""
         await self._framed.wait()
+        await self._services_known.wait()
         while not self._all_known.is_set():
-            if "Service" not in self._unknown:
-                await self._plan_ahead()
+            await self._plan_ahead()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._all_known.wait(), AHEAD_INTERVAL)
 
