@@ -73,7 +73,7 @@ def inside(measure: Callable[[], T]) -> T:
                 json.dump(measure(), answer)
                 answer.flush()
                 status = 0
-            except Exception:
+            except Exception:  # noqa: BLE001  the child ends here, and says why
                 traceback.print_exc()
             finally:
                 sys.stdout.flush()
