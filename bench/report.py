@@ -58,6 +58,8 @@ def _start_rows(found: Figures) -> list[Row]:
 
 
 def _change_rows(found: Figures, smallest: Figures) -> list[Row]:
+    # A slice of more endpoints is a larger event.
+    is_alike = found["endpoints"] == smallest["endpoints"]
     grown = found["change_median"] / smallest["change_median"]
     python_grown = found["python_change_median"] / smallest["python_change_median"]
     spread = found["change_p99"] / found["change_median"]
@@ -66,7 +68,7 @@ def _change_rows(found: Figures, smallest: Figures) -> list[Row]:
             "one endpoint added: event's bytes -> kernel's answer",
             "+20 % at most",
             f"{found['change_median'] * 1000:.2f} ms, {grown:.2f}x",
-            grown <= 1.2,
+            grown <= 1.2 if is_alike else None,
         ),
         Row("… p99", "<= 5x median", f"{found['change_p99'] * 1000:.2f} ms, {spread:.1f}x", spread <= 5),
         Row("… netlink messages", "<= 4", str(found["change_messages"]), found["change_messages"] <= 4),
@@ -74,7 +76,7 @@ def _change_rows(found: Figures, smallest: Figures) -> list[Row]:
             "… Python alone, natively",
             "+20 % at most",
             f"{found['python_change_median'] * 1000:.2f} ms, {python_grown:.2f}x",
-            python_grown <= 1.2,
+            python_grown <= 1.2 if is_alike else None,
         ),
     ]
 

@@ -48,6 +48,8 @@ AHEAD_INTERVAL = 0.02
 AHEAD_TURN = 0.01
 #: So many Services are planned between two looks at the clock; a look is a system call in some virtual machines.
 CLOCK_INTERVAL = 16
+#: Where the Services are that go first: what leaves out all others is a quick look at each name.
+FIRST_NAMESPACES = frozenset(("default", "kube-system"))
 _LAST = 2
 
 
@@ -307,7 +309,8 @@ class Controller:
             await self._write_rules()
         dirty, self._dirty = self._dirty, set()
         names = dirty | self._planned.keys()
-        first = sorted([name for name in names if self._rank(name) < _LAST], key=self._rank)
+        first = [name for name in names if name[0] in FIRST_NAMESPACES and self._rank(name) < _LAST]
+        first.sort(key=self._rank)
         done = await self._sync_batch(first, dirty) if first else 0
         if first and not self.started.is_set():
             waited = time.monotonic() - self._known_since
