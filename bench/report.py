@@ -187,6 +187,8 @@ def picture(found: Sequence[Figures], path: Path) -> None:
     ):
         start.plot(services, [figures[name] for figures in found], marker="o", label=label)
     start.set(title="Filling an empty kernel", ylabel="seconds", xscale="log", yscale="log")
+    # Place for the legend above the lines.
+    start.set_ylim(top=100 * start.get_ylim()[1])
     for name, label in (("change_median", "median"), ("change_p99", "99th percentile")):
         change.plot(services, [figures[name] * 1000 for figures in found], marker="o", label=label)
     change.set(title="One endpoint added", ylabel="milliseconds", xscale="log")
