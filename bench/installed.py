@@ -12,6 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.user_mode import STAND_INS
+
 #: Seen from here; in a virtual machine it is the host's.
 IMAGE = Path(os.environ.get("RING_IMAGE") or Path(__file__).parents[1] / "dist/rootfs")
 _PROGRAM = "opt/ipvs-proxy/bin/ipvs-proxy"
@@ -35,6 +37,8 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd="/",
+        # Nothing of this environment, which is for another Python and other programs.
+        env={"PATH": f"{STAND_INS}:/usr/sbin:/usr/bin:/sbin:/bin"},
         preexec_fn=lambda: os.chroot(IMAGE),  # noqa: PLW1509  this process has one thread
     )
 

@@ -25,6 +25,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).parents[1]
 HOME = CHECKOUT / ".cache/user-mode"
 MEMORY = "6G"
+#: Where stand-ins for iptables' programs are in there.
+STAND_INS = "/tmp/stand-ins"
 MAPPINGS = Path("/proc/sys/vm/max_map_count")
 #: For 4 GiB in one process.
 ENOUGH_MAPPINGS = 1 << 20
@@ -62,14 +64,14 @@ _INIT = """\
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 for place in tmp run; do mount -t tmpfs none /$place; done
-mkdir /tmp/bin
+mkdir {stand_ins}
 for name in iptables ip6tables; do
-    printf '#!/bin/sh\\n[ "$1" != --version ] || echo "iptables v1.8.9 (nf_tables)"\\n' >/tmp/bin/$name
+    printf '#!/bin/sh\\n[ "$1" != --version ] || echo "iptables v1.8.9 (nf_tables)"\\n' >{stand_ins}/$name
     : >/tmp/$name
-    printf '#!/bin/sh\\nexec cat /tmp/%s\\n' $name >/tmp/bin/$name-save
-    printf '#!/bin/sh\\nexec sed "s/^-I \\([A-Z]*\\)/-A \\\\1/" >/tmp/%s\\n' $name >/tmp/bin/$name-restore
+    printf '#!/bin/sh\\nexec cat /tmp/%s\\n' $name >{stand_ins}/$name-save
+    printf '#!/bin/sh\\nexec sed "s/^-I \\([A-Z]*\\)/-A \\\\1/" >/tmp/%s\\n' $name >{stand_ins}/$name-restore
 done
-chmod +x /tmp/bin/*
+chmod +x {stand_ins}/*
 # As where kube-proxy ran: loading a module takes a start some milliseconds of a node, and here many times that.
 for module in ip_vs ip_vs_rr dummy xt_set ip_set_bitmap_port ip_set_hash_ip ip_set_hash_ipport ip_set_hash_ipportip \
     ip_set_hash_ipportnet; do modprobe $module; done
@@ -138,10 +140,12 @@ def install() -> None:
 def run(command: list[str]) -> int:
     """Boot the kernel, run the command in it, hand on its output, and give its exit status."""
     with tempfile.TemporaryDirectory(prefix="ipvs-proxy-bench-", dir="/var/tmp") as scratch:
-        environment = {"PATH": "/tmp/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}
+        environment = {"PATH": f"{STAND_INS}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/tmp"}
         words = shlex.join(["env", *(f"{name}={value}" for name, value in environment.items()), *command])
         init = Path(scratch, "init")
-        init.write_text(_INIT.format(scratch=scratch, command=words, checkout=shlex.quote(str(CHECKOUT))))
+        init.write_text(
+            _INIT.format(stand_ins=STAND_INS, scratch=scratch, command=words, checkout=shlex.quote(str(CHECKOUT)))
+        )
         init.chmod(0o755)
         boot = _BOOT.format(home=shlex.quote(str(HOME)), scratch=scratch, memory=MEMORY)
         booted = subprocess.run(
