@@ -22,6 +22,7 @@ import structlog
 from ipvs_proxy.agent.cache import Cache
 from ipvs_proxy.agent.findings import Findings
 from ipvs_proxy.agent.node_facts import NodeFacts
+from ipvs_proxy.agent.precedence import find_first, goes_first
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.recorder import Recorder
 from ipvs_proxy.kube.objects import EndpointSlice, Node, Service
@@ -48,9 +49,6 @@ AHEAD_INTERVAL = 0.02
 AHEAD_TURN = 0.01
 #: So many Services are planned between two looks at the clock; a look is a system call in some virtual machines.
 CLOCK_INTERVAL = 16
-#: Where the Services are that go first: what leaves out all others is a quick look at each name.
-FIRST_NAMESPACES = frozenset(("default", "kube-system"))
-_LAST = 2
 
 
 @dataclass(slots=True)
@@ -251,7 +249,7 @@ class Controller:
         """Plan a Service; what that touched is kept until it is programmed."""
         batch = self._planned.get(name)
         if batch is None:
-            if self._rank(name) < _LAST:
+            if goes_first(name, self.cache.services):
                 batch = _Batch()
             elif len(self._batch.names) < BATCH:
                 batch = self._batch
@@ -309,8 +307,7 @@ class Controller:
             await self._write_rules()
         dirty, self._dirty = self._dirty, set()
         names = dirty | self._planned.keys()
-        first = [name for name in names if name[0] in FIRST_NAMESPACES and self._rank(name) < _LAST]
-        first.sort(key=self._rank)
+        first = find_first(names, self.cache.services)
         done = await self._sync_batch(first, dirty) if first else 0
         if first and not self.started.is_set():
             waited = time.monotonic() - self._known_since
@@ -392,27 +389,10 @@ class Controller:
         batch.touched.add(touched)
         batch.health_checks[name] = {} if fragment is None else fragment.health_checks
 
-    def _rank(self, name: ServiceName) -> int:
-        """Give the place of a Service: the API server comes first, then the cluster's DNS, then the rest."""
-        if name == ("default", "kubernetes"):
-            return 0
-        if name.namespace != "kube-system":
-            return _LAST
-        service = self.cache.services.get(name)
-        return 1 if service is not None and is_cluster_dns(service) else _LAST
-
 
 def reaches_outside(service: Service) -> bool:
     """Tell whether what a Service asks for depends on the addresses of this node."""
     spec = service.spec
     return bool(
         spec.external_ips or service.status.load_balancer.ingress or any(port.node_port for port in spec.ports or ())
-    )
-
-
-def is_cluster_dns(service: Service) -> bool:
-    """Tell whether a Service is the cluster's DNS: the label that all installers keep, or the usual name."""
-    metadata = service.metadata
-    return metadata.namespace == "kube-system" and (
-        (metadata.labels or {}).get("k8s-app") == "kube-dns" or metadata.name in {"kube-dns", "coredns"}
     )
