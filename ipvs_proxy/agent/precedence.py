@@ -1,4 +1,4 @@
-"""Which Services are programmed before all others, as everything else in a cluster waits for them: API server and DNS."""
+"""Which Services are programmed first, as everything else in a cluster waits for them: the API server and DNS."""
 
 from __future__ import annotations
 
