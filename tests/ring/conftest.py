@@ -8,7 +8,11 @@ from collections.abc import Generator
 import pytest
 
 from tests.ring.behaviours import RESULTS
+from tests.ring.sharing import in_order, run_claimed, shared_directory, tell
 from tests.support.namespaces import missing_piece
+
+#: Compares a document with results that are there already.
+WITHOUT_KERNEL = "test_compatibility.py"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -24,11 +28,24 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = missing_piece()
-    if missing is None:
-        return
-    if os.environ.get("REQUIRE_RING"):
-        pytest.exit(f"the kernel ring cannot run here: {missing}", returncode=1)
-    for item in items:
-        if "/tests/ring/" in str(item.path):
+    ours = [item for item in items if "/tests/ring/" in str(item.path) and item.path.name != WITHOUT_KERNEL]
+    if ours and (missing := missing_piece()):
+        if os.environ.get("REQUIRE_RING"):
+            pytest.exit(f"the kernel ring cannot run here: {missing}", returncode=1)
+        for item in ours:
             item.add_marker(pytest.mark.skip(reason=missing))
+    if shared_directory():
+        in_order(items)
+
+
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    shared = shared_directory()
+    if not shared or session.testsfailed:
+        return None
+    run_claimed(session, shared)
+    return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if shared := shared_directory():
+        tell(session, shared, session.config.stash[RESULTS])

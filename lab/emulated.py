@@ -1,0 +1,154 @@
+"""Runs a command in Debian's stock kernel in a virtual machine, emulated unless IPVS_PROXY_KVM=1.
+
+The command runs as root in a copy of this checkout. The machine sees the host's files read-only; only a scratch
+directory is shared for writing. Its root file system is slow (a start of Python takes seconds, a small file some
+hundredths), so the checkout and the virtual environment go into the guest's memory as one file each, and the rest is
+mounted once more with a cache.
+
+Emulation is the default: a ``/dev/kvm`` may exist and still not boot a stock kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from lab.native import Guest
+from lab.packages import install
+
+#: The kernel, the emulator, and what virtme-ng makes an initial file system with.
+PACKAGES = ("linux-image-amd64", "qemu-system-x86", "busybox-static", "udev", "zstd", "cpio")
+PATH = "/tmp/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: What of the checkout, and of the virtual environment, the guest does not need; RING_WITH_API=1 takes the API's client
+#: along.
+_NOT_OF_THE_CHECKOUT = ("./.venv", "./.git", "./.cache", "./.*_cache", "./.hypothesis", "./dist")
+_NOT_OF_THE_PACKAGES = (
+    *(() if os.environ.get("RING_WITH_API") else ("kubernetes_asyncio",)),
+    *("mypy", "mypyc", "mypy*.so", "*__mypyc*.so", "ruff", "grimp", "importlinter", "pip", "setuptools", "virtme*"),
+    *("kubernetes_validate", "matplotlib", "numpy*", "PIL", "pillow*", "fontTools", "playwright"),
+)
+
+_GUEST = """\
+set -e
+echo "lab: booted $(uname -r)" >&2
+umount /mnt
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000,access=any virtme.initmount1 /mnt
+for place in proc sys dev run dev/shm; do mount --rbind /$place /mnt/$place; done
+for place in tmp var/tmp var/log; do mount -t tmpfs none /mnt/$place; done
+for name in checkout site; do
+    mkdir /mnt/tmp/$name
+    tar xf {scratch}/$name.tar -C /mnt/tmp/$name
+    rm {scratch}/$name.tar
+done
+mkdir -p /mnt{scratch}
+mount --bind {scratch} /mnt{scratch}
+{shared}
+mkdir -p /mnt/tmp/bin
+cp /usr/sbin/xtables-nft-multi /usr/sbin/xtables-legacy-multi /usr/sbin/ipset /usr/sbin/ipvsadm /bin/ip /mnt/tmp/bin/
+for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore; do
+    ln -s xtables-nft-multi /mnt/tmp/bin/$name
+    case $name in ip6*) rest=${{name#ip6tables}}; base=ip6tables ;; *) rest=${{name#iptables}}; base=iptables ;; esac
+    ln -s xtables-legacy-multi /mnt/tmp/bin/$base-legacy$rest
+done
+for module in ip_vs dummy veth sctp ip_set xt_set; do modprobe $module; done
+ip link set lo up
+status=0
+chroot /mnt /bin/sh -c {command} || status=$?
+echo $status > {scratch}/status
+"""
+
+
+def stock_kernel() -> Path:
+    """Return the newest of Debian's general kernels here; install one, and the emulator, if need be.
+
+    Raises SystemExit if they cannot be installed.
+    """
+    install(PACKAGES, "to emulate a machine")
+    kernels = [path for path in Path("/boot").glob("vmlinuz-*-amd64") if not re.search("cloud|rt-amd64", path.name)]
+    if not kernels:
+        sys.exit(
+            "lab: linux-image-amd64 is installed, but /boot has no vmlinuz-*-amd64; try: apt-get install --reinstall"
+        )
+    return max(kernels, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+
+
+@contextmanager
+def guest(
+    kernel: Path,
+    command: Sequence[str],
+    *,
+    checkout: Path,
+    environment: Mapping[str, str],
+    scratch: Path,
+    shared: Path | None = None,
+    processors: int = 2,
+    output: int | IO[bytes] | None = None,
+) -> Iterator[Guest]:
+    """Boot a guest that runs the command in a copy of the checkout; kill it at the end if it still runs.
+
+    Words of the command that are this Python become the guest's. ``scratch`` is an empty directory that the guest may
+    write, ``shared`` one that several may. ``output`` takes both of its streams, which otherwise are ours.
+    """
+    site = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    environment = {"PATH": PATH, "PYTHONPATH": "/tmp/site:/tmp/checkout", "HOME": "/root", **environment}
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    inner = shlex.join(["python3" if word == sys.executable else word for word in command])
+    python = shlex.quote(str(Path(sys.executable).resolve()))
+    pack(checkout, scratch / "checkout.tar", _NOT_OF_THE_CHECKOUT)
+    pack(site, scratch / "site.tar", _NOT_OF_THE_PACKAGES)
+    script = _GUEST.format(
+        command=shlex.quote(f"ln -s {python} /tmp/bin/python3; cd /tmp/checkout; exec env {settings} {inner}"),
+        scratch=scratch,
+        shared=f"mkdir -p /mnt{shared}\nmount --bind {shared} /mnt{shared}" if shared else "",
+    )
+    (scratch / "guest.sh").write_text(script)
+    process = subprocess.Popen(
+        [
+            *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+            *(str(Path(sys.executable).parent / "vng"), "--run", str(kernel)),
+            *([] if os.environ.get("IPVS_PROXY_KVM") == "1" else ["--disable-kvm"]),
+            *("--cpus", str(processors), "--memory", "4G", "--user", "root", "--rodir=/mnt=/"),
+            *(f"--rwdir={directory}" for directory in (scratch, shared) if directory),
+            *("--", "sh", str(scratch / "guest.sh")),
+        ],
+        stdin=subprocess.DEVNULL,
+        # Always pipes: the emulator opens its output anew by its path, which would empty a file.
+        stdout=subprocess.PIPE if output is None else output,
+        stderr=subprocess.PIPE if output is None else output,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        start_new_session=True,
+    )
+    relays = [
+        threading.Thread(target=_relay, args=(source, number), daemon=True)
+        for source, number in ((process.stdout, 1), (process.stderr, 2))
+        if source
+    ]
+    for thread in relays:
+        thread.start()
+    try:
+        yield Guest(process, scratch / "status")
+    finally:
+        process.kill()
+        process.wait()
+        for thread in relays:
+            thread.join()
+
+
+def pack(directory: Path, archive: Path, left_behind: Iterable[str]) -> None:
+    """Put a directory into a tar archive, without what matches the patterns."""
+    excludes = [f"--exclude={pattern}" for pattern in left_behind]
+    subprocess.run(["tar", "cf", str(archive), "-C", str(directory), *excludes, "."], check=True)
+
+
+def _relay(source: IO[bytes], number: int) -> None:
+    while data := os.read(source.fileno(), 1 << 16):
+        while data:
+            data = data[os.write(number, data) :]

@@ -1,0 +1,122 @@
+"""Which kernel a command runs in that needs IPVS: the choice is made here and nowhere else.
+
+In this order: this machine's own kernel if it has IPVS; the native one (``lab.build``), from the cache or built now;
+Debian's stock kernel, emulated, if the native one cannot be had. ``RING_KERNEL`` asks for one of them: ``own``,
+``native`` or ``stock``.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Literal, NamedTuple
+
+from lab import build, emulated, native
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+class Machine(NamedTuple):
+    """Where commands run: a kernel and why it is that one. ``own`` has no file, it is the running one."""
+
+    kind: Literal["own", "native", "stock"]
+    kernel: Path
+    reason: str
+
+    def __str__(self) -> str:
+        what = {
+            "own": f"this machine's own kernel, {platform.release()}",
+            "native": f"Linux {self.kernel.parent.name.rpartition('-')[0]} as a program, at native speed",
+            "stock": f"{self.kernel.name} in an emulated machine (slow)",
+        }
+        return f"lab: {what[self.kind]}: {self.reason}"
+
+
+def choose(*, may_build: bool = True) -> Machine:
+    """Return the machine to use; build its kernel if need be and allowed.
+
+    Raises SystemExit with the reason if there is none and none can be installed.
+    """
+    wish = os.environ.get("RING_KERNEL", "")
+    if wish not in {"", "own", "native", "stock"}:
+        sys.exit(f"lab: RING_KERNEL={wish} is none of own, native, stock")
+    if wish == "own" or (not wish and has_ipvs()):
+        return Machine("own", Path(), "RING_KERNEL asks for it" if wish else "it has IPVS")
+    if wish != "stock" and (kernel := build.built()):
+        return Machine("native", kernel, "RING_KERNEL asks for it" if wish else "this machine's own has no IPVS")
+    if wish == "native" or (not wish and may_build and _can_build()):
+        return Machine("native", build.build(), "built now")
+    return Machine(
+        "stock", emulated.stock_kernel(), "RING_KERNEL asks for it" if wish else "the native one is not built"
+    )
+
+
+def has_ipvs() -> bool:
+    """Return whether this kernel has IPVS and dummy links; load the modules if need be."""
+    for module in ("ip_vs", "dummy"):
+        subprocess.run(["modprobe", module], check=False, capture_output=True)
+    return Path("/proc/net/ip_vs").exists()
+
+
+@contextmanager
+def running(
+    machine: Machine,
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    shared: Path | None = None,
+    processors: int = 2,
+    interactive: bool = False,
+    output: int | IO[bytes] | None = None,
+) -> Iterator[native.Guest]:
+    """Start a command in a guest, in the checkout, and end both at the end.
+
+    ``environment`` is added to the guest's. ``shared`` is a directory that this guest and others may write.
+    ``processors`` are the emulated machine's; as a program Linux has one. ``interactive`` gives the command a terminal.
+    """
+    told = {name: os.environ.get(name, "") for name in ("REQUIRE_RING",)} | {
+        "RING_IMAGE": str(CHECKOUT / "dist/rootfs")
+    }
+    told |= environment or {}
+    with ExitStack() as stack:
+        scratch = stack.enter_context(native.scratch_directory())
+        if machine.kind == "native":
+            native.allow_many_mappings()
+            guest = native.guest(
+                machine.kernel,
+                command,
+                directory=CHECKOUT,
+                environment=told,
+                scratch=scratch,
+                shared=shared,
+                interactive=interactive,
+                output=output,
+            )
+        elif machine.kind == "stock":
+            if interactive:
+                sys.exit("lab: a shell needs the native kernel (python -m lab.build)")
+            guest = emulated.guest(
+                machine.kernel,
+                command,
+                checkout=CHECKOUT,
+                environment=told,
+                scratch=scratch,
+                shared=shared,
+                processors=processors,
+                output=output,
+            )
+        else:
+            guest = native.here(
+                command, directory=CHECKOUT, environment=os.environ | told, scratch=scratch, output=output
+            )
+        yield stack.enter_context(guest)
+
+
+def _can_build() -> bool:
+    """Return whether this machine is one where the kernel can be built: Debian on x86-64, as root."""
+    return Path("/etc/debian_version").exists() and platform.machine() == "x86_64" and os.geteuid() == 0

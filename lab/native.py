@@ -1,0 +1,165 @@
+"""Runs a command in the kernel of ``lab.build``: Linux as a program, at this machine's own speed.
+
+The command sees this machine's files read-only at their own paths, one scratch directory for what it may leave, and
+memory at /tmp, /run, /var/tmp and /var/log. It is root, the network is its own, its output and exit status are ours.
+
+Nothing stays behind, however it ends: the guest's processes live in a process namespace of their own that the kernel
+kills together, its mounts in a mount namespace, and its scratch directory goes with the context that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+INIT = Path(__file__).with_name("init.py")
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+#: An upper bound: the kernel takes pages as it needs them.
+MEMORY = "6G"
+MAPPINGS = Path("/proc/sys/vm/max_map_count")
+#: A page of a process in there is a mapping here: 4 GiB in one process. At the usual limit a process meets the same
+#: page fault for ever.
+ENOUGH_MAPPINGS = 1 << 20
+
+#: What every command gets; nothing can be written beside the sources.
+_ENVIRONMENT = {"PATH": PATH, "HOME": "/tmp", "TERM": os.environ.get("TERM", "dumb"), "PYTHONDONTWRITEBYTECODE": "1"}
+#: The machine's files once more, read-only, without what others mount over them later.
+_BOOT = """\
+set -e
+mount --make-rprivate /
+mount --rbind / {root}
+cut -d ' ' -f 5 /proc/self/mountinfo | grep '^{root}' | while read -r place; do mount -o remount,ro,bind "$place"; done
+for place in {writable}; do mount --bind $place {root}$place; done
+exec {kernel} mem={memory} seccomp=on root=/dev/root rootfstype=hostfs hostfs={root} rw init={init} TASK={task} \
+    uml_dir={scratch}/ umid=guest con=null con0={input},fd:1 con1=null,fd:2 ssl=null loglevel=2
+"""
+
+
+class Guest:
+    """A command that runs in a guest of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], status: Path) -> None:
+        self.process = process
+        self._status = status
+
+    def wait(self) -> int:
+        """Wait for the guest's end; return the command's exit status, 1 if the kernel ended before the command did."""
+        self.process.wait()
+        try:
+            return int(self._status.read_text())
+        except (OSError, ValueError):
+            sys.stderr.write("lab: the guest ended before its command did; its last words are above\n")
+            return 1
+
+
+@contextmanager
+def guest(
+    kernel: Path,
+    command: Sequence[str],
+    *,
+    directory: Path,
+    environment: Mapping[str, str],
+    scratch: Path,
+    shared: Path | None = None,
+    interactive: bool = False,
+    output: int | IO[bytes] | None = None,
+) -> Iterator[Guest]:
+    """Boot a guest that runs the command; kill it at the end if it still runs.
+
+    ``directory`` is where the command starts, ``environment`` all that it gets, ``scratch`` an empty directory that it
+    may write, ``shared`` one that several guests may. ``output`` takes both of its streams, which otherwise are ours.
+    """
+    root, init, task, status = (scratch / name for name in ("root", "init", "task", "status"))
+    root.mkdir()
+    init.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -IS {shlex.quote(str(INIT))}\n")
+    init.chmod(0o755)
+    task.write_text(
+        json.dumps(
+            {
+                "command": list(command),
+                "directory": str(directory),
+                "environment": {**_ENVIRONMENT, "PYTHONPATH": str(directory), **environment},
+                "kept": [str(place) for place in (directory, scratch, shared, sys.prefix, sys.base_prefix) if place],
+                "interactive": interactive,
+                "status": str(status),
+            }
+        )
+    )
+    boot = _BOOT.format(
+        kernel=shlex.quote(str(kernel)),
+        root=root,
+        scratch=scratch,
+        writable=shlex.join(str(place) for place in (scratch, shared) if place),
+        memory=MEMORY,
+        init=init,
+        task=task,
+        input="fd:0" if interactive else "null",
+    )
+    process = subprocess.Popen(
+        # Whoever kills us, the guest goes with us; it is not part of our terminal's foreground, so that Ctrl-C is ours.
+        ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", boot],
+        env={"PATH": PATH, "HOME": str(scratch), "TMPDIR": _memory()},
+        stdin=None if interactive else subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=not interactive,
+    )
+    try:
+        yield Guest(process, status)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def here(
+    command: Sequence[str],
+    *,
+    directory: Path,
+    environment: Mapping[str, str],
+    scratch: Path,
+    output: int | IO[bytes] | None = None,
+) -> Iterator[Guest]:
+    """Run the command on this machine itself; kill it at the end if it still runs."""
+    process = subprocess.Popen(
+        ["sh", "-c", f'"$@"; echo $? >{shlex.quote(str(scratch))}/status', "sh", *command],
+        cwd=directory,
+        env=environment,
+        stdout=output,
+        stderr=output,
+    )
+    try:
+        yield Guest(process, scratch / "status")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """Make a directory that goes at the end."""
+    with tempfile.TemporaryDirectory(prefix="ipvs-proxy-lab-", dir="/var/tmp") as name:
+        yield Path(name)
+
+
+def allow_many_mappings() -> None:
+    """Let processes of this machine have as many mappings as guests need, and leave it so: other guests may run.
+
+    Says so, as it changes a setting of the machine (``vm.max_map_count``, which some distributions have as high).
+    """
+    if int(MAPPINGS.read_text()) < ENOUGH_MAPPINGS:
+        sys.stderr.write(f"lab: setting vm.max_map_count to {ENOUGH_MAPPINGS}, as large processes in there need\n")
+        MAPPINGS.write_text(str(ENOUGH_MAPPINGS))
+
+
+def _memory() -> str:
+    """Return where the kernel keeps its memory: a file system in memory, if there is one that programs may map."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"

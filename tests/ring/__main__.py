@@ -1,0 +1,149 @@
+"""Runs the kernel ring in the kernel that ``lab.machine`` chooses.
+
+    python -m tests.ring                     the whole ring, in several guests beside each other
+    python -m tests.ring [PYTEST ARGUMENT ...]   some of it, in one guest: -k drift, tests/ring/test_drains.py, -x
+
+The whole ring is shared out by files: each guest has all tests and takes the next file that no other has taken
+(``tests/ring/sharing.py``). At the end every test must have run exactly once, whatever happened to a guest, and the
+table of compatibility is compared with what they have shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from lab.machine import CHECKOUT, Machine, choose, running
+from lab.native import Guest, scratch_directory
+
+#: Sockets of namespaces that are gone are left to the garbage collector, which would be told of a later test.
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+#: Native guests wait as much as they work; the emulator keeps a processor busy for each.
+GUESTS_PER_PROCESSOR = {"native": 2, "stock": 1}
+COMPATIBILITY = "tests/ring/test_compatibility.py"
+#: What pytest prints of a file, of its rest on further lines, and of the session before and between them.
+_FILE = re.compile(r"^(tests/ring/\S+ \S+)")
+_UNREMARKABLE = re.compile(
+    r"^([.sFE]*\s+\[ *\d+%\]|=+ test session|platform |rootdir|configfile|plugins|asyncio|timeout|collect|$)"
+)
+_print = threading.Lock()
+
+
+def main() -> None:
+    """Run what the arguments ask for and exit with pytest's status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    machine = choose()
+    say(str(machine))
+    try:
+        status = run_some(machine, sys.argv[1:]) if sys.argv[1:] else run_all(machine)
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+def run_some(machine: Machine, arguments: Sequence[str]) -> int:
+    """Run pytest with these arguments in one guest; return its status."""
+    paths = [] if any(word.startswith("tests/") for word in arguments) else ["tests/ring"]
+    with running(machine, [*PYTEST, *arguments, *paths]) as guest:
+        return guest.wait()
+
+
+def run_all(machine: Machine) -> int:
+    """Run the whole ring; return 0 if every test has run and passed."""
+    began = time.monotonic()
+    processors = len(os.sched_getaffinity(0))
+    count = int(os.environ.get("RING_GUESTS", processors * GUESTS_PER_PROCESSOR.get(machine.kind, 0) or 1))
+    with ExitStack() as stack:
+        shared = stack.enter_context(scratch_directory())
+        guests = []
+        for number in range(count):
+            environment = {"REQUIRE_RING": "1", "RING_SHARED": str(shared), "RING_GUEST": str(number)}
+            guest = stack.enter_context(
+                running(
+                    machine,
+                    [*PYTEST, f"--ignore={COMPATIBILITY}", "tests/ring"],
+                    environment=environment,
+                    shared=shared,
+                    processors=1,
+                    output=subprocess.PIPE,
+                )
+            )
+            thread = threading.Thread(target=follow, args=(guest, number), daemon=True)
+            thread.start()
+            guests.append((guest, thread))
+        statuses = [guest.wait() for guest, _ in guests]
+        for _, thread in guests:
+            thread.join()
+        results, problems = gather(shared, count)
+        statuses.append(compare_with_the_document(shared, results, problems))
+    counts = Counter(results.values())
+    for problem in problems:
+        say(f"ring: {problem}")
+    failed = sum(count for outcome, count in counts.items() if outcome not in {"passed", "skipped"}) + len(problems)
+    say(f"ring: the whole of it in {time.monotonic() - began:.0f} s with {count} guests")
+    say(f"ring: {counts['passed']} passed, {failed} failed, {counts['skipped']} skipped")
+    return 1 if failed or counts["skipped"] or not counts["passed"] or any(statuses) else 0
+
+
+def follow(guest: Guest, number: int) -> None:
+    """Print a guest's lines of files as they come, and the rest, such as tracebacks, in one piece at its end."""
+    rest: list[str] = []
+    assert guest.process.stdout is not None
+    for raw in guest.process.stdout:
+        line = raw.decode(errors="replace").rstrip()
+        if not rest and (file := _FILE.match(line)):
+            say(file[1])
+        elif rest or not _UNREMARKABLE.match(line):
+            rest.append(line)
+    say("\n".join([f"--- guest {number + 1}", *rest]))
+
+
+def gather(shared: Path, count: int) -> tuple[dict[str, str], list[str]]:
+    """Return the outcome of each test by its id, and what is wrong with the run as a whole."""
+    results: dict[str, str] = {}
+    problems = []
+    collected: set[str] = set()
+    for number in range(count):
+        file = shared / f"results-{number}.json"
+        if not file.exists():
+            problems.append(f"guest {number + 1} ended before its tests did")
+            continue
+        told = json.loads(file.read_text())
+        collected |= set(told["collected"])
+        problems += [f"{test} ran twice" for test in told["results"].keys() & results.keys()]
+        results |= told["results"]
+    problems += [f"{test} did not run" for test in sorted(collected - results.keys())]
+    return results, problems
+
+
+def compare_with_the_document(shared: Path, results: dict[str, str], problems: Sequence[str]) -> int:
+    """Compare docs/compatibility.md with the results; return pytest's status and add its test to the results."""
+    if problems:
+        return 1
+    file = shared / "results.json"
+    file.write_text(json.dumps(results))
+    command = [*PYTEST, "-q", COMPATIBILITY]
+    status = subprocess.run(command, cwd=CHECKOUT, env=os.environ | {"RING_RESULTS": str(file)}, check=False).returncode
+    results[COMPATIBILITY] = "failed" if status else "passed"
+    return status
+
+
+def say(text: str) -> None:
+    """Print for somebody who watches."""
+    with _print:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""How guests that run beside each other share out the ring, and how they tell what they have seen.
+
+Each has collected all tests. Before it runs a file it makes the file's directory in ``RING_SHARED``, which all of them
+see: whoever makes it has the file, and the others pass over it. Large files go first, so that none is late.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+
+def shared_directory() -> Path | None:
+    """Return the directory that the guests share, ``None`` if this run has all tests for itself."""
+    name = os.environ.get("RING_SHARED")
+    return Path(name) if name else None
+
+
+def in_order(items: list[pytest.Item]) -> None:
+    """Put the tests of large files first; the order within a file stays."""
+    sizes = {path: path.stat().st_size for path in {item.path for item in items}}
+    items.sort(key=lambda item: (-sizes[item.path], str(item.path)))
+
+
+def run_claimed(session: pytest.Session, shared: Path) -> None:
+    """Run the tests of each file that nobody else has taken."""
+    for path, group in groupby(session.items, key=lambda item: item.path):
+        items = list(group)
+        if _claim(shared / path.name):
+            for item, following in _pairs(items):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if session.shouldstop:
+                    raise session.Interrupted(session.shouldstop)
+
+
+def tell(session: pytest.Session, shared: Path, results: dict[str, str]) -> None:
+    """Leave the results of this guest where ``tests.ring.__main__`` looks for them."""
+    told = {"collected": [item.nodeid for item in session.items], "results": results}
+    Path(shared, f"results-{os.environ['RING_GUEST']}.json").write_text(json.dumps(told))
+
+
+def _claim(place: Path) -> bool:
+    try:
+        place.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _pairs(items: list[pytest.Item]) -> Iterator[tuple[pytest.Item, pytest.Item | None]]:
+    return zip(items, [*items[1:], None], strict=True)
