@@ -49,11 +49,12 @@ lint: setup
 	$(VENV)/bin/lint-imports
 
 test: setup .cache/helm .cache/promtool .cache/browser $(IMAGE)
+	$(RUN) -m lab true
 	$(RUN) -m pytest tests --ignore=tests/ring
 	$(RUN) -m tests.ring
 
 pure: setup .cache/helm .cache/promtool .cache/browser
-	$(RUN) -m pytest tests --ignore=tests/ring --ignore=tests/image
+	$(RUN) -m pytest tests --ignore=tests/ring --ignore=tests/image --ignore=tests/lab/test_native.py
 
 test-stock: setup $(IMAGE)
 	RING_KERNEL=stock $(RUN) -m tests.ring

@@ -1,8 +1,8 @@
 """The first process of a guest (``lab.native``): mounts what is written into memory, runs one command, ends the guest.
 
 It is a program of its own, which the kernel starts: ``init.py`` with the path of a JSON file as the kernel's argument
-``TASK=``: the command, its directory and environment, the directories of the host that stay to be seen, whether it talks
-with a person, and where its exit status goes.
+``TASK=``: the command, its directory and environment, the directories of the host that it goes on seeing, whether it
+talks with a person, and where its exit status goes.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ mount --rbind / {root}
 cut -d ' ' -f 5 /proc/self/mountinfo | grep '^{root}' | while read -r place; do mount -o remount,ro,bind "$place"; done
 for place in {writable}; do mount --bind $place {root}$place; done
 exec {kernel} mem={memory} seccomp=on root=/dev/root rootfstype=hostfs hostfs={root} rw init={init} TASK={task} \
-    uml_dir={scratch}/ umid=guest con=null con0={input},fd:1 con1=null,fd:2 ssl=null loglevel=2
+    uml_dir={scratch}/ umid=guest con=null con0={input},fd:1 con1=null,fd:2 ssl=null quiet loglevel=2
 """
 
 
