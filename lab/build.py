@@ -28,7 +28,7 @@ FRAGMENT = Path(__file__).with_name("kernel.config")
 SOURCE = "linux-source-7.2"
 COMPILER = ("gcc", "libc6-dev", "make", "flex", "bison", "bc", "perl", "xz-utils")
 #: How many lines ``make`` prints, for the progress; only roughly right.
-OBJECTS = 1_700
+OBJECTS = 1_150
 #: Seconds between two lines of progress.
 PROGRESS = 20.0
 

@@ -74,7 +74,6 @@ def run_all(machine: Machine) -> int:
                     [*PYTEST, f"--ignore={COMPATIBILITY}", "tests/ring"],
                     environment=environment,
                     shared=shared,
-                    processors=1,
                     output=subprocess.PIPE,
                 )
             )
