@@ -19,8 +19,9 @@ from ipvs_proxy.kube.texts import quote
 PROXY_NAME_LABEL: Final = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
 
-#: A namespace and a name have 63 and 253 characters at most.
-LONGEST_KEY: Final = 317
+#: Characters of a namespace and of a name (Kubernetes documentation, "Object Names and IDs").
+LONGEST_NAMESPACE, LONGEST_NAME = 63, 253
+_LONGEST_KEY: Final = LONGEST_NAMESPACE + 1 + LONGEST_NAME
 
 _API_VERSIONS: Final = {"Service": "v1", "Node": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
 #: Kinds that look meant for a proxy, in small letters, with what to write instead.
@@ -126,9 +127,11 @@ def _convert(mapping: dict[str, Any], resource: Resource) -> KubernetesObject | 
         name = metadata.get("name") if isinstance(metadata, dict) else ""
         namespace = plain["metadata"]["namespace"] if isinstance(metadata, dict) and resource.kind != "Node" else ""
         key = f"{namespace}/{name}" if namespace else str(name)
-        return Skipped(resource.kind, quote(key, LONGEST_KEY), "a text in it is not UTF-8 (a surrogate stands alone)")
+        return Skipped(resource.kind, quote(key, _LONGEST_KEY), "a text in it is not UTF-8 (a surrogate stands alone)")
     if isinstance(item, Skipped):
-        return Skipped(item.kind, quote(item.key, LONGEST_KEY), quote(item.error))
+        return Skipped(item.kind, quote(item.key, _LONGEST_KEY), quote(item.error))
+    if len(item.metadata.name) > LONGEST_NAME or len(item.metadata.namespace) > LONGEST_NAMESPACE:
+        return Skipped(resource.kind, quote(key_of(item), _LONGEST_KEY), "its name or namespace is too long")
     return item
 
 

@@ -20,10 +20,11 @@ def quote(text: str, limit: int = QUOTED) -> str:
     """
     shown = text[:limit]
     if not shown.isprintable():
-        shown = "".join(
-            character if character.isprintable() else character.encode("unicode_escape").decode() for character in shown
-        )
-    return shown if len(text) <= limit else f"{shown}... ({len(text):,} characters)"
+        characters = (one if one.isprintable() else one.encode("unicode_escape").decode() for one in shown)
+        shown = "".join(characters)
+    if len(text) > limit or len(shown) > limit:
+        return f"{shown[:limit]}... ({len(text):,} characters)"
+    return shown
 
 
 def control_character(text: str) -> str:
