@@ -25,11 +25,15 @@ from ipvs_proxy.agent.node_facts import NodeFacts
 from ipvs_proxy.agent.precedence import find_first, goes_first
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.recorder import Recorder
+from ipvs_proxy.agent.thinning import Thinning
 from ipvs_proxy.kube.objects import EndpointSlice, Node, Service
 from ipvs_proxy.kube.store import Change
+from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.addresses import parse_address
+from ipvs_proxy.plan.budget import takes_long
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.exposures import reaches_outside
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
@@ -99,12 +103,11 @@ class Controller:
         self._planned: dict[ServiceName, _Batch] = {}
         self._batch = _Batch()
         self._wake = asyncio.Event()
+        self._thinning = Thinning()
         self._triggers: dict[ServiceName, list[datetime]] = {}
         self._findings = Findings(recorder, programmer.desired, self.cache.services)
         self._born = datetime.now(UTC)
         self._known_since = 0.0
-
-    # The sink of the reflectors.
 
     def changed(self, changes: Sequence[Change]) -> None:
         """Take in changes of objects; the Services concerned become dirty."""
@@ -135,7 +138,9 @@ class Controller:
     def skipped(self, kind: str, key: str, error: str) -> None:
         """Note that an object could not be decoded; its last good version stays in use."""
         self._recorder.skipped(kind, key, error)
-        log.warning("object_skipped", kind=kind, object=key, error=error)
+        more = self._thinning.admit((kind, key))
+        if more is not None:
+            log.warning("object_skipped", kind=kind, object=quote(key), error=quote(error), **more)
 
     def explain(self, service: Service) -> Fragment:
         """Plan a Service once more, for somebody who wants to know the reasons; nothing changes."""
@@ -203,8 +208,6 @@ class Controller:
             self._recorder.queued()
             self._wake.set()
 
-    # The loop.
-
     async def run(self) -> None:
         """Take the kernel over while the objects come, program all of them, then follow the changes for ever."""
         await asyncio.gather(self._take_over(), self._plan_meanwhile(), self._know_all())
@@ -243,9 +246,9 @@ class Controller:
                     return
                 until = time.monotonic() + AHEAD_TURN
             self._dirty.discard(name)
-            self._plan(name)
+            await self._plan(name)
 
-    def _plan(self, name: ServiceName) -> None:
+    async def _plan(self, name: ServiceName) -> None:
         """Plan a Service; what that touched is kept until it is programmed."""
         batch = self._planned.get(name)
         if batch is None:
@@ -257,7 +260,7 @@ class Controller:
                 batch = self._batch = _Batch()
             batch.names.append(name)
             self._planned[name] = batch
-        self._compute(name, batch)
+        await self._compute(name, batch)
 
     def _restore_marks(self) -> None:
         for family in Family:
@@ -344,7 +347,7 @@ class Controller:
     async def _sync_batch(self, names: list[ServiceName], dirty: set[ServiceName]) -> int:
         for name in names:
             if name in dirty:
-                self._plan(name)
+                await self._plan(name)
         planned = self._take_planned(names)
         operations = await self._programmer.program(planned.touched)
         for name, wanted in planned.health_checks.items():
@@ -370,16 +373,19 @@ class Controller:
                     self._batch = _Batch()
         return taken
 
-    def _compute(self, name: ServiceName, batch: _Batch) -> None:
+    async def _compute(self, name: ServiceName, batch: _Batch) -> None:
         service = self.cache.services.get(name)
         try:
             if service is None:
                 fragment = None
                 self._marks.keep(name, ())
             else:
-                fragment = plan_service(
-                    service, self.cache.slices(name), self._context, self._marks, self.cache.memory(name)
-                )
+                slices = list(self.cache.slices(name))
+                arguments = service, slices, self._context, self._marks, self.cache.memory(name)
+                if takes_long(service, slices):  # longer than the others may wait
+                    fragment = await asyncio.to_thread(plan_service, *arguments)
+                else:
+                    fragment = plan_service(*arguments)
         except Exception:
             # Planning is meant never to fail. Should it do so, this Service stays as it is and no other is harmed.
             log.exception("plan_failed", service=str(name))
@@ -388,11 +394,3 @@ class Controller:
         self._findings.take(name, fragment, touched)
         batch.touched.add(touched)
         batch.health_checks[name] = {} if fragment is None else fragment.health_checks
-
-
-def reaches_outside(service: Service) -> bool:
-    """Tell whether what a Service asks for depends on the addresses of this node."""
-    spec = service.spec
-    return bool(
-        spec.external_ips or service.status.load_balancer.ingress or any(port.node_port for port in spec.ports or ())
-    )

@@ -8,6 +8,7 @@ from itertools import product
 import structlog
 
 from ipvs_proxy.agent.recorder import Recorder
+from ipvs_proxy.agent.thinning import Thinning
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.endpoints import Omission
@@ -28,6 +29,7 @@ class Findings:
         self._recorder = recorder
         self._desired = desired
         self._services = services
+        self._thinning = Thinning()
         self._omissions: dict[ServiceName, list[Omission]] = {}
         self._no_local: dict[ServiceName, set[tuple[str, Family]]] = {}
         self._losers: dict[VirtualServerKey, set[ServiceName]] = {}
@@ -54,10 +56,14 @@ class Findings:
         return counts
 
     def _take_omissions(self, name: ServiceName, omissions: list[Omission]) -> None:
-        if omissions == self._omissions.get(name, []):
+        before = self._omissions.get(name, [])
+        if omissions == before:
             return
-        for where, reason in omissions:
-            (log.debug if reason in _ORDINARY else log.warning)("left_out", where=where, reason=reason.value)
+        for where, reason in (omission for omission in omissions if omission not in before):
+            more = self._thinning.admit(name)
+            if more is not None:
+                tell = log.debug if reason in _ORDINARY else log.warning
+                tell("left_out", where=where, reason=reason.value, **more)
             if reason not in _ORDINARY:
                 self._recorder.left_out(self._services.get(name), Omission(where, reason))
         if omissions:

@@ -13,6 +13,7 @@ from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.kube.events import EventType, Regarding
 from ipvs_proxy.kube.objects import Node, ObjectMeta, Service
+from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
 from ipvs_proxy.plan.tables import Family, VirtualServerKey
@@ -78,7 +79,7 @@ class Reports:
         """Count an object that could not be read, and tell its owner; ``key`` is its name, after its namespace."""
         self._metrics.skipped(kind)
         namespace, _, name = key.rpartition("/")
-        note = f"{error}; the last version that could be read stays in use, if there was one"
+        note = f"{quote(error)}; the last version that could be read stays in use, if there was one"
         self._event(kind, ObjectMeta(name, namespace), "Warning", "Unreadable", "Decode", note)
 
     def node_changed(self, node: Node | None) -> None:

@@ -26,6 +26,7 @@ from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.iptables_render import RuleSettings
 from ipvs_proxy.kernel.ipvs import Balanced, Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, is_same
@@ -240,7 +241,7 @@ class View:
             observed=self._observe(fragment.virtual_servers, real_servers=True),
             drains=self._drains.states(fragment.virtual_servers, time.monotonic(), _NAMED),
             nodes={
-                endpoint.addresses[0]: endpoint.node_name
+                endpoint.addresses[0]: quote(endpoint.node_name)
                 for piece in slices
                 for endpoint in piece.endpoints or ()
                 if endpoint.node_name and endpoint.addresses

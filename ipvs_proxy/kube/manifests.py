@@ -2,79 +2,74 @@
 
 ``follow_manifests`` is to files what the reflector is to the API: it hands the sink the same changes, and applies the
 same selectors. The directory is polled, because polling is what works alike for editors, atomic renames, the symlink
-swap of ConfigMap volumes and network file systems. What cannot be read or parsed keeps its last good objects.
+swap of ConfigMap volumes and network file systems.
+
+The invariant: no accident of a file system removes what is served. What cannot be read or parsed keeps its last good
+objects, and so does what has been cut to nothing. A file that is replaced by rename is taken at its word, one that is
+written in place when it has rested for one look. Files that are gone, or written in place, that would take away most of
+the objects at once are not followed until somebody says that this is meant, with an empty List; see ``_Follower``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
-import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
-import yaml
 
-from ipvs_proxy.kube.decode import Skipped, convert_object, key_of
-from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
+from ipvs_proxy.kube.decode import Skipped
+from ipvs_proxy.kube.documents import ParseError, parse, read_file
+from ipvs_proxy.kube.manifest_objects import Unused, identity, read_objects
+from ipvs_proxy.kube.objects import KubernetesObject
 from ipvs_proxy.kube.reflector import Sink
-from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
 from ipvs_proxy.kube.store import Store
-
-try:
-    from yaml import CSafeLoader as SafeLoader
-except ImportError:
-    from yaml import SafeLoader  # type: ignore[assignment]
+from ipvs_proxy.kube.texts import quote
 
 log = structlog.get_logger(__name__)
 
-SUFFIXES = (".yaml", ".yml", ".json")
-PROXY_NAME_LABEL = "service.kubernetes.io/service-proxy-name"
-HEADLESS_LABEL = "service.kubernetes.io/headless"
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+KINDS: Final = ("Service", "EndpointSlice", "Node")
+#: So many objects of a kind may go at once, whatever part of all they are.
+FEW: Final = 10
+#: Files that are read at a time: one that takes long does not keep the others.
+READERS: Final = 2
+#: So many files are named in a line of the log.
+_NAMED: Final = 5
+_REMEDY: Final = (
+    "bring the files back; if the removal is meant, add a file with an empty List "
+    "(apiVersion: v1, kind: List, items: []), or restart the agent"
+)
 
-_API_VERSIONS = {"Service": "v1", "Node": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
-
-#: Levels of nesting in YAML.
-MAX_DEPTH = 4000
-_BRACKET = re.compile(rb"[\[\]{}]")
-_INDENTED = re.compile(rb"^[ ?:-]{%d}" % MAX_DEPTH, re.MULTILINE)
-
+Item = KubernetesObject | Skipped
 Signature = tuple[int, ...]
 #: Of a file that could not be read: it differs from any, so the next look tries again.
-_UNREAD: Signature = (0, 0)
+_UNREAD: Final[Signature] = (0, 0)
 
 
 class ManifestsError(Exception):
     """The directory of manifests cannot be used; ends the start."""
 
 
-class ParseError(Exception):
-    """A file is not YAML or JSON; ``line`` counts from 1 and is 0 if unknown."""
-
-    def __init__(self, reason: str, line: int = 0) -> None:
-        super().__init__(reason)
-        self.line = line
-
-
-class _Loader(SafeLoader):
-    """Loads plain data; timestamps stay strings, so that a bad one spoils its object and not the whole file."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  a class attribute is how PyYAML takes it
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
 class _File(NamedTuple):
-    """What was last seen of a file: its stat and content, and the objects of the last content that parsed."""
+    """What was last seen of a file: its stat and content, and the objects of the last content that could be used."""
 
     signature: Signature
     digest: bytes
-    items: list[KubernetesObject | Skipped]
+    items: list[Item]
+    removes: bool = False
+    unused: tuple[Unused, ...] = ()
+
+
+class _Doubt(NamedTuple):
+    """A change that is not followed yet: the file as it is now, ``None`` if it is gone; whether it came by rename."""
+
+    file: _File | None
+    is_whole: bool = False
 
 
 async def follow_manifests(
@@ -88,7 +83,8 @@ async def follow_manifests(
     """Hand the sink the objects of a directory, then follow its changes for ever.
 
     Reads ``*.yaml``, ``*.yml`` and ``*.json`` in the directory itself, in the order of their names; names that begin
-    with a dot are passed over. After the first pass every kind is synced, even if there are no files.
+    with a dot are passed over. After the first pass every kind is synced, even if there are no files: a start takes the
+    directory as it finds it.
 
     Args:
         directory: where the files are.
@@ -108,53 +104,77 @@ async def follow_manifests(
         raise ManifestsError(
             f"cannot read the manifests in {directory}: {reason}; give --manifests a readable directory"
         ) from None
-    follower = _Follower(directory, node_name, sink)
-    await follower.follow(signatures)
-    for kind in _API_VERSIONS:
-        sink.synced(kind)
-    missing = False
-    while True:
-        await sleep(interval)
+    with ThreadPoolExecutor(READERS, "manifests") as readers:
+        follower = _Follower(directory, node_name, sink, readers)
         try:
-            signatures = await asyncio.to_thread(_scan, directory)
-        except OSError as error:
-            if not missing:
-                log.warning("manifests_unreadable", directory=str(directory), error=str(error))
-            missing = True
-            continue
-        missing = False
-        await follower.follow(signatures)
+            await follower.follow(signatures, patience=None)
+            for kind in KINDS:
+                sink.synced(kind)
+            missing = False
+            while True:
+                await sleep(interval)
+                try:
+                    signatures = await asyncio.to_thread(_scan, directory)
+                except OSError as error:
+                    if not missing:
+                        log.warning("manifests_unreadable", directory=str(directory), error=str(error))
+                    missing = True
+                    continue
+                missing = False
+                await follower.follow(signatures, patience=interval)
+        finally:
+            readers.shutdown(wait=False, cancel_futures=True)
 
 
 class _Follower:
-    """Keeps what was seen of the files, and the stores of the objects in them."""
+    """Keeps what was seen of the files, and the stores of the objects in them.
 
-    def __init__(self, directory: Path, node_name: str, sink: Sink) -> None:
+    What would remove much at once is in doubt: more than half of the objects of a kind, and more than ten, or any if no
+    file is left. Doubts are not followed while no file holds an empty List; but a file that came by rename is taken at
+    its word when it has rested for one look, so that a program that writes a file anew is not met in the middle.
+    """
+
+    def __init__(self, directory: Path, node_name: str, sink: Sink, readers: ThreadPoolExecutor) -> None:
         self._directory = directory
         self._node_name = node_name
         self._sink = sink
-        self._resources = {resource.kind: resource for resource in (SERVICES, ENDPOINT_SLICES, own_node(node_name))}
-        self._stores = {kind: Store(kind) for kind in self._resources}
+        self._readers = readers
+        self._stores = {kind: Store(kind) for kind in KINDS}
         self._files: dict[str, _File] = {}
+        self._doubts: dict[str, _Doubt] = {}
+        self._doubts_told: frozenset[str] = frozenset()
         self._moving: dict[str, Signature] = {}
+        self._readings: dict[str, asyncio.Future[_File | None]] = {}
         self._twice: set[tuple[str, str, str, str]] = set()
+        self._unused_told: set[tuple[str, str]] = set()
 
-    async def follow(self, signatures: dict[str, Signature]) -> None:
-        """Read the files that changed and hand on what that changes."""
-        changed = self._files.keys() - signatures.keys()
-        for name in changed:
-            del self._files[name]
+    async def follow(self, signatures: Mapping[str, Signature], *, patience: float | None) -> None:
+        """Read the files that changed and hand on what that changes.
+
+        A file that is not read within ``patience`` seconds is taken in at a later look.
+        """
+        loop = asyncio.get_running_loop()
         for name, signature in signatures.items():
-            if self._is_settled(name, signature):
-                file = await asyncio.to_thread(self._read, name, signature)
-                if file is not None:
-                    self._take(name, file)
-                    changed.add(name)
+            if name not in self._readings and self._is_settled(name, signature):
+                self._readings[name] = loop.run_in_executor(
+                    self._readers, self._read, name, signature, self._files.get(name)
+                )
+        if self._readings:
+            await asyncio.wait(self._readings.values(), timeout=patience)
+        changed = False
+        for name in [name for name, reading in self._readings.items() if reading.done()]:
+            file = self._readings.pop(name).result()
+            if file is not None:
+                self._take(name, file)
+                changed = True
+        self._look_for_gone(signatures)
+        if self._doubts:
+            changed |= self._settle_doubts(signatures)
         if changed:
             self._hand_on()
 
     def _is_settled(self, name: str, signature: Signature) -> bool:
-        """Tell whether a file is to be read now.
+        """Return whether a file is to be read now.
 
         A file that is written in place is read when it stood still for one interval: the first half of a manifest
         often parses, and would take away all objects of the second half. A file with a new inode came as a whole.
@@ -169,82 +189,120 @@ class _Follower:
         self._moving[name] = signature
         return settled
 
-    def _read(self, name: str, signature: Signature) -> _File | None:
-        known = self._files.get(name)
-        items = known.items if known else []
+    def _read(self, name: str, signature: Signature, known: _File | None) -> _File | None:
+        """Read a file, in a thread; what it held before stays where it cannot be used."""
+        before = _File(_UNREAD, b"", []) if known is None else known
         path = self._directory / name
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None  # the next look at the directory tells
+            content = read_file(path)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not path.is_symlink():
+                return None  # the next look at the directory tells
             if known is None or known.signature != _UNREAD:
                 log.error("manifest_unreadable", file=str(path), error=error.strerror)
-            return _File(_UNREAD, b"", items)
+            return before._replace(signature=_UNREAD, digest=b"")
         digest = hashlib.sha256(content).digest()
         if known is not None and known.digest == digest:
             return known._replace(signature=signature)
+        before = before._replace(signature=signature, digest=digest)
         try:
-            items = list(self._items(name, parse(content, is_json=name.endswith(".json"))))
+            documents = parse(content, is_json=name.endswith(".json")) if content.strip() else []
+            found = read_objects(documents, self._node_name)
         except ParseError as error:
             log.error("manifest_unparsable", file=str(path), line=error.line, error=str(error))
-        except RecursionError:
-            log.error("manifest_unparsable", file=str(path), line=0, error="nested too deeply")
-        return _File(signature, digest, items)
+            return before
+        if found.is_empty and before.items:
+            log.error("manifest_empty", file=str(path), reason="what it held stays in use", remedy=_REMEDY)
+            return before
+        return _File(signature, digest, found.items, found.removes, tuple(found.unused))
 
     def _take(self, name: str, file: _File) -> None:
+        """Take in a file that was read, at once if it came as a whole, else as a doubt."""
         known = self._files.get(name)
-        self._files[name] = file
+        self._doubts.pop(name, None)
+        if known is None or known.items is file.items:
+            self._files[name] = file
+        else:
+            is_whole = known.signature[:2] != file.signature[:2]
+            self._files[name] = known._replace(signature=file.signature, digest=file.digest)
+            self._doubts[name] = _Doubt(file, is_whole)
         if known is None or known.items is not file.items:
-            for item in file.items:
-                if isinstance(item, Skipped):
-                    self._sink.skipped(item.kind, item.key, f"{self._directory / name}: {item.error}")
+            self._tell(name, file)
 
-    def _items(self, name: str, documents: list[Any]) -> Iterator[KubernetesObject | Skipped]:
-        for mapping in _objects(documents):
-            resource = self._resources.get(str(mapping.get("kind")))
-            if resource is None:
-                continue
-            expected = _API_VERSIONS[resource.kind]
-            version = mapping.get("apiVersion")
-            if version != expected:
-                # Knative and others have Services of their own.
-                log.warning(
-                    "manifest_object_ignored", file=name, kind=resource.kind, api_version=version, want=expected
-                )
-                continue
-            item = convert_object(_with_namespace(mapping, resource), resource)
-            if self._is_selected(item):
-                yield item
+    def _tell(self, name: str, file: _File) -> None:
+        for item in file.items:
+            if isinstance(item, Skipped):
+                self._sink.skipped(item.kind, item.key, f"{self._directory / name}: {item.error}")
+        for unused in file.unused:
+            if (name, unused.kind) not in self._unused_told:
+                self._unused_told.add((name, unused.kind))
+                log.warning("manifest_object_ignored", file=name, **unused._asdict())
 
-    def _is_selected(self, item: KubernetesObject | Skipped) -> bool:
-        """Apply the selectors that the API applies for the reflectors."""
-        if isinstance(item, Skipped):
-            return item.kind != "Node" or item.key == self._node_name
-        labels = item.metadata.labels or {}
-        match item:
-            case Service():
-                return PROXY_NAME_LABEL not in labels and item.spec.cluster_ip != "None"
-            case EndpointSlice():
-                return HEADLESS_LABEL not in labels
-            case Node():
-                return item.metadata.name == self._node_name
+    def _look_for_gone(self, signatures: Mapping[str, Signature]) -> None:
+        for name in self._files:
+            if name not in signatures:
+                self._doubts[name] = _Doubt(None)
+            elif name in self._doubts and self._doubts[name].file is None:
+                del self._doubts[name]
+
+    def _settle_doubts(self, signatures: Mapping[str, Signature]) -> bool:
+        """Follow the changes that are in doubt, unless they remove too much; return whether anything changed."""
+        rested = {
+            name: doubt
+            for name, doubt in self._doubts.items()
+            if doubt.is_whole and name in self._doubts_told and signatures.get(name) == self._files[name].signature
+        }
+        self._follow_doubts(rested)
+        if not self._doubts:
+            return True
+        wanted = {**self._files, **{name: doubt.file for name, doubt in self._doubts.items()}}
+        files = {name: file for name, file in wanted.items() if file is not None}
+        lost = _lost(_unite(self._files), _unite(files), any_counts=not signatures)
+        if lost and not any(file.removes for file in files.values()):
+            self._tell_doubts(lost)
+            return bool(rested)
+        self._follow_doubts(dict(self._doubts))
+        return True
+
+    def _follow_doubts(self, doubts: Mapping[str, _Doubt]) -> None:
+        for name, doubt in doubts.items():
+            del self._doubts[name]
+            if doubt.file is None:
+                del self._files[name]
+            else:
+                self._files[name] = doubt.file
+        self._doubts_told -= doubts.keys()
+
+    def _tell_doubts(self, lost: int) -> None:
+        """Say once what is not followed."""
+        if self._doubts.keys() - self._doubts_told:
+            names = sorted(self._doubts)
+            more = {"more_files": len(names) - _NAMED} if len(names) > _NAMED else {}
+            log.error(
+                "manifests_kept",
+                directory=str(self._directory),
+                files=names[:_NAMED],
+                **more,
+                objects=lost,
+                reason="these files would remove too many objects at once: what they held stays in use",
+                remedy=_REMEDY,
+            )
+        self._doubts_told = frozenset(self._doubts)
 
     def _hand_on(self) -> None:
         """Unite the files, the later name winning, and hand on what differs from before."""
-        united: dict[str, dict[str, tuple[str, KubernetesObject | Skipped]]] = {kind: {} for kind in self._stores}
-        twice = set()
-        for name in sorted(self._files):
-            for item in self._files[name].items:
-                kind, key = _identity(item)
-                if key in united[kind]:
-                    twice.add((kind, key, united[kind][key][0], name))
-                united[kind][key] = (name, item)
+        united = _unite(self._files)
+        twice = {
+            (kind, key, loser, winner)
+            for kind, objects in united.items()
+            for key, (winner, _, losers) in objects.items()
+            for loser in losers
+        }
         for kind, key, loser, winner in sorted(twice - self._twice):
-            log.warning("manifest_object_twice", kind=kind, object=key, used=winner, ignored=loser)
+            log.warning("manifest_object_twice", kind=kind, object=quote(key), used=winner, ignored=loser)
         self._twice = twice
         for kind, store in self._stores.items():
-            items = [item for _, item in united[kind].values()]
+            items = [found.item for found in united[kind].values()]
             changes = store.replace(
                 [item for item in items if not isinstance(item, Skipped)],
                 {item.key for item in items if isinstance(item, Skipped)},
@@ -253,87 +311,48 @@ class _Follower:
                 self._sink.changed(changes)
 
 
-def parse(content: bytes, *, is_json: bool) -> list[Any]:
-    """Give the documents of a file.
+class _United(NamedTuple):
+    """An object of all files together: the file that has it, and the earlier ones that have it too."""
 
-    Raises:
-        ParseError: with the line and the reason.
-
-    """
-    try:
-        if is_json:
-            return [json.loads(content)]
-        if _is_too_deep(content):
-            raise ParseError("nested too deeply")
-        return list(yaml.load_all(content, _Loader))
-    except json.JSONDecodeError as error:
-        raise ParseError(error.msg, error.lineno) from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        reason = error.problem or error.context or "not YAML"
-        raise ParseError(reason, mark.line + 1 if mark else 0) from None
-    except RecursionError:
-        raise ParseError("nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ParseError(" ".join(str(error).split())) from None
+    file: str
+    item: Item
+    losers: tuple[str, ...]
 
 
-def _is_too_deep(content: bytes) -> bool:
-    """Tell whether YAML may nest so deeply that libyaml, which recurses unchecked, would overflow the stack."""
-    depth = 0
-    for bracket in _BRACKET.finditer(content):
-        depth += 1 if bracket[0] in b"[{" else -1
-        if depth > MAX_DEPTH:
-            return True
-    return _INDENTED.search(content) is not None
+def _unite(files: Mapping[str, _File]) -> dict[str, dict[str, _United]]:
+    """Return the objects of all files, by kind and key; the file with the later name wins."""
+    united: dict[str, dict[str, _United]] = {kind: {} for kind in KINDS}
+    for name in sorted(files):
+        for item in files[name].items:
+            kind, key = identity(item)
+            earlier = united[kind].get(key)
+            losers = () if earlier is None else (*earlier.losers, earlier.file)
+            united[kind][key] = _United(name, item, losers)
+    return united
+
+
+def _lost(
+    before: Mapping[str, Mapping[str, _United]], after: Mapping[str, Mapping[str, _United]], *, any_counts: bool
+) -> int:
+    """Return how many objects would go if that is too many of a kind, else 0."""
+    lost = {kind: len(objects.keys() - after[kind].keys()) for kind, objects in before.items()}
+    too_many = any(number > (0 if any_counts else max(FEW, len(before[kind]) // 2)) for kind, number in lost.items())
+    return sum(lost.values()) if too_many else 0
 
 
 def _scan(directory: Path) -> dict[str, Signature]:
-    """Give a signature for each manifest, in the order of the names; one that vanishes meanwhile is left out."""
+    """Return a signature for each manifest, in the order of the names; one that vanishes meanwhile is left out."""
     signatures: dict[str, Signature] = {}
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith(".") or not entry.name.endswith(SUFFIXES):
                 continue
             try:
-                if entry.is_file():
-                    stat = entry.stat()
-                    signatures[entry.name] = (
-                        stat.st_dev,
-                        stat.st_ino,
-                        stat.st_size,
-                        stat.st_mtime_ns,
-                        stat.st_ctime_ns,
-                    )
+                stat = entry.stat()
             except OSError:
+                # A link that leads nowhere is there, and cannot be read; what is no link has just gone.
+                if entry.is_symlink():
+                    signatures[entry.name] = _UNREAD
                 continue
+            signatures[entry.name] = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
     return signatures
-
-
-def _objects(documents: list[Any], *, api_version: Any = None, kind: str = "") -> Iterator[dict[str, Any]]:
-    """Unfold lists; the elements of a typed list (ServiceList) may leave out what the list says."""
-    for document in documents:
-        if not isinstance(document, dict):
-            continue
-        mapping = document
-        if kind and "kind" not in mapping:
-            mapping = {"apiVersion": api_version, "kind": kind} | mapping
-        own = str(mapping.get("kind"))
-        items = mapping.get("items")
-        if own.endswith("List") and isinstance(items, list):
-            yield from _objects(items, api_version=mapping.get("apiVersion"), kind=own.removesuffix("List"))
-        else:
-            yield mapping
-
-
-def _with_namespace(mapping: dict[str, Any], resource: Resource) -> dict[str, Any]:
-    metadata = mapping.get("metadata")
-    if resource.kind == "Node" or not isinstance(metadata, dict) or metadata.get("namespace"):
-        return mapping
-    return mapping | {"metadata": metadata | {"namespace": "default"}}
-
-
-def _identity(item: KubernetesObject | Skipped) -> tuple[str, str]:
-    if isinstance(item, Skipped):
-        return item.kind, item.key
-    return type(item).__name__, key_of(item)

@@ -5,20 +5,32 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from ipvs_proxy.kube.texts import quote
+
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_PART: Final = re.compile(r"(\d++(?:\.\d*+)?|\.\d++)(ns|us|µs|ms|s|m|h)", re.ASCII)
+#: Nothing is tried twice (possessive), so that time follows the length.
+_DURATION: Final = re.compile(rf"(?:{_PART.pattern})++", re.ASCII)
+#: Characters of a duration. Whoever may edit a Service may write 256 KiB into an annotation.
+_MAX_LENGTH: Final = 1000
 #: Go keeps durations as nanoseconds in 64 bits.
 _LONGEST: Final = (2**63 - 1) / 1e9
 
 
 def duration(value: Any) -> float:
-    """Read a duration as Go writes it (``1m30s``); 0 is a duration without a unit. Gives seconds."""
-    text = str(value).strip()
+    """Return the seconds of a duration as Go writes it (``1m30s``); 0 is a duration without a unit.
+
+    Raises:
+        ValueError: it is none, or longer than Go can hold. The message quotes the text in part.
+
+    """
+    written = str(value)
+    text = written.strip() if len(written) <= _MAX_LENGTH else ""
     if text == "0":
         return 0.0
-    if not text or _DURATION.sub("", text):
-        raise ValueError(f"{text!r} is no duration such as 30s or 1m30s")
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+    if not _DURATION.fullmatch(text):
+        raise ValueError(f"{quote(written)!r} is no duration such as 30s or 1m30s")
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(text))
     if seconds > _LONGEST:
         raise ValueError("a duration has 292 years at most")
     return seconds

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointHints, EndpointSlice
 from ipvs_proxy.plan.addresses import is_of, is_special, ordinary_address, parse_address
+from ipvs_proxy.plan.budget import MAX_ENDPOINT_PORTS
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family, Protocol, RealServerKey
 
@@ -80,13 +81,23 @@ def gather(slices: Iterable[EndpointSlice], family: Family, node_name: str) -> G
 
 
 def of_family(slices: Iterable[EndpointSlice], family: Family, omissions: list[Omission]) -> list[EndpointSlice]:
-    """Give the slices of a family in order of their names; those of no known address type are omissions."""
+    """Give the slices of a family in order of their names; omissions are those of no known address type.
+
+    So are those that are too much for one Service, counted by endpoints and ports.
+    """
     found: list[EndpointSlice] = []
+    room = MAX_ENDPOINT_PORTS
     for piece in sorted(slices, key=lambda piece: piece.metadata.name):
         if piece.address_type not in _ADDRESS_TYPES:
             where = f"endpointslice {piece.metadata.namespace}/{piece.metadata.name} addressType {piece.address_type}"
             omissions.append(Omission(where, Reason.UNSUPPORTED_ADDRESS_TYPE))
         elif _ADDRESS_TYPES[piece.address_type] is family:
+            wanted = len(piece.endpoints or ()) * len(piece.ports or ())
+            if wanted > room:
+                where = f"endpointslice {piece.metadata.namespace}/{piece.metadata.name}"
+                omissions.append(Omission(where, Reason.TOO_MUCH))
+                continue
+            room -= wanted
             found.append(piece)
     return found
 

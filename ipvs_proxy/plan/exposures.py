@@ -97,3 +97,11 @@ def contains(network: Network, address: bytes) -> bool:
     base, length = network
     shift = len(base) * 8 - length
     return int.from_bytes(address, "big") >> shift == int.from_bytes(base, "big") >> shift
+
+
+def reaches_outside(service: Service) -> bool:
+    """Return whether what a Service asks for depends on the addresses of this node."""
+    spec = service.spec
+    return bool(
+        spec.external_ips or service.status.load_balancer.ingress or any(port.node_port for port in spec.ports or ())
+    )

@@ -12,6 +12,7 @@ from functools import cached_property
 
 from ipvs_proxy.kube.objects import Service, ServicePort
 from ipvs_proxy.plan import sets
+from ipvs_proxy.plan.budget import Budget
 from ipvs_proxy.plan.choices import Choices, choose_cluster, choose_local
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey, State
 from ipvs_proxy.plan.exposures import Exposures, contains
@@ -47,6 +48,7 @@ class FamilyPlan:
         marked: set[PortKey],
         memory: Memory | None,
         drain_timeout: float | None,
+        budget: Budget,
     ) -> None:
         self.family = family
         self.context = context
@@ -55,6 +57,7 @@ class FamilyPlan:
         self.marked = marked
         self.memory = memory
         self.drain_timeout = drain_timeout
+        self.budget = budget
         self._names = sets.names(family)
 
     def add_entry(self, base: str, entry: SetEntry, reason: Reason) -> None:
@@ -114,9 +117,11 @@ def plan_port(
             Omission(f"service {fragment.name} port {port.name or port.port}", Reason.DUPLICATE_PORT)
         )
         return
+    if not plan.budget.take_inside(len(endpoints)):
+        return
     memory = None if plan.memory is None else plan.memory.port(plan.family, PortKey(port.name, protocol))
     chosen = _Chosen(endpoints, context, memory)
-    outside = _outside(port, protocol, exposures, context, plan.family)
+    outside = _affordable(_outside(port, protocol, exposures, plan), len(endpoints), exposures, plan)
     settings = _settings(service, port, context, fragment)
 
     choices = chosen.local if exposures.internal_local else chosen.cluster
@@ -137,10 +142,13 @@ def plan_port(
 
 
 def _outside(
-    port: ServicePort, protocol: Protocol, exposures: Exposures, context: Context, family: Family
+    port: ServicePort, protocol: Protocol, exposures: Exposures, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
     """Give the virtual servers that clients outside the cluster use, with the kind of each; one can be of two kinds."""
-    length = 4 if family is Family.IPV4 else 16
+    if plan.budget.is_spent:
+        plan.budget.left_out += bool(port.node_port or exposures.external_ips or exposures.load_balancer_ips)
+        return []
+    length = 4 if plan.family is Family.IPV4 else 16
     found = [(VirtualServerKey(address, protocol, port.port), Reason.EXTERNAL_IP) for address in exposures.external_ips]
     found += [
         (VirtualServerKey(address, protocol, port.port), Reason.LOAD_BALANCER)
@@ -149,10 +157,21 @@ def _outside(
     if port.node_port:
         found += [
             (VirtualServerKey(address, protocol, port.node_port), Reason.NODE_PORT)
-            for address in context.node_port_addresses
+            for address in plan.context.node_port_addresses
             if len(address) == length
         ]
     return found
+
+
+def _affordable(
+    outside: list[tuple[VirtualServerKey, Reason]], endpoints: int, exposures: Exposures, plan: FamilyPlan
+) -> list[tuple[VirtualServerKey, Reason]]:
+    """Return these virtual servers if the Service may have all of them, and the one for clients in the cluster."""
+    if not outside:
+        return outside
+    number = len(outside) + (exposures.external_local and not plan.context.compatible)
+    ranges = len(exposures.source_ranges) * len(exposures.load_balancer_ips)
+    return outside if plan.budget.take_outside(number, number * endpoints, ranges) else []
 
 
 def _serve_outside(

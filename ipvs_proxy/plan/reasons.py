@@ -41,6 +41,9 @@ class Reason(StrEnum):
     INVALID_EXTERNAL_ADDRESS = "invalid-external-address"
     DUPLICATE_PORT = "duplicate-port"
     NO_HEALTH_CHECK_PORT = "no-health-check-node-port"
+    TOO_MUCH = "too-much-for-one-service"
+    MORE = "and-more"
+    EXTERNAL_IPS_OFF = "external-ips-are-off"
     NO_MARK_LEFT = "no-mark-left"
     OLDER_SERVICE_WINS = "older-service-wins"
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import islice
 
 from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
+from ipvs_proxy.plan.budget import Budget
 from ipvs_proxy.plan.durations import duration
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Gathered, Omission, PortKey, gather
 from ipvs_proxy.plan.exposures import expose
@@ -28,6 +31,8 @@ SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 SERVICE_NAME = "kubernetes.io/service-name"
 #: Annotation of a Service: how long its removed endpoints keep their connections, ``5m``, ``0s`` or ``unlimited``.
 DRAIN_TIMEOUT = "ipvs-proxy.io/drain-timeout"
+#: So many omissions of one Service are told one by one.
+MAX_OMISSIONS = 50
 
 
 def plan_service(
@@ -51,6 +56,7 @@ def plan_service(
     pieces = list(slices)
     marked: set[PortKey] = set()
     drain_timeout = _drain_timeout(service, fragment)
+    budget = Budget(len(service.spec.ports or ()) * len(service.spec.ip_families or (None,)))
     for family in context.families:
         address = _cluster_address(service, family)
         if isinstance(address, Reason):
@@ -68,12 +74,27 @@ def plan_service(
                     marked=marked,
                     memory=memory,
                     drain_timeout=drain_timeout,
+                    budget=budget,
                 ),
             )
     marks.keep(name, marked)
-    # What is wrong in both families, such as a slice of no known address type, is told once.
-    fragment.omissions[:] = dict.fromkeys(fragment.omissions)
+    if budget.left_out:
+        where = f"service {name} ports with more virtual servers: {budget.left_out:,}"
+        fragment.omissions.append(Omission(where, Reason.TOO_MUCH))
+    fragment.omissions[:] = _as_told(fragment.omissions)
     return fragment
+
+
+def _as_told(omissions: list[Omission]) -> list[Omission]:
+    """Return omissions as they are told: quoted in part, and only the number of those beyond the first fifty.
+
+    What is wrong in both families, such as a slice of no known address type, is told once.
+    """
+    distinct = dict.fromkeys(omissions)
+    told = [Omission(quote(where), reason) for where, reason in islice(distinct, MAX_OMISSIONS)]
+    if len(distinct) > MAX_OMISSIONS:
+        told.append(Omission(f"{len(distinct) - MAX_OMISSIONS:,} others", Reason.MORE))
+    return told
 
 
 def _created(service: Service) -> datetime:

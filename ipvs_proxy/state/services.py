@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from ipvs_proxy.kernel.ipvs import Activity, Balanced, Counters, Observation
 from ipvs_proxy.kube.objects import Service
+from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.choices import Choice
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import KernelTables
@@ -76,7 +77,7 @@ def service_state(
     return ServiceState(
         namespace=service.metadata.namespace,
         name=service.metadata.name,
-        type=service.spec.type,
+        type=quote(service.spec.type),
         in_sync=not any(server.differences for server in servers) and all(member.in_kernel for member in members),
         virtual_servers=servers,
         members=members,
@@ -120,10 +121,10 @@ def summarize(
     return ServiceSummary(
         namespace=name.namespace,
         name=name.name,
-        type=spec.type,
+        type=quote(spec.type),
         addresses=list(dict.fromkeys(text_of(key.address) for key in keys if not key.mark))
-        or [address for address in spec.cluster_ips or [spec.cluster_ip] if address],
-        ports=list(dict.fromkeys(f"{port.port}/{port.protocol}" for port in spec.ports or ())),
+        or [quote(address) for address in spec.cluster_ips or [spec.cluster_ip] if address],
+        ports=list(dict.fromkeys(f"{port.port}/{quote(port.protocol)}" for port in spec.ports or ())),
         virtual_servers=len(keys),
         endpoints=len(wanted),
         draining=len(draining - wanted),

@@ -72,9 +72,10 @@ class Follower:
 
 
 @asynccontextmanager
-async def following(directory: Path, node_name: str = "here") -> AsyncIterator[Follower]:
+async def following(directory: Path, node_name: str = "here", interval: float = 1.0) -> AsyncIterator[Follower]:
     follower = Follower()
-    task = asyncio.create_task(follow_manifests(directory, node_name, follower.sink, sleep=follower.sleep))
+    following = follow_manifests(directory, node_name, follower.sink, interval=interval, sleep=follower.sleep)
+    task = asyncio.create_task(following)
     try:
         await follower.first()
         yield follower
@@ -399,7 +400,9 @@ async def test_a_directory_that_vanishes_keeps_its_objects(tmp_path: Path) -> No
             assert await follower.passes(3) == {"default/one"}
         assert [entry["event"] for entry in logs] == ["manifests_unreadable"]
         directory.mkdir()
-        assert await follower.passes() == set()
+        assert await follower.passes(3) == {"default/one"}
+        write(directory, "b.yaml", service("two"))
+        assert await follower.passes() == {"default/two"}
 
 
 async def test_the_directory_is_looked_at_again_after_the_interval(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""What one Service may ask of a node, so that no object keeps the agent from all others.
+
+Whoever may create Services decides on the products: ports by addresses, by source ranges, by endpoints. A hundred
+external IPs at a thousand ports are a hundred thousand virtual servers in 30 KB of text. The bounds are far above what
+Services of people have; beyond them ports stay without the addresses outside the cluster, which is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from ipvs_proxy.kube.objects import EndpointSlice, Service
+
+#: Virtual servers of one Service, in both families. Planning each takes some 10 microseconds.
+MAX_VIRTUAL_SERVERS: Final = 5_000
+#: Real servers of all virtual servers of one Service.
+MAX_REAL_SERVERS: Final = 500_000
+#: Members of the sets of source ranges: ranges by ports by load balancer addresses.
+MAX_RANGE_MEMBERS: Final = 5_000
+#: Endpoints by ports that are read of one Service's EndpointSlices in one family.
+MAX_ENDPOINT_PORTS: Final = 500_000
+
+#: A Service with more ports or EndpointSlices takes some milliseconds.
+_MANY_PORTS: Final = 100
+_MANY_SLICES: Final = 16
+
+
+def takes_long(service: Service, slices: Sequence[EndpointSlice]) -> bool:
+    """Return whether planning a Service may take longer than others should wait for it."""
+    return len(service.spec.ports or ()) > _MANY_PORTS or len(slices) > _MANY_SLICES
+
+
+class Budget:
+    """What is left for a Service while its ports are planned. Cluster IPs go first: there is room for all ports' own.
+
+    ``left_out`` counts the ports, in each family, for which there was no room or not enough.
+    """
+
+    def __init__(self, ports: int) -> None:
+        self._inside = min(ports, MAX_VIRTUAL_SERVERS)
+        self._outside = MAX_VIRTUAL_SERVERS - self._inside
+        self._real_servers = MAX_REAL_SERVERS
+        self._range_members = MAX_RANGE_MEMBERS
+        self.left_out = 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether there is no room left outside the cluster."""
+        return self._outside <= 0
+
+    def take_inside(self, real_servers: int) -> bool:
+        """Take room for the virtual server at a cluster IP; return whether there was enough."""
+        if not self._inside or real_servers > self._real_servers:
+            self.left_out += 1
+            return False
+        self._inside -= 1
+        self._real_servers -= real_servers
+        return True
+
+    def take_outside(self, virtual_servers: int, real_servers: int, range_members: int) -> bool:
+        """Take room for the virtual servers of a port outside the cluster, all or none of them.
+
+        ``real_servers`` and ``range_members`` are those of all of them. Where one port has found no room, none that
+        comes later finds any: which ones are served does not depend on how much each of them wants.
+        """
+        left = (
+            self._outside - virtual_servers,
+            self._real_servers - real_servers,
+            self._range_members - range_members,
+        )
+        if min(left) < 0:
+            self._outside = 0
+            self.left_out += 1
+            return False
+        self._outside, self._real_servers, self._range_members = left
+        return True

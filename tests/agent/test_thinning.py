@@ -1,0 +1,81 @@
+"""What one object can do to the log and to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from structlog.testing import capture_logs
+
+from ipvs_proxy.agent.thinning import BURST, Thinning
+from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.plan.fragment import Fragment
+from ipvs_proxy.plan.services import DRAIN_TIMEOUT, plan_service
+from tests.agent.test_controller import Rig
+from tests.plan.test_cost import slices, wanted
+from tests.support.fake_dataplane import FakeDataplane
+from tests.support.objects import service
+
+
+def test_one_object_is_told_of_some_times_then_once_a_minute_with_what_was_left_out() -> None:
+    now = 0.0
+    thinning = Thinning(lambda: now)
+    assert [thinning.admit("a") for _ in range(BURST + 5)] == [{}] * BURST + [None] * 5
+    assert thinning.admit("b") == {}
+    now = 60.0
+    assert [thinning.admit("a"), thinning.admit("a")] == [{"not_logged": 5}, None]
+
+
+async def test_a_large_annotation_that_changes_all_the_time_writes_little_to_the_log() -> None:
+    rig = Rig(FakeDataplane())
+    task = asyncio.create_task(rig.controller.run())
+    rig.add(service())
+    rig.all_known()
+    await rig.until(rig.controller.started.is_set)
+    old = service()
+    with capture_logs() as logs:
+        for number in range(100):
+            new = replace(old, metadata=replace(old.metadata, annotations={DRAIN_TIMEOUT: f"{number}" * 100_000}))
+            rig.replace(old, new)
+            old = new
+            await rig.until(lambda new=new: rig.controller.cache.services and not rig.controller._dirty)  # type: ignore[misc]
+            await asyncio.sleep(0)
+        await rig.until(lambda: not rig.controller._wake.is_set())
+    task.cancel()
+    told = [line for line in logs if line["log_level"] == "warning"]
+    assert 0 < len(told) <= BURST
+    assert sum(len(str(line)) for line in logs) < 10_000
+    assert all(len(note) < 400 for note in rig.events)
+
+
+@pytest.mark.parametrize(
+    ("large", "pieces"),
+    [
+        (wanted(), slices(100, 1)),
+        (wanted(ports=[{"name": f"p{number}", "port": 1 + number} for number in range(1000)]), slices(1, 1)),
+    ],
+    ids=["slices", "ports"],
+)
+async def test_a_service_that_takes_long_is_planned_beside_the_event_loop(
+    large: Service, pieces: list[EndpointSlice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned_in: dict[str, threading.Thread] = {}
+
+    def plan(item: Service, *arguments: Any) -> Fragment:
+        planned_in[item.metadata.name] = threading.current_thread()
+        return plan_service(item, *arguments)
+
+    monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", plan)
+    rig = Rig(FakeDataplane())
+    task = asyncio.create_task(rig.controller.run())
+    rig.add(large, *pieces, service("small"))
+    rig.all_known()
+    await rig.until(rig.controller.started.is_set)
+    task.cancel()
+    assert {name: thread is threading.main_thread() for name, thread in planned_in.items()} == {
+        "web": False,
+        "small": True,
+    }
