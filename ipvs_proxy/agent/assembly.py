@@ -20,6 +20,7 @@ from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.kernel_settings import open_tables, set_kernel
+from ipvs_proxy.agent.listener import Doorkeeper
 from ipvs_proxy.agent.local_detection import adapt_rules
 from ipvs_proxy.agent.logs import set_verbosity
 from ipvs_proxy.agent.metrics import Metrics
@@ -72,6 +73,9 @@ class Agent:
         self._events = events_of(client)
         self._emit = None if self._events is None else self._events.emit
         self._metrics = Metrics(host.families)
+        self._doorkeeper = Doorkeeper(
+            malformed=self._metrics.malformed_request, displaced=self._metrics.connection_displaced
+        )
         self._health = HealthTracker(host.families, sync_period=settings.sync_period)
         self._history = History()
         self.programmer = Programmer(dataplane, count=self._metrics.operations, exclude=settings.exclude_cidrs)
@@ -85,6 +89,7 @@ class Agent:
             healthy=self._health.healthy,
             addresses=self._health_check_addresses,
             refused=self._refused_health_check,
+            doorkeeper=self._doorkeeper,
         )
         self._reports = Reports(
             self._metrics, self._health, wish=self._checks.wish, emit=self._emit, history=self._history
@@ -199,15 +204,13 @@ class Agent:
         return adapt_rules(self._dataplane.rules, self.settings, node)
 
     def _servers(self) -> list[Loop]:
-        hard_fail = self.settings.bind_address_hard_fail
+        serve = partial(serve_for_ever, hard_fail=self.settings.bind_address_hard_fail, doorkeeper=self._doorkeeper)
         metrics = metrics_application(self._metrics, settings=lambda: self.settings)
         add_state(metrics, self._view)
-        servers = [serve_for_ever(metrics, self.settings.metrics_bind_address, name="metrics", hard_fail=hard_fail)]
+        servers = [serve(metrics, self.settings.metrics_bind_address, name="metrics")]
         if self.settings.healthz_bind_address:
             health = health_application(self._health, self._metrics)
-            servers.append(
-                serve_for_ever(health, self.settings.healthz_bind_address, name="healthz", hard_fail=hard_fail)
-            )
+            servers.append(serve(health, self.settings.healthz_bind_address, name="healthz"))
         return servers
 
     async def _audit_for_ever(self) -> None:

@@ -160,6 +160,18 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self._malformed = Counter(
+            "ipvs_proxy_malformed_requests",
+            "Requests that could not be read, by the server that got them",
+            ["server"],
+            registry=registry,
+        )
+        self._displaced = Counter(
+            "ipvs_proxy_connections_displaced",
+            "Connections closed in favour of newer ones, by server, and by what there were too many of",
+            ["server", "reason"],
+            registry=registry,
+        )
         self._interruptions = Counter(
             "ipvs_proxy_watch_interruptions",
             "Watches and lists that broke off",
@@ -195,6 +207,7 @@ class Metrics:
             {
                 "events_dropped": "Events that were not written to the API",
                 "kernel_writes": "Messages and rule sets written to the kernel",
+                "log_lines_dropped": "Lines of the log that nobody read in time",
             }
         )
         registry.register(self._totals)
@@ -282,6 +295,14 @@ class Metrics:
     def health_answered(self, path: str, code: int) -> None:
         """Count an answer of ``healthz`` or ``livez``."""
         self._answers[path].labels(str(code)).inc()
+
+    def malformed_request(self, server: str) -> None:
+        """Count a request that could not be read."""
+        self._malformed.labels(server).inc()
+
+    def connection_displaced(self, server: str, reason: str) -> None:
+        """Count a connection that was closed in favour of a newer one."""
+        self._displaced.labels(server, reason).inc()
 
     def watch(self, name: str, read: Callable[[], float], **labels: str) -> None:
         """Have one of our gauges read when it is scraped. ``read`` is called in another thread."""

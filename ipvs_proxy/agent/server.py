@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from functools import partial
+import socket
+from collections.abc import Callable
+from errno import EADDRNOTAVAIL, EAFNOSUPPORT
 from ipaddress import ip_address
 
 import structlog
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
+from ipvs_proxy.agent.access import Handler, Middleware, guard
 from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.listener import Doorkeeper, Listener
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.readers import read
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.agent.settings_document import configz
-from ipvs_proxy.agent.settings_table import ANY_IPV4
 from ipvs_proxy.kernel.errors import Unusable
 
 log = structlog.get_logger(__name__)
@@ -24,11 +25,9 @@ log = structlog.get_logger(__name__)
 #: Seconds until a bind that failed is tried again, and how long a connection may stay without a further request.
 BIND_RETRY = 5.0
 KEEP_ALIVE = 15.0
-#: So many connections at a time; one more closes the oldest, so that a flood of idle ones never keeps a probe out.
+#: So many connections at a time; one more closes the oldest idle one, so that a flood never keeps a probe out.
 CONNECTIONS = 128
 _NO_SNIFF = {"X-Content-Type-Options": "nosniff"}
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def health_application(tracker: HealthTracker, metrics: Metrics) -> web.Application:
@@ -49,10 +48,14 @@ def health_application(tracker: HealthTracker, metrics: Metrics) -> web.Applicat
 
 
 def metrics_application(metrics: Metrics, *, settings: Callable[[], Settings]) -> web.Application:
-    """Serve ``/metrics``, ``/configz``, ``/proxyMode`` and the server's own ``/healthz``.
+    """Serve ``/metrics``, ``/configz``, ``/proxyMode`` and the server's own ``/healthz``, each to whom it may concern.
 
     ``settings`` gives those in use.
     """
+    host_name = socket.gethostname().lower()
+
+    def names() -> set[str]:
+        return {settings().node_name, host_name}
 
     async def scrape(request: web.Request) -> web.Response:
         # Rendering reads all tables' sizes and takes time: not on the event loop.
@@ -71,7 +74,7 @@ def metrics_application(metrics: Metrics, *, settings: Callable[[], Settings]) -
         ping = "[+]ping excluded: ok\n" if excluded else "[+]ping ok\n"
         return web.Response(text=f"{ping}healthz check passed\n" if verbose else "ok", headers=_NO_SNIFF)
 
-    application = _application()
+    application = _application(guard(exposed=lambda: settings().expose_state, names=names))
     application.router.add_get("/metrics", scrape)
     application.router.add_get("/configz", configuration)
     application.router.add_get("/proxyMode", mode)
@@ -80,7 +83,7 @@ def metrics_application(metrics: Metrics, *, settings: Callable[[], Settings]) -
     return application
 
 
-def _application() -> web.Application:
+def _application(*middlewares: Middleware) -> web.Application:
     @web.middleware
     async def not_found(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -88,49 +91,63 @@ def _application() -> web.Application:
         except web.HTTPNotFound:
             return web.Response(status=404, text="404 page not found\n", headers=_NO_SNIFF)
 
-    return web.Application(middlewares=[not_found], client_max_size=1024)
+    return web.Application(middlewares=[not_found, *middlewares], client_max_size=1024)  # type: ignore[list-item]
 
 
-async def serve_for_ever(application: web.Application, address: str, *, name: str, hard_fail: bool = False) -> None:
+async def serve_for_ever(
+    application: web.Application,
+    address: str,
+    *,
+    name: str,
+    hard_fail: bool = False,
+    doorkeeper: Doorkeeper | None = None,
+) -> None:
     """Serve at ``IP:port`` until cancelled; an address that is taken is tried again every five seconds.
 
     Raises:
         Unusable: if it is taken and ``hard_fail`` is asked for.
 
     """
+    doorkeeper = doorkeeper or Doorkeeper()
     host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    # No grace: what a slow client still wants does not hold up the end of the agent.
-    runner = web.AppRunner(application, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=0.1)
-    await runner.setup()
-    # 0.0.0.0 means every address of both families, as it does for kube-proxy.
-    where = None if ip_address(host) == ip_address(ANY_IPV4) else host
+    while True:
+        try:
+            sockets = _listen(doorkeeper, host.strip("[]"), int(port))
+            break
+        except OSError as error:
+            if hard_fail:
+                raise Unusable(
+                    f"the {name} server cannot listen at {address} ({error.strerror}): choose another address, or "
+                    "unset bindAddressHardFail to try again"
+                ) from error
+            log.error("address_not_bound", server=name, address=address, error=str(error), retry_in=BIND_RETRY)
+            await asyncio.sleep(BIND_RETRY)
+    listener = await Listener.open(
+        doorkeeper, application, sockets, name=name, limit=CONNECTIONS, keepalive_timeout=KEEP_ALIVE
+    )
+    log.info("serving", server=name, address=address)
     try:
-        while True:
-            try:
-                listener = await asyncio.get_running_loop().create_server(partial(_admit, runner), where, int(port))
-                break
-            except OSError as error:
-                if hard_fail:
-                    raise Unusable(
-                        f"the {name} server cannot listen at {address} ({error.strerror}): choose another address, or "
-                        "unset bindAddressHardFail to try again"
-                    ) from error
-                log.error("address_not_bound", server=name, address=address, error=str(error), retry_in=BIND_RETRY)
-                await asyncio.sleep(BIND_RETRY)
-        log.info("serving", server=name, address=address)
-        async with listener:
-            await asyncio.Event().wait()
+        await asyncio.Event().wait()
     finally:
-        await runner.cleanup()
+        await listener.close()
 
 
-def _admit(runner: web.AppRunner) -> RequestHandler:
-    """Take a new connection, at the cost of the oldest if there are too many."""
-    server = runner.server
-    if server is None:
-        raise ConnectionAbortedError("the server has ended")
-    connected = [connection for connection in server.connections if connection.transport is not None]
-    if len(connected) >= CONNECTIONS:
-        connected[0].force_close()
-    return server()
+def _listen(doorkeeper: Doorkeeper, host: str, port: int) -> list[socket.socket]:
+    """Listen on an address; no address in particular means those of both families, as it does for kube-proxy."""
+    address = ip_address(host)
+    if not address.is_unspecified:
+        return [doorkeeper.listen(host, port, family=socket.AF_INET6 if address.version == 6 else socket.AF_INET)]
+    sockets: list[socket.socket] = []
+    try:
+        for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104
+            try:
+                sockets.append(doorkeeper.listen(everywhere, port, family=family))
+            except OSError as error:
+                # A kernel without this family; the setting's own family has to be there.
+                if everywhere == host or error.errno not in {EAFNOSUPPORT, EADDRNOTAVAIL}:
+                    raise
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets

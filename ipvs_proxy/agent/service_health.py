@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import structlog
 from aiohttp import web
 
+from ipvs_proxy.agent.listener import Connection, Doorkeeper, Listener
 from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
 from ipvs_proxy.plan.tables import Family
 
@@ -29,12 +29,8 @@ log = structlog.get_logger(__name__)
 BIND_RETRY = 5.0
 #: A connection older than this many seconds is closed, twice this at the latest, whatever its client does.
 CONNECTION_AGE = 30.0
-#: Connections of one listener; one more is closed at once. Load balancers have a few probers each.
+#: Connections of one listener; one more closes the oldest idle one. Load balancers have a few probers each.
 CONNECTIONS = 128
-
-# Anybody may send garbage to these ports; the library would log each with a traceback.
-_garbage = logging.getLogger(__name__)
-_garbage.disabled = True
 
 _EVERY_ADDRESS = {Family.IPV4: "0.0.0.0", Family.IPV6: "::"}  # noqa: S104  load balancers ask at any address
 _SOCKET_FAMILY = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
@@ -57,6 +53,7 @@ class ServiceHealth:
         healthy: tells whether the agent keeps up, as ``/livez`` does.
         addresses: gives a family's addresses to listen on, ``None`` for all of them.
         refused: told once for a row of failures that the port of a Service cannot be bound, and why.
+        doorkeeper: knows the connections of the agent's other servers too.
 
     """
 
@@ -66,12 +63,16 @@ class ServiceHealth:
         healthy: Callable[[], bool],
         addresses: Callable[[Family], Sequence[str] | None],
         refused: Callable[[ServiceName, int, OSError], None],
+        doorkeeper: Doorkeeper | None = None,
     ) -> None:
+        self._doorkeeper = doorkeeper or Doorkeeper()
         self._healthy = healthy
         self._addresses = addresses
         self._refused = refused
         self._wanted: dict[ServiceName, Mapping[Family, HealthCheck]] = {}
-        self._open: dict[_Owner, dict[_Place, _Listener]] = {}
+        self._open: dict[_Owner, dict[_Place, Listener]] = {}
+        #: The connections that were there at the last sweep.
+        self._old: set[Connection] = set()
         self._pending: set[_Owner] = set()
         #: Owners that were refused, each with the port that was told.
         self._failing: dict[_Owner, int] = {}
@@ -112,9 +113,7 @@ class ServiceHealth:
                 self._wake.clear()
                 if clock() >= sweep_at:
                     sweep_at = clock() + CONNECTION_AGE
-                    for places in self._open.values():
-                        for listener in places.values():
-                            listener.sweep()
+                    self._sweep()
                 await self._settle()
         finally:
             await _close(listener for places in self._open.values() for listener in places.values())
@@ -143,7 +142,7 @@ class ServiceHealth:
         opened = self._open.setdefault(owner, {})
         try:
             for place in sorted(wanted - opened.keys()):
-                opened[place] = await _Listener.open(owner[1], place, lambda: self._answer(owner))
+                opened[place] = await self._open_listener(owner, place)
         except OSError as error:
             await _close(self._open.pop(owner).values())
             port = next(iter(wanted)).port
@@ -154,6 +153,30 @@ class ServiceHealth:
         self._failing.pop(owner, None)
         if not opened:
             del self._open[owner]
+
+    async def _open_listener(self, owner: _Owner, place: _Place) -> Listener:
+        """Listen on one address and answer every request alike; raises OSError if the address is refused."""
+        return await Listener.open(
+            self._doorkeeper,
+            _application(lambda: self._answer(owner)),
+            [self._doorkeeper.listen(*place, family=_SOCKET_FAMILY[owner[1]])],
+            name="service_health",
+            limit=CONNECTIONS,
+            keepalive_timeout=CONNECTION_AGE,
+            lingering_time=1.0,
+        )
+
+    def _sweep(self) -> None:
+        """Close the connections that were there at the last sweep."""
+        connections = {
+            connection
+            for places in self._open.values()
+            for listener in places.values()
+            for connection in listener.connections
+        }
+        for connection in connections & self._old:
+            connection.abort()
+        self._old = connections
 
     def _places(self, owner: _Owner) -> set[_Place]:
         name, family = owner
@@ -185,75 +208,6 @@ class ServiceHealth:
         )
 
 
-class _Listener:
-    """One listening socket and its connections."""
-
-    def __init__(self, runner: web.AppRunner) -> None:
-        self._runner = runner
-        self._listening: asyncio.Server | None = None
-        self._old: set[web.RequestHandler] = set()
-
-    @classmethod
-    async def open(cls, family: Family, place: _Place, answer: Callable[[], web.Response]) -> _Listener:
-        """Listen on one address and answer every request alike; raises OSError if the address is refused."""
-        # IPV6_V6ONLY and SO_REUSEADDR are what this function sets.
-        sock = socket.create_server(place, family=_SOCKET_FAMILY[family])
-        try:
-            runner = web.AppRunner(
-                _application(answer),
-                access_log=None,
-                logger=_garbage,
-                keepalive_timeout=CONNECTION_AGE,
-                lingering_time=1.0,
-                shutdown_timeout=0.1,
-            )
-            await runner.setup()
-            listener = cls(runner)
-            listener._listening = await asyncio.get_running_loop().create_server(listener._accept, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-        return listener
-
-    def sweep(self) -> None:
-        """Close the connections that were there at the last sweep."""
-        connections = set(self._connections())
-        for connection in connections & self._old:
-            _abort(connection)
-        self._old = connections
-
-    async def close(self) -> None:
-        """Free the address at once and end the connections, also with clients that do not read."""
-        listening, self._listening = self._listening, None
-        if listening is not None:
-            # asyncio forgets a connection that it accepts while it closes, and the client would wait for ever: accept
-            # no more, let those on their way arrive, and then close.
-            for sock in listening.sockets:
-                asyncio.get_running_loop().remove_reader(sock.fileno())
-            await asyncio.sleep(0)
-            listening.close()
-        for connection in self._connections():
-            _abort(connection)
-        await self._runner.cleanup()
-
-    def _connections(self) -> list[web.RequestHandler]:
-        server = self._runner.server
-        return server.connections if server else []
-
-    def _accept(self) -> asyncio.BaseProtocol:
-        server = self._runner.server
-        # The listener can be closed while a connection is being accepted.
-        return server() if server and self._listening and len(server.connections) < CONNECTIONS else _Refusal()
-
-
-class _Refusal(asyncio.Protocol):
-    """A connection that is closed at once."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Close it."""
-        transport.close()
-
-
 def _application(answer: Callable[[], web.Response]) -> web.Application:
     """Make an application that answers any path and any method alike."""
 
@@ -264,19 +218,8 @@ def _application(answer: Callable[[], web.Response]) -> web.Application:
     ) -> web.StreamResponse:
         return answer()
 
-    async def hide_software(_: web.Request, response: web.StreamResponse) -> None:
-        # kube-proxy sends no such header, and the port may be open to the world.
-        response.headers.popall("Server", None)
-
-    application = web.Application(middlewares=[answer_all])
-    application.on_response_prepare.append(hide_software)
-    return application
+    return web.Application(middlewares=[answer_all])
 
 
-def _abort(connection: web.RequestHandler) -> None:
-    if connection.transport is not None:
-        connection.transport.abort()
-
-
-async def _close(listeners: Iterable[_Listener]) -> None:
+async def _close(listeners: Iterable[Listener]) -> None:
     await asyncio.gather(*(listener.close() for listener in listeners))

@@ -56,6 +56,7 @@ class Settings:
     manifests: Path | None = None
     drain_timeout: float = 3600.0
     service_metrics: ServiceMetrics = ServiceMetrics.OFF
+    expose_state: bool = False
     bind_address_hard_fail: bool = False
     oom_score_adj: int = -999
     conntrack_max_per_core: int = 32768

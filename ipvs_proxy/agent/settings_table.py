@@ -168,6 +168,9 @@ SETTINGS_BY_GROUP: Final[Mapping[str, tuple[Setting, ...]]] = {
                 "Expose connections, packets and bytes: of all Services (five series for each port), besides of the "
                 "endpoints (1,000 at most, those of the busiest), or off",
                 outranks_file=True, live=True, document=OWN),
+        Setting("expose_state", "exposeState", "--expose-state", SWITCH, "false",
+                "Answer /state, /configz, /statusz, /flagz and the page beyond the loopback too, to anybody who asks",
+                outranks_file=True, live=True, document=OWN),
         Setting("healthz_port", "", "--healthz-port", integer_kind("PORT", 0, 65535), "10256",
                 "Deprecated: port of the address above where it has none; 0: no health server", hidden=True),
         Setting("metrics_port", "", "--metrics-port", integer_kind("PORT", 1, 65535), "10249",

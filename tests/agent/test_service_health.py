@@ -390,27 +390,25 @@ async def test_slow_clients_are_closed(node: Node, monkeypatch: pytest.MonkeyPat
                 client.send(beginning)
             clients[name] = client
         (listener,) = next(iter(servers._open.values())).values()
-        await until(lambda: len(listener._connections()) >= len(clients))
-        await until(lambda: not listener._connections())
+        await until(lambda: len(listener.connections) >= len(clients))
+        await until(lambda: not listener.connections)
         for client in clients.values():
             client.close()
 
 
-async def test_connections_are_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_health, "CONNECTIONS", 2)
+async def test_idle_clients_keep_no_probe_out(node: Node) -> None:
     port = free_port()
     async with serving(node) as servers:
         servers.wish(LB, ipv4(port))
         await answer(port)
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2 * service_health.CONNECTIONS)]
+        for _ in range(70):
+            assert weight(await ask(port)) == 1
         (listener,) = next(iter(servers._open.values())).values()
-        await until(lambda: not listener._connections())
-        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
-        await until(lambda: len(listener._connections()) == 2)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert await asyncio.wait_for(reader.read(), 5) == b""
-        for _, other in (*held, (reader, writer)):
-            other.close()
-        await weight_becomes(port, 1)
+        assert len(listener) <= service_health.CONNECTIONS
+        assert await asyncio.wait_for(held[0][0].read(), 5) == b""
+        for _, writer in held:
+            writer.close()
 
 
 async def test_fault_of_the_caller_does_not_end_the_loop(node: Node) -> None:

@@ -19,6 +19,7 @@ BEGIN, END = "<!-- begin: table -->\n", "<!-- end: table -->\n"
 _PATTERNS: dict[str, dict[str, Any]] = {
     "DURATION": {"type": "string", "pattern": r"^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)?$"},
     "off|all|endpoints": {"type": "string", "enum": ["off", "all", "endpoints"]},
+    "[true|false]": {"type": "boolean", "default": False},
     "kube-proxy": {"type": "string", "enum": ["", "kube-proxy"]},
 }
 

@@ -74,13 +74,15 @@ def exposed() -> str:
         metrics.operations("ipvs", Verb.ADD, 1, succeeded)
     metrics.repaired("ipvs", 1)
     metrics.drain_finished("idle")
-    for name in ("events_dropped", "kernel_writes"):
+    for name in ("events_dropped", "kernel_writes", "log_lines_dropped"):
         metrics.watch_total(name, lambda: 1)
     metrics.loop_delay(0.1)
     for path in ("healthz", "livez"):
         for code in (200, 503):
             metrics.health_answered(path, code)
     metrics.configuration_read(Outcome.APPLIED)
+    metrics.malformed_request("healthz")
+    metrics.connection_displaced("healthz", "connections")
     metrics.heard("Service")
     metrics.interrupted("Service", Interruption.SILENT)
     for state in ("serving", "draining"):
