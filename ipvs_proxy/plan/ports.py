@@ -116,7 +116,7 @@ def plan_port(
         return
     memory = None if plan.memory is None else plan.memory.port(plan.family, PortKey(port.name, protocol))
     chosen = _Chosen(endpoints, context, memory)
-    outside = _outside(port, protocol, exposures, context, plan.family)
+    outside = _unclaimed(_outside(port, protocol, exposures, context, plan.family), key, port, fragment)
     settings = _settings(service, port, context, fragment)
 
     choices = chosen.local if exposures.internal_local else chosen.cluster
@@ -155,6 +155,24 @@ def _outside(
     return found
 
 
+def _unclaimed(
+    outside: list[tuple[VirtualServerKey, Reason]], own: VirtualServerKey, port: ServicePort, fragment: Fragment
+) -> list[tuple[VirtualServerKey, Reason]]:
+    """Leave out what an earlier port of the Service has already, and ``own``, the port's own at the cluster IP.
+
+    The API refuses such Services, but manifests and older objects have them. The first port has the virtual server with
+    all that goes with it, whatever the others want there.
+    """
+    free: list[tuple[VirtualServerKey, Reason]] = []
+    for key, kind in outside:
+        if key == own or key in fragment.virtual_servers:
+            where = f"service {fragment.name} port {port.name or port.port} {kind} {key}"
+            fragment.omissions.append(Omission(where, Reason.DUPLICATE_PORT))
+        else:
+            free.append((key, kind))
+    return free
+
+
 def _serve_outside(
     port: ServicePort,
     outside: list[tuple[VirtualServerKey, Reason]],
@@ -191,9 +209,6 @@ def _serve_outside(
     if empty and internal is None:
         choices = chosen.cluster
     for key, kind in outside:
-        if fragment.virtual_servers.get(key, (None, kind))[1] is Reason.CLUSTER_IP:
-            fragment.omissions.append(Omission(f"service {fragment.name} {kind} {key}", Reason.DUPLICATE_PORT))
-            continue
         _add(plan, key, kind, choices, settings, internal=internal)
         entry = SetEntry(*key[:3])
         _add_members(plan, port, entry, kind, exposures)

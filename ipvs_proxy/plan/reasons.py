@@ -41,6 +41,7 @@ class Reason(StrEnum):
     INVALID_EXTERNAL_ADDRESS = "invalid-external-address"
     DUPLICATE_PORT = "duplicate-port"
     NO_HEALTH_CHECK_PORT = "no-health-check-node-port"
+    DUPLICATE_HEALTH_CHECK_PORT = "health-check-node-port-is-node-port"
     NO_MARK_LEFT = "no-mark-left"
     OLDER_SERVICE_WINS = "older-service-wins"
 
