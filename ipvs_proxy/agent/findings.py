@@ -12,7 +12,7 @@ from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
-from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.reasons import SERVED_OTHERWISE, Reason
 from ipvs_proxy.plan.tables import Family, VirtualServerKey
 
 log = structlog.get_logger(__name__)
@@ -57,7 +57,9 @@ class Findings:
         if omissions == self._omissions.get(name, []):
             return
         for where, reason in omissions:
-            (log.debug if reason in _ORDINARY else log.warning)("left_out", where=where, reason=reason.value)
+            instead = {"instead": SERVED_OTHERWISE[reason]} if reason in SERVED_OTHERWISE else {}
+            tell = log.debug if reason in _ORDINARY else log.warning
+            tell("served_otherwise" if instead else "left_out", where=where, reason=reason.value, **instead)
             if reason not in _ORDINARY:
                 self._recorder.left_out(self._services.get(name), Omission(where, reason))
         if omissions:
