@@ -13,7 +13,7 @@ from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
-from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.reasons import SERVED_OTHERWISE, Reason
 from ipvs_proxy.plan.tables import Family, VirtualServerKey
 
 log = structlog.get_logger(__name__)
@@ -62,8 +62,10 @@ class Findings:
         for where, reason in (omission for omission in omissions if omission not in before):
             more = self._thinning.admit(name)
             if more is not None:
+                instead = {"instead": SERVED_OTHERWISE[reason]} if reason in SERVED_OTHERWISE else {}
                 tell = log.debug if reason in _ORDINARY else log.warning
-                tell("left_out", where=where, reason=reason.value, **more)
+                event = "served_otherwise" if instead else "left_out"
+                tell(event, where=where, reason=reason.value, **instead, **more)
             if reason not in _ORDINARY:
                 self._recorder.left_out(self._services.get(name), Omission(where, reason))
         if omissions:

@@ -16,6 +16,7 @@ from ipvs_proxy.kube.objects import Node, ObjectMeta, Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
+from ipvs_proxy.plan.reasons import SERVED_OTHERWISE
 from ipvs_proxy.plan.tables import Family, VirtualServerKey
 
 log = structlog.get_logger(__name__)
@@ -113,8 +114,10 @@ class Reports:
         """Count what cannot be served as it is written, and tell the Service's owner."""
         self._metrics.left_out(omission.reason)
         if service is not None:
-            note = f"{omission.where}: {omission.reason}"
-            self._event("Service", service.metadata, "Warning", "NotServed", "Plan", note)
+            note, instead = f"{omission.where}: {omission.reason}", SERVED_OTHERWISE.get(omission.reason)
+            reason = "NotServed" if instead is None else "ServedOtherwise"
+            note = note if instead is None else f"{note}; {instead}"
+            self._event("Service", service.metadata, "Warning", reason, "Plan", note)
 
     def _event(self, kind: str, metadata: ObjectMeta, type_: EventType, reason: str, action: str, note: str) -> None:
         if self._emit is not None:

@@ -89,7 +89,8 @@ def service_text(state: ServiceState) -> str:
     sync = _verdict(state)
     text = f"{state.namespace}/{state.name} ({state.type}): {sync}\n"
     for omission in state.omissions:
-        text += f"  left out: {omission.where}: {omission.reason}\n"
+        text += f"  {'served otherwise' if omission.instead else 'left out'}: {omission.where}: {omission.reason}"
+        text += f"; {omission.instead}\n" if omission.instead else "\n"
     if not state.virtual_servers:
         text += "  it has no virtual server on this node\n"
     shown: list[tuple[list[tuple[object, ...]], str]] = []

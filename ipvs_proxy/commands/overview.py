@@ -111,4 +111,6 @@ def state_word(service: ServiceSummary) -> str:
         return service.omissions[0].reason if service.omissions else "not served"
     if not service.endpoints:
         return "no endpoint"
-    return "left out" if service.omissions else "ok"
+    if not service.omissions:
+        return "ok"
+    return "otherwise" if all(omission.instead for omission in service.omissions) else "left out"

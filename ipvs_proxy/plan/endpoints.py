@@ -41,6 +41,15 @@ class State:
         """Whether it may be used when no endpoint is ready."""
         return self.serving and self.terminating
 
+    @property
+    def rank(self) -> tuple[bool, bool, bool]:
+        """Which of several states of one endpoint counts: that of the highest rank, then the last one."""
+        return self.ready, not self.terminating, self.serving
+
+
+#: The rank that no other state outranks.
+_FIRST_RANK = (True, True, True)
+
 
 #: The one object for each state. The bound is far above what is alive at a time; a state that is made anew is only
 #: decided about once more.
@@ -105,9 +114,9 @@ def of_family(slices: Iterable[EndpointSlice], family: Family, omissions: list[O
 def merge(slices: Sequence[Gathered]) -> dict[PortKey, Endpoints]:
     """Put what slices hold together; with more than one slice, in new dictionaries.
 
-    Of two entries for one address and port the one that is not terminating wins: the address of a pod that is going
-    away may already be another pod's. Otherwise the later slice, in order of slice names, wins, so that the result does
-    not depend on the order of events.
+    Of two entries for one address and port the one that is ready wins, then the one that is not terminating: the
+    address of a pod that is going away may already be another pod's. Otherwise the later slice, in order of slice
+    names, wins, so that the result does not depend on the order of events.
     """
     if len(slices) == 1:
         return slices[0].endpoints
@@ -121,9 +130,10 @@ def merge(slices: Sequence[Gathered]) -> dict[PortKey, Endpoints]:
 def _merge(earlier: Endpoints, later: Endpoints) -> None:
     """Put later endpoints into earlier ones."""
     staying: Endpoints = {}
-    # Mostly none terminates, which their few states tell in a fifth of the time that a look at each endpoint takes.
-    if any(state.terminating for state in set(later.values())):
-        staying = {key: earlier[key] for key, state in later.items() if state.terminating and key in earlier}
+    # Mostly none is outranked, which their few states tell in a fifth of the time that a look at each endpoint takes.
+    if any(state.rank != _FIRST_RANK for state in set(later.values())):
+        twins = [(key, earlier[key]) for key in later.keys() & earlier.keys()]
+        staying = {key: state for key, state in twins if state.rank > later[key].rank}
     earlier.update(later)
     earlier.update(staying)
 
@@ -185,11 +195,11 @@ def _read_endpoints(
 def _with_port(found: list[tuple[bytes, State]], port: int) -> Endpoints:
     endpoints = {RealServerKey(address, port): state for address, state in found}
     if len(endpoints) < len(found):
-        # An address stands there twice: the last one that is not terminating counts, or else the first.
+        # An address stands there twice.
         endpoints.clear()
         for address, state in found:
             key = RealServerKey(address, port)
-            if key not in endpoints or not state.terminating:
+            if key not in endpoints or state.rank >= endpoints[key].rank:
                 endpoints[key] = state
     return endpoints
 

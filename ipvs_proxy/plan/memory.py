@@ -149,6 +149,6 @@ def _winner(parts: Iterable[Endpoints], key: RealServerKey) -> State | None:
     winner: State | None = None
     for part in parts:
         state = part.get(key)
-        if state is not None and (winner is None or not state.terminating):
+        if state is not None and (winner is None or state.rank >= winner.rank):
             winner = state
     return winner

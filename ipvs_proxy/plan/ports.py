@@ -121,7 +121,8 @@ def plan_port(
         return
     memory = None if plan.memory is None else plan.memory.port(plan.family, PortKey(port.name, protocol))
     chosen = _Chosen(endpoints, context, memory)
-    outside = _affordable(_outside(port, protocol, exposures, plan), len(endpoints), exposures, plan)
+    free = _unclaimed(_outside(port, protocol, exposures, plan), key, port, fragment)
+    outside = _affordable(free, len(endpoints), exposures, plan)
     settings = _settings(service, port, context, fragment)
 
     choices = chosen.local if exposures.internal_local else chosen.cluster
@@ -174,6 +175,24 @@ def _affordable(
     return outside if plan.budget.take_outside(number, number * endpoints, ranges) else []
 
 
+def _unclaimed(
+    outside: list[tuple[VirtualServerKey, Reason]], own: VirtualServerKey, port: ServicePort, fragment: Fragment
+) -> list[tuple[VirtualServerKey, Reason]]:
+    """Leave out what an earlier port of the Service has already, and ``own``, the port's own at the cluster IP.
+
+    The API refuses such Services, but manifests and older objects have them. The first port has the virtual server with
+    all that goes with it, whatever the others want there.
+    """
+    free: list[tuple[VirtualServerKey, Reason]] = []
+    for key, kind in outside:
+        if key == own or key in fragment.virtual_servers:
+            where = f"service {fragment.name} port {port.name or port.port} {kind} {key}"
+            fragment.omissions.append(Omission(where, Reason.DUPLICATE_PORT))
+        else:
+            free.append((key, kind))
+    return free
+
+
 def _serve_outside(
     port: ServicePort,
     outside: list[tuple[VirtualServerKey, Reason]],
@@ -210,9 +229,6 @@ def _serve_outside(
     if empty and internal is None:
         choices = chosen.cluster
     for key, kind in outside:
-        if fragment.virtual_servers.get(key, (None, kind))[1] is Reason.CLUSTER_IP:
-            fragment.omissions.append(Omission(f"service {fragment.name} {kind} {key}", Reason.DUPLICATE_PORT))
-            continue
         _add(plan, key, kind, choices, settings, internal=internal)
         entry = SetEntry(*key[:3])
         _add_members(plan, port, entry, kind, exposures)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
 
 
 class Reason(StrEnum):
@@ -44,6 +47,7 @@ class Reason(StrEnum):
     TOO_MUCH = "too-much-for-one-service"
     MORE = "and-more"
     EXTERNAL_IPS_OFF = "external-ips-are-off"
+    DUPLICATE_HEALTH_CHECK_PORT = "health-check-node-port-is-node-port"
     NO_MARK_LEFT = "no-mark-left"
     OLDER_SERVICE_WINS = "older-service-wins"
 
@@ -58,3 +62,16 @@ class Reason(StrEnum):
     LOCAL_ENDPOINT = "local-endpoint"
     NO_LOCAL_ENDPOINT = "no-local-endpoint"
     NO_ENDPOINT = "no-endpoint"
+
+
+#: What is done instead, for what is served in another way than it is written: connections are taken all the same.
+SERVED_OTHERWISE: Final[Mapping[Reason, str]] = MappingProxyType(
+    {
+        Reason.INVALID_AFFINITY_TIMEOUT: "the API's default of 10800 s is used",
+        Reason.INVALID_DRAIN_TIMEOUT: "the drain timeout of the agent is used",
+        Reason.INVALID_SOURCE_RANGE: "the range is passed over",
+        Reason.NO_MARK_LEFT: "clients in the cluster get the endpoints that clients outside get",
+        Reason.NO_HEALTH_CHECK_PORT: "all but the health check is served",
+        Reason.DUPLICATE_HEALTH_CHECK_PORT: "all but the health check is served",
+    }
+)

@@ -23,7 +23,7 @@ from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.memory import Memory
 from ipvs_proxy.plan.ports import FamilyPlan, plan_port
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.plan.tables import Family, Protocol
 
 #: Label that hands a Service to another proxy, with whatever value (Kubernetes documentation, "well-known labels").
 SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
@@ -175,5 +175,15 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
             ready.update(found.address for found, state in endpoints.items() if state.local and state.ready)
         plan_port(service, port, address, endpoints, exposures=exposures, plan=plan)
     if exposures.health_check_port:
-        fragment.health_checks[plan.family] = HealthCheck(exposures.health_check_port, len(ready))
-        plan.admit_health_checks(exposures.health_check_port)
+        _check_health(exposures.health_check_port, len(ready), plan)
+
+
+def _check_health(port: int, local_endpoints: int, plan: FamilyPlan) -> None:
+    """Add the health check, unless a virtual server of the Service itself takes what comes to its port on the node."""
+    fragment, hosts = plan.fragment, plan.context.host_addresses.union(plan.context.node_port_addresses)
+    if any(key[1:3] == (Protocol.TCP, port) and key.address in hosts for key in fragment.virtual_servers):
+        where = f"service {fragment.name} healthCheckNodePort {port}"
+        fragment.omissions.append(Omission(where, Reason.DUPLICATE_HEALTH_CHECK_PORT))
+        return
+    fragment.health_checks[plan.family] = HealthCheck(port, local_endpoints)
+    plan.admit_health_checks(port)

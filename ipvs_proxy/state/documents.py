@@ -75,10 +75,14 @@ class VirtualServerState(Document, frozen=True):
 
 
 class OmissionState(Document, frozen=True):
-    """Something that is written in a Service or an EndpointSlice and not served: where, and why."""
+    """Something that is written in a Service or an EndpointSlice and not served, or otherwise: where, and why.
+
+    ``instead`` is what is done in its place, if it is served otherwise.
+    """
 
     where: str
     reason: str
+    instead: str = ""
 
 
 class MemberState(Document, frozen=True):

@@ -16,6 +16,7 @@ from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
+from ipvs_proxy.plan.reasons import SERVED_OTHERWISE
 from ipvs_proxy.plan.tables import (
     PERSISTENT,
     Protocol,
@@ -88,7 +89,7 @@ def service_state(
 
 def omissions_of(omissions: Iterable[Omission]) -> list[OmissionState]:
     """Write omissions as documents."""
-    return [OmissionState(where, reason.value) for where, reason in omissions]
+    return [OmissionState(where, reason.value, SERVED_OTHERWISE.get(reason, "")) for where, reason in omissions]
 
 
 def summarize(

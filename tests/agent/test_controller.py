@@ -328,6 +328,16 @@ async def test_what_cannot_be_served_is_counted_and_told(plane: FakeDataplane) -
         assert b'ipvs_proxy_left_out_total{reason="invalid-port"} 1.0' in rig.metrics.render("text/plain")[0]
 
 
+async def test_what_is_served_otherwise_is_not_called_unserved(plane: FakeDataplane) -> None:
+    sticky = service("sticky", cluster_ip="10.96.0.77", affinity="ClientIP", timeout=86_401)
+    async with running(plane, WEB, SLICE, sticky) as rig:
+        assert virtual("10.96.0.77") in plane.kernel.virtual_servers
+        assert [event for event in rig.events if "default/sticky" in event] == [
+            "Service default/sticky ServedOtherwise service default/sticky port http timeoutSeconds 86401: "
+            "invalid-affinity-timeout; the API's default of 10800 s is used"
+        ]
+
+
 async def test_an_address_that_comes_to_the_node_gets_its_node_ports(plane: FakeDataplane) -> None:
     exposed = service("exposed", cluster_ip="10.96.0.78", ports=[ServicePort(80, "http", node_port=30080)])
     node_port = virtual("192.0.2.1", 30080)

@@ -60,11 +60,15 @@ def test_service_is_told_with_reasons_in_columns() -> None:
         in_sync=False,
         virtual_servers=[server],
         members=[MemberState("KUBE-CLUSTER-IP", "10.96.0.10,tcp:80", "cluster-ip", in_kernel=False)],
-        omissions=[OmissionState("service default/web port x", "invalid-port")],
+        omissions=[
+            OmissionState("service default/web port x", "invalid-port"),
+            OmissionState("service default/web port y", "no-mark-left", "all get the same endpoints"),
+        ],
     )
     assert service_text(state) == (
         "default/web (ClusterIP): NOT as it should be in the kernel\n"
         "  left out: service default/web port x: invalid-port\n"
+        "  served otherwise: service default/web port y: no-mark-left; all get the same endpoints\n"
         "\n"
         "10.96.0.10:80/TCP  cluster-ip, rr, affinity 10800 s\n"
         "  0 connections, 0/s, 0B/s in, 0B/s out\n"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice
 from ipvs_proxy.plan.endpoints import Gathered, Omission, PortKey
+from ipvs_proxy.plan.memory import Memory
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family, Protocol
 from tests.support.endpoints import (
@@ -183,10 +184,29 @@ def test_a_duplicate_that_is_not_terminating_wins_in_any_order(first: SliceEndpo
         assert (two_slices.local, two_slices.terminating) == (True, False)
 
 
-def test_between_two_that_do_not_terminate_the_later_slice_name_wins() -> None:
-    older, newer = endpoint_slice(near(1, **UNREADY), name="web-1"), endpoint_slice(near(1), name="web-2")
+@pytest.mark.parametrize("other", [UNREADY, DRAINING, GONE], ids=["unready", "serving-terminating", "terminating"])
+def test_an_endpoint_that_is_ready_in_one_place_is_ready(other: dict[str, bool]) -> None:
+    """kube-proxy takes the slice that comes last, which is another one after each start."""
+    for pair in ((near(1), near(1, **other)), (near(1, **other), near(1))):
+        assert the_state(endpoint_slice(*pair)).ready
+        slices = [endpoint_slice(one, name=f"web-{number}") for number, one in enumerate(pair)]
+        assert the_state(*slices).ready
+        remembered = Memory()
+        for known in (slices, slices[:1], slices):
+            (found,) = remembered.gather(known, Family.IPV4, NODE).endpoints[HTTP].values()
+            assert found is the_state(*known)
+
+
+def test_of_two_that_terminate_the_one_that_serves_counts() -> None:
+    for pair in ((near(1, **DRAINING), near(1, **GONE)), (near(1, **GONE), near(1, **DRAINING))):
+        assert the_state(endpoint_slice(*pair)).serving
+        assert the_state(*(endpoint_slice(one, name=f"web-{number}") for number, one in enumerate(pair))).serving
+
+
+def test_between_two_of_one_rank_the_later_slice_name_wins() -> None:
+    older, newer = endpoint_slice(near(1), name="web-1"), endpoint_slice(far(1), name="web-2")
     for pieces in ((older, newer), (newer, older)):
-        assert the_state(*pieces).ready
+        assert not the_state(*pieces).local
 
 
 @settings(deadline=None)
@@ -200,10 +220,12 @@ def test_the_order_in_which_slices_arrive_means_nothing(pieces: list[list[SliceE
 
 @settings(deadline=None)
 @given(some_endpoints)
-def test_an_endpoint_is_terminating_only_if_all_its_duplicates_are(endpoints: list[SliceEndpoint]) -> None:
+def test_an_endpoint_is_ready_if_one_of_its_duplicates_is(endpoints: list[SliceEndpoint]) -> None:
     for key, state in only(*endpoints).items():
-        twins = [twin for twin in endpoints if real(twin.addresses[0]) == key]
-        assert state.terminating == all(twin.conditions.terminating for twin in twins)
+        twins = [twin.conditions for twin in endpoints if real(twin.addresses[0]) == key]
+        assert state.ready == any(twin.ready is not False for twin in twins)
+        ready = [twin for twin in twins if twin.ready is not False] or twins
+        assert state.terminating == all(twin.terminating for twin in ready)
 
 
 def test_endpoints_of_one_state_share_it() -> None:

@@ -46,7 +46,8 @@ function stateOf(service) {
   if (!service.inSync) return service.differences.every((text) => text.includes(" belongs to ")) ? ["conflict", "warn"] : ["differs", "bad"];
   if (!service.virtualServers) return [service.omissions.length ? service.omissions[0].reason : "not served", "faint"];
   if (!service.endpoints) return ["no endpoint", "warn"];
-  return service.omissions.length ? ["left out", "warn"] : ["ok", "good"];
+  if (!service.omissions.length) return ["ok", "good"];
+  return [service.omissions.every((omission) => omission.instead) ? "otherwise" : "left out", "warn"];
 }
 
 const more = (names) => (names.length ? names[0] + (names.length > 1 ? ` +${names.length - 1}` : "") : "-");
@@ -161,7 +162,10 @@ function showService(state) {
   const title = `${state.namespace}/${state.name} (${state.type})`;
   if (byId("detail-title").textContent !== title) byId("detail-title").textContent = title;
   const parts = [element("p", ...verdict(state))];
-  for (const omission of state.omissions) parts.push(element("p", `Left out: ${omission.where}: ${omission.reason}`, "warn"));
+  for (const omission of state.omissions) {
+    const words = omission.instead ? ["Served otherwise", `; ${omission.instead}`] : ["Left out", ""];
+    parts.push(element("p", `${words[0]}: ${omission.where}: ${omission.reason}${words[1]}`, "warn"));
+  }
   for (const server of state.virtualServers) {
     parts.push(element("h3", server.name));
     if (server.owner) {
