@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import Final, NamedTuple, TypeVar
 
 from ipvs_proxy.kernel.iptables_render import SERVICES
@@ -55,9 +56,9 @@ class Effect(StrEnum):
 class Encounter:
     """A rule of others that destinations meet.
 
-    ``rule`` is its text, shortened; ``first`` the rule of the hook's chain that leads to it, and ``through`` the chains.
-    ``sure`` is whether all new connections of the question meet it, as far as can be told. ``bits`` are those of the
-    packet mark that it changes.
+    ``rule`` is its text, shortened, and ``through`` the chains that lead to it. ``sure`` is whether all new connections
+    of the question meet it, as far as can be told; ``blind`` whether their destination is not known. ``bits`` are
+    those of the packet mark that it changes.
     """
 
     effect: Effect
@@ -131,6 +132,9 @@ class _Way(NamedTuple):
     blind: bool = False
 
 
+_START: Final = _Way()
+
+
 class _Walk:
     """One table's chains, walked from one hook. ``past_ours`` is whether our own rules have been met."""
 
@@ -147,7 +151,7 @@ class _Walk:
         self._known = known
         self._parsed: dict[str, ParsedRule] = {}
 
-    def visit(self, chain: str, candidates: _Candidates, way: _Way = _Way()) -> None:
+    def visit(self, chain: str, candidates: _Candidates, way: _Way = _START) -> None:
         """Walk a chain with what gets there."""
         gone: set[VirtualServerKey] = set()
         for text in self._chains.get(chain, ()):
@@ -231,7 +235,7 @@ class _Walk:
 
 def changed_bits(target: str, arguments: Sequence[str]) -> int:
     """Return which bits of the packet mark a target changes; 0 for none."""
-    options = dict(zip(arguments, arguments[1:], strict=False))
+    options = dict(pairwise(arguments))
     if target == "CONNMARK" and "--restore-mark" in arguments:
         return _number(options.get("--nfmask") or options.get("--mask"), ALL_BITS)
     if target != "MARK":

@@ -112,9 +112,7 @@ class ParsedRule:
 def _is_in(address: bytes, network: Network) -> bool:
     size = network.max_prefixlen // 8
     shift = network.max_prefixlen - network.prefixlen
-    return len(address) == size and (
-        int.from_bytes(address, "big") >> shift == int(network.network_address) >> shift
-    )
+    return len(address) == size and (int.from_bytes(address, "big") >> shift == int(network.network_address) >> shift)
 
 
 def _has(entries: Collection[SetEntry], directions: str, key: VirtualServerKey) -> bool:

@@ -16,7 +16,9 @@ OURS = '-A {} -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
 #: What decides that the chain is of IPVS mode.
 SERVICES = "-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
 OUR_MARKS = '-A {} -m comment --comment "ipvs-proxy clients in the cluster" -j IPVS-PROXY-{}'
-HOST_PORT = "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 80 -j DNAT --to-destination 10.244.1.3:8080"
+HOST_PORT = (
+    "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 80 -j DNAT --to-destination 10.244.1.3:8080"
+)
 
 
 def key(address: str, port: int = 80, protocol: Protocol = Protocol.TCP) -> VirtualServerKey:
@@ -25,7 +27,12 @@ def key(address: str, port: int = 80, protocol: Protocol = Protocol.TCP) -> Virt
     return VirtualServerKey(packed, protocol, port)
 
 
-VIP, OTHER, DNS, NODE_PORT = key("10.96.1.1"), key("10.96.1.2", 443), key("10.96.0.10", 53, Protocol.UDP), key("192.0.2.1", 30080)
+VIP, OTHER, DNS, NODE_PORT = (
+    key("10.96.1.1"),
+    key("10.96.1.2", 443),
+    key("10.96.0.10", 53, Protocol.UDP),
+    key("192.0.2.1", 30080),
+)
 KEYS = (VIP, OTHER, DNS, NODE_PORT)
 ADDRESSES = {found.address for found in (VIP, OTHER, DNS)}
 MEMBERS = {
@@ -44,7 +51,9 @@ def saved(*, raw: Iterable[str] = (), mangle: Iterable[str] = (), nat: Iterable[
 
 
 def met(text: str, hook: str = "PREROUTING", client: str = "") -> list[tuple[Effect, tuple[VirtualServerKey, ...]]]:
-    return [(found.effect, found.keys) for found in look(text, KNOWN, hook=hook, client=parse_address(client)).encounters]
+    return [
+        (found.effect, found.keys) for found in look(text, KNOWN, hook=hook, client=parse_address(client)).encounters
+    ]
 
 
 def test_host_port_in_front_of_ours_takes_the_port_of_every_service() -> None:
@@ -75,7 +84,9 @@ def test_chains_of_others_are_followed() -> None:
         SERVICES,
     ]
     for hook in ("PREROUTING", "OUTPUT"):
-        taken = [found for found in look(saved(nat=portmap), KNOWN, hook=hook).encounters if found.effect is Effect.TAKES]
+        taken = [
+            found for found in look(saved(nat=portmap), KNOWN, hook=hook).encounters if found.effect is Effect.TAKES
+        ]
         assert [(found.keys, found.through, found.sure) for found in taken] == [
             ((OTHER,), ("CNI-HOSTPORT-DNAT", "CNI-DN-1"), True)
         ]
@@ -142,7 +153,9 @@ def test_what_is_let_through_before_is_not_met() -> None:
         assert met(saved(nat=[f"-A PREROUTING -s 10.244.1.1/32 -j {end}", HOST_PORT])) != [], "not for all clients"
     returned = ["-A PREROUTING -j OTHER", "-A OTHER -j RETURN", HOST_PORT]
     assert met(saved(nat=returned)) == [(Effect.TAKES, (VIP,))], "a return ends its own chain alone"
-    assert met(saved(nat=["-A PREROUTING -g OTHER", "-A OTHER -j LOG", HOST_PORT])) == [], "what goes does not come back"
+    assert met(saved(nat=["-A PREROUTING -g OTHER", "-A OTHER -j LOG", HOST_PORT])) == [], (
+        "what goes does not come back"
+    )
 
 
 def test_client_decides_what_is_met() -> None:
