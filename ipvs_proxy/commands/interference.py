@@ -30,7 +30,7 @@ _WORDS: Final = {
     Effect.UNTRACKS: (
         "keep conntrack off",
         "keeps conntrack off",
-        "so that nothing is masqueraded and answers get lost",
+        "so that nothing is masqueraded, and answers may get lost",
         "have it leave Services' addresses alone",
     ),
     Effect.MARKS: (

@@ -15,7 +15,7 @@ TOLD: Final = 5
 _WORDS: Final = {
     Effect.TAKES: "takes it before the Service",
     Effect.DROPS: "drops it",
-    Effect.UNTRACKS: "keeps conntrack off it: nothing will be masqueraded",
+    Effect.UNTRACKS: "keeps conntrack off it, so that it is not masqueraded",
     Effect.MARKS: "changes the bits {bits:#x} of its packet mark",
 }
 
