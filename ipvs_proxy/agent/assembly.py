@@ -19,7 +19,7 @@ from ipvs_proxy.agent.dead_nodes import DeadNodes
 from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
-from ipvs_proxy.agent.kernel_settings import open_tables, set_kernel
+from ipvs_proxy.agent.kernel_settings import open_tables, set_kernel, warn_of_forwarding
 from ipvs_proxy.agent.listener import Doorkeeper
 from ipvs_proxy.agent.local_detection import adapt_rules
 from ipvs_proxy.agent.logs import set_verbosity
@@ -162,6 +162,7 @@ class Agent:
             self._checks.serve_for_ever(),
             _after(started, self._audit_for_ever),
             _after(started, lambda: follow_for_ever(self._notice, Monitor)),
+            _after(started, lambda: warn_of_forwarding(self.programmer)),
             _spare_collections(started),
             watch_health_for_ever(self._health.healthy, self._health_changed),
             *self._servers(),

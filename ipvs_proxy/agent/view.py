@@ -23,6 +23,7 @@ from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.readers import read
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.iptables import read_all_rules
 from ipvs_proxy.kernel.iptables_render import RuleSettings
 from ipvs_proxy.kernel.ipvs import Balanced, Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
@@ -62,6 +63,7 @@ class View:
         history: History,
         open_tables: Callable[[], Dataplane],
         open_ipvs: Callable[[], Ipvs] = Ipvs,
+        read_rules: Callable[[Family], Mapping[str, str]] = read_all_rules,
     ) -> None:
         """Take the parts of the agent, and what opens the kernel's tables beside the programmer's."""
         self.started = datetime.now(UTC)
@@ -76,6 +78,7 @@ class View:
         self._history = history
         self._open_tables = open_tables
         self._open_ipvs = open_ipvs
+        self._read_rules = read_rules
         self._names: list[ServiceName] = []
 
     async def node(self, *, search: str = "", offset: int = 0, limit: int = LIMIT) -> NodeState:
@@ -104,8 +107,14 @@ class View:
         return await read(self._service, service, fragment, slices)
 
     async def route(self, client: bytes, key: VirtualServerKey) -> RouteState:
-        """Say what a new connection from a client's address to a virtual server's meets."""
-        return await read(self._route, client, key)
+        """Say what a new connection from a client's address to a virtual server's meets, also of others' rules.
+
+        Raises:
+            Unusable: if the rules cannot be read.
+
+        """
+        # The rules of others may be many: scrapes do not wait for it.
+        return await asyncio.to_thread(self._route, client, key)
 
     async def differences(self) -> Differences:
         """Read all of the kernel's tables, and say what is not as desired in them.
@@ -156,6 +165,7 @@ class View:
             tables=self._programmer.actual,
             rules=self._rules().get(family_of(client), RuleSettings()),
             host_addresses=self._host_addresses(),
+            others=self._read_rules(family_of(client)),
         )
         owners = self._programmer.desired.owners
         return RouteState(

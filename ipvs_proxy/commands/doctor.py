@@ -6,16 +6,18 @@ Judging is pure; what is judged comes from ``kernel.survey`` and ``kernel.checku
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import Enum
 from typing import Final
 
 from ipvs_proxy.commands import ask
+from ipvs_proxy.commands.interference import interferences
 from ipvs_proxy.commands.text import document, several, wrapped
 from ipvs_proxy.kernel.checkup import Checkup, check
 from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.kernel.others_rules import Effect
 from ipvs_proxy.kernel.survey import Survey, survey
-from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.plan.tables import Family, Protocol, family_of
 from ipvs_proxy.state.documents import Document, NodeState
 
 FINE, ERROR, PROBLEMS = 0, 1, 2
@@ -34,6 +36,8 @@ _DROPPING: Final = {
         "have the network plugin accept the pods' networks",
     ),
 }
+#: So many connections in one bucket make looking one up slow.
+CROWDED: Final = 16
 _USUAL_SCHEDULER: Final = "rr"
 _WIDTH: Final = 80
 
@@ -167,19 +171,22 @@ def judge_host(found: Survey, facts: Checkup) -> Iterator[Finding]:
             f"{' and '.join(facts.announcers)} announces addresses, and this node answers ARP for all of kube-ipvs0",
             "set ipvs.strictARP: true",
         )
-    yield from _judge_firewall(facts)
-    if facts.bridge_calls_iptables == 0:
+    yield from _judge_firewall(facts, _used(found))
+    for one in interferences(found):
+        level = Level.WARNING if one.effect is Effect.MARKS else Level.PROBLEM
+        yield Finding(level, one.table, one.text, one.remedy)
+    if facts.bridge_calls_iptables == 0 and facts.bridges:
         yield Finding(
             Level.WARNING,
             "bridge",
             "bridged packets pass by iptables: answers between pods of this node may not find their way back",
-            "sysctl -w net.bridge.bridge-nf-call-iptables=1 if pods are on a bridge",
+            "sysctl -w net.bridge.bridge-nf-call-iptables=1 if pods are on a bridge of this node",
         )
-    yield from _judge_room(facts)
+    yield from _judge_room(found, facts)
     yield from _judge_ipvs(found, facts)
 
 
-def _judge_room(facts: Checkup) -> Iterator[Finding]:
+def _judge_room(found: Survey, facts: Checkup) -> Iterator[Finding]:
     """Judge whether there is room for connections, and for node ports."""
     if facts.conntrack_entries is not None and facts.conntrack_room:
         used = facts.conntrack_entries * 100 // facts.conntrack_room
@@ -188,22 +195,38 @@ def _judge_room(facts: Checkup) -> Iterator[Finding]:
             Level.PROBLEM, "conntrack", f"{text}: new connections will be dropped", "raise conntrack.maxPerCore"
         )
         yield full if used >= 90 else Finding(Level.OK, "conntrack", text)
-    if (
-        facts.local_ports is not None
-        and facts.local_ports[0] <= NODE_PORTS[1]
-        and facts.local_ports[1] >= NODE_PORTS[0]
-    ):
-        yield Finding(
-            Level.WARNING,
-            "ports",
-            f"net.ipv4.ip_local_port_range {facts.local_ports[0]}-{facts.local_ports[1]} has node ports in it: a "
-            "connection of this node may take one as its source",
-            f"sysctl -w net.ipv4.ip_local_reserved_ports={NODE_PORTS[0]}-{NODE_PORTS[1]}",
-        )
+    if facts.local_ports is not None:
+        first, last = facts.local_ports
+        shared = [
+            port
+            for port in sorted(_node_ports(found))
+            if first <= port <= last and not any(low <= port <= high for low, high in facts.reserved_ports)
+        ]
+        if shared:
+            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+            yield Finding(
+                Level.WARNING,
+                "ports",
+                f"net.ipv4.ip_local_port_range {first}-{last} has the node port {shared[0]}{more} in it: a connection "
+                "of this node may take it as its source",
+                f"sysctl -w net.ipv4.ip_local_reserved_ports={NODE_PORTS[0]}-{NODE_PORTS[1]}",
+            )
 
 
-def _judge_firewall(facts: Checkup) -> Iterator[Finding]:
+def _node_ports(found: Survey) -> set[int]:
+    return {key.port for key in found.served if not key.mark and key.address not in found.tables.addresses}
+
+
+def _used(found: Survey) -> set[str]:
+    """Return the families that Services use here, by their labels; all if there is no Service yet."""
+    families = {family_of(key.address) for key in found.served} or set(Family)
+    return {family.label for family in families}
+
+
+def _judge_firewall(facts: Checkup, used: Collection[str]) -> Iterator[Finding]:
     for family, rules in facts.ahead.items():
+        if family not in used:
+            continue
         more = f" and {len(rules) - 1} more" if len(rules) > 1 else ""
         yield Finding(
             Level.WARNING,
@@ -221,7 +244,7 @@ def _judge_firewall(facts: Checkup) -> Iterator[Finding]:
             "--add-interface=kube-ipvs0, and open the node ports; or turn it off",
         )
     for (family, chain), policy in facts.policies.items():
-        if policy != "DROP":
+        if policy != "DROP" or family not in used:
             continue
         what, remedy = _DROPPING[chain]
         yield Finding(
@@ -249,16 +272,32 @@ def _judge_ipvs(found: Survey, facts: Checkup) -> Iterator[Finding]:
             f"{estimators:,} virtual servers are counted in one timer of Linux {found.kernel}: packets wait meanwhile",
             "use Linux 6.2 or later, or sysctl -w net.ipv4.vs.run_estimation=0, without traffic figures then",
         )
-    if facts.connection_buckets is not None:
-        entries = facts.conntrack_entries or 0
-        text = f"the table of connections has {facts.connection_buckets:,} buckets"
-        crowded = Finding(
-            Level.WARNING,
-            "IPVS",
-            f"{text} for up to {entries:,} connections: looking one up gets slow",
-            "load the module with a larger table: options ip_vs conn_tab_bits=20 in /etc/modprobe.d",
+    yield from _judge_connections(facts)
+    datagrams = any(key.protocol == Protocol.UDP and not key.mark for key in found.served)
+    if datagrams and facts.no_path_mtu == 0:
+        yield Finding(
+            Level.OK,
+            "MTU",
+            "this node's own UDP datagrams to a Service fail (EMSGSIZE) if they are larger than the MTU; pods' do not",
+            "have programs of the node send smaller ones, see the troubleshooting page",
         )
-        yield crowded if entries > 16 * facts.connection_buckets else Finding(Level.OK, "IPVS", text)
+
+
+def _judge_connections(facts: Checkup) -> Iterator[Finding]:
+    """Judge whether IPVS finds its connections fast; from Linux 7.1 on, the table grows with them."""
+    if facts.connection_buckets is None:
+        return
+    connections, factor = facts.connections or 0, facts.load_factor
+    text = f"the table of connections has {facts.connection_buckets:,} buckets"
+    if connections <= CROWDED * facts.connection_buckets:
+        yield Finding(Level.OK, "IPVS", f"{text} for {several(connections, 'connection')}")
+        return
+    remedy = "load the module with a larger table: options ip_vs conn_tab_bits=20 in /etc/modprobe.d"
+    if factor is not None and factor > 0:
+        remedy = f"sysctl -w net.ipv4.vs.conn_lfactor=-4: with {factor} the table stays that small"
+    yield Finding(
+        Level.WARNING, "IPVS", f"{text} for {several(connections, 'connection')}: looking one up gets slow", remedy
+    )
 
 
 def judge_agent(found: Survey, state: NodeState | str) -> Iterator[Finding]:

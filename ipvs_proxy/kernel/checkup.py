@@ -11,6 +11,7 @@ import socket
 from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,10 @@ _POLICY: Final = re.compile(r"^:(INPUT|FORWARD) (\w+)", re.MULTILINE)
 #: What is not about new connections to a port: answers, the node's own connections, ICMP.
 _HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icmp|icmpv6) ")
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
+_STATUS_CONNECTIONS: Final = re.compile(r"^Conns:\s+(\d+)$", re.MULTILINE)
+_STATUS_BUCKETS: Final = re.compile(r"^Conn buckets:\s+(\d+)\b", re.MULTILINE)
+#: More connections are not counted one by one, which takes a second and a half.
+MOST_CONNECTIONS: Final = 1_000_000
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,16 +41,24 @@ class Checkup:
 
     ``policies`` are those of the chains INPUT and FORWARD, by family label and chain; ``twice`` are the addresses that
     both our link and another one have, with the other's name; ``ahead`` are rules by family label that accept new
-    connections in front of ours, which shut the ports of virtual addresses that are no Service's.
+    connections in front of ours, which shut the ports of virtual addresses that are no Service's. ``connections`` are
+    those of IPVS, counted up to ``MOST_CONNECTIONS`` before Linux 7.1. ``load_factor`` is there from Linux 7.1 on: the
+    table of connections then grows by itself (``conn_lfactor`` of Documentation/networking/ipvs-sysctl.rst).
+    ``reserved_ports`` are ranges of local ports, both ends included, that the kernel gives to nobody who asks for any.
     """
 
     run_estimation: int | None = None
     connection_buckets: int | None = None
+    connections: int | None = None
+    load_factor: int | None = None
+    no_path_mtu: int | None = None
     conntrack_entries: int | None = None
     conntrack_room: int | None = None
     bridge_calls_iptables: int | None = None
     arp_ignore: int | None = None
+    bridges: bool = False
     local_ports: tuple[int, int] | None = None
+    reserved_ports: list[tuple[int, int]] = field(default_factory=list)
     link_manager: str = ""
     announcers: list[str] = field(default_factory=list)
     firewalld: bool = False
@@ -65,12 +78,17 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
     sysctl = root / "proc/sys/net"
     found = Checkup(
         run_estimation=_number(sysctl / "ipv4/vs/run_estimation"),
-        connection_buckets=_buckets(root / "proc/net/ip_vs"),
+        connection_buckets=_buckets(root / "proc/net"),
+        connections=_connections(root / "proc/net"),
+        load_factor=_number(sysctl / "ipv4/vs/conn_lfactor"),
+        no_path_mtu=_number(sysctl / "ipv4/ip_no_pmtu_disc"),
         conntrack_entries=_number(sysctl / "netfilter/nf_conntrack_count"),
         conntrack_room=_number(sysctl / "netfilter/nf_conntrack_max"),
         bridge_calls_iptables=_number(sysctl / "bridge/bridge-nf-call-iptables"),
         arp_ignore=_number(sysctl / "ipv4/conf/all/arp_ignore"),
+        bridges=any((root / "sys/class/net").glob("*/bridge")),
         local_ports=_range(sysctl / "ipv4/ip_local_port_range"),
+        reserved_ports=_ranges(_text(sysctl / "ipv4/ip_local_reserved_ports")),
         link_manager=_link_manager(root / "run"),
         announcers=processes.running(ANNOUNCERS, root / "proc"),
         firewalld=bool(processes.running(("firewalld",), root / "proc")),
@@ -106,7 +124,7 @@ def _text(path: Path) -> str:
 
 def _number(path: Path) -> int | None:
     text = _text(path)
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if re.fullmatch(r"-?[0-9]+", text) else None
 
 
 def _range(path: Path) -> tuple[int, int] | None:
@@ -114,11 +132,32 @@ def _range(path: Path) -> tuple[int, int] | None:
     return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
-def _buckets(path: Path) -> int | None:
-    """Read the size of the table of connections from the first line: the rest is the whole of IPVS."""
-    with suppress(OSError), path.open(encoding="ascii", errors="replace") as table:
+def _ranges(text: str) -> list[tuple[int, int]]:
+    """Read ``1-5,9``."""
+    found = (re.fullmatch(r"(\d+)(?:-(\d+))?", part) for part in text.split(","))
+    return [(int(match[1]), int(match[2] or match[1])) for match in found if match]
+
+
+def _buckets(net: Path) -> int | None:
+    """Read the size of the table of connections; ``None`` if there is none yet."""
+    status = _STATUS_BUCKETS.search(_text(net / "ip_vs_status"))
+    if status is not None:
+        return int(status[1]) or None
+    # From the first line: the rest is the whole of IPVS.
+    with suppress(OSError), (net / "ip_vs").open(encoding="ascii", errors="replace") as table:
         size = _SIZE.search(table.readline())
-        return None if size is None else int(size[1])
+        return (int(size[1]) or None) if size else None
+    return None
+
+
+def _connections(net: Path) -> int | None:
+    """Count the connections of IPVS: Linux 7.1 and later tell, before that there is a line for each."""
+    status = _STATUS_CONNECTIONS.search(_text(net / "ip_vs_status"))
+    if status is not None:
+        return int(status[1])
+    with suppress(OSError), (net / "ip_vs_conn").open("rb") as table:
+        next(table, None)
+        return sum(1 for _ in islice(table, MOST_CONNECTIONS))
     return None
 
 

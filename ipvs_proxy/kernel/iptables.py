@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
@@ -165,6 +166,21 @@ def installed_variants() -> list[Iptables]:
     if not which(f"iptables{suffix}-restore"):
         return [default]
     return [default, _identify(suffix, reason="it is the node's other variant")]
+
+
+def read_all_rules(family: Family) -> dict[str, str]:
+    """Read the rules of a family in all variants, as ``iptables-save`` prints them, by the variant's name.
+
+    Raises:
+        Unusable: if they cannot be read.
+
+    """
+    found: dict[str, str] = {}
+    for variant in installed_variants():
+        if variant.backend == NF_TABLES or _has_legacy_tables():
+            with suppress(MissingNfTables):
+                found[variant.backend] = variant.save(family)
+    return found
 
 
 def _identify(suffix: str, *, reason: str) -> Iptables:

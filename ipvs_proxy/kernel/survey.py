@@ -25,8 +25,10 @@ from ipvs_proxy.kernel.sets import Sets
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of
 
+#: The chain of a port of a Service in kube-proxy's iptables mode.
+_SERVICE_CHAIN: Final = "\n:KUBE-SVC-"
 _DEFINITIONS: Final = tuple(entry for family in Family for entry in definitions(family).values())
 
 
@@ -37,7 +39,8 @@ class Survey:
     ``missing`` are lines with a piece that is missing or occupied, and the remedy. ``iptables_mode`` and ``ipvs_mode``
     count the chains that only that mode has, by family label and variant of iptables (``("IPv4", "legacy")``).
     ``schedulers`` counts the virtual servers that are ours by their scheduler; ``foreign`` names those of others.
-    ``holders`` are who listens on the TCP ports that were asked about.
+    ``holders`` are who listens on the TCP ports that were asked about. ``served`` are our virtual servers, ``tables``
+    our addresses and sets, and ``rules`` what ``iptables-save`` prints, by family and variant.
     """
 
     kernel: str = ""
@@ -57,6 +60,9 @@ class Survey:
     agent: bool = False
     kube_proxy: Process | None = None
     holders: dict[int, Process] = field(default_factory=dict)
+    served: list[VirtualServerKey] = field(default_factory=list)
+    tables: KernelTables = field(default_factory=KernelTables)
+    rules: dict[tuple[Family, str], str] = field(default_factory=dict)
 
 
 def survey(*, scheduler: str, strict_arp: bool, ports: Collection[int]) -> Survey:
@@ -80,11 +86,13 @@ def survey(*, scheduler: str, strict_arp: bool, ports: Collection[int]) -> Surve
         if holder is not None:
             found.holders[port] = holder
     _attempt(found, preflight.require_dummy)
-    ledger = _read_ledger(found)
+    ledger = found.tables = _read_ledger(found)
     if _attempt(found, preflight.require_ipvs):
         _attempt(found, _read_ipvs, found, ledger, scheduler)
         _attempt(found, _read_sysctls, found, strict_arp)
     _attempt(found, _read_rules, found)
+    if Path("/proc/net/if_inet6").exists():
+        _attempt(found, _read_forwarding, found)
     return found
 
 
@@ -129,6 +137,7 @@ def _read_ipvs(found: Survey, ledger: KernelTables, scheduler: str) -> None:
         for key, server in table.virtual_servers.items():
             if ownership.is_ours(key, ledger):
                 found.schedulers[server.scheduler] += 1
+                found.served.append(key)
             else:
                 found.foreign.append(str(key))
         found.foreign += [
@@ -140,7 +149,17 @@ def _read_ipvs(found: Survey, ledger: KernelTables, scheduler: str) -> None:
 
 def _read_sysctls(found: Survey, strict_arp: bool) -> None:
     found.sysctls = sysctl.drift(strict_arp=strict_arp)
-    found.warnings = sysctl.warnings(ipv6=Path("/proc/net/if_inet6").exists())
+    found.warnings = sysctl.warnings(ipv6=False)
+
+
+def _read_forwarding(found: Survey) -> None:
+    """Read whether IPv6 is forwarded, if Services use it: ours, or kube-proxy's in another mode."""
+    used = any(family_of(key.address) is Family.IPV6 for key in found.served)
+    of_iptables_mode = any(
+        _SERVICE_CHAIN in rules for (family, _), rules in found.rules.items() if family is Family.IPV6
+    )
+    if used or of_iptables_mode or Family.IPV6 in found.nftables_mode:
+        found.warnings += sysctl.forwarding_warnings()
 
 
 def _read_rules(found: Survey) -> None:
@@ -155,7 +174,7 @@ def _read_rules(found: Survey) -> None:
 
 
 def _count_chains(found: Survey, variant: Iptables, family: Family) -> None:
-    saved = variant.save(family)
+    saved = found.rules[family, variant.backend] = variant.save(family)
     where = family.label, variant.backend
     of_iptables_mode = sum(map(len, chains_of(saved).values()))
     of_ipvs_mode = removal(saved, is_ours_beside_iptables_mode)

@@ -93,7 +93,7 @@ def apply(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[Change]:
 
 
 def warnings(*, ipv6: bool, root: Path = PROC_SYS) -> list[str]:
-    """Say which settings that are left alone may keep traffic from flowing.
+    """Say which settings that are left alone may keep traffic from flowing; ``ipv6`` is whether Services use it.
 
     Raises:
         Unusable: if a setting cannot be read.
@@ -106,13 +106,24 @@ def warnings(*, ipv6: bool, root: Path = PROC_SYS) -> list[str]:
             f"Linux {kernel[0]}.{kernel[1]} cannot balance a reused client port well: such connections are delayed "
             "by a second or sent to an endpoint that is gone; use Linux 5.9 or later"
         )
+    return [*found, *forwarding_warnings(root=root)] if ipv6 else found
+
+
+def forwarding_warnings(*, root: Path = PROC_SYS) -> list[str]:
+    """Say whether IPv6 is not forwarded, which matters once Services use it.
+
+    Raises:
+        Unusable: if the setting cannot be read.
+
+    """
     name = "net/ipv6/conf/all/forwarding"
-    if ipv6 and _read(root, name) == "0":
-        found.append(
-            f"sysctl {_dotted(name)} is 0: the answers of IPv6 endpoints are not forwarded to clients in pods or on "
-            f"other hosts; set it to 1 if this node serves them (sysctl -w {_dotted(name)}=1)"
-        )
-    return found
+    if _read(root, name) != "0":
+        return []
+    text = (
+        f"sysctl {_dotted(name)} is 0: the answers of IPv6 endpoints are not forwarded to clients in pods or on "
+        f"other hosts; set it to 1 if this node serves them (sysctl -w {_dotted(name)}=1)"
+    )
+    return [text]
 
 
 def kernel_version(root: Path = PROC_SYS) -> Version:

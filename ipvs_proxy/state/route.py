@@ -1,29 +1,37 @@
 """What a new connection from somewhere to a virtual server's address meets: the way through rules, sets and IPVS.
 
 The steps follow the rules of ``kernel.iptables_render`` in their order; what decides is what the kernel's tables hold,
-not what is desired. Rules of others, such as network policies, are not looked at. Tables may change meanwhile: they are
-copied in one step before they are gone through.
+not what is desired. Rules of others are looked at where they come before IPVS in the tables raw, mangle and nat (see
+``encounters``); network policies, which are in filter, are not. Tables may change meanwhile: they are copied in one
+step before they are gone through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
+from types import MappingProxyType
+from typing import Final
 
 from ipvs_proxy.kernel.iptables_render import Interface, RuleSettings
+from ipvs_proxy.kernel.others_rules import Effect
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import mark_key
 from ipvs_proxy.plan.node_addresses import is_confined
 from ipvs_proxy.plan.tables import Protocol, RealServerKey, SetEntry, VirtualServerKey, family_of, text_of
+from ipvs_proxy.state.encounters import meet
+
+_NO_RULES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Verdict(StrEnum):
     """What becomes of a new connection."""
 
     BALANCED = "balanced"
+    TAKEN = "taken"
     DROPPED = "dropped"
     REFUSED = "refused"
     NOT_SERVED = "not-served"
@@ -59,12 +67,16 @@ def trace(
     tables: KernelTables,
     rules: RuleSettings,
     host_addresses: Collection[bytes],
+    others: Mapping[str, str] = _NO_RULES,
 ) -> Route:
-    """Follow a new connection from a client's address (packed, of the same family) to a virtual server's."""
+    """Follow a new connection from a client's address (packed, of the same family) to a virtual server's.
+
+    ``others`` are all rules of the family as ``iptables-save`` prints them, by variant of iptables.
+    """
     walk = _Walk(client, key, tables, rules)
     walk.origin = _origin(client, tables, rules, host_addresses)
     walk.say(f"the client {text_of(client)} is {walk.origin}{_why_there(walk.origin, rules)}")
-    return walk.route()
+    return walk.taken_by(others) or walk.route()
 
 
 def _origin(client: bytes, tables: KernelTables, rules: RuleSettings, host_addresses: Collection[bytes]) -> Origin:
@@ -97,6 +109,17 @@ class _Walk:
 
     def say(self, step: str) -> None:
         self._steps.append(step)
+
+    def taken_by(self, rules: Mapping[str, str]) -> Route | None:
+        """Return the end of the way if rules of others end it before IPVS."""
+        own = self.origin is Origin.NODE
+        # The node's own connections may have the virtual server's address as their source.
+        client = None if own else self._client
+        steps, end = meet(client, self._key, own=own, tables=self._tables, rules=rules)
+        self._steps += steps
+        if end is None:
+            return None
+        return self._end(Verdict.TAKEN if end is Effect.TAKES else Verdict.DROPPED, self._key)
 
     def route(self) -> Route:
         key = self._key

@@ -10,6 +10,7 @@ from errno import EPERM
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -30,7 +31,7 @@ from ipvs_proxy.plan.tables import (
 from tests.agent.test_controller import Rig, running
 from tests.agent.test_server import get, serving
 from tests.support.fake_dataplane import FakeDataplane
-from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.objects import HTTP, endpoint, endpoint_slice, packed, real, service, virtual
 
 
 class FakeIpvs:
@@ -84,6 +85,7 @@ async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
             history=rig.history,
             open_tables=lambda: plane,  # type: ignore[arg-type,return-value]
             open_ipvs=ipvs,  # type: ignore[arg-type]
+            read_rules=lambda family: OTHERS if family is Family.IPV4 else {},
         )
         application = web.Application()
         add_state(application, view)
@@ -96,6 +98,12 @@ async def answer(url: str) -> tuple[int, Any]:
     assert content_type.startswith("application/json")
     return status, json.loads(text)
 
+
+#: A host port of 8080 on every address of the node.
+OTHERS = {
+    "nf_tables": "*nat\n:PREROUTING ACCEPT [0:0]\n"
+    "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 8080 -j DNAT --to-destination 10.244.0.9:80\nCOMMIT\n"
+}
 
 WEB = service()
 WEB_SLICE = endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.2", ready=False))
@@ -219,6 +227,18 @@ async def test_way_of_a_connection_is_told() -> None:
         "default/web",
         ["10.244.0.1:8080"],
     )
+
+
+async def test_way_ends_at_a_rule_of_others_that_takes_the_connection() -> None:
+    taken = service(ports=(msgspec.structs.replace(HTTP, port=8080),))
+    async with shown(taken, WEB_SLICE) as (url, _, _):
+        _, route = await answer(f"{url}/state/route?client=203.0.113.9&address=10.96.0.10&port=8080")
+        _, own = await answer(f"{url}/state/route?client=10.96.0.10&address=10.96.0.10&port=8080")
+    assert (route["verdict"], route["realServers"]) == ("taken", [])
+    assert route["steps"][-1].startswith(
+        "a rule of others in nat PREROUTING (nf_tables) takes it before the Service: -A"
+    )
+    assert own["verdict"] == "balanced", "its packets do not pass PREROUTING"
 
 
 @pytest.mark.parametrize(

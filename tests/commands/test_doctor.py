@@ -14,7 +14,13 @@ from ipvs_proxy.kernel.checkup import Checkup
 from ipvs_proxy.kernel.processes import Process
 from ipvs_proxy.kernel.survey import Survey
 from ipvs_proxy.kernel.sysctl import Change
+from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.tables import Protocol, VirtualServerKey
 from tests.commands.test_cli import NODE, NOW
+
+CLUSTER_IP = VirtualServerKey(bytes((10, 96, 0, 1)), Protocol.UDP, 30080)
+NODE_PORT = VirtualServerKey(bytes((192, 0, 2, 1)), Protocol.TCP, 30080)
+TABLES = KernelTables(addresses={CLUSTER_IP.address})
 
 
 def judged(survey: dict[str, Any], checkup: dict[str, Any] | None = None) -> list[Finding]:
@@ -61,12 +67,26 @@ def test_sound_node_has_only_good_findings() -> None:
         ({}, {"policies": {("IPv6", "INPUT"): "DROP"}}, "warning", "firewall", "node ports in INPUT"),
         ({}, {"firewalld": True}, "warning", "firewall", "--zone=trusted"),
         ({}, {"ahead": {"IPv6": ["-A INPUT -p tcp -j ACCEPT"]}}, "warning", "firewall", "iptables -A, not -I"),
-        ({}, {"bridge_calls_iptables": 0}, "warning", "bridge", "bridge-nf-call-iptables=1"),
+        ({}, {"bridge_calls_iptables": 0, "bridges": True}, "warning", "bridge", "bridge-nf-call-iptables=1"),
         ({}, {"conntrack_entries": 95, "conntrack_room": 100}, "problem", "conntrack", "maxPerCore"),
-        ({}, {"local_ports": (1024, 65535)}, "warning", "ports", "ip_local_reserved_ports=30000-32767"),
+        ({"served": [NODE_PORT]}, {"local_ports": (1024, 65535)}, "warning", "ports", "reserved_ports=30000-32767"),
         ({}, {"run_estimation": 0}, "warning", "IPVS", "run_estimation=1"),
         ({"kernel": "5.15", "schedulers": Counter(rr=20_000)}, {}, "warning", "IPVS", "Linux 6.2"),
-        ({}, {"connection_buckets": 4096, "conntrack_entries": 1_000_000}, "warning", "IPVS", "conn_tab_bits=20"),
+        ({}, {"connection_buckets": 4096, "connections": 1_000_000}, "warning", "IPVS", "conn_tab_bits=20"),
+        (
+            {"kernel": "7.2"},
+            {"connection_buckets": 256, "connections": 5_000, "load_factor": -4},
+            "warning",
+            "IPVS",
+            "conn_tab_bits=20",
+        ),
+        (
+            {"kernel": "7.2"},
+            {"connection_buckets": 256, "connections": 5_000, "load_factor": 6},
+            "warning",
+            "IPVS",
+            "conn_lfactor=-4",
+        ),
     ],
 )
 def test_each_trouble_is_found_with_its_remedy(
@@ -82,8 +102,14 @@ def test_each_trouble_is_found_with_its_remedy(
     [
         ({}, {"announcers": ["speaker"], "arp_ignore": 1}),
         ({}, {"policies": {("IPv4", "FORWARD"): "ACCEPT", ("IPv4", "INPUT"): "ACCEPT"}}),
-        ({}, {"local_ports": (32768, 60999)}),
-        ({}, {"bridge_calls_iptables": 1}),
+        ({"served": [NODE_PORT]}, {"local_ports": (32768, 60999)}),
+        ({"served": [NODE_PORT]}, {"local_ports": (1024, 65535), "reserved_ports": [(9, 9), (30000, 32767)]}),
+        ({}, {"local_ports": (1024, 65535)}),
+        ({"served": [CLUSTER_IP], "tables": TABLES}, {"local_ports": (1024, 65535)}),
+        ({}, {"bridge_calls_iptables": 1, "bridges": True}),
+        ({}, {"bridge_calls_iptables": 0}),
+        ({"served": [CLUSTER_IP]}, {"policies": {("IPv6", "FORWARD"): "DROP"}, "ahead": {"IPv6": ["-A INPUT"]}}),
+        ({}, {"connection_buckets": 256, "connections": 0, "conntrack_entries": 5_000, "conntrack_room": 9_999}),
         ({"kernel": "6.2", "schedulers": Counter(rr=20_000)}, {}),
         ({"kernel": "5.15", "schedulers": Counter(rr=100)}, {}),
     ],
@@ -144,3 +170,12 @@ def test_worst_comes_first_within_80_columns() -> None:
     assert lines[-1] == "1 problem, 1 warning"
     assert max(map(len, lines)) <= 80
     assert NODE.now == NOW
+
+
+def test_own_datagrams_above_the_mtu_are_a_note_where_a_service_takes_any() -> None:
+    def told(*served: VirtualServerKey, value: int | None = 0) -> list[Level]:
+        found = judged({"served": list(served)}, {"no_path_mtu": value})
+        return [finding.level for finding in found if finding.topic == "MTU"]
+
+    assert told(CLUSTER_IP) == [Level.OK], "it is so on every node"
+    assert told(NODE_PORT) == told(CLUSTER_IP, value=1) == told(CLUSTER_IP, value=None) == []

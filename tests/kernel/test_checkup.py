@@ -24,6 +24,10 @@ def test_facts_are_read_and_what_is_not_there_is_not_known(tmp_path: Path, monke
     write(
         tmp_path,
         proc__sys__net__ipv4__vs__run_estimation="1\n",
+        proc__sys__net__ipv4__ip_no_pmtu_disc="0\n",
+        proc__sys__net__ipv4__ip_local_reserved_ports="1-5,9\n",
+        proc__net__ip_vs_conn="Pro FromIP\nTCP 1\nUDP 2\n",
+        sys__class__net__cbr0__bridge__bridge_id="8000.0\n",
         proc__net__ip_vs="IP Virtual Server version 1.2.1 (size=4096)\nProt LocalAddress:Port\n",
         proc__sys__net__netfilter__nf_conntrack_count="7\n",
         proc__sys__net__netfilter__nf_conntrack_max="262144\n",
@@ -35,6 +39,10 @@ def test_facts_are_read_and_what_is_not_there_is_not_known(tmp_path: Path, monke
     assert checkup.check(None, (), root=tmp_path) == checkup.Checkup(
         run_estimation=1,
         connection_buckets=4096,
+        connections=2,
+        no_path_mtu=0,
+        bridges=True,
+        reserved_ports=[(1, 5), (9, 9)],
         conntrack_entries=7,
         conntrack_room=262144,
         arp_ignore=0,
@@ -42,6 +50,23 @@ def test_facts_are_read_and_what_is_not_there_is_not_known(tmp_path: Path, monke
         announcers=["speaker"],
         firewalld=True,
     )
+
+
+def test_kernel_that_tells_how_its_table_of_connections_is_needs_no_counting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkup, "_twice", dict)
+    status = "Conns:\t{}\nConn buckets:\t{} ({} bits, lfactor {})\nServices:\t2\n"
+    write(
+        tmp_path,
+        proc__net__ip_vs="IP Virtual Server version 1.2.1 (size=256)\n",
+        proc__net__ip_vs_status=status.format(70, 1024, 10, -4),
+        proc__sys__net__ipv4__vs__conn_lfactor="-4\n",
+    )
+    found = checkup.check(None, (), root=tmp_path)
+    assert (found.connections, found.connection_buckets, found.load_factor) == (70, 1024, -4)
+    write(tmp_path, proc__net__ip_vs_status=status.format(0, 0, 0, 0))
+    assert checkup.check(None, (), root=tmp_path).connection_buckets is None, "there is no table yet"
 
 
 @pytest.mark.parametrize(

@@ -150,3 +150,68 @@ def test_client_that_is_an_endpoint_may_meet_itself() -> None:
     }
     assert "hairpin" in way("10.244.1.2", found).steps[-1]
     assert "hairpin" not in way(POD, found).steps[-1]
+
+
+DNAT = "-A PREROUTING {}-p tcp -m tcp --dport 80 -j DNAT --to-destination 10.244.1.3:8080"
+
+
+def beside(*rules: str, table: str = "nat") -> dict[str, str]:
+    """What is saved of the variant that the node does not use."""
+    return {"legacy": f"*{table}\n:PREROUTING ACCEPT [0:0]\n" + "\n".join(rules) + "\nCOMMIT\n"}
+
+
+@pytest.mark.parametrize(
+    ("client", "others", "verdict", "step"),
+    [
+        (OUTSIDE, beside(DNAT.format("")), Verdict.TAKEN, "in nat PREROUTING (legacy) takes it before the Service: -A"),
+        (NODE, beside(DNAT.format("")), Verdict.BALANCED, ""),
+        (
+            NODE,
+            beside(DNAT.replace("PREROUTING", "OUTPUT").format("")),
+            Verdict.TAKEN,
+            "in nat OUTPUT (legacy) takes it",
+        ),
+        (POD, beside(DNAT.format("-s 10.244.9.0/24 ")), Verdict.TAKEN, "takes it before the Service: -A PREROUTING -s"),
+        (OUTSIDE, beside(DNAT.format("-s 10.244.9.0/24 ")), Verdict.BALANCED, ""),
+        (
+            OUTSIDE,
+            beside(DNAT.format("-i eth0 ")),
+            Verdict.BALANCED,
+            "takes it before the Service, if all that it asks for",
+        ),
+        (
+            OUTSIDE,
+            beside("-A PREROUTING -p tcp -j DROP", table="raw"),
+            Verdict.DROPPED,
+            "in raw PREROUTING (legacy) drops",
+        ),
+        (OUTSIDE, beside("-A PREROUTING -j CT --notrack", table="raw"), Verdict.BALANCED, "keeps conntrack off it"),
+        (
+            OUTSIDE,
+            beside("-A PREROUTING -j CONNMARK --restore-mark --nfmask 0x80", table="mangle"),
+            Verdict.BALANCED,
+            "changes the bits 0x80 of its packet mark",
+        ),
+    ],
+)
+def test_rules_of_others_that_come_first_are_told(
+    client: str, others: dict[str, str], verdict: Verdict, step: str
+) -> None:
+    found = trace(
+        packed(client),
+        VIP,
+        tables=tables(sets.CLUSTER_IP),
+        rules=RULES,
+        host_addresses={packed(NODE)},
+        others=others,
+    )
+    assert found.verdict is verdict
+    told = [text for text in found.steps if "of others" in text]
+    assert (step in told[0]) if step else not told
+    assert bool(found.real_servers) is (verdict is Verdict.BALANCED)
+
+
+def test_steps_of_rules_that_end_nothing_are_bounded() -> None:
+    others = beside(*[DNAT.format(f"-i eth{number} ") for number in range(50)], DNAT.format(""))
+    found = trace(packed(OUTSIDE), VIP, tables=tables(sets.CLUSTER_IP), rules=RULES, host_addresses=(), others=others)
+    assert (len(found.steps), found.verdict) == (7, Verdict.TAKEN)
