@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from ipvs_proxy.agent.settings_table import ANY_IPV4, KUBE_PROXY, SETTINGS, Setting
 from ipvs_proxy.agent.settings_values import GATES, Network, ServiceMetrics, refuse_control_characters
+from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.node_addresses import PRIMARY, NodePortAddresses
 
 
@@ -27,6 +28,8 @@ _NOT_SET: Final[tuple[object, ...]] = (
     {"json": {"infoBufferSize": "0"}},
     {"json": {"infoBufferSize": "0"}, "text": {"infoBufferSize": "0"}},
 )
+#: Characters of what is wrong with a value.
+_LONGEST_FAULT: Final = 400
 #: The one feature gate that means something here.
 EXTERNAL_IPS_GATE: Final = "AllowServiceExternalIPs"
 
@@ -102,7 +105,7 @@ def effective(flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -
             refuse_control_characters(raw)
             value = read(raw)
         except ValueError as error:
-            faults.append(f"{where}: {error}")
+            faults.append(f"{where}: {quote(str(error), _LONGEST_FAULT)}")
             continue
         if setting.field:
             fields[setting.path] = setting.kind.show(value)
