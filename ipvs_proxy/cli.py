@@ -12,8 +12,8 @@ from typing import Any, Final
 import click
 
 from ipvs_proxy import __version__
-from ipvs_proxy.agent.settings import SettingsError
-from ipvs_proxy.agent.settings_document import write_file
+from ipvs_proxy.agent.settings import Settings, SettingsError
+from ipvs_proxy.agent.settings_document import note_lines, write_file
 from ipvs_proxy.agent.settings_file import read_settings
 from ipvs_proxy.agent.settings_table import SETTINGS, SETTINGS_BY_GROUP, Setting
 from ipvs_proxy.agent.settings_values import SWITCH
@@ -133,6 +133,7 @@ def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_o
     try:
         settings = read_settings(given, config)
         if write_config_to is not None:
+            _tell_notes(settings)
             write_file(settings, write_config_to)
             return
     except SettingsError as error:
@@ -212,6 +213,7 @@ def plan_command(config: Path | None, output: str, **flags: Any) -> None:
         for line in str(error).splitlines():
             click.echo(f"ipvs-proxy: error: {line}", err=True)
         sys.exit(1)
+    _tell_notes(settings)
     from ipvs_proxy.commands.plan import plan  # noqa: PLC0415
 
     sys.exit(plan(settings, output))
@@ -219,6 +221,12 @@ def plan_command(config: Path | None, output: str, **flags: Any) -> None:
 
 for _command in (status, services, explain, diff, doctor, debug_bundle, completion):
     main.add_command(_command)
+
+
+def _tell_notes(settings: Settings) -> None:
+    """Say on standard error what the agent would log of its settings."""
+    for line in note_lines(settings):
+        click.echo(f"ipvs-proxy: warning: {line}", err=True)
 
 
 def _clean(**how: Any) -> int:

@@ -116,7 +116,11 @@ class Agent:
         return Controller(
             self.programmer,
             context=Context(
-                settings.node_name, settings.scheduler, families=self._host.families, compatible=settings.compatible
+                settings.node_name,
+                settings.scheduler,
+                families=self._host.families,
+                compatible=settings.compatible,
+                external_ips=settings.external_ips,
             ),
             recorder=self._reports,
             marks=Marks(settings.masquerade_bit),
@@ -197,7 +201,10 @@ class Agent:
         self._drains.deadline = settings.drain_timeout
         self._facts.node_port_cidrs = settings.node_port_addresses
         await self._controller.reconfigure(
-            scheduler=settings.scheduler, compatible=settings.compatible, min_sync_period=settings.min_sync_period
+            scheduler=settings.scheduler,
+            compatible=settings.compatible,
+            min_sync_period=settings.min_sync_period,
+            external_ips=settings.external_ips,
         )
         self._checks.readdress()
 

@@ -176,13 +176,15 @@ class Controller:
             self._take_facts()
             self._wake_up()
 
-    async def reconfigure(self, *, scheduler: str, compatible: bool, min_sync_period: float) -> None:
+    async def reconfigure(
+        self, *, scheduler: str, compatible: bool, min_sync_period: float, external_ips: bool = True
+    ) -> None:
         """Go on with other settings: every Service is planned anew, and what does not differ is not written.
 
         Raises as ``refresh_facts`` does.
         """
         self._min_sync_period = min_sync_period
-        self._context = self._context._replace(scheduler=scheduler, compatible=compatible)
+        self._context = self._context._replace(scheduler=scheduler, compatible=compatible, external_ips=external_ips)
         self._rules_outdated |= self._adapt_rules(self.cache.node)
         self._dirty |= self.cache.services.keys()
         self._wake_up()

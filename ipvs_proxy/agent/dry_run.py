@@ -122,7 +122,13 @@ async def _find_changes(settings: Settings) -> Differences:
     health = HealthTracker(host.families, sync_period=settings.sync_period)
     controller = Controller(
         programmer,
-        context=Context(settings.node_name, settings.scheduler, families=host.families, compatible=settings.compatible),
+        context=Context(
+            settings.node_name,
+            settings.scheduler,
+            families=host.families,
+            compatible=settings.compatible,
+            external_ips=settings.external_ips,
+        ),
         recorder=Reports(Metrics(host.families), health, wish=lambda *_: None, emit=None, history=History()),
         marks=Marks(settings.masquerade_bit),
         facts=NodeFacts(

@@ -14,15 +14,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import yaml
-
 from ipvs_proxy import __version__
 from ipvs_proxy.agent import settings_table
 from ipvs_proxy.agent.settings import Settings, SettingsError, effective
-from ipvs_proxy.agent.settings_file import read_text
+from ipvs_proxy.agent.settings_file import MAX_SIZE, read_text
 from ipvs_proxy.kernel.addresses import LINK
 from ipvs_proxy.kernel.processes import KUBE_PROXY, Process
 from ipvs_proxy.kernel.survey import Survey, survey
+from ipvs_proxy.kube.documents import ParseError, parse_yaml, read_file
 
 READY, ERROR, OBSTRUCTED = 0, 1, 2
 #: So many foreign virtual servers are named.
@@ -204,7 +203,7 @@ def _read(config: Path) -> tuple[str, str]:
     try:
         if str(config) == "-":
             return sys.stdin.read(), "standard input"
-        return config.read_text(encoding="utf-8"), str(config)
+        return read_file(config, MAX_SIZE).decode("utf-8-sig"), str(config)
     except OSError as error:
         raise OSError(f"--config {config}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -226,9 +225,10 @@ def _load(text: str, name: str) -> tuple[Settings, list[tuple[str, dict[str, Any
 def _unwrapped(text: str) -> str:
     """Give the configuration in the manifest of a ConfigMap; anything else as it is."""
     try:
-        manifest = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return text  # several documents, or a fault that its reader words better
+        documents = parse_yaml(text).documents
+    except ParseError:
+        return text  # a fault that its reader words better
+    manifest = documents[0] if len(documents) == 1 else None
     if not isinstance(manifest, dict) or manifest.get("kind") != "ConfigMap":
         return text
     data = manifest.get("data")

@@ -1,7 +1,8 @@
 """Follows the configuration file: what can change while the agent runs does, the rest is named.
 
 The file is looked at every second, through symbolic links, so that the swap of a ConfigMap volume is a change like any
-other. A file that cannot be used is refused with its faults, and what runs stays as it is.
+other. One that is written in place is read when it has rested for a second, as its first half may parse. A file that
+cannot be used is refused with its faults, and what runs stays as it is.
 """
 
 from __future__ import annotations
@@ -52,13 +53,16 @@ async def follow_configuration(
     ``read`` gives the settings anew or raises SettingsError; ``apply`` gets those that are to run from now on, and
     ``told`` the outcome. A change that ``apply`` fails with is tried again with the next change of the file.
     """
-    seen = _signature(path)
+    seen, moving = _signature(path), None
     while True:
         await asyncio.sleep(interval)
         found = _signature(path)
         if found == seen or found is None:
             continue
-        seen = found
+        if seen is not None and found[0] == seen[0] and found != moving:
+            moving = found
+            continue
+        seen, moving = found, None
         try:
             wanted = await asyncio.to_thread(read)
         except SettingsError as error:

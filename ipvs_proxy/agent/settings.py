@@ -13,16 +13,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from ipvs_proxy.agent.settings_table import ANY_IPV4, KUBE_PROXY, SETTINGS, Setting
-from ipvs_proxy.agent.settings_values import Network, ServiceMetrics
-from ipvs_proxy.plan.node_addresses import NodePortAddresses
+from ipvs_proxy.agent.settings_values import GATES, Network, ServiceMetrics, refuse_control_characters
+from ipvs_proxy.kube.texts import quote
+from ipvs_proxy.plan.node_addresses import PRIMARY, NodePortAddresses
 
 
 class SettingsError(Exception):
     """Settings that cannot be used: one line for each fault, with the field or flag."""
 
 
-#: What kubeadm writes for fields that nobody set.
-_NOT_SET: Final[tuple[object, ...]] = (None, "", [], {}, 0, "0s")
+#: What kubeadm writes for fields that nobody set; the last two are ``logging.options``, before 1.29 and since.
+_NOT_SET: Final[tuple[object, ...]] = (
+    *(None, "", [], {}, 0, "0s"),
+    {"json": {"infoBufferSize": "0"}},
+    {"json": {"infoBufferSize": "0"}, "text": {"infoBufferSize": "0"}},
+)
+#: Characters of what is wrong with a value.
+_LONGEST_FAULT: Final = 400
+#: The one feature gate that means something here.
+EXTERNAL_IPS_GATE: Final = "AllowServiceExternalIPs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,7 @@ class Settings:
     scheduler: str = "rr"
     sync_period: float = 30.0
     min_sync_period: float = 0.0
+    feature_gates: Mapping[str, bool] = field(default_factory=dict)
     exclude_cidrs: tuple[Network, ...] = ()
     strict_arp: bool = False
     tcp_timeout: float = 0.0
@@ -71,6 +81,11 @@ class Settings:
     #: Every setting as a file has it, by its path there; also those without effect.
     fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def external_ips(self) -> bool:
+        """Whether ``externalIPs`` of Services are served."""
+        return self.feature_gates.get(EXTERNAL_IPS_GATE, True)
+
 
 def effective(flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -> Settings:
     """Merge flags with the fields of a file, and check everything.
@@ -88,15 +103,18 @@ def effective(flags: Mapping[str, Any], file: Mapping[str, Any] | None = None) -
             ignored.append(setting.flag)
         where, read, raw = _source(setting, flags, file)
         try:
+            refuse_control_characters(raw)
             value = read(raw)
         except ValueError as error:
-            faults.append(f"{where}: {error}")
+            faults.append(f"{where}: {quote(str(error), _LONGEST_FAULT)}")
             continue
         if setting.field:
             fields[setting.path] = setting.kind.show(value)
         if not setting.without_effect:
             values[setting.name] = value
         elif value != setting.kind.read(setting.default) and (value is False or value not in _NOT_SET):
+            unused.append(where)
+        if setting.kind is GATES and value.keys() - {EXTERNAL_IPS_GATE}:
             unused.append(where)
     if file is not None:
         for name in ("healthz_port", "metrics_port"):
@@ -141,7 +159,8 @@ def _finish(values: dict[str, Any], fields: dict[str, Any], faults: list[str]) -
     faults += _local_faults(values)
     if faults:
         raise SettingsError("\n".join(faults))
-    notes = [note for note in (_note_on_mode(values.pop("mode")), _note_on_families(values)) if note is not None]
+    told = _note_on_mode(values.pop("mode")), _note_on_families(values), _note_on_localhost(values)
+    notes = [note for note in told if note is not None]
     _choose_addresses(values)
     fields |= {
         f"{KUBE_PROXY.kind}.{name}": value
@@ -176,13 +195,22 @@ def _note_on_families(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]] |
     """Say what looks forgotten: a restriction for one family where the configuration is for both."""
     cluster = {network.version for network in values["cluster_cidrs"]}
     node_ports = values["node_port_addresses"]
-    if isinstance(node_ports, str) or not node_ports or len(cluster) < 2:
+    if PRIMARY in node_ports or not node_ports or len(cluster) < 2:
         return None
     missing = cluster - {network.version for network in node_ports}
     if not missing:
         return None
     hint = f"nodePortAddresses has no CIDR of IPv{missing.pop()}: node ports of that family are served on all addresses"
     return "configuration_may_be_incomplete", {"hint": hint}
+
+
+def _note_on_localhost(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Say that IPVS cannot serve node ports on loopback addresses: answers to them are not routed."""
+    loopback = [str(one) for one in values["node_port_addresses"] if not isinstance(one, str) and one.is_loopback]
+    if isinstance(values["node_port_addresses"], str) or not loopback:
+        return None
+    reason = "IPVS cannot serve node ports on loopback addresses; connect to an address of the node instead"
+    return "node_port_addresses_not_served", {"addresses": loopback, "reason": reason}
 
 
 def _local_faults(values: Mapping[str, Any]) -> list[str]:

@@ -42,6 +42,16 @@ def write_file(settings: Settings, path: Path) -> None:
         raise SettingsError(f"--write-config-to {path}: {error.strerror}") from error
 
 
+def note_lines(settings: Settings) -> list[str]:
+    """Return what the operator should be told of the settings, a line for each note."""
+    return [f"{event.replace('_', ' ')}: {_words(fields)}" for event, fields in settings.notes]
+
+
+def _words(fields: Mapping[str, Any]) -> str:
+    told = {name: ", ".join(map(str, value)) if isinstance(value, list) else value for name, value in fields.items()}
+    return "; ".join(f"{name} {value}" for name, value in told.items() if value)
+
+
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
     """Give the paths of the settings that differ."""
     return {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}

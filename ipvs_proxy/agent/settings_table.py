@@ -25,6 +25,7 @@ from ipvs_proxy.agent.settings_values import (
     NETWORKS,
     NODE_PORT_ADDRESSES,
     NUMBER,
+    SCHEDULER,
     SERVICE_METRICS,
     SWITCH,
     TEXT,
@@ -105,7 +106,7 @@ SETTINGS_BY_GROUP: Final[Mapping[str, tuple[Setting, ...]]] = {
                 "Name of this node; without it, the host's name", outranks_file=True),
     ),
     "Balancing": (
-        Setting("scheduler", "ipvs.scheduler", "--ipvs-scheduler", TEXT, "rr",
+        Setting("scheduler", "ipvs.scheduler", "--ipvs-scheduler", SCHEDULER, "rr",
                 "Scheduler of the kernel: rr, lc, sh, wrr, wlc, mh, ...", live=True),
         Setting("sync_period", "ipvs.syncPeriod", "--ipvs-sync-period", duration_kind(duration_or(30.0)), "30s",
                 "How often the kernel is compared with what it should hold", live=True),
@@ -115,7 +116,11 @@ SETTINGS_BY_GROUP: Final[Mapping[str, tuple[Setting, ...]]] = {
                 "When a removed endpoint loses its last connections; 0s: never", outranks_file=True, live=True,
                 document=OWN),
         Setting("node_port_addresses", "nodePortAddresses", "--nodeport-addresses", NODE_PORT_ADDRESSES, "",
-                "Serve node ports only on addresses of these CIDRs, or 'primary': on the node IPs", live=True),
+                "Serve node ports only on addresses of these CIDRs; 'primary' is the node IPs, 'all' all addresses",
+                live=True),
+        Setting("feature_gates", "featureGates", "--feature-gates", GATES, "",
+                "AllowServiceExternalIPs=false: externalIPs are not served (default in Kubernetes 1.36 to 1.39: true, "
+                "from 1.40 on, as planned: false); no other gate means anything here", live=True),
         Setting("exclude_cidrs", "ipvs.excludeCIDRs", "--ipvs-exclude-cidrs", NETWORKS, "",
                 "Virtual servers with these addresses are never deleted"),
         Setting("strict_arp", "ipvs.strictARP", "--ipvs-strict-arp", SWITCH, "false",
@@ -196,7 +201,6 @@ SETTINGS_BY_GROUP: Final[Mapping[str, tuple[Setting, ...]]] = {
                 "Accepted as kube-proxy's, and always ipvs"),
     ),
     "Accepted as kube-proxy's, without effect": (
-        _accepted("featureGates", "--feature-gates", GATES, "", "there are no gates here"),
         _accepted("clientConnection.acceptContentTypes", "", TEXT, "", "the agent reads JSON"),
         _accepted("clientConnection.contentType", "--kube-api-content-type", TEXT,
                   "application/vnd.kubernetes.protobuf", "the agent reads JSON"),

@@ -12,15 +12,37 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ipvs_proxy.kernel.iptables_render import Interface, RuleSettings
+from ipvs_proxy.kube.texts import control_character, quote
 from ipvs_proxy.plan.durations import duration, duration_text
 from ipvs_proxy.plan.node_addresses import PRIMARY, NodePortAddresses
 
 Network = IPv4Network | IPv6Network
 
 _NETWORK: Final = re.compile(r"[0-9a-fA-F.:]+/\d{1,3}", re.ASCII)
+#: The words of ``nodePortAddresses`` that stand for CIDRs (pkg/proxy/apis/config of Kubernetes 1.37).
+_WORDS: Final = {"all": ["0.0.0.0/0", "::/0"], "localhost": ["127.0.0.0/8", "::1/128"]}
+#: Schedulers by the names that people know them by, and the kernel does not.
+_SCHEDULERS: Final = {
+    "roundrobin": "rr",
+    "weightedroundrobin": "wrr",
+    "leastconnection": "lc",
+    "leastconnections": "lc",
+    "leastconn": "lc",
+    "weightedleastconnection": "wlc",
+    "weightedleastconnections": "wlc",
+    "sourcehash": "sh",
+    "sourcehashing": "sh",
+    "destinationhashing": "dh",
+    "maglevhashing": "mh",
+    "maglev": "mh",
+    "shortestexpecteddelay": "sed",
+    "neverqueue": "nq",
+}
+#: Bytes of a scheduler's name (``IP_VS_SCHEDNAME_MAXLEN`` of linux/ip_vs.h, with the NUL).
+_LONGEST_SCHEDULER: Final = 15
 _TYPES: Final = {
     dict: "a mapping",
     list: "a list",
@@ -48,6 +70,7 @@ class Kind:
 
     def read_from_file(self, value: Any) -> Any:
         """Read what a file holds. Raises ValueError if it has another type, as kube-proxy's decoder does."""
+        refuse_control_characters(value)
         if self.in_file is not object and type(value) is not self.in_file:
             raise ValueError(f"is {type_of(value)}, wanted {_TYPES[self.in_file]}")
         if isinstance(value, list):
@@ -55,6 +78,22 @@ class Kind:
                 if type(element) is not str:
                     raise ValueError(f"element {index} is {type_of(element)}, wanted text")
         return self.read(value)
+
+
+def refuse_control_characters(value: Any) -> None:
+    """Look through a value. Raises ValueError if a text of it has a control character.
+
+    A NUL ends a name for iptables and the kernel, which then means more than was written; a line end begins a rule.
+    """
+    if isinstance(value, str):
+        if found := control_character(value):
+            raise ValueError(f"has the control character {found}, which no setting may have")
+    elif isinstance(value, dict):
+        for pair in value.items():
+            refuse_control_characters(pair)
+    elif isinstance(value, list | tuple):
+        for element in value:
+            refuse_control_characters(element)
 
 
 def type_of(value: Any) -> str:
@@ -124,7 +163,11 @@ def bind_address(port: int) -> Callable[[Any], str]:
             host, number = text, str(port)
         host = host.removeprefix("[").removesuffix("]")
         if not _is_address(host):
-            raise ValueError(f"{text!r} is neither an IP address nor one with a port, as 127.0.0.1:80 and [::1]:80 are")
+            head, _, tail = text.rpartition(":")
+            meant = f": write [{head}]:{tail}" if ":" in head and _is_address(head) else ""
+            raise ValueError(
+                f"{text!r} is neither an IP address nor one with a port, as 127.0.0.1:80 and [::1]:80 are{meant}"
+            )
         if not re.fullmatch(r"[0-9]{1,5}", number) or not 1 <= int(number) <= 65535:
             raise ValueError(f"{number!r} is no port: that is a number from 1 to 65535")
         return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
@@ -164,14 +207,18 @@ def directory(value: Any) -> Path | None:
 
 
 def node_port_addresses(value: Any) -> NodePortAddresses:
-    """Read CIDRs, or ``primary`` alone."""
+    """Read CIDRs and the words ``primary``, ``all`` and ``localhost`` in any mix, as kube-proxy does from 1.37 on."""
     texts = value if isinstance(value, list | tuple) else [value]
     words = [part.strip() for text in texts for part in str(text).split(",")]
-    if PRIMARY not in words:
-        return networks(value)
-    if words != [PRIMARY]:
-        raise ValueError(f"{PRIMARY} stands alone or not at all")
-    return PRIMARY
+    if words == [PRIMARY]:
+        return PRIMARY
+    found: list[Network | Literal["primary"]] = []
+    for word in filter(None, words):
+        if word == PRIMARY:
+            found.append(PRIMARY)
+        else:
+            found += networks(_WORDS.get(word, word))
+    return tuple(dict.fromkeys(found))
 
 
 def interface(value: Any) -> str:
@@ -179,6 +226,19 @@ def interface(value: Any) -> str:
     if value:
         RuleSettings(local=Interface(value))
     return str(value)
+
+
+def scheduler(value: Any) -> str:
+    """Read the name of a scheduler as the kernel has it; whether there is one of that name, the kernel knows."""
+    text = str(value)
+    known = _SCHEDULERS.get(text.replace("-", "").replace("_", "").replace(" ", "").lower())
+    if known is None and text.lower() in _SCHEDULERS.values() and text != text.lower():
+        known = text.lower()
+    if known is not None:
+        raise ValueError(f"{text!r} is no name of a scheduler in the kernel, which calls it {known}")
+    if len(text.encode()) > _LONGEST_SCHEDULER:
+        raise ValueError(f"{quote(text)!r} is longer than the name of a scheduler")
+    return text
 
 
 def compatibility(value: Any) -> bool:
@@ -246,8 +306,9 @@ COUNT: Final = integer_kind("NUMBER", 0, 2**31 - 1)
 NUMBER: Final = Kind("NUMBER", number, object, show=lambda found: int(found) if found == int(found) else found)
 NETWORKS: Final = Kind("CIDR,...", networks, list, repeatable=True, show=_show_all)
 CLUSTER_NETWORKS: Final = Kind("CIDR[,CIDR]", cluster_networks, show=lambda found: ",".join(map(str, found)))
-NODE_PORT_ADDRESSES: Final = Kind("CIDR,...|primary", node_port_addresses, list, repeatable=True, show=_show_all)
+NODE_PORT_ADDRESSES: Final = Kind("CIDR|primary|all,...", node_port_addresses, list, repeatable=True, show=_show_all)
 INTERFACE: Final = Kind("NAME", interface)
+SCHEDULER: Final = Kind("NAME", scheduler)
 ADDRESS: Final = Kind("IP", any_address)
 DIRECTORY: Final = Kind("DIRECTORY", directory, show=lambda path: str(path or ""))
 COMPATIBILITY: Final = Kind("kube-proxy", compatibility, show=lambda compatible: "kube-proxy" if compatible else "")

@@ -48,7 +48,9 @@ def apply(limits: Limits, *, cpus: int | None = None, root: Path = PROC_SYS, has
     """Write the limits that are not as they should be; a refusal keeps none of the others."""
     outcome = Outcome([], [])
     room = largest_table(limits.max_per_core, limits.minimum, cpus or os.cpu_count() or 1)
-    if room and _set(root / "net/netfilter/nf_conntrack_max", str(room), outcome):
+    maximum = root / "net/netfilter/nf_conntrack_max"
+    # Somebody has set a larger one for a reason: as kube-proxy 1.36 does, it is never lowered.
+    if room and (_number_in(maximum) >= room or _set(maximum, str(room), outcome)):
         _grow(hash_size, room // 4, outcome)
     for name, seconds in (
         ("tcp_timeout_established", limits.tcp_established),
@@ -65,12 +67,16 @@ def apply(limits: Limits, *, cpus: int | None = None, root: Path = PROC_SYS, has
 
 def _grow(path: Path, size: int, outcome: Outcome) -> None:
     """Make the table of hashes large enough: a quarter of the connections, as the kernel recommends."""
-    try:
-        found = int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return
-    if found < size:
+    if 0 <= _number_in(path) < size:
         _set(path, str(size), outcome)
+
+
+def _number_in(path: Path) -> int:
+    """Return the number in a file, -1 if there is none."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return -1
 
 
 def _set(path: Path, wanted: str, outcome: Outcome) -> bool:

@@ -33,8 +33,8 @@ class Exposures(NamedTuple):
     health_check_port: int
 
 
-def expose(service: Service, family: Family, omissions: list[Omission]) -> Exposures:
-    """Read where a Service can be reached; what is malformed becomes an omission."""
+def expose(service: Service, family: Family, omissions: list[Omission], *, with_external_ips: bool = True) -> Exposures:
+    """Read where a Service can be reached; what is malformed or not allowed becomes an omission."""
     spec = service.spec
     where = f"service {service.metadata.namespace}/{service.metadata.name}"
     ingress = service.status.load_balancer.ingress or ()
@@ -46,8 +46,12 @@ def expose(service: Service, family: Family, omissions: list[Omission]) -> Expos
         health_check_port = spec.health_check_node_port
         if not health_check_port:
             omissions.append(Omission(where, Reason.NO_HEALTH_CHECK_PORT))
+    external_ips = spec.external_ips or ()
+    if external_ips and not with_external_ips:
+        omissions.append(Omission(f"{where} externalIPs", Reason.EXTERNAL_IPS_OFF))
+        external_ips = ()
     return Exposures(
-        external_ips=_addresses(spec.external_ips or (), family, f"{where} externalIPs", omissions),
+        external_ips=_addresses(external_ips, family, f"{where} externalIPs", omissions),
         load_balancer_ips=_addresses(
             # An ingress of mode Proxy is answered by the load balancer itself; one without address is a host name.
             [found.ip for found in ingress if found.ip and found.ip_mode in {None, "VIP"}],

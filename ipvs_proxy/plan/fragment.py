@@ -31,7 +31,8 @@ class Context(NamedTuple):
 
     All addresses are packed. ``node_port_addresses`` are those that node ports are served on, ``host_addresses`` those
     of all links but our own, ``node_ips`` the Node's own, by which source ranges allow the node itself. ``compatible``:
-    one list of endpoints for all clients, as in kube-proxy's IPVS mode.
+    one list of endpoints for all clients, as in kube-proxy's IPVS mode. ``external_ips``: whether ``externalIPs`` are
+    served (kube-proxy's feature gate ``AllowServiceExternalIPs``).
     """
 
     node_name: str
@@ -42,6 +43,7 @@ class Context(NamedTuple):
     host_addresses: frozenset[bytes] = frozenset()
     node_ips: tuple[bytes, ...] = ()
     compatible: bool = False
+    external_ips: bool = True
 
 
 class HealthCheck(NamedTuple):

@@ -21,10 +21,10 @@ Interfaces = Mapping[str, Collection[bytes]]
 
 #: The link that carries the virtual servers' addresses: what is on it belongs to Services, not to the node.
 SERVICE_LINK: Final = "kube-ipvs0"
-#: The value of ``nodePortAddresses`` that means the node IPs.
+#: The word in ``nodePortAddresses`` that means the node IPs.
 PRIMARY: Final = "primary"
-#: ``nodePortAddresses``: CIDRs (none: all addresses), or the node IPs.
-NodePortAddresses = tuple[Network, ...] | Literal["primary"]
+#: ``nodePortAddresses``: CIDRs and the word for the node IPs, in any mix (none: all addresses); the word may be alone.
+NodePortAddresses = tuple[Network | Literal["primary"], ...] | Literal["primary"]
 
 #: ``type`` of ``status.addresses``, in the order of preference (Kubernetes documentation, "Node status").
 _ADDRESS_TYPES: Final = ("InternalIP", "ExternalIP")
@@ -73,20 +73,22 @@ def node_port_addresses(
 ) -> tuple[bytes, ...]:
     """Choose the addresses of one family that node ports are served on, sorted.
 
-    These are the host addresses that one of the CIDRs contains; without a CIDR of the family, all. ``primary`` means
-    the node IP, if an interface has it. Loopback and IPv6 link-local addresses never have node ports.
+    These are the host addresses that one of the CIDRs contains, and with ``primary`` the node IP, if an interface has
+    it. Where neither says anything of the family, all. Loopback and IPv6 link-local addresses never have node ports.
 
     Better than kube-proxy on purpose: addresses of kube-ipvs0 never get node ports, where kube-proxy serves them also
     on Services' addresses that the CIDRs happen to contain; and with ``primary`` a family without node IP gets none,
     where kube-proxy falls back to all addresses.
     """
     candidates = host_addresses(interfaces, family)
-    if cidrs == PRIMARY:
-        return tuple(candidates & {ips.of(family)})
-    networks = [network for network in cidrs if network.version == _VERSIONS[family]]
-    if networks:
+    elements = (PRIMARY,) if cidrs == PRIMARY else cidrs
+    networks = [one for one in elements if not isinstance(one, str) and one.version == _VERSIONS[family]]
+    primary = ips.of(family) if PRIMARY in elements else None
+    if networks or PRIMARY in elements:
         candidates = frozenset(
-            address for address in candidates if any(ip_address(address) in network for network in networks)
+            address
+            for address in candidates
+            if address == primary or any(ip_address(address) in network for network in networks)
         )
     return tuple(sorted(candidates))
 

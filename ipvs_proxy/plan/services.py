@@ -158,7 +158,7 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
     """Add what a Service asks for in one family."""
     fragment = plan.fragment
     fragment.omissions.extend(gathered.omissions)
-    exposures = expose(service, plan.family, fragment.omissions)
+    exposures = expose(service, plan.family, fragment.omissions, with_external_ips=plan.context.external_ips)
     ready: set[bytes] = set()
     for port in service.spec.ports or ():
         where = f"service {fragment.name} port {port.name or port.port}"

@@ -37,7 +37,7 @@ class Followed:
 
 
 @asynccontextmanager
-async def following(path: Path) -> AsyncIterator[Followed]:
+async def following(path: Path, interval: float = 0.01) -> AsyncIterator[Followed]:
     followed = Followed(path)
     task = asyncio.create_task(
         follow_configuration(
@@ -46,7 +46,7 @@ async def following(path: Path) -> AsyncIterator[Followed]:
             read=lambda: read_settings({}, path),
             apply=followed.apply,
             told=followed.outcomes.put_nowait,
-            interval=0.01,
+            interval=interval,
         )
     )
     try:

@@ -143,7 +143,7 @@ def test_unknown_and_duplicate_fields_are_named_and_the_rest_counts(tmp_path: Pa
         ("a: [", HEAD, "neither YAML nor JSON"),
         ("- 1", "", "it holds no KubeProxyConfiguration"),
         ("", "", "it holds no KubeProxyConfiguration"),
-        ("mode: 2001-99-99", HEAD, "neither YAML nor JSON: month must be"),
+        ("mode: !!timestamp 2001-99-99", HEAD, "neither YAML nor JSON: .2001-99-99. is no timestamp .line 3"),
         ("mode: " + "[" * 1500, HEAD, "nested too deeply"),
         ("{" * 1500, "", "nested too deeply|neither YAML nor JSON"),
         ("---\nmode: ipvs", HEAD, "its kind is None"),
@@ -340,10 +340,7 @@ def test_node_ports_and_local_pods(flags: dict[str, object], name: str, value: o
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [
-        (
-            {"node_port_addresses": ["primary", "10.0.0.0/8"]},
-            "--nodeport-addresses: primary stands alone or not at all",
-        ),
+        ({"node_port_addresses": ["primary", "secondary"]}, "--nodeport-addresses: 'secondary' is no CIDR"),
         ({"compatible": "calico"}, "--compat: 'calico' is not kube-proxy"),
         ({"detect_local_mode": "Guess"}, "--detect-local-mode: "),
         (

@@ -69,6 +69,14 @@ def test_zero_leaves_everything(root: Path) -> None:
     assert values(root) == DEFAULTS
 
 
+def test_the_limit_of_connections_is_never_lowered(root: Path) -> None:
+    (root / f"{DIRECTORY}max").write_text("1000000\n")
+    changes, refusals = apply(Limits(32768, 131072), cpus=8, root=root, hash_size=root / "hashsize")
+    assert [(change.name, change.wanted) for change in changes] == [("hashsize", "65536")]
+    assert refusals == []
+    assert values(root)["max"] == "1000000"
+
+
 def test_large_table_of_hashes_is_left(root: Path) -> None:
     (root / "hashsize").write_text("999999\n")
     apply(Limits(32768, 131072), cpus=8, root=root, hash_size=root / "hashsize")
