@@ -32,6 +32,7 @@ from ipvs_proxy.agent.server import health_application, metrics_application, ser
 from ipvs_proxy.agent.service_health import ServiceHealth
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.agent.stale_flows import StaleFlows
+from ipvs_proxy.agent.standard_error import dropped_lines
 from ipvs_proxy.agent.state_server import add_state
 from ipvs_proxy.agent.traffic import ServiceTraffic
 from ipvs_proxy.agent.view import View
@@ -270,16 +271,16 @@ class Agent:
         watch("foreign_virtual_servers", lambda: len(self.programmer.foreign))
         self._metrics.watch_total("events_dropped", lambda: 0 if events is None else events.dropped)
         self._metrics.watch_total("kernel_writes", self.programmer.kernel_writes)
+        self._metrics.watch_total("log_lines_dropped", dropped_lines)
 
     def _real_servers(self) -> int:
         """Count them, in the thread of a scrape: nobody keeps their number while Services change."""
         return sum(len(server.real_servers) for server in list(self.programmer.actual.virtual_servers.values()))
 
 
-async def assemble(settings: Settings, host: Host, dataplane: Dataplane) -> Agent:
-    """Connect to the API, if there is one, and put the parts together."""
-    client = None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
-    return Agent(settings, host, dataplane, client)
+async def connect_to_api(settings: Settings) -> Client | None:
+    """Return a client of the API; ``None`` if the objects come from files."""
+    return None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
 
 
 def events_of(client: Client | None) -> Events | None:

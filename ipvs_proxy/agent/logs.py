@@ -2,7 +2,7 @@
 
 A node whose cluster never rests has no end of changes: of each event at info level only so many lines are written, and
 the next one that is says how many were not. Warnings and errors are all written; so is everything with the verbosity of
-debug events. Metrics count all of it in any case.
+debug events. Metrics count all of it in any case. Nothing waits for the reader of the log (``standard_error``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Final
 import structlog
 from structlog.typing import EventDict
 
+from ipvs_proxy.agent.standard_error import StandardError, install
 from ipvs_proxy.kube.events import TokenBucket
 
 #: From this verbosity on (kube-proxy's ``--v``), debug events are logged.
@@ -24,8 +25,21 @@ DEBUG_VERBOSITY = 4
 BURST: Final = 30
 RATE: Final = 0.1
 
-
+log = structlog.get_logger(__name__)
 _verbosity = 0
+
+
+def never_wait() -> None:
+    """Have nothing in this process wait for whoever reads its standard error."""
+    install(lambda lines: log.warning("log_lines_dropped", lines=lines, reason="standard error was not read"))
+
+
+def end_of_log() -> None:
+    """Let the last lines out, as far as somebody reads them."""
+    if isinstance(sys.stderr, StandardError):
+        sys.stderr.drain()
+    else:
+        sys.stderr.flush()
 
 
 def set_verbosity(verbosity: int) -> None:

@@ -21,7 +21,7 @@ import structlog
 
 from ipvs_proxy.agent.retries import RetryQueue
 from ipvs_proxy.kernel.dataplane import TABLES, Failure, table_of
-from ipvs_proxy.kernel.socket import UNKNOWN
+from ipvs_proxy.kernel.errors import UNKNOWN
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import (

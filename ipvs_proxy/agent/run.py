@@ -1,8 +1,7 @@
 """Puts the agent together and runs it until it is told to stop.
 
-The start goes from what can refuse it to what needs it: the checks of the node, the settings of the kernel, the
-scheduler, then the loops. A missing piece ends the start with one line. SIGTERM and SIGINT end the agent at once; the
-kernel stays as it is, so traffic goes on, and the next start takes over.
+A start that is refused ends with one line. SIGTERM and SIGINT end the agent at once; the kernel stays as it is, so
+traffic goes on, and the next start takes over.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from typing import Any
 import structlog
 
 from ipvs_proxy import __version__
-from ipvs_proxy.agent.assembly import assemble
-from ipvs_proxy.agent.kernel_settings import prepare_kernel
-from ipvs_proxy.agent.logs import configure
+from ipvs_proxy.agent.listener import raise_descriptor_limit
+from ipvs_proxy.agent.logs import configure, end_of_log, never_wait
 from ipvs_proxy.agent.loop_delay import LoopDelay
 from ipvs_proxy.agent.settings import Settings
-from ipvs_proxy.kernel import preflight, presence
+from ipvs_proxy.agent.start import Stopped, prepare, start
+from ipvs_proxy.kernel import presence
 from ipvs_proxy.kernel.errors import Unusable
 from ipvs_proxy.kube.client import ConnectError
 from ipvs_proxy.kube.manifests import ManifestsError
@@ -38,16 +37,21 @@ START_GC_THRESHOLD = 1_000_000
 #: Seconds that a thread that answers a scrape may keep Python from the event loop, which is five times less than usual:
 #: a change waits for it some times on its way, and waits half as long at worst.
 SWITCH_INTERVAL = 0.001
+#: Seconds after which ``--init-only`` tries no more: its caller does.
+INIT_PATIENCE = 30.0
 
 
 def initialize(settings: Settings) -> int:
     """Do only what needs more rights than the agent has later: load modules, set sysctls. Gives the exit status."""
+    never_wait()
     configure(settings.verbosity, settings.logging_format)
+
     try:
-        prepare_kernel(settings, preflight.check())
+        asyncio.run(asyncio.wait_for(prepare(settings), INIT_PATIENCE))
+    except TimeoutError:
+        return _fail(f"the kernel has been short of memory, buffers or descriptors for {INIT_PATIENCE:.0f} s")
     except Unusable as error:
-        sys.stderr.write(f"ipvs-proxy: error: {error}\n")
-        return 1
+        return _fail(str(error))
     log.info("initialized")
     return 0
 
@@ -60,16 +64,26 @@ def run(settings: Settings, *, reread: Callable[[], Settings] | None = None, con
     # A start makes a million objects that stay: looking through them for garbage again and again took a tenth of it.
     gc.set_threshold(START_GC_THRESHOLD, *gc.get_threshold()[1:])
     sys.setswitchinterval(SWITCH_INTERVAL)
+    never_wait()
     configure(settings.verbosity, settings.logging_format)
+    raise_descriptor_limit()
     try:
         loop_delay = LoopDelay()
-        asyncio.SelectorEventLoop(loop_delay).run_until_complete(_run(settings, reread, config, loop_delay))
+        loop = asyncio.SelectorEventLoop(loop_delay)
+    except OSError as error:
+        return _fail(f"the process cannot wait for events ({error.strerror}): raise its limit of open files")
+    try:
+        loop.run_until_complete(_run(settings, reread, config, loop_delay))
     except (Unusable, ConnectError, ManifestsError) as error:
-        sys.stderr.write(f"ipvs-proxy: error: {error}\n")
-        return 1
-    sys.stderr.flush()
+        return _fail(str(error))
+    end_of_log()
     # A worker thread may be in the middle of a long read: nobody needs its result, and writes are whole messages.
     os._exit(0)
+
+
+def _fail(problem: str) -> int:
+    sys.stderr.write(f"ipvs-proxy: error: {problem}\n")
+    return 1
 
 
 async def _run(
@@ -83,23 +97,18 @@ async def _run(
     for event, fields in settings.notes:
         log.warning(event, **fields)
     _protect_from_memory_pressure(settings.oom_score_adj)
-    host = preflight.check()
-    log.info("iptables", variant=host.iptables.backend, version=host.iptables.version_text, reason=host.iptables.reason)
-    for family, reason in host.unsupported.items():
-        log.warning("family_unsupported", family=family.label, reason=reason)
     # Held as long as this process lives: no cleanup meanwhile.
     announced = presence.announce()
-    if announced is None and presence.is_running():
+    if presence.count() > (announced is not None):
         log.warning("another_agent_is_running", reason="two agents on one node undo each other's work")
-    dataplane = prepare_kernel(settings, host)
-    preparing = asyncio.get_running_loop().run_in_executor(None, dataplane.prepare)
-    agent = await assemble(settings, host, dataplane)
-    await preparing
+    try:
+        agent = await start(settings, stop)
+    except Stopped:
+        log.info("stopped", seconds=round(time.monotonic() - begun, 1))
+        return
     loop_delay.observe = agent.loop_delayed
     await _run_until(stop, agent.loops(config, reread))
     agent.programmer.close()
-    if announced is not None:
-        announced.close()
     log.info("stopped", kernel_writes=agent.programmer.kernel_writes(), seconds=round(time.monotonic() - begun, 1))
 
 

@@ -7,6 +7,7 @@ cannot be written, as it belongs to the whole machine. kube-proxy refuses to sta
 from __future__ import annotations
 
 import os
+from errno import EMFILE, ENFILE
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -45,7 +46,12 @@ def largest_table(max_per_core: int, minimum: int, cpus: int) -> int:
 
 
 def apply(limits: Limits, *, cpus: int | None = None, root: Path = PROC_SYS, hash_size: Path = HASH_SIZE) -> Outcome:
-    """Write the limits that are not as they should be; a refusal keeps none of the others."""
+    """Write the limits that are not as they should be; a refusal keeps none of the others.
+
+    Raises:
+        OSError: if there are no descriptors left to look at them.
+
+    """
     outcome = Outcome([], [])
     room = largest_table(limits.max_per_core, limits.minimum, cpus or os.cpu_count() or 1)
     maximum = root / "net/netfilter/nf_conntrack_max"
@@ -87,6 +93,8 @@ def _set(path: Path, wanted: str, outcome: Outcome) -> bool:
             return True
         path.write_text(wanted, encoding="ascii")
     except OSError as error:
+        if error.errno in {EMFILE, ENFILE}:  # of this process, or of the host: not the setting's fault
+            raise
         outcome.refusals.append(f"{path} cannot be set to {wanted} ({error.strerror}): set it on the node")
         return False
     outcome.changes.append(Change(path.name, found, wanted))

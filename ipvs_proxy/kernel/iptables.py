@@ -17,7 +17,7 @@ from pathlib import Path
 from shutil import which
 from typing import Final
 
-from ipvs_proxy.kernel.errors import MissingPiece, Unusable
+from ipvs_proxy.kernel.errors import Busy, MissingPiece, Unusable, is_passing
 from ipvs_proxy.kernel.iptables_backend import World, choose_backend, look
 from ipvs_proxy.plan.tables import Family
 
@@ -39,6 +39,10 @@ _VERSION: Final = re.compile(r"v(\d+)\.(\d+)(?:\.(\d+))?(?:.*\((nf_tables|legacy
 _WAITING_RESTORE: Final = (1, 6, 2)
 #: The exit status for "try again" (``RESOURCE_PROBLEM`` of iptables' xtables.h).
 _RESOURCE_PROBLEM: Final = 4
+#: What the programs print when the kernel or they themselves are short of something.
+_SHORTAGE: Final = re.compile(
+    "[Oo]ut of memory|Cannot allocate memory|Memory allocation problem|Too many open files|No buffer space available"
+)
 
 
 class MissingNfTables(MissingPiece):
@@ -108,8 +112,9 @@ class Iptables:
         for family in Family:
             try:
                 seen += look(_run([f"{self._program(family)}-save", *options]))
-            except Unusable:
-                continue
+            except Unusable as error:
+                if is_passing(error):
+                    raise
         return seen
 
 
@@ -131,7 +136,9 @@ def choose_variant() -> Iptables:
     if not here.hint:
         try:
             other = _identify(suffix, reason="")
-        except Unusable:
+        except Unusable as error:
+            if is_passing(error):
+                raise
             return default
         there = other.look()
         if there.rules and not there.hint:
@@ -253,10 +260,12 @@ def explain(program: str, *, status: int, printed: str, text: str) -> Unusable:
             "the kernel has no nf_tables", "load the module nf_tables, or make iptables-legacy the node's default"
         )
     if status == _RESOURCE_PROBLEM and "xtables lock" in printed:
-        return Unusable(
+        return Busy(
             f"{program} waited {LOCK_WAIT} s for the xtables lock: another program is writing rules "
             "(fuser /run/xtables.lock names it)"
         )
+    if _SHORTAGE.search(printed):
+        return Busy(f"{program} failed with status {status}: {_summary(printed, text)}")
     extension = re.search(r"Extension (\S+) revision \d+ not supported", printed)
     if extension:
         return MissingPiece(

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel import ipvs_codec as codec
-from ipvs_proxy.kernel.errors import MissingPiece, Unusable
+from ipvs_proxy.kernel.errors import UNKNOWN, MissingPiece, Unusable
 from ipvs_proxy.kernel.ipvs_codec import Activity, Connections, Counters, ForeignVirtualServer, Timeouts
 from ipvs_proxy.kernel.ipvs_codec import Traffic as Balanced
 from ipvs_proxy.kernel.netlink import Request
@@ -217,6 +217,8 @@ class Ipvs:
                 continue
             if code in {ENOENT, EINVAL}:
                 raise unknown
+            if code == UNKNOWN and self._get(server.key) == server:  # it was carried out all the same
+                self.apply([VirtualServerOperation(Verb.DELETE, server)])
             if code:
                 raise OSError(code, f"probing the scheduler {name!r}: {_text_of(code)}")
             found = self._get(server.key)

@@ -14,11 +14,11 @@ from struct import pack
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.address_codec import encode_new_dummy
-from ipvs_proxy.kernel.errors import MissingPiece, Unusable
+from ipvs_proxy.kernel.errors import SHORTAGES, Busy, MissingPiece, Unusable, is_passing
 from ipvs_proxy.kernel.iptables import Iptables, choose_variant
 from ipvs_proxy.kernel.ipvs import Ipvs
 from ipvs_proxy.kernel.netlink import Request, attribute, text_attribute
-from ipvs_proxy.kernel.sets import Sets
+from ipvs_proxy.kernel.sets import Sets, describe_error
 from ipvs_proxy.kernel.socket import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
 from ipvs_proxy.plan.tables import Family
 
@@ -102,6 +102,8 @@ def require_dummy() -> None:
     request = request._replace(payload=request.payload + attribute(_LINK_ADDRESS, bytes(6)))
     with NetlinkSocket(NETLINK_ROUTE) as socket:
         (code,) = socket.execute([request])
+    if code in SHORTAGES:
+        raise Busy(f"the kernel cannot be asked for dummy links: {describe_error(code)}")
     if code == EOPNOTSUPP:
         raise MissingPiece(
             "the kernel has no dummy links", f"load the module dummy on the node (modprobe dummy), {_MODULES_PACKAGE}"
@@ -141,6 +143,7 @@ def supported_families(iptables: Iptables, *, proc: Path = PROC) -> tuple[tuple[
 
     Raises:
         MissingPiece: if there is none.
+        Unusable: if that cannot be told just now.
 
     """
     unsupported: dict[Family, str] = {}
@@ -153,6 +156,8 @@ def supported_families(iptables: Iptables, *, proc: Path = PROC) -> tuple[tuple[
             try:
                 iptables.check_nat(family)
             except Unusable as error:
+                if is_passing(error):
+                    raise
                 unsupported[family] = str(error)
     families = tuple(family for family in Family if family not in unsupported)
     if not families:

@@ -1,36 +1,55 @@
 """Whether an agent is at work on this node.
 
-An agent holds a name of the abstract namespace of Unix sockets (unix(7)) as long as it lives. Such names belong to a
-network namespace, as the tables that the agent writes do; only one process can hold one, and the kernel frees it
-with the process, however that ends. So there is no file to go stale, and an agent in another container of the node's
-network is seen as well as one on the host.
+An agent holds a raw socket (raw(7)) of a protocol and an address that nothing else uses, as long as it lives. Such
+sockets belong to a network namespace, as the tables that the agent writes do; only a process with CAP_NET_RAW there can
+open one, and the kernel closes it with the process, however that ends. So there is no file to go stale, no other user
+of the node can pretend to be an agent or keep one from being seen, and an agent in another container of the node's
+network is seen as well as one on the host: all of them are listed in ``/proc/net/raw`` (proc(5)).
 """
 
 from __future__ import annotations
 
 import socket
-from errno import EADDRINUSE
+import sys
+from pathlib import Path
 from typing import Final
 
-_NAME: Final = "\0ipvs-proxy/agent"
+#: "Use for experimentation and testing" (RFC 3692, 2.1): no program's traffic has it.
+_PROTOCOL: Final = 253
+#: Of the loopback network, so that nothing from outside the node comes to the socket.
+_ADDRESS: Final = "127.105.112.118"
+_IP_FREEBIND: Final = 15  # linux/in.h: the loopback may be down
+_SOCKETS: Final = Path("/proc/thread-self/net/raw")
 
 
 def announce() -> socket.socket | None:
-    """Hold the name until the socket is closed; ``None`` if somebody else does, or if the host forbids it."""
-    holder = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    """Say that an agent is at work until the socket is closed; ``None`` if the host forbids it."""
     try:
-        holder.bind(_NAME)
+        holder = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _PROTOCOL)
+    except OSError:
+        return None
+    try:
+        # It is not for packets.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        holder.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+        holder.bind((_ADDRESS, 0))
     except OSError:
         holder.close()
         return None
     return holder
 
 
+def count() -> int:
+    """Return how many agents are at work in the network namespace of this thread."""
+    # As the kernel writes it: the address in the order of its bytes in memory, then the protocol.
+    wanted = f"{int.from_bytes(socket.inet_aton(_ADDRESS), sys.byteorder):08X}:{_PROTOCOL:04X}"
+    try:
+        lines = _SOCKETS.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return sum(line.split()[1:2] == [wanted] for line in lines)
+
+
 def is_running() -> bool:
-    """Tell whether an agent is at work in the network namespace of this thread."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind(_NAME)
-        except OSError as error:
-            return error.errno == EADDRINUSE
-    return False
+    """Return whether an agent is at work in the network namespace of this thread."""
+    return count() > 0

@@ -6,6 +6,7 @@ All of it is read from ``/proc`` (proc(5)). In a container only its own processe
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
@@ -21,6 +22,8 @@ _LISTENING: Final = "0A"  # TCP_LISTEN of include/net/tcp_states.h
 _SOCKET: Final = re.compile(
     r"\s*\d+: [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} ([0-9A-F]{2}) \S+ \S+ \S+ +\d+ +\d+ (\d+)"
 )
+#: Of /proc/PID/status: real, effective, saved and file system user. A name in it has no line of its own.
+_UID: Final = re.compile(r"^Uid:\t\d+\t(\d+)\t", re.MULTILINE)
 
 
 class Process(NamedTuple):
@@ -49,12 +52,19 @@ def holder_of(port: int, proc: Path = PROC) -> Process | None:
 
 
 def running_kube_proxy(proc: Path = PROC) -> Process | None:
-    """Give the kube-proxy of this network namespace; ``None`` if there is none, or if it cannot be seen from here."""
+    """Give the kube-proxy of this network namespace; ``None`` if there is none, or if it cannot be seen from here.
+
+    Any user of the node may call a process so: only one that is root's (or of the user who asks) can change networks.
+    """
     with suppress(OSError):
         here = (proc / "thread-self/ns/net").readlink()
         for process in _processes(proc):
             with suppress(OSError):
-                if process.name == KUBE_PROXY and (proc / str(process.pid) / "ns/net").readlink() == here:
+                if (
+                    process.name == KUBE_PROXY
+                    and _uid(process, proc) in {0, os.geteuid()}
+                    and (proc / str(process.pid) / "ns/net").readlink() == here
+                ):
                     return process
     return None
 
@@ -76,9 +86,16 @@ def _listening(proc: Path) -> Iterator[tuple[str, int]]:
                     yield found[3], int(found[1], 16)
 
 
+def _uid(process: Process, proc: Path) -> int | None:
+    """Read whose a process is: its effective user; the owner of its directory says less (proc(5))."""
+    found = _UID.search((proc / str(process.pid) / "status").read_text(encoding="utf-8", errors="replace"))
+    return int(found[1]) if found else None
+
+
 def _processes(proc: Path) -> Iterator[Process]:
     for directory in proc.iterdir():
         if directory.name.isdigit():
             with suppress(OSError):
                 name = (directory / "comm").read_text(encoding="utf-8", errors="replace").strip()
-                yield Process(int(directory.name), name)
+                # Whoever runs it has chosen the name, and it is printed on a terminal.
+                yield Process(int(directory.name), "".join(char if char.isprintable() else "?" for char in name))

@@ -14,9 +14,9 @@ from errno import EINVAL, ENOENT, EPERM, EPROTONOSUPPORT
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel import ipset_codec as codec
-from ipvs_proxy.kernel.errors import MissingPiece, Unusable
+from ipvs_proxy.kernel.errors import UNKNOWN, MissingPiece, Unusable, is_passing
 from ipvs_proxy.kernel.netlink import Outcome
-from ipvs_proxy.kernel.socket import NETLINK_NETFILTER, UNKNOWN, NetlinkSocket, Traffic
+from ipvs_proxy.kernel.socket import NETLINK_NETFILTER, NetlinkSocket, Traffic
 from ipvs_proxy.plan.tables import SetDefinition, SetEntry, SetEntryOperation, SetType, Verb
 
 #: Members in one message: one of IPv6 takes up to 84 bytes, and a failing message comes back whole.
@@ -211,6 +211,8 @@ class Sets:
         try:
             reply = self._socket.ask(codec.encode_get_type(definition.type, definition.family, protocol=self._protocol))
         except OSError as error:
+            if is_passing(error):
+                raise
             module = "ip_set_" + definition.type.value.replace(":", "_").replace(",", "")
             raise OSError(
                 error.errno, f"the kernel has no set type {definition.type.value}: load the module {module}"

@@ -4,7 +4,8 @@ Success is silent and only failures are answered, so a batch costs one ``sendmsg
 messages it holds. The last message of a batch asks for an acknowledgement: the kernel works strictly in order, so its
 answer means that all answers have come. Where it does not come (an overflowing receive buffer, a dead socket, garbage),
 the operations of the batch are reported as UNKNOWN and the socket is replaced, so that a late answer is never taken for
-that of another request.
+that of another request. What a shortage kept from the kernel, or a question from its answer, is tried again for a
+moment.
 
 All calls block while the kernel works, a millisecond or two for a batch; one thread at a time may use a socket.
 """
@@ -13,13 +14,15 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from errno import ENOBUFS
 from struct import pack
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
+from ipvs_proxy.kernel.errors import SHORTAGES, UNKNOWN
 from ipvs_proxy.kernel.netlink import (
     ACK,
     DUMP,
@@ -36,9 +39,6 @@ from ipvs_proxy.kernel.netlink import (
     take_data,
 )
 
-#: The fate of an operation is not known: the kernel may have carried it out or not.
-UNKNOWN: Final = -1
-
 #: Messages in one batch: enough to make system calls cheap, and the kernel is busy with them for a millisecond or two.
 BATCH_MESSAGES: Final = 256
 #: Bytes in one batch, well below the send buffer.
@@ -53,6 +53,9 @@ DATAGRAM: Final = 256 * 1024
 #: Seconds without an answer. The kernel answers before ``sendmsg`` returns, so having to wait means that something is
 #: wrong.
 TIMEOUT: Final = 10
+#: Seconds between attempts while the kernel is short of something, and after which there is no further one.
+SHORTAGE_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2)
+SHORTAGE_PATIENCE: Final = 1.0
 #: A dump is taken so many times while the kernel says that its table changed meanwhile.
 DUMP_ATTEMPTS: Final = 10
 
@@ -61,6 +64,8 @@ _NETLINK_CAP_ACK: Final = 10
 _NETLINK_GET_STRICT_CHK: Final = 12
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
+
+T = TypeVar("T")
 
 NETLINK_ROUTE: Final = 0
 NETLINK_NETFILTER: Final = 12
@@ -95,7 +100,7 @@ class NetlinkSocket:
         self._sequence = 0
         self._buffer = bytearray(DATAGRAM)
         self._socket: socket.socket | None = None
-        self._open()
+        _patiently(self._open)
 
     def __enter__(self) -> Self:
         return self
@@ -137,8 +142,13 @@ class NetlinkSocket:
             MalformedMessage: if the reply is garbage, or there is none.
 
         """
-        replies: list[bytes] = []
-        self._query(request, ACK, replies.append)
+
+        def query() -> list[bytes]:
+            replies: list[bytes] = []
+            self._query(request, ACK, replies.append)
+            return replies
+
+        replies = _patiently(query)
         if not replies:
             raise MalformedMessage("the kernel confirmed a question without answering it")
         return replies[0]
@@ -151,10 +161,15 @@ class NetlinkSocket:
             MalformedMessage: if a reply is garbage.
 
         """
-        for _ in range(DUMP_ATTEMPTS):
+
+        def dump() -> list[bytes] | None:
             replies: list[bytes] = []
-            if self.stream(request, replies.append):
-                return replies
+            return replies if self.stream(request, replies.append) else None
+
+        for _ in range(DUMP_ATTEMPTS):
+            found = _patiently(dump)
+            if found is not None:
+                return found
         raise OSError(f"the kernel's table changed during each of {DUMP_ATTEMPTS} dumps")
 
     def stream(self, request: Request, take: Callable[[bytes], None]) -> bool:
@@ -241,7 +256,8 @@ class NetlinkSocket:
         return first
 
     def _transmit(self, data: bytes) -> None:
-        self._open().sendto(data, (0, 0))
+        # What could not be sent has had no effect.
+        _patiently(lambda: self._open().sendto(data, (0, 0)))
         self.traffic.system_calls += 1
         self.traffic.bytes_sent += len(data)
 
@@ -274,6 +290,19 @@ class NetlinkSocket:
         self._batch_bytes = max(4096, min(BATCH_BYTES, send_buffer // 2, receive_buffer // 4))
         self._socket = opened
         return opened
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Call once more, a few times, while the kernel is short of memory, buffers or descriptors; return the result."""
+    until = time.monotonic() + SHORTAGE_PATIENCE
+    for pause in SHORTAGE_PAUSES:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in SHORTAGES or time.monotonic() > until:
+                raise
+        time.sleep(pause)
+    return call()
 
 
 def _replies(datagram: bytes) -> Iterator[Data | Outcome | Done]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 
@@ -13,8 +14,8 @@ from ipvs_proxy.kernel.processes import Process
 
 
 @pytest.fixture(autouse=True)
-def name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence, "_NAME", f"\0ipvs-proxy/test-{os.urandom(8).hex()}")
+def address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "_ADDRESS", socket.inet_ntoa(b"\x7f" + os.urandom(3)))
     monkeypatch.setattr(preflight, "require_capabilities", lambda: None)
 
 

@@ -6,10 +6,13 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
-from ipvs_proxy.kernel.processes import Process, holder_of, running_kube_proxy
+import pytest
+
+from ipvs_proxy.kernel.processes import Process, holder_of, running, running_kube_proxy
 
 
 def test_the_holder_of_a_port_is_named() -> None:
@@ -33,6 +36,29 @@ def test_a_holder_that_cannot_be_seen_is_still_somebody(tmp_path: Path) -> None:
     assert holder_of(10256, tmp_path) == Process()
     assert str(Process()) == "a process that cannot be seen from here"
     assert holder_of(10249, tmp_path) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_process_of_another_user_is_no_kube_proxy_whatever_its_name() -> None:
+    code = (
+        "import os, ctypes, time; os.setuid(65534)\n"
+        "libc = ctypes.CDLL(None); libc.prctl(15, b'kube-proxy'); libc.prctl(4, 0)  # and not dumpable: root's /proc\n"
+        "print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            assert Path(f"/proc/{process.pid}/comm").read_text() == "kube-proxy\n"
+            assert running_kube_proxy() is None
+        finally:
+            process.kill()
+
+
+def test_a_name_that_somebody_chose_cannot_write_to_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/comm").write_text("\x1b[2Jkeepalived\n")
+    assert running(("?[2Jkeepalived",), tmp_path) == ["?[2Jkeepalived"]
 
 
 def test_a_kube_proxy_is_found_by_its_name(tmp_path: Path) -> None:

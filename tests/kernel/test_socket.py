@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from errno import EAGAIN, EEXIST, ENOBUFS, ENOENT
+from errno import EAGAIN, EEXIST, EMFILE, ENOBUFS, ENOENT, ENOMEM
 from struct import pack
 from typing import ClassVar
 
 import pytest
 
+from ipvs_proxy.kernel.errors import UNKNOWN
 from ipvs_proxy.kernel.netlink import ACK, DUMP_INTERRUPTED, MalformedMessage, Request, parse
-from ipvs_proxy.kernel.socket import BATCH_BYTES, DUMP_ATTEMPTS, NETLINK_ROUTE, UNKNOWN, NetlinkSocket, Traffic
+from ipvs_proxy.kernel.socket import BATCH_BYTES, DUMP_ATTEMPTS, NETLINK_ROUTE, NetlinkSocket, Traffic
 
 PING = Request(30, b"ping")
 
@@ -53,7 +54,8 @@ class Scripted(NetlinkSocket):
 
 
 @pytest.fixture(autouse=True)
-def closed_at_the_end() -> Iterator[None]:
+def closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("ipvs_proxy.kernel.socket.SHORTAGE_PAUSES", (0.0, 0.0))
     yield
     while Scripted.opened:
         Scripted.opened.pop().close()
@@ -105,6 +107,10 @@ def silent(sequences: list[int]) -> Iterator[bytes]:
     yield outcome(sequences[0], EEXIST)
 
 
+def dump_one(sequences: list[int]) -> Iterator[bytes]:
+    yield message(30, sequences[0], b"one1") + outcome(sequences[0])
+
+
 def garbled(sequences: list[int]) -> Iterator[bytes]:
     yield outcome(sequences[0], EEXIST)
     yield b"garbage"
@@ -134,7 +140,31 @@ def test_a_question_whose_answer_does_not_come_is_an_error(trouble, error):
     socket = Scripted(lambda sequences: trouble([sequences[0] - 1]))
     with pytest.raises(error):
         socket.ask(PING)
-    assert socket.closed == 1
+    assert socket.closed == len(socket.sent) == (1 if error is MalformedMessage else 3)
+
+
+@pytest.mark.parametrize("shortage", [ENOBUFS, EAGAIN, ENOMEM, EMFILE])
+def test_a_question_that_a_shortage_kept_from_its_answer_is_asked_again(shortage):
+    def lacking(sequences):
+        raise OSError(shortage, os.strerror(shortage))
+        yield
+
+    scripts = [lacking, lacking, dump_one, lacking, lambda sequences: dump(sequences[0])]
+
+    def script(sequences):
+        return scripts.pop(0)(sequences)
+
+    socket = Scripted(script)
+    assert socket.ask(PING) == b"one1"
+    assert socket.dump(PING) == [b"one1", b"two2"]
+
+
+def test_a_kernel_that_takes_long_over_a_shortage_is_not_asked_again(monkeypatch):
+    monkeypatch.setattr("ipvs_proxy.kernel.socket.SHORTAGE_PATIENCE", -1.0)
+    socket = Scripted(lambda sequences: silent([0]))
+    with pytest.raises(OSError):
+        socket.ask(PING)
+    assert len(socket.sent) == 1
 
 
 def test_batches_fit_the_send_buffer():

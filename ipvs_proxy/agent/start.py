@@ -1,0 +1,101 @@
+"""The steps of a start, from what can refuse it to what needs it: checks, settings of the kernel, API, tables.
+
+A missing piece ends the start with one line. Where the kernel, or this process, is only short of something (memory,
+buffers, descriptors, the lock of iptables), the step is done again, as everything is in a running agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import structlog
+
+from ipvs_proxy.agent.assembly import Agent, connect_to_api
+from ipvs_proxy.agent.kernel_settings import prepare_kernel
+from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.kernel import preflight
+from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.errors import Unusable, is_passing
+from ipvs_proxy.kernel.netlink import MalformedMessage
+from ipvs_proxy.kernel.preflight import Host
+
+log = structlog.get_logger(__name__)
+
+#: Seconds until a step is done again: at first, and at most.
+RETRY: Final = 0.5
+LONGEST_RETRY: Final = 5.0
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):  # noqa: N818  no error
+    """The agent was told to stop while it started."""
+
+
+async def start(settings: Settings, stop: asyncio.Event) -> Agent:
+    """Prepare the node and put the agent together.
+
+    Raises:
+        Unusable: for what keeps the agent from its work, in one line.
+        ConnectError: if it cannot be told how to reach the API.
+        Stopped: if ``stop`` is set while a step waits.
+
+    """
+    host, dataplane = await prepare(settings, stop)
+    preparing = asyncio.get_running_loop().run_in_executor(None, dataplane.prepare)
+
+    async def assemble() -> Agent:
+        return Agent(settings, host, dataplane, client)
+
+    client = await persist("API", lambda: connect_to_api(settings), stop)
+    agent = await persist("tables", assemble, stop)
+    await preparing
+    return agent
+
+
+async def prepare(settings: Settings, stop: asyncio.Event | None = None) -> tuple[Host, Dataplane]:
+    """Check the node and set what needs more rights than the rest. Raises as ``start`` does."""
+
+    async def check() -> Host:
+        return preflight.check()
+
+    async def open_kernel() -> Dataplane:
+        return prepare_kernel(settings, host)
+
+    host = await persist("checks", check, stop)
+    log.info("iptables", variant=host.iptables.backend, version=host.iptables.version_text, reason=host.iptables.reason)
+    for family, reason in host.unsupported.items():
+        log.warning("family_unsupported", family=family.label, reason=reason)
+    return host, await persist("kernel", open_kernel, stop)
+
+
+async def persist(what: str, step: Callable[[], Awaitable[T]], stop: asyncio.Event | None = None) -> T:
+    """Do a step until no shortage keeps it from working; return what it returns.
+
+    Raises:
+        Unusable: if it fails for another reason.
+        Stopped: if ``stop`` is set before the step can be done again.
+
+    """
+    stop = stop or asyncio.Event()
+    delay = RETRY
+    while True:
+        try:
+            return await step()
+        except Unusable as error:
+            if not is_passing(error):
+                raise
+            problem = str(error)
+        except (OSError, MalformedMessage) as error:
+            if not is_passing(error):
+                raise Unusable(f"the start fails ({what}): {error}") from error
+            problem = str(error)
+        log.warning("start_waits", step=what, error=problem, retry_in=delay)
+        try:
+            await asyncio.wait_for(stop.wait(), delay)
+        except TimeoutError:
+            delay = min(2 * delay, LONGEST_RETRY)
+        else:
+            raise Stopped
