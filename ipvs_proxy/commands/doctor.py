@@ -288,7 +288,7 @@ def _judge_connections(facts: Checkup) -> Iterator[Finding]:
     if facts.connection_buckets is None:
         return
     connections, factor = facts.connections or 0, facts.load_factor
-    text = f"the table of connections has {facts.connection_buckets:,} buckets"
+    text = f"its table has {facts.connection_buckets:,} buckets"
     if connections <= CROWDED * facts.connection_buckets:
         yield Finding(Level.OK, "IPVS", f"{text} for {several(connections, 'connection')}")
         return

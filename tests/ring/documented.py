@@ -24,6 +24,7 @@ _VARYING: Final = (
     (r"Linux \d+\.\d+", "Linux VERSION"),
     (r"iptables \d+[\d.]*", "iptables VERSION"),
     (r"[\d,]+ connections?\b", "CONNECTIONS"),
+    (r"[\d,]+ buckets\b", "BUCKETS"),
     (r"[\d,]+ of [\d,]+ entries \(\d+ %\)", "ENTRIES"),
     (r"(?m)\baddresses +\d+  \S+( and \d+ more)?$", "addresses FOUND"),
     (r"[ \t]+", " "),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 import subprocess
@@ -28,6 +29,8 @@ CLIENT = ADDRESSES["client"]["IPv4"]
 DEAD = "10.244.1.77"
 #: The addresses of a Service that is gone, and of somebody else's virtual server.
 GONE, FOREIGN = "10.96.9.9", "192.0.2.77"
+#: linux/in.h; Python knows them from 3.14 on.
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
 LEAKS = "Virtual servers and addresses that nobody wants, or that are missing"
 NEVER = ("--ipvs-sync-period", "600s")
 SOON = ("--ipvs-sync-period", "2s")
@@ -182,6 +185,25 @@ def test_local_policy(net: Topology) -> None:
     )
 
 
+@pytest.mark.usefixtures("agent")
+def test_host_port_of_somebody_else(net: Topology) -> None:
+    """As the CNI plugin portmap and Docker write it, in front of the agent's jump."""
+    taking = "-m addrtype --dst-type LOCAL -p tcp --dport 80 -j DNAT --to-destination"
+    rule = ["PREROUTING", *taking.split(), f"{ADDRESSES['pod4']['IPv4']}:8080"]
+    net.run("node", "iptables", "-w", "-t", "nat", "-I", *rule)
+    assert net.ask("client", WEB, 80)[0] == "pod4", "the trouble: another pod answers for the Service"
+    doctor = command(net, "doctor", status=2)
+    route = command(net, "explain", "--from", CLIENT, f"{WEB}:80")
+    net.run("node", "iptables", "-w", "-t", "nat", "-D", *rule)
+    net.run("node", "iptables", "-w", "-t", "nat", "-A", *rule)
+    assert net.ask("client", WEB, 80)[0] in {"pod1", "pod2"}, "appended, it takes nothing"
+    net.run("node", "iptables", "-w", "-t", "nat", "-D", *rule)
+    told(
+        "A Service is answered by somebody else's pod",
+        {"doctor": doctor, f"explain --from {CLIENT} {WEB}:80": route},
+    )
+
+
 def stuck(net: Topology) -> socket.socket:
     """Give a UDP socket whose questions go to the dead endpoint of the Service dns."""
     for _ in range(4):
@@ -231,6 +253,32 @@ def test_somebody_else_opens_the_dns_address(net: Topology) -> None:
         assert asked == {DNS: "pod1", own: "node"}, "IPVS has the DNS address, whoever listens there"
     net.run("node", "ip", "link", "delete", "nodelocaldns")
     told("NodeLocal DNS gets no question", {"doctor": doctor, f"explain {DNS}:53/UDP": owner})
+
+
+def send_large(net: Topology, place: str, *, discovery: int | None = None) -> str:
+    """Send two fragments' worth to the Service dns twice; say who answers the second one, or the error's name."""
+    with net.connect(place, DNS, 53, "UDP", timeout=2.0) as client:
+        if discovery is not None:
+            client.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, discovery)
+        try:
+            for _ in range(2):
+                client.send(bytes(3_000))
+                answer = client.recv(256)
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+        return answer.decode().split()[0]
+
+
+@pytest.mark.usefixtures("agent")
+def test_large_datagrams_of_the_node(net: Topology) -> None:
+    with sysctl(net, ipv4__vs__pmtu_disc="0"):
+        assert send_large(net, "node") == "EMSGSIZE", "the trouble, and this setting is only for tunnels"
+    assert send_large(net, "pod2") == "pod1", "pods do not have it"
+    assert send_large(net, "node", discovery=IP_PMTUDISC_DONT) == "pod1"
+    net.run("node", "ip", "route", "flush", "cache")
+    with sysctl(net, ipv4__ip_no_pmtu_disc="1"):
+        assert send_large(net, "node") == "pod1"
+    told("A program of the node cannot send large datagrams to a Service", {"doctor": command(net, "doctor")})
 
 
 @pytest.mark.usefixtures("agent")
