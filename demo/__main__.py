@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.ring.agent import eventually, running_agent
+from tests.ring.agent import PROGRAM, eventually, running_agent
 from tests.ring.topology import ADDRESSES, Topology, exchange, servers, topology
 from tests.ring.witness import weights
 
@@ -29,7 +29,7 @@ def main() -> None:
         shutil.copytree(MANIFESTS, directory)
         say("A client, a node and three pods; ipvs-proxy starts on the node with --manifests:")
         print("  " + ", ".join(file.name for file in sorted(directory.glob("*.yaml"))))
-        with running_agent(net, directory) as agent:
+        with running_agent(net, directory, program=PROGRAM) as agent:
             started = agent.named("started")[0]
             print(f"  {started['services']} Service, {started['operations']} operations, {started['seconds']} s")
             show_balance(net, set(PODS))

@@ -19,6 +19,9 @@ from tests.ring.topology import CLUSTER_CIDR, Topology
 #: How long anything may take, in seconds; an emulated machine needs half a minute to import the agent.
 PATIENCE = 120.0
 PROGRAM = (sys.executable, "-m", "ipvs_proxy")
+ATTENTIVE = (sys.executable, "-m", "tests.ring.attentive")
+#: The shortest and the longest time between two looks at a condition, in seconds.
+SOONEST, LATEST = 0.01, 0.1
 
 
 class Agent:
@@ -28,6 +31,8 @@ class Agent:
         self.events: list[dict[str, Any]] = []
         self.printed: list[str] = []
         self._process = process
+        self._told = threading.Condition()
+        self._ended = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -37,7 +42,8 @@ class Agent:
 
     def wait_for(self, name: str, count: int = 1) -> dict[str, Any]:
         """Wait for the ``count``-th event of a name and give it."""
-        eventually(lambda: len(self.named(name)) >= count or self._process.poll() is not None)
+        with self._told:
+            self._told.wait_for(lambda: len(self.named(name)) >= count or self._ended, PATIENCE)
         found = self.named(name)
         assert len(found) >= count, f"no {name!r} (exit status {self._process.poll()}):\n" + "".join(self.printed[-30:])
         return found[count - 1]
@@ -67,12 +73,17 @@ class Agent:
         for line in self._process.stderr:
             self.printed.append(line)
             if line.startswith("{"):
-                self.events.append(json.loads(line))
+                with self._told:
+                    self.events.append(json.loads(line))
+                    self._told.notify_all()
+        with self._told:
+            self._ended = True
+            self._told.notify_all()
 
 
 @contextmanager
 def running_agent(
-    net: Topology, manifests: Path, *flags: str, prefix: Sequence[str] = (), program: Sequence[str] = PROGRAM
+    net: Topology, manifests: Path, *flags: str, prefix: Sequence[str] = (), program: Sequence[str] = ATTENTIVE
 ) -> Iterator[Agent]:
     """Start an agent on the node, wait until it has programmed everything, and kill it at the end if it still runs.
 
@@ -81,7 +92,7 @@ def running_agent(
     command = [
         *prefix,
         *(*program, "--manifests", str(manifests), "--hostname-override", "node"),
-        *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", *flags),
+        *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", "--ipvs-min-sync-period", "0s", *flags),
     ]
     with net.inside("node"):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -104,14 +115,20 @@ def command(net: Topology, *arguments: str, status: int = 0) -> str:
 
 
 def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
-    """Wait until a condition holds; one that raises AssertionError or OSError does not hold yet."""
+    """Wait until a condition holds; one that raises AssertionError or OSError does not hold yet.
+
+    Between two looks it rests as long as a look takes: half of a processor is left to what is waited for, whether a look
+    is a comparison or some processes.
+    """
     deadline = time.monotonic() + patience
     while True:
+        begun = time.monotonic()
         try:
             if condition():
                 return
             problem = "it did not hold"
         except (AssertionError, OSError) as error:
             problem = repr(error)
-        assert time.monotonic() < deadline, f"after {patience:.0f} s: {problem}"
-        time.sleep(0.1)
+        now = time.monotonic()
+        assert now < deadline, f"after {patience:.0f} s: {problem}"
+        time.sleep(min(max(SOONEST, now - begun), LATEST))

@@ -11,6 +11,7 @@ import pytest
 from tests.ring import manifests
 from tests.ring.agent import Agent, eventually, running_agent
 from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
+from tests.ring.silence import silence
 from tests.ring.topology import ADDRESSES, FAMILIES, Topology, exchange, servers, topology
 from tests.ring.witness import addresses, weights
 
@@ -72,7 +73,7 @@ def test_connections_of_a_deleted_service_go_on_and_new_ones_are_refused(
     eventually(lambda: served(net, vip, 0))
     assert exchange(connection)[0] == name
     with pytest.raises(OSError):
-        net.ask("client", vip, 80, timeout=0.9)
+        net.ask("client", vip, 80, timeout=silence(net))
     # The endpoint without a connection goes at once, the last one with its connection, and all else with it.
     eventually(lambda: set(weights(net, vip, 80)) == {ADDRESSES[name][family]})
     assert vip in addresses(net)

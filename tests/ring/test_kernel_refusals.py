@@ -41,7 +41,7 @@ except MissingPiece as error:
 """
     with fresh_namespace():
         done = subprocess.run(
-            ["setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all", sys.executable, "-c", program],
+            ["setpriv", "--inh-caps=-all", "--bounding-set=-all", sys.executable, "-c", program],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -19,7 +19,7 @@ from tests.ring.witness import addresses, assert_as_planned, virtual_servers, we
 
 PODS = ("pod1", "pod2", "pod3")
 VIPS = {"IPv4": "10.96.0.30", "IPv6": "fd00:10:96::30"}
-SYNC = ("--ipvs-sync-period", "2s")
+SYNC = ("--ipvs-sync-period", "300ms")
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_draining_endpoint_keeps_its_connection_and_gets_no_new_one(net: Topolog
 
 
 def test_idle_endpoint_is_removed_at_once_and_others_at_the_deadline(net: Topology, directory: Path) -> None:
-    with running_agent(net, directory, "--drain-timeout", "5s"):
+    with running_agent(net, directory, "--drain-timeout", "2s") as agent:
         busy = [net.connect("client", VIPS["IPv4"], PORTS["TCP"]) for _ in range(3)]
         assert {exchange(connection)[0] for connection in busy} == set(PODS)
         set_endpoints(directory, "pod2", "pod3")
@@ -92,7 +92,8 @@ def test_idle_endpoint_is_removed_at_once_and_others_at_the_deadline(net: Topolo
         # No connection over IPv6, and UDP has none that could end: gone. Over IPv4 there is one: drained, then cut.
         eventually(lambda: pod1["IPv6"] not in weights(net, VIPS["IPv6"], 80))
         eventually(lambda: pod1["IPv4"] not in weights(net, VIPS["IPv4"], 53, 17))
-        eventually(lambda: pod1["IPv4"] not in weights(net, VIPS["IPv4"], 80))
+        assert agent.wait_for("drained")["outcome"] == "deadline"
+        assert pod1["IPv4"] not in weights(net, VIPS["IPv4"], 80)
         for connection in busy:
             connection.close()
 

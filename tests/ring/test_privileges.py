@@ -56,7 +56,7 @@ def set_endpoints(directory: Path, *pods: str) -> None:
 def test_the_capabilities_of_the_chart_are_enough(net: Topology, directory: Path) -> None:
     net.run("node", sys.executable, "-m", "ipvs_proxy", "--manifests", str(directory), "--init-only")
     with running_agent(
-        net, directory, "--ipvs-sync-period", "2s", prefix=confined(capabilities_of_the_chart())
+        net, directory, "--ipvs-sync-period", "300ms", prefix=confined(capabilities_of_the_chart())
     ) as agent:
         assert_as_planned(net, directory)
         assert {net.ask("client", VIPS[family], PORTS["TCP"], "TCP")[0] for family in FAMILIES for _ in "1234"} == set(

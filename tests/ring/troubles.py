@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from tests.ring.silence import silence
 from tests.ring.topology import Topology
 
 #: What kube-proxy's iptables mode left in the variant that is not in use: a Service, when it had another pod.
@@ -94,7 +95,7 @@ def answers_arp(net: Topology, address: str) -> bool:
     """Tell whether the node answers a client that asks for a Service's address on their common network."""
     net.run("client", "ip", "route", "replace", f"{address}/32", "dev", "uplink")
     try:
-        return net.ask("client", address, 80, timeout=2.0)[0].startswith("pod")
+        return net.ask("client", address, 80, timeout=silence(net))[0].startswith("pod")
     except OSError:
         return False
     finally:
