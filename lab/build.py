@@ -161,7 +161,6 @@ def _keep(binary: Path, configuration: Path, home: Path, version: str) -> Path:
     new, place = home / "kept", cache() / f"{version}-{_fingerprint()}"
     new.mkdir()
     shutil.copy(binary, new / "linux")
-    _run(["strip", str(new / "linux")])
     shutil.copy(configuration, new / "config")
     (new / "linux.sha256").write_text(hashlib.sha256((new / "linux").read_bytes()).hexdigest())
     shutil.rmtree(place, ignore_errors=True)
