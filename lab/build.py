@@ -109,11 +109,7 @@ def _fetch(home: Path) -> tuple[str, Path]:
     _say(f"fetching {SOURCE} of Debian unstable (160 MB)")
     for name in ("lists/partial", "cache/archives/partial"):
         (home / name).mkdir(parents=True)
-    listed = _output(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages"]).split()
-    mirrors = [uri for uri in listed if uri.rstrip("/").endswith("/debian")]
-    if not mirrors:
-        sys.exit("kernel: apt knows no mirror of Debian (no list in /var/lib/apt/lists); try: apt-get update")
-    (home / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {mirrors[0]} sid main\n")
+    (home / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {_mirror()} sid main\n")
     (home / "apt.conf").write_text(_APT.format(home=home))
     environment = os.environ | {"APT_CONFIG": str(home / "apt.conf")}
     _run(["apt-get", "-qq", "update"], environment)
@@ -125,6 +121,18 @@ def _fetch(home: Path) -> tuple[str, Path]:
     _run(["tar", "-xJf", f"usr/src/{SOURCE}.tar.xz"], cwd=home)
     (home / "usr/src" / f"{SOURCE}.tar.xz").unlink()
     return version, home / SOURCE
+
+
+def _mirror() -> str:
+    """Return the mirror of Debian that apt uses. It tells of one only when it has its lists."""
+    for attempt in range(2):
+        listed = _output(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages"]).split()
+        mirrors = [uri for uri in listed if uri.rstrip("/").endswith("/debian")]
+        if mirrors:
+            return mirrors[0]
+        if attempt == 0:
+            _run(["apt-get", "-qq", "update"])
+    sys.exit("kernel: apt has no mirror of Debian, see /etc/apt/sources.list")
 
 
 def _compile(source: Path, log: Path) -> Path:
