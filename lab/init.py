@@ -144,5 +144,6 @@ def wait(child: subprocess.Popen[bytes]) -> int:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        # Not ignored: what it starts would inherit that.
+        signal.signal(number, lambda *_: None)
     main()

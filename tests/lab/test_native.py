@@ -39,6 +39,10 @@ def test_a_command_that_is_killed_has_a_shells_status() -> None:
     assert lab("sh", "-c", "kill -9 $$").returncode == 137
 
 
+def test_a_command_can_be_interrupted() -> None:
+    assert lab("sh", "-c", "kill -INT $$; echo went on").returncode == 130
+
+
 def test_much_output_arrives_whole() -> None:
     done = lab("seq", "500000")
     assert done.stdout == "".join(f"{number}\n" for number in range(1, 500_001)), "some lines are lost or changed"
