@@ -123,7 +123,7 @@ def guest(
         # Always pipes: the emulator opens its output anew by its path, which would empty a file.
         stdout=subprocess.PIPE if output is None else output,
         stderr=subprocess.PIPE if output is None else output,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TMPDIR": str(scratch)},
         start_new_session=True,
     )
     relays = [
