@@ -170,6 +170,26 @@ def test_primary_means_the_node_ips_that_interfaces_have(
 
 
 @pytest.mark.parametrize(
+    ("elements", "ipv4", "ipv6"),
+    [
+        (("primary", "169.254.0.0/16"), "10.0.0.2 169.254.7.7", "2001:db8::1"),
+        (("169.254.0.0/16",), "169.254.7.7", None),
+        (("primary", "127.0.0.0/8"), "10.0.0.2", "2001:db8::1"),
+        (("0.0.0.0/0", "primary"), None, "2001:db8::1"),
+        (("0.0.0.0/0", "::/0"), None, None),
+    ],
+)
+def test_words_and_cidrs_mix(elements: tuple[str, ...], ipv4: str | None, ipv6: str | None) -> None:
+    """``None``: all addresses of the family."""
+    cidrs = tuple(PRIMARY if element == PRIMARY else ip_network(element) for element in elements)
+    ips = NodeIPs(packed("10.0.0.2"), packed("2001:db8::1"))
+    for family, wanted in ((IPV4, ipv4), (IPV6, ipv6)):
+        found = node_port_addresses(interfaces(NODE), family, cidrs=cidrs, ips=ips)
+        every = node_port_addresses(interfaces(NODE), family, cidrs=(), ips=ips)
+        assert texts(found) == (texts(every) if wanted is None else wanted)
+
+
+@pytest.mark.parametrize(
     ("address", "confined"),
     [
         ("127.0.0.1", True),

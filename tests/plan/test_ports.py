@@ -346,3 +346,13 @@ def test_worked_example() -> None:
         + MARKED
         + f"IPVS-PROXY-INTERNAL 203.0.113.5,tcp:80 marked\nIPVS-PROXY-INTERNAL {NODE},tcp:30080 marked"
     )
+
+
+def test_without_the_gate_external_ips_are_left_out_and_told() -> None:
+    wanted = make(ports=EXPOSED, external_ips=["203.0.113.9"], ingress=(VIP,), type="LoadBalancer")
+    fragment = plan(wanted, LOCAL, context=HERE._replace(external_ips=False))
+    expected = plan(make(ports=EXPOSED, ingress=(VIP,), type="LoadBalancer"), LOCAL)
+    assert shown(fragment) == shown(expected)
+    assert packed("203.0.113.9") not in fragment.addresses
+    [(where, reason)] = fragment.omissions
+    assert (where.rpartition(" ")[2], reason) == ("externalIPs", Reason.EXTERNAL_IPS_OFF)
