@@ -13,7 +13,7 @@ from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.kernel import conntrack_sysctl, sysctl
 from ipvs_proxy.kernel.addresses import Addresses
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.ipvs import Ipvs, Timeouts
+from ipvs_proxy.kernel.ipvs import PROBE_ADDRESS, Ipvs, Timeouts
 from ipvs_proxy.kernel.leftovers import Leftovers
 from ipvs_proxy.kernel.preflight import Host
 from ipvs_proxy.kernel.rules import IptablesRules
@@ -92,8 +92,10 @@ def set_kernel(settings: Settings, ipvs: Ipvs) -> None:
         log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
     for refusal in refusals:
         log.info("sysctl_not_set", text=refusal)
-    in_use = ipvs.read_virtual_servers().virtual_servers.values()
-    if not any(server.scheduler == settings.scheduler for server in in_use):
+    in_use = ipvs.read_virtual_servers().virtual_servers
+    # A probe that broke off says nothing, and goes with the next one.
+    is_probed = any(key.address == PROBE_ADDRESS for key in in_use)
+    if is_probed or not any(server.scheduler == settings.scheduler for server in in_use.values()):
         ipvs.probe_scheduler(settings.scheduler)
     timeouts = Timeouts(int(settings.tcp_timeout), int(settings.tcp_fin_timeout), int(settings.udp_timeout))
     if any(timeouts):

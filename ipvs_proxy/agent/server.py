@@ -15,7 +15,7 @@ from ipvs_proxy.agent.access import Handler, Middleware, guard
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.listener import Doorkeeper, Listener
 from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.readers import read
+from ipvs_proxy.agent.readers import read_first
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.agent.settings_document import configz
 from ipvs_proxy.kernel.errors import Unusable
@@ -59,7 +59,7 @@ def metrics_application(metrics: Metrics, *, settings: Callable[[], Settings]) -
 
     async def scrape(request: web.Request) -> web.Response:
         # Rendering reads all tables' sizes and takes time: not on the event loop.
-        body, content_type = await read(metrics.render, request.headers.get("Accept", ""))
+        body, content_type = await read_first(metrics.render, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def configuration(_: web.Request) -> web.Response:

@@ -40,8 +40,9 @@ from ipvs_proxy.state.services import service_state, summarize
 
 #: Rates are read of so many Services at a time; a list of more has none.
 RATED = 256
-#: So many Services are listed unless somebody asks for more.
+#: So many Services are listed unless somebody asks for more, and at most: ``offset`` leads to the rest.
 LIMIT = 100
+LARGEST = 1_000
 #: So many foreign virtual servers, drains and refused objects are named.
 _NAMED = 100
 
@@ -80,16 +81,19 @@ class View:
         self._open_ipvs = open_ipvs
         self._read_rules = read_rules
         self._names: list[ServiceName] = []
+        self._one_look = asyncio.Lock()
 
     async def node(self, *, search: str = "", offset: int = 0, limit: int = LIMIT) -> NodeState:
         """Describe the agent and the Services whose ``namespace/name`` or address contains ``search``, by name.
+
+        There are ``LARGEST`` of them at most.
 
         Raises:
             OSError: if the kernel cannot be read.
             MalformedMessage: if its answer is garbage.
 
         """
-        return await read(self._node, search, offset, limit)
+        return await read(self._node, search, offset, min(limit, LARGEST))
 
     async def service(self, name: ServiceName) -> ServiceState | None:
         """Describe one Service; ``None`` if there is none of this name.
@@ -124,7 +128,9 @@ class View:
             MalformedMessage: if its answer is garbage.
 
         """
-        found, suspects, rules = await asyncio.to_thread(self._read)
+        # However many ask: the threads are also there for the kernel's changes.
+        async with self._one_look:
+            found, suspects, rules = await asyncio.to_thread(self._read)
         # The few that look different are compared here, on the event loop, where the tables stand still.
         operations = difference(self._programmer.desired, found, suspects)
         return Differences(len(self._controller.cache.services), [*rules, *map(change_of, operations)])

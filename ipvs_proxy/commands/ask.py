@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from http.client import HTTPConnection, HTTPException
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 
+from ipvs_proxy.state.documents import NodeState
+
 #: Where the agent's metrics server listens unless ``--metrics-bind-address`` says otherwise, as kube-proxy's.
 DEFAULT_ADDRESS: Final = "127.0.0.1:10249"
 #: Seconds until an agent that does not answer is given up.
 PATIENCE: Final = 30.0
+
+#: So many Services are asked for at a time.
+_PAGE: Final = 1_000
 
 D = TypeVar("D", bound=msgspec.Struct)
 
@@ -37,6 +43,19 @@ def ask(address: str, path: str, kind: type[D], /, **query: object) -> D:
         return msgspec.json.decode(fetch(address, path, **query), type=kind)
     except msgspec.DecodeError as error:
         raise NoAnswer(f"what answers at {address} is not an agent of this version: {error}") from error
+
+
+def ask_for_services(address: str, *, search: str = "", limit: int = sys.maxsize) -> NodeState:
+    """Ask for the agent's state with up to ``limit`` Services, page by page. Raises as ``ask`` does."""
+    state = page = ask(address, "/state", NodeState, search=search, limit=min(limit, _PAGE))
+    services = {(one.namespace, one.name): one for one in page.services}
+    asked = len(page.services)
+    while page.services and asked < min(limit, page.matching):
+        page = ask(address, "/state", NodeState, search=search, offset=asked, limit=min(limit - asked, _PAGE))
+        # One that came meanwhile moves the others on, and the last of a page may be the first of the next.
+        services |= {(one.namespace, one.name): one for one in page.services}
+        asked += len(page.services)
+    return msgspec.structs.replace(state, services=list(services.values()))
 
 
 def fetch(address: str, path: str, /, **query: object) -> bytes:

@@ -99,7 +99,7 @@ def _parts(agent: str, proc: Path) -> Iterator[tuple[str, Callable[[], str]]]:
 
 
 def _all_services(agent: str) -> NodeState:
-    return ask.ask(agent, "/state", NodeState, limit=999_999_999)
+    return ask.ask_for_services(agent)
 
 
 def _explained(agent: str) -> str:

@@ -103,7 +103,7 @@ def services(search: str, watch: bool, limit: int, agent: str, output: str) -> N
     """
     try:
         while True:
-            state = ask.ask(agent, "/state", NodeState, search=search, limit=limit)
+            state = ask.ask_for_services(agent, search=search, limit=limit)
             if output == "text":
                 text = overview.services_text(state.services) if state.services else _nothing(search)
             else:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel import ipvs_codec as codec
-from ipvs_proxy.kernel.errors import UNKNOWN, MissingPiece, Unusable
+from ipvs_proxy.kernel.errors import MissingPiece, Unusable
 from ipvs_proxy.kernel.ipvs_codec import Activity, Connections, Counters, ForeignVirtualServer, Timeouts
 from ipvs_proxy.kernel.ipvs_codec import Traffic as Balanced
 from ipvs_proxy.kernel.netlink import Request
@@ -50,7 +50,7 @@ __all__ = [
 READ_ATTEMPTS: Final = 5
 
 #: TEST-NET-2 of RFC 5737: no traffic goes there. kube-proxy probes with the same address and first port.
-_PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
+PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
 _PROBE_PORTS: Final = range(20000, 20100)
 
 _NOTHING: Final[Mapping[VirtualServerKey, VirtualServer]] = MappingProxyType({})
@@ -201,6 +201,8 @@ class Ipvs:
     def probe_scheduler(self, name: str) -> None:
         """Make sure that the kernel has a scheduler, by means of a virtual server that no traffic reaches.
 
+        One like it is what an attempt left that broke off, and goes with this one.
+
         Raises:
             MissingPiece: if the kernel does not have it.
             Unusable: if there is no place for the probe.
@@ -211,15 +213,13 @@ class Ipvs:
             f"the kernel has no scheduler {name!r}", f"load the module ip_vs_{name} or choose another scheduler"
         )
         for port in _PROBE_PORTS:
-            server = VirtualServer(VirtualServerKey(_PROBE_ADDRESS, Protocol.TCP, port), name)
+            server = VirtualServer(VirtualServerKey(PROBE_ADDRESS, Protocol.TCP, port), name)
             (code,) = self.apply([VirtualServerOperation(Verb.ADD, server)])
-            if code == EEXIST:  # somebody's own: leave it alone
+            if code == EEXIST and self.read_one(server.key) != server:  # somebody's own: leave it alone
                 continue
             if code in {ENOENT, EINVAL}:
                 raise unknown
-            if code == UNKNOWN and self._get(server.key) == server:  # it was carried out all the same
-                self.apply([VirtualServerOperation(Verb.DELETE, server)])
-            if code:
+            if code not in {0, EEXIST}:
                 raise OSError(code, f"probing the scheduler {name!r}: {_text_of(code)}")
             found = self._get(server.key)
             self.apply([VirtualServerOperation(Verb.DELETE, server)])

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ipvs_proxy.agent.readers import read
+from ipvs_proxy.agent.readers import read, read_first
 
 
 async def test_readers_are_answered_one_after_the_other_while_the_loop_goes_on() -> None:
@@ -29,6 +29,30 @@ async def test_readers_are_answered_one_after_the_other_while_the_loop_goes_on()
         turns += 1
     assert [task.result() for task in tasks] == [(number, 1) for number in range(5)]
     assert turns >= 5
+
+
+async def test_scrape_waits_for_no_page_but_the_one_at_work() -> None:
+    begin, order = threading.Event(), []
+    first = asyncio.create_task(read(begin.wait, 5))
+    pages = [asyncio.create_task(read(order.append, f"page {number}")) for number in range(120)]
+    await asyncio.sleep(0)
+    scrape = asyncio.create_task(read_first(order.append, "scrape"))
+    await asyncio.sleep(0)
+    begin.set()
+    await asyncio.gather(first, scrape, *pages)
+    assert order == ["scrape", *(f"page {number}" for number in range(120))]
+
+
+async def test_reader_that_is_gone_is_not_answered() -> None:
+    begin, order = threading.Event(), []
+    first = asyncio.create_task(read(begin.wait, 5))
+    gone, here = (asyncio.create_task(read(order.append, name)) for name in ("gone", "here"))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    begin.set()
+    await asyncio.gather(first, here)
+    assert order == ["here"]
 
 
 async def test_fault_of_one_reader_reaches_that_one_alone() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,7 +19,8 @@ from aiohttp import web
 from ipvs_proxy.agent.history import KEPT, History
 from ipvs_proxy.agent.settings import effective
 from ipvs_proxy.agent.state_server import add_state, flagz, statusz
-from ipvs_proxy.agent.view import View
+from ipvs_proxy.agent.view import LARGEST, View
+from ipvs_proxy.commands.ask import ask_for_services
 from ipvs_proxy.kernel.ipvs import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import (
@@ -139,6 +142,20 @@ async def test_services_are_searched_and_paged(query: str, names: list[str]) -> 
     async with shown(WEB, WEB_SLICE, OTHER) as (url, _, _):
         _, state = await answer(f"{url}/state?{query}")
     assert [found["name"] for found in state["services"]] == names
+
+
+async def test_answer_has_a_bounded_number_of_services_and_the_rest_is_further_on() -> None:
+    names = [f"service-{number:04}" for number in range(LARGEST + 10)]
+    objects = [service(name, cluster_ip=f"10.96.{number // 250}.{number % 250}") for number, name in enumerate(names)]
+    async with shown(*objects) as (url, _, _):
+        _, first = await answer(f"{url}/state?limit=999999999")
+        _, rest = await answer(f"{url}/state?limit=999999999&offset={LARGEST}")
+        found = await asyncio.to_thread(ask_for_services, url.removeprefix("http://"))
+        few = await asyncio.to_thread(ask_for_services, url.removeprefix("http://"), search="service-00", limit=7)
+    assert [one["name"] for one in first["services"]] == names[:LARGEST]
+    assert [one["name"] for one in rest["services"]] == names[LARGEST:]
+    assert [one.name for one in found.services] == names
+    assert [one.name for one in few.services] == names[:7]
 
 
 async def test_kernel_is_read_only_for_what_is_shown() -> None:
@@ -315,6 +332,25 @@ async def test_differences_are_read_anew_and_drains_are_none() -> None:
         ("add", "10.96.0.10:80/TCP -> 10.244.0.1:8080 weight 1"),
         ("add", "10.96.0.11 on kube-ipvs0"),
     ]
+
+
+async def test_one_at_a_time_has_all_of_the_kernel_read() -> None:
+    async with shown(WEB, WEB_SLICE) as (url, _, ipvs):
+        at_work, most = 0, 0
+        read = ipvs.plane.read_entries
+
+        def slowly() -> object:
+            nonlocal at_work, most
+            at_work += 1
+            most = max(most, at_work)
+            time.sleep(0.01)
+            at_work -= 1
+            return read()
+
+        ipvs.plane.read_entries = slowly  # type: ignore[method-assign]
+        answers = await asyncio.gather(*(answer(f"{url}/state/differences") for _ in range(10)))
+        assert {status for status, _ in answers} == {200}
+    assert most == 1
 
 
 async def test_differences_have_what_is_left_of_a_service_that_is_gone_but_nothing_of_others() -> None:
