@@ -55,13 +55,15 @@ class Agent:
         """End the agent as a crash would."""
         self._process.kill()
         self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
 
     def _read(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self.printed.append(line)
-            if line.startswith("{"):
-                self.events.append(json.loads(line))
+        with self._process.stderr as lines:
+            for line in lines:
+                self.printed.append(line)
+                if line.startswith("{"):
+                    self.events.append(json.loads(line))
 
 
 @contextmanager
