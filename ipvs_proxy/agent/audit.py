@@ -4,8 +4,8 @@ Every ``syncPeriod`` all four places are read: rules, sets, addresses and IPVS. 
 servers, runs beside the writes and holds nothing up: what it finds different is read once more, one by one, with the
 writer's lock held, before it counts as drift; keys that were written meanwhile are left to the next round. What nobody
 wants in sets and among addresses goes last, because it tells whose a virtual server is. Between audits, rtnetlink tells
-at once of a removed address or link. A virtual server whose address is not on our link and that nobody wants is not
-ours and stays.
+at once of a removed address or link. A virtual server that nobody wants and that the other tables
+do not call ours (see ``plan.ownership``) stays.
 """
 
 from __future__ import annotations
@@ -132,18 +132,18 @@ class Audit:
             found = await asyncio.to_thread(self._read_virtual_servers)
         finally:
             programmer.written = None
-        known = programmer.actual.virtual_servers
+        known, is_ours = programmer.actual.virtual_servers, programmer.ownership()
         suspects = [
             key
             for key in found.keys() | known.keys()
             if key not in written.virtual_servers
             and not is_same(found.get(key), known.get(key))
-            and (key in known or programmer.is_ours(key))
+            and (key in known or is_ours(key))
         ]
         programmer.foreign = {
             key: server
             for key, server in found.items()
-            if key not in known and key not in written.virtual_servers and not programmer.is_ours(key)
+            if key not in known and key not in written.virtual_servers and not is_ours(key)
         }
         for start in range(0, len(suspects), CONFIRMED_AT_ONCE):
             keys = suspects[start : start + CONFIRMED_AT_ONCE]

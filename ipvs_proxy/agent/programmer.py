@@ -155,8 +155,10 @@ class Programmer:
         """Read what an earlier agent left: the starting point of the mirror. The frame has been taken over."""
         async with self._lock:
             self.foreign.clear()
-            for key, server in (await self.work(self._kernel.read_virtual_servers)).items():
-                (self.actual.virtual_servers if self.is_ours(key) else self.foreign)[key] = server
+            found = await self.work(self._kernel.read_virtual_servers)
+            is_ours = self.ownership()
+            for key, server in found.items():
+                (self.actual.virtual_servers if is_ours(key) else self.foreign)[key] = server
         log.info(
             "kernel_read",
             virtual_servers=len(self.actual.virtual_servers),
@@ -182,18 +184,20 @@ class Programmer:
         async with self._lock:
             return await self.work(self._kernel.repair_rules)
 
-    def is_ours(self, key: VirtualServerKey) -> bool:
-        """Tell whether a virtual server found in the kernel may be changed or deleted.
+    def ownership(self) -> Callable[[VirtualServerKey], bool]:
+        """Return what tells whether a virtual server found in the kernel may be changed or deleted, as things are now.
 
         It is ours if it is desired, or if the kernel's other tables say so (see ``plan.ownership``), unless
         ``excludeCIDRs`` keeps us from it.
         """
-        if key in self.desired.virtual_servers:
-            return True
-        if not ownership.is_ours(key, self.actual):
-            return False
-        address = ip_address(key.address)
-        return not any(address in network for network in self._exclude)
+        desired, is_named, exclude = self.desired.virtual_servers, ownership.ledger(self.actual), self._exclude
+
+        def is_ours(key: VirtualServerKey) -> bool:
+            if key in desired:
+                return True
+            return is_named(key) and not any(ip_address(key.address) in network for network in exclude)
+
+        return is_ours
 
     async def program(self, touched: Touched) -> list[Operation]:
         """Bring the touched objects to what is desired; give the operations that succeeded."""

@@ -149,20 +149,20 @@ class View:
             tables.close()
         desired = self._programmer.desired
         wanted = desired.virtual_servers.copy()
+        is_ours = self._ownership(found)
         differing = {
             key
             for key in wanted.keys() | found.virtual_servers.keys()
-            if not is_same(wanted.get(key), found.virtual_servers.get(key))
-            and (key in wanted or self._is_ours(key, found))
+            if not is_same(wanted.get(key), found.virtual_servers.get(key)) and (key in wanted or is_ours(key))
         }
         entries = {(name, entry) for name, members in found.entries.items() for entry in members}
         suspects = Touched(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
         return found, suspects, rules
 
-    def _is_ours(self, key: VirtualServerKey, found: KernelTables) -> bool:
-        """Tell whether the next audit will call a virtual server ours: it reads the other tables first, too."""
-        excluded = any(ip_address(key.address) in network for network in self.settings().exclude_cidrs)
-        return ownership.is_ours(key, found) and not excluded
+    def _ownership(self, found: KernelTables) -> Callable[[VirtualServerKey], bool]:
+        """Return what tells whether the next audit will call a virtual server ours: it reads the other tables, too."""
+        exclude, is_named = self.settings().exclude_cidrs, ownership.ledger(found)
+        return lambda key: is_named(key) and not any(ip_address(key.address) in network for network in exclude)
 
     def _route(self, client: bytes, key: VirtualServerKey) -> RouteState:
         found = trace(

@@ -21,7 +21,8 @@ from typing import Final, NamedTuple
 from ipvs_proxy.kernel.addresses import LINK, Addresses
 from ipvs_proxy.kernel.errors import MissingPiece
 from ipvs_proxy.kernel.iptables import Iptables, MissingNfTables, installed_variants
-from ipvs_proxy.kernel.iptables_removal import Choice, is_ours, is_ours_beside_iptables_mode, removal
+from ipvs_proxy.kernel.iptables_removal import Choice, is_ours_beside_iptables_mode, removal
+from ipvs_proxy.kernel.iptables_removal import is_ours as is_our_chain
 from ipvs_proxy.kernel.ipvs import READ_ATTEMPTS, Ipvs
 from ipvs_proxy.kernel.leftovers import chains_of, delete_table, has_table, is_of_iptables_mode
 from ipvs_proxy.kernel.sets import Sets, describe_error
@@ -96,13 +97,12 @@ def _remove_virtual_servers(ledger: KernelTables, exclude: Sequence[Network], re
     if not IPVS_LOADED.exists():
         return True
     deleted = 0
+    is_ours = ownership.ledger(ledger)
     failed: dict[str, str] = {}
     with closing(Ipvs()) as ipvs:
         for _ in range(READ_ATTEMPTS):
             listed = ipvs.read_virtual_servers().virtual_servers
-            ours = [
-                server for key, server in listed.items() if ownership.is_ours(key, ledger) and not _is_in(key, exclude)
-            ]
+            ours = [server for key, server in listed.items() if is_ours(key) and not _is_in(key, exclude)]
             failed = {}
             if not ours:
                 break
@@ -153,8 +153,8 @@ def _remove_rules(variant: Iptables, result: Result, *, kube_proxy: bool, write:
 def _choice(saved: str, *, kube_proxy: bool) -> Choice:
     """Choose what goes of the rules: never what belongs to a kube-proxy that was rolled back to, unless asked to."""
     if kube_proxy:
-        return lambda chain: is_ours(chain) or is_of_iptables_mode(chain)
-    return is_ours_beside_iptables_mode if chains_of(saved) else is_ours
+        return lambda chain: is_our_chain(chain) or is_of_iptables_mode(chain)
+    return is_ours_beside_iptables_mode if chains_of(saved) else is_our_chain
 
 
 def _remove_sets(sets: Sets, result: Result, *, write: bool) -> None:

@@ -133,9 +133,9 @@ def _read_ledger(found: Survey) -> KernelTables:
 
 def _read_ipvs(found: Survey, ledger: KernelTables, scheduler: str) -> None:
     with closing(Ipvs()) as ipvs:
-        table = ipvs.read_virtual_servers()
+        table, is_ours = ipvs.read_virtual_servers(), ownership.ledger(ledger)
         for key, server in table.virtual_servers.items():
-            if ownership.is_ours(key, ledger):
+            if is_ours(key):
                 found.schedulers[server.scheduler] += 1
                 found.served.append(key)
             else:

@@ -10,13 +10,13 @@ The phases of one round, and why they come in this order:
 4. What needs them: the members by which the filter chains let a port pass, so that the address never leads to a port of
    the node itself; the policy Local; the marks.
 5. The addresses, which attract connections.
-6. Removals in the opposite order: first the members that let connections pass, so that new ones are refused, then the
-   virtual servers, then the addresses, then the rest. A virtual server goes before its address and its node port's
-   member, so what a crash leaves is still known as ours.
+6. Removals in the opposite order. Where an address stays, the members that let connections pass go first, so that new
+   ones are refused, and then the virtual servers. An address that goes is off the link before its virtual servers, and
+   those go before their members, so what a crash leaves is still known as ours. The rest comes last.
 
-A virtual server that nobody wants any more drains: its real servers get weight 0, and it stays with what it needs (its
-address, and what tells that it is ours) until they are gone. New connections are refused meanwhile, because the members
-that let them pass go at once.
+A virtual server that nobody wants any more drains: its real servers get weight 0, and it stays with what it needs (see
+``leaving``) until they are gone. New connections are refused meanwhile, because the members that let them pass go at
+once.
 
 A port whose virtual server exists already, or whose address is not on our link, is let pass in phase 2: nothing is
 exposed by that, and a change of policy has its masquerading before it has remote real servers.
@@ -24,13 +24,14 @@ exposed by that, and a change of policy has its masquerading before it has remot
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.desired import DesiredTables, Touched
+from ipvs_proxy.plan.leaving import Leaving, is_external, ledger_entry, remains_of
 from ipvs_proxy.plan.tables import (
     DRAINING,
     AddressOperation,
@@ -47,7 +48,6 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
-    family_of,
 )
 
 T = TypeVar("T")
@@ -74,54 +74,7 @@ _FIREWALLED = _of(sets.LOAD_BALANCER_FW)
 _RANGES = _of(sets.LOAD_BALANCER_SOURCE_CIDR, sets.LOAD_BALANCER_SOURCE_IP)
 _ADDRESSES = _of(sets.IPVS_IPS)
 _HEALTH = _of(sets.HEALTH_CHECK_NODE_PORT)
-
-
-#: An address, or a member of a set.
-Anchor = bytes | tuple[str, SetEntry]
-
-
-class Leaving:
-    """The virtual servers that drain although nobody wants them, and what has to stay with them."""
-
-    def __init__(self) -> None:
-        self._keys: dict[VirtualServerKey, Touched] = {}
-        self._held: Counter[Anchor] = Counter()
-
-    def hold(self, key: VirtualServerKey) -> None:
-        """Have everything stay that a virtual server needs."""
-        if key not in self._keys:
-            self._keys[key] = remains = remains_of(key)
-            self._held.update(remains.addresses)
-            self._held.update(remains.entries)
-
-    def release(self, key: VirtualServerKey) -> None:
-        """Let it go: the virtual server is gone, or wanted again."""
-        remains = self._keys.pop(key, None)
-        if remains is not None:
-            anchors: set[Anchor] = {*remains.addresses, *remains.entries}
-            for anchor in anchors:
-                self._held[anchor] -= 1
-                if not self._held[anchor]:
-                    del self._held[anchor]
-
-    def holds(self, anchor: Anchor) -> bool:
-        """Tell whether an address or a member has to stay."""
-        return anchor in self._held
-
-    def __contains__(self, key: VirtualServerKey) -> bool:
-        return key in self._keys
-
-
-def remains_of(key: VirtualServerKey) -> Touched:
-    """Give what has to outlast a virtual server: its address, and what tells that it is ours (see ``ownership``)."""
-    if key.mark:
-        return Touched()
-    names = sets.names(family_of(key.address))
-    exact = SetEntry(key.address, key.protocol, key.port)
-    node_port = (names[sets.NODE_PORT_SETS[Protocol(key.protocol)]], exact)
-    if key.protocol != Protocol.SCTP:
-        node_port = (node_port[0], SetEntry(port=key.port))
-    return Touched(addresses={key.address}, entries={(names[sets.IPVS_IPS], SetEntry(key.address)), node_port})
+_LEDGER = _of(sets.LEAVING)
 
 
 @dataclass(slots=True)
@@ -186,32 +139,56 @@ def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -
     Which virtual servers are leaving is noted in ``actual``. What stayed for one that nobody wants is touched with it.
     """
     for key in list(touched.virtual_servers):
-        if key in desired.virtual_servers:
-            actual.leaving.release(key)
-            continue
-        touched.add(remains_of(key))
-        if _drains(actual.virtual_servers.get(key)):
-            actual.leaving.hold(key)
-        else:
-            actual.leaving.release(key)
+        _settle_leaving(key, desired, actual, touched)
+    for address in [address for address in touched.addresses if address not in desired.addresses]:
+        for key in actual.leaving.external_at(address) - touched.virtual_servers:
+            touched.virtual_servers.add(key)
+            _settle_leaving(key, desired, actual, touched)
     phases: defaultdict[int, list[Operation]] = defaultdict(list)
     for key in touched.virtual_servers:
         wanted = desired.virtual_servers.get(key)
         # What nobody wants is deleted, or it drains and then has operations on real servers only.
-        phase = 70 if wanted is None and key not in actual.leaving else 30
-        phases[phase] += virtual_server_difference(wanted, actual.virtual_servers.get(key), touched.only.get(key))
+        present, deleted = actual.virtual_servers.get(key), wanted is None and key not in actual.leaving
+        if deleted and present is not None:
+            phases[70].append(VirtualServerOperation(Verb.DELETE, present))
+        else:
+            phases[30] += virtual_server_difference(wanted, present, touched.only.get(key))
+    address_operations = list(_address_difference(desired, actual, touched.addresses))
+    leaving = {address for verb, address in address_operations if verb is Verb.DELETE}
+    for address_operation in address_operations:
+        phases[65 if address_operation.verb is Verb.DELETE else 50].append(address_operation)
     for entry_operation in _entry_difference(desired, actual, touched.entries):
         verb, name, entry = entry_operation
-        phase = _phase_of_deleted(name) if verb is Verb.DELETE else _phase_of_added(name, entry, desired, actual)
+        if verb is Verb.DELETE:
+            phase = _phase_of_deleted(name, stays=entry.address in actual.addresses and entry.address not in leaving)
+        else:
+            phase = _phase_of_added(name, entry, desired, actual)
         phases[phase].append(entry_operation)
-    for address_operation in _address_difference(desired, actual, touched.addresses):
-        phases[80 if address_operation.verb is Verb.DELETE else 50].append(address_operation)
     return [operation for phase in sorted(phases) for operation in phases[phase]]
+
+
+def _settle_leaving(key: VirtualServerKey, desired: DesiredTables, actual: KernelTables, touched: Touched) -> None:
+    """Note whether a touched virtual server is leaving; what stayed for it is touched with it."""
+    if key in desired.virtual_servers:
+        if key in actual.leaving:
+            touched.entries.add(ledger_entry(key))
+            actual.leaving.release(key)
+        return
+    touched.add(remains_of(key))
+    touched.entries.add(ledger_entry(key))
+    external = key in actual.leaving.external_at(key.address) or is_external(key, actual.entries)
+    goes_with_address = external and key.address in actual.addresses and key.address not in desired.addresses
+    if _drains(actual.virtual_servers.get(key)) and not goes_with_address:
+        actual.leaving.hold(key, external=external)
+    else:
+        actual.leaving.release(key)
 
 
 def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> int:
     if name in _FIREWALLED:
         return 20
+    if name in _LEDGER:
+        return 55
     if name in _DOORS:
         exposes_nothing = (
             VirtualServerKey(*entry[:3]) in actual.virtual_servers or entry.address not in desired.addresses
@@ -220,11 +197,14 @@ def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: 
     return 40 if name in _KEEPING or name in _ADDRESSES or name in _HEALTH else 10
 
 
-def _phase_of_deleted(name: str) -> int:
+def _phase_of_deleted(name: str, *, stays: bool) -> int:
+    """Return the phase of a deleted member; ``stays``: its address is on our link and stays there."""
     if name in _KEEPING:
         return 0
-    if name in _DOORS or name in _HEALTH:
+    if name in _HEALTH:
         return 60
+    if name in _DOORS:
+        return 60 if stays else 75
     return 100 if name in _RANGES else 90
 
 
@@ -352,8 +332,8 @@ def _entry_difference(
     for name, entry in keys:
         wanted, present = (name, entry) in desired.entries, entry in actual.entries.get(name, ())
         held = actual.leaving.holds((name, entry))
-        # What somebody else took away is put back as long as it guards an address.
-        if held and name in _ADDRESSES and entry.address in actual.addresses:
+        # What somebody else took away is put back as long as it guards an address, or says what is ours.
+        if held and (name in _LEDGER or (name in _ADDRESSES and entry.address in actual.addresses)):
             wanted = True
         if wanted != present and (wanted or not held):
             yield SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, name, entry)

@@ -1,30 +1,50 @@
 """Which virtual servers of the kernel are ours: the kernel itself keeps the ledger.
 
-A virtual server is ours if its address is on our link, if a member of our sets names it, or if its mark is one of ours.
-The sets are kube-proxy's, so what kube-proxy left is taken over too; and sets live exactly as long as the IPVS table,
-until the node restarts, which a file would not. What other programs balance (keepalived, say) is in none of them.
+A virtual server is ours if a member of our sets names it, if its mark is one of ours, or if its address is on our link
+and no set names that address as an external or load balancer address. Such an address may be shared with somebody else:
+kube-vip, say, balances the control plane at the address of a Service, on another port. The sets are kube-proxy's, so
+what kube-proxy left is taken over too; and sets live exactly as long as the IPVS table, until the node restarts, which
+a file would not. What other programs balance (keepalived, say) is in none of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.difference import KernelTables
-from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, VirtualServerKey, family_of
 
-_SETS_OF_ADDRESSES = (sets.CLUSTER_IP, sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
+_EXTERNAL = (sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
+_EXACT = (sets.CLUSTER_IP, *_EXTERNAL, sets.LEAVING)
 
 
-def is_ours(key: VirtualServerKey, actual: KernelTables) -> bool:
-    """Tell whether a virtual server is ours, by what else the kernel holds."""
-    if key.mark or key.address in actual.addresses:
-        return True
-    names = sets.names(family_of(key.address))
+def ledger(actual: KernelTables) -> Callable[[VirtualServerKey], bool]:
+    """Return what tells whether a virtual server is ours, by what else the kernel holds now.
 
-    def has(base: str, entry: SetEntry) -> bool:
-        return entry in actual.entries.get(names[base], ())
+    To be made anew when that has changed: which addresses are shared is found out once, when it is first asked for.
+    """
 
+    @cache
+    def shared(family: Family) -> frozenset[bytes]:
+        names = sets.names(family)
+        found = {entry.address for base in _EXTERNAL for entry in actual.entries.get(names[base], ())}
+        return frozenset(found.difference(entry.address for entry in actual.entries.get(names[sets.CLUSTER_IP], ())))
+
+    def is_ours(key: VirtualServerKey) -> bool:
+        if key.mark:
+            return True
+        family = family_of(key.address)
+        return _is_named(key, actual) or (key.address in actual.addresses and key.address not in shared(family))
+
+    return is_ours
+
+
+def _is_named(key: VirtualServerKey, actual: KernelTables) -> bool:
+    names, protocol = sets.names(family_of(key.address)), Protocol(key.protocol)
     exact = SetEntry(key.address, key.protocol, key.port)
-    if any(has(base, exact) for base in _SETS_OF_ADDRESSES):
+    if any(exact in actual.entries.get(names[base], ()) for base in _EXACT):
         return True
-    protocol = Protocol(key.protocol)
-    return has(sets.NODE_PORT_SETS[protocol], exact if protocol is Protocol.SCTP else SetEntry(port=key.port))
+    member = exact if protocol is Protocol.SCTP else SetEntry(port=key.port)
+    return member in actual.entries.get(names[sets.NODE_PORT_SETS[protocol]], ())

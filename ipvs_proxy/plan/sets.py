@@ -1,4 +1,4 @@
-"""The ipsets: kube-proxy's names, types and comments, for both families; and three of our own.
+"""The ipsets: kube-proxy's names, types and comments, for both families; and four of our own.
 
 The table is that of kube-proxy's IPVS mode, so that a node can be taken over in place and tools that look at the sets
 go on working. IPv6 names start with ``KUBE-6-`` and are cut at 31 characters, as ipset allows no more
@@ -37,6 +37,8 @@ INTERNAL: Final = "INTERNAL"
 NO_LOCAL: Final = "NO-LOCAL"
 #: Addresses and ports of Services without any endpoint.
 NO_ENDPOINT: Final = "NO-ENDPOINT"
+#: Addresses and ports that no Service wants any more while their virtual servers drain (see ``leaving``).
+LEAVING: Final = "LEAVING"
 
 #: The set of each protocol's node ports, and that of those with the policy Local.
 NODE_PORT_SETS: Final = {
@@ -97,6 +99,7 @@ _OWN_SETS: Final = (
     (INTERNAL, SetType.HASH_IP_PORT, "local policy, for clients in the cluster"),
     (NO_LOCAL, SetType.HASH_IP_PORT, "local policy without local endpoint"),
     (NO_ENDPOINT, SetType.HASH_IP_PORT, "service without endpoint"),
+    (LEAVING, SetType.HASH_IP_PORT, "deleted service that drains"),
 )
 _OWN: Final = frozenset(base for base, _, _ in _OWN_SETS)
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, remains_of, touch, unsettled, unwanted
+from ipvs_proxy.plan.difference import KernelTables, difference, touch, unsettled, unwanted
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.memory import Memory
@@ -117,13 +117,15 @@ def members_of(key: VirtualServerKey, fragment: Fragment) -> Iterable[tuple[str,
 
 
 def added(operations: list[Operation]) -> list[object]:
-    """The addresses and members that are missing, but for those that guard what is leaving."""
+    """The addresses and members that are missing, but for those that guard or name what is leaving."""
     return [
         *(one.address for one in operations if isinstance(one, AddressOperation) and one.verb is Verb.ADD),
         *(
             (one.set_name, one.entry)
             for one in operations
-            if isinstance(one, SetEntryOperation) and one.verb is Verb.ADD and "IPVS-IPS" not in one.set_name
+            if isinstance(one, SetEntryOperation)
+            and one.verb is Verb.ADD
+            and not one.set_name.endswith(("IPVS-IPS", "LEAVING"))
         ),
     ]
 
@@ -297,7 +299,7 @@ class Convergence(RuleBasedStateMachine):
             operation = VirtualServerOperation(Verb.DELETE, server)
             assert self.kernel.apply(operation) == 0
             self.mirror.record([operation])
-            self.run_round(remains_of(key))
+            self.run_round(Touched({key}))
 
     def everything_that_differs(self) -> Touched:
         """Look for it as a start does."""
@@ -325,9 +327,16 @@ class Convergence(RuleBasedStateMachine):
         for key in touched.only.keys() & self.pending.virtual_servers:
             del touched.only[key]
         before = len(self.kernel.log)
+        leaving = {key for key in self.kernel.virtual_servers if key in self.mirror.leaving}
         self.run_round(touched, from_converged=self.trusted and settled)
         for operation, _ in self.kernel.log[before:]:
             for key in touch([operation]).virtual_servers:
+                if key in leaving and key not in claimed:
+                    # It drained at an address that this Service was the last one to have.
+                    assert isinstance(operation, VirtualServerOperation)
+                    assert operation.verb is Verb.DELETE
+                    assert key.address not in self.desired.addresses
+                    continue
                 assert key in claimed, operation
                 # What another Service owns may at most have its own refused operations tried again.
                 assert not settled or name in {owned.get(key), self.desired.owners.get(key)}, operation

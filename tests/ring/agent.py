@@ -61,21 +61,17 @@ class Agent:
         """End the agent as a crash would."""
         self._process.kill()
         self._process.wait(PATIENCE)
-
-    def close(self) -> None:
-        """Let go of the log of an agent that has ended."""
         self._reader.join(PATIENCE)
-        if self._process.stderr is not None:
-            self._process.stderr.close()
 
     def _read(self) -> None:
         assert self._process.stderr is not None
-        for line in self._process.stderr:
-            self.printed.append(line)
-            if line.startswith("{"):
-                with self._told:
-                    self.events.append(json.loads(line))
-                    self._told.notify_all()
+        with self._process.stderr as lines:
+            for line in lines:
+                self.printed.append(line)
+                if line.startswith("{"):
+                    with self._told:
+                        self.events.append(json.loads(line))
+                        self._told.notify_all()
         with self._told:
             self._ended = True
             self._told.notify_all()
