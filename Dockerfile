@@ -42,7 +42,7 @@ RUN apt-get update -qq \
 COPY --from=build /opt/ipvs-proxy /opt/ipvs-proxy
 # The root file system is read-only when it runs, so all byte code is made here, and it holds whatever time a builder
 # gives to the files (the usual kind is valid only beside a source of the same time).
-RUN python3 -m compileall -q -f -j 0 --invalidation-mode unchecked-hash /usr/lib/python3* /opt/ipvs-proxy/lib
+RUN python3 -m compileall -q -f --invalidation-mode unchecked-hash /usr/lib/python3* /opt/ipvs-proxy/lib
 ENV PATH=/opt/ipvs-proxy/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1

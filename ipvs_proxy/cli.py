@@ -17,6 +17,7 @@ from ipvs_proxy.agent.settings_document import note_lines, write_file
 from ipvs_proxy.agent.settings_file import read_settings
 from ipvs_proxy.agent.settings_table import SETTINGS, SETTINGS_BY_GROUP, Setting
 from ipvs_proxy.agent.settings_values import SWITCH
+from ipvs_proxy.commands.ask import DEFAULT_ADDRESS
 from ipvs_proxy.commands.cli import completion, debug_bundle, diff, doctor, explain, services, status
 
 _EXAMPLES = """\b
@@ -28,6 +29,7 @@ Examples:
 
 _PLAN_EXAMPLES = """\b
 Examples:
+  ipvs-proxy plan
   ipvs-proxy plan --kubeconfig ~/.kube/config --cluster-cidr 10.244.0.0/16
   ipvs-proxy plan --config /var/lib/kube-proxy/config.conf -o json
   ipvs-proxy plan --manifests ./services
@@ -198,25 +200,34 @@ def check(config: Path | None, output: str) -> None:
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How the answer is written"
 )
-def plan_command(config: Path | None, output: str, **flags: Any) -> None:
+@click.option(
+    "--agent",
+    default=DEFAULT_ADDRESS,
+    show_default=True,
+    metavar="IP:PORT",
+    help="Where the metrics server of the agent listens whose configuration counts if there is none here",
+)
+def plan_command(config: Path | None, output: str, agent: str, **flags: Any) -> None:
     """Say what a start with these flags would change on this node; nothing is written.
 
-    The flags are those of "ipvs-proxy run". Objects come from the API or from --manifests. + is added, ~ changed and -
-    deleted; real servers that are not wanted get weight 0 first, so that their connections go on.
+    The flags are those of "ipvs-proxy run". Without --config and flags that a file replaces, the configuration is that
+    of the agent that runs on this node, if one does; standard error says which it was. Objects come from the API or
+    from --manifests. + is added, ~ changed and - deleted; real servers that are not wanted get weight 0 first, so that
+    their connections go on.
 
     Exit status: 0 if nothing would change, 2 if something would, 1 if that cannot be said.
     """
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    from ipvs_proxy.commands.plan import assume, plan  # noqa: PLC0415
+
     try:
-        settings = read_settings(given, config)
+        assumed = assume(given, config, agent)
     except SettingsError as error:
         for line in str(error).splitlines():
             click.echo(f"ipvs-proxy: error: {line}", err=True)
         sys.exit(1)
-    _tell_notes(settings)
-    from ipvs_proxy.commands.plan import plan  # noqa: PLC0415
-
-    sys.exit(plan(settings, output))
+    _tell_notes(assumed.settings)
+    sys.exit(plan(assumed, output))
 
 
 for _command in (status, services, explain, diff, doctor, debug_bundle, completion):

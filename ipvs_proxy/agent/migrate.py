@@ -7,11 +7,13 @@ what stands in the way, the last two with what to do. Judging is pure; what is j
 from __future__ import annotations
 
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
+from select import select
 from typing import Any, Final, NamedTuple
 
 from ipvs_proxy import __version__
@@ -26,6 +28,11 @@ from ipvs_proxy.kube.documents import ParseError, parse_yaml, read_file
 READY, ERROR, OBSTRUCTED = 0, 1, 2
 #: So many foreign virtual servers are named.
 _NAMED: Final = 5
+#: A ConfigMap has a MiB at most.
+LONGEST: Final = 4 << 20
+#: Seconds until a standard input that neither ends nor goes on is given up.
+SILENCE: Final = 30.0
+_DOTS: Final = b"\n...\n"
 _WIDTH: Final = 100
 _DEFAULTS: Final = Settings(node_name="node")
 _LEAVES: Final = "take it off this node before the agent starts there (see docs/migration.md)"
@@ -202,12 +209,38 @@ def _read(config: Path) -> tuple[str, str]:
     """Give the text of the configuration, and what to call it."""
     try:
         if str(config) == "-":
-            return sys.stdin.read(), "standard input"
+            return read_until_end(sys.stdin.fileno(), None if sys.stdin.isatty() else SILENCE), "standard input"
         return read_file(config, MAX_SIZE).decode("utf-8-sig"), str(config)
     except OSError as error:
         raise OSError(f"--config {config}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"--config {config}: it is no text in UTF-8") from error
+
+
+def read_until_end(descriptor: int, silence: float | None) -> str:
+    """Read a document up to the end of the input, or to a line of three dots (YAML 1.2, 9.1.2).
+
+    ``silence`` is how many seconds may pass in which nothing comes, ``None`` for any number: the standard input of a
+    container may never end (``stdinOnce`` of the Kubernetes API).
+
+    Raises:
+        ValueError: if nothing comes any more, if there is too much of it, or if it is no text in UTF-8.
+        OSError: if it cannot be read.
+
+    """
+    received = bytearray()
+    while select([descriptor], [], [], silence)[0]:
+        piece = os.read(descriptor, LONGEST)
+        looked_at = max(0, len(received) - len(_DOTS))
+        received += piece
+        end = received.find(_DOTS, looked_at)
+        if end >= 0 or not piece:
+            return bytes(received[: end + 1] if end >= 0 else received).decode("utf-8-sig")
+        if len(received) > LONGEST:
+            raise ValueError(f"--config -: it has more than {LONGEST:,} bytes")
+    raise ValueError(
+        f"--config -: nothing has come for {silence:g} s, and it has not ended: end it with a line of three dots (...)"
+    )
 
 
 def _load(text: str, name: str) -> tuple[Settings, list[tuple[str, dict[str, Any]]]]:

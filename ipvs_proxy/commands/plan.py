@@ -1,11 +1,20 @@
-"""``ipvs-proxy plan``: a dry run of a start on this node."""
+"""``ipvs-proxy plan``: a dry run of a start on this node, as the agent that runs here is configured."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import yaml
 
 from ipvs_proxy.agent.dry_run import find_changes
-from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.agent.settings import Settings, SettingsError, effective
+from ipvs_proxy.agent.settings_file import read_settings, read_text
+from ipvs_proxy.agent.settings_table import SETTINGS
+from ipvs_proxy.commands.ask import NoAnswer, fetch
 from ipvs_proxy.commands.changes import changes_text
 from ipvs_proxy.commands.text import document
 from ipvs_proxy.kernel.errors import Unusable
@@ -13,12 +22,52 @@ from ipvs_proxy.kube.client import ConnectError
 from ipvs_proxy.kube.manifests import ManifestsError
 
 NOTHING, ERROR, DIFFERENT = 0, 1, 2
+#: The flags that a configuration file replaces.
+_REPLACED: Final = {setting.name for setting in SETTINGS if setting.field and not setting.outranks_file}
 
 
-def plan(settings: Settings, output: str) -> int:
-    """Print what would change; give the exit status: NOTHING, DIFFERENT, or ERROR with one line on standard error."""
+class Assumed(NamedTuple):
+    """The settings that a plan is made with, and where they are from, for who reads it."""
+
+    settings: Settings
+    source: str
+
+
+def assume(given: Mapping[str, Any], config: Path | None, agent: str) -> Assumed:
+    """Return the settings to plan with.
+
+    They are those of the flags and the file if there are any; otherwise those of the agent at ``agent`` (``IP:port``),
+    with the flags that outrank a file. Where no agent answers they are the defaults.
+
+    Raises:
+        SettingsError: with one line for each fault.
+
+    """
+    if config is not None:
+        return Assumed(read_settings(given, config), f"--config {config}")
+    if _REPLACED & given.keys():
+        return Assumed(read_settings(given, None), "the flags given, and defaults for all others")
     try:
-        found = find_changes(settings)
+        answer = fetch(agent, "/configz")
+    except NoAnswer as error:
+        return Assumed(read_settings(given, None), f"defaults, as {error}")
+    name = f"the configuration of the agent at {agent}"
+    try:
+        text = yaml.safe_dump_all(json.loads(answer).values())
+    except (ValueError, AttributeError) as error:
+        raise SettingsError(f"{name} cannot be read: what answers there is not an agent of this version") from error
+    fields, _ = read_text(text, name)
+    return Assumed(effective(given, fields), name)
+
+
+def plan(assumed: Assumed, output: str) -> int:
+    """Print what would change; give the exit status: NOTHING, DIFFERENT, or ERROR with one line on standard error.
+
+    Where the settings are from is said on standard error, too: a plan is only as right as they are.
+    """
+    sys.stderr.write(f"ipvs-proxy: settings: {assumed.source}\n")
+    try:
+        found = find_changes(assumed.settings)
     except (Unusable, ConnectError, ManifestsError, OSError) as error:
         sys.stderr.write(f"ipvs-proxy: error: {error}\n")
         return ERROR

@@ -5,33 +5,112 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from ipvs_proxy import __version__
 from tests.helm.helm import CHART, ROOT, helm
 
 DOCUMENT = (ROOT / "docs/migration.md").read_text()
-LINES = [
-    line for block in re.findall(r"^```\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL) for line in block.splitlines()
-]
-PARTS = [shlex.split(part) for line in LINES for part in re.split(r" \| ", line)]
+BLOCKS = re.findall(r"^```\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+#: The shell function that the others use, and what it runs.
+FUNCTION = next(block for block in BLOCKS if "on_node() {" in block)
+LINES = [line for block in BLOCKS if block is not FUNCTION for line in block.splitlines()]
+PARTS = [shlex.split(re.sub(r"^until (.*); do sleep 2; done$", r"\1", line)) for line in LINES]
 HELM = [words for words in PARTS if words[0] == "helm"]
+ON_NODE = [words for words in PARTS if words[0] == "on_node"]
 KUBECTL = [words for words in PARTS if words[0] == "kubectl"]
+OF_FUNCTION = [
+    shlex.split(call.replace("$(", "").rstrip(")"))
+    for call in re.findall(r"kubectl -n kube-system [^|<>\n]+", FUNCTION)
+]
 
 #: What kubectl has, and with each what the documents use of it: options with a value, and options without.
 OPTIONS = {
     "get": ({"-o", "-l", "--field-selector"}, set()),
-    "debug": ({"--profile", "--image"}, {"-i", "-q"}),
+    "create": ({"-o", "-f"}, set()),
+    "describe": (set(), set()),
+    "logs": (set(), set()),
     "patch": ({"--type", "--patch"}, set()),
     "rollout": (set(), set()),
     "label": (set(), {"--overwrite", "--all"}),
     "wait": ({"-l", "--field-selector", "--for", "--timeout"}, set()),
-    "delete": (set(), set()),
+    "delete": ({"--wait"}, set()),
     "drain": (set(), {"--ignore-daemonsets", "--delete-emptydir-data"}),
     "uncordon": (set(), set()),
 }
+
+#: A kubectl that keeps what it is told, and answers as one whose pod has ended with a status.
+STAND_IN = """\
+#!/bin/sh
+printf '%s\\n' "$*" >> "$TOLD/calls"
+case "$3" in
+create) cat > "$TOLD/pod.yaml"; [ -z "$REFUSED" ] || { echo "error: forbidden" >&2; exit 1; }; echo pod/ipvs-proxy-once-x7 ;;
+wait) [ -z "$STUCK" ] || { echo "error: timed out waiting for the condition" >&2; exit 1; }; echo pod/x condition met ;;
+logs) [ -z "$STUCK" ] || exit 1; echo "Ready: nothing stands in the way." ;;
+get) printf '%s' "$STATUS" ;;
+describe) echo "Back-off pulling image" ;;
+esac
+"""
+
+
+def on_node(directory: Path, *arguments: str, shell: str = "sh", **world: str) -> subprocess.CompletedProcess[str]:
+    """Run the document's function with a stand-in for kubectl that notes its calls in the directory."""
+    program = directory / "kubectl"
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    return subprocess.run(
+        [shell, "-c", f'{FUNCTION}\non_node "$@"', shell, *arguments],
+        env={"PATH": f"{directory}:/usr/bin:/bin", "TOLD": str(directory), **world},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def calls(directory: Path) -> list[str]:
+    return [line.split()[2] for line in (directory / "calls").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("status", [0, 2])
+def test_command_on_a_node_prints_its_verdict_has_its_status_and_leaves_no_pod(
+    tmp_path: Path, shell: str, status: int
+) -> None:
+    done = on_node(tmp_path, "node-1.example", *ON_NODE[0][2:], shell=shell, STATUS=str(status))
+    assert (done.stdout, done.stderr, done.returncode) == ("Ready: nothing stands in the way.\n", "", status)
+    assert calls(tmp_path) == ["create", "wait", "logs", "get", "delete"]
+    pod = yaml.safe_load((tmp_path / "pod.yaml").read_text())
+    kubernetes_validate.validate(pod, "1.37", strict=True)
+    (container,) = pod["spec"]["containers"]
+    assert (pod["spec"]["nodeName"], container["args"]) == ("node-1.example", ON_NODE[0][2:])
+    assert (container["image"], pod["spec"]["restartPolicy"]) == (f"REGISTRY/ipvs-proxy:{__version__}", "Never")
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounted.keys() == {volume["name"] for volume in pod["spec"]["volumes"]}
+    assert ON_NODE[0][-1] == f"{mounted['config']}/config.conf"
+
+
+def test_pod_that_never_starts_is_described_and_removed(tmp_path: Path) -> None:
+    done = on_node(tmp_path, "node-1", "cleanup", STUCK="yes", STATUS="")
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert "Back-off pulling image" in done.stderr
+    assert calls(tmp_path)[-1] == "delete"
+
+
+def test_pod_that_is_refused_is_an_error(tmp_path: Path) -> None:
+    done = on_node(tmp_path, "node-1", "cleanup", REFUSED="yes")
+    assert (done.returncode, calls(tmp_path)) == (1, ["create"])
+
+
+def test_nothing_waits_for_an_input_that_may_not_end_or_pulls_what_is_newest() -> None:
+    for words in (*KUBECTL, *OF_FUNCTION):
+        assert not {"-i", "-it", "--stdin", "debug", "run", "exec", "attach"} & set(words)
+    assert all(":" in image for image in re.findall(r"IMAGE=(\S+)", FUNCTION))
 
 
 def daemon_set(command: list[str]) -> dict:
@@ -42,7 +121,8 @@ def daemon_set(command: list[str]) -> dict:
 
 
 def test_every_line_is_a_command() -> None:
-    assert len(HELM) + len(KUBECTL) == len(PARTS) > 20
+    assert len(HELM) + len(KUBECTL) + len(ON_NODE) == len(PARTS) > 15
+    assert len(OF_FUNCTION) == 6
 
 
 def test_the_chart_goes_to_the_labelled_nodes_and_then_to_all() -> None:
@@ -57,10 +137,9 @@ def test_the_chart_goes_to_the_labelled_nodes_and_then_to_all() -> None:
         assert found["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] == "ipvs-proxy"
 
 
-@pytest.mark.parametrize("command", KUBECTL, ids=" ".join)
+@pytest.mark.parametrize("command", [*KUBECTL, *OF_FUNCTION], ids=" ".join)
 def test_kubectl_gets_only_what_it_knows(command: list[str]) -> None:
-    words = command[: command.index("--")] if "--" in command else command
-    words = words[1:]
+    words = command[1:]
     if words[0] == "-n":
         assert words[1] == "kube-system"
         words = words[2:]

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,16 @@ def test_list_of_contents_is_what_dpkg_and_python_say() -> None:
     ours = {f"pkg:pypi/{name.lower().replace('_', '-')}@{version}" for name, version in map(str.split, python)}
     assert {purl for purl in listed if purl.startswith("pkg:pypi")} == ours
     assert f"pkg:pypi/ipvs-proxy@{__version__}" in ours
+
+
+def test_archive_has_the_name_that_a_node_looks_for() -> None:
+    with tarfile.open(ARCHIVE) as archive:
+        index = archive.extractfile("index.json")
+        assert index is not None
+        (image,) = json.loads(index.read())["manifests"]
+    name = image["annotations"]["io.containerd.image.name"]
+    assert name == image["annotations"]["org.opencontainers.image.ref.name"]
+    assert re.fullmatch(rf"[^/]*[.:][^/]*/\S+:{re.escape(__version__)}", name), f"{name} has no registry or version"
 
 
 def locked(name: str) -> dict[str, tuple[str, int]]:

@@ -99,7 +99,6 @@ def running_agent(
     finally:
         if process.poll() is None:
             agent.kill()
-        agent.close()
 
 
 def command(net: Topology, *arguments: str, status: int = 0) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tests.ring.topology import Topology, exchange, servers, topology
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "migration.md"
 #: What the document has run on a node, in its order.
-COMMANDS = [shlex.split(text) for text in re.findall(r" -- ipvs-proxy ([^\n]+)$", DOCUMENT.read_text(), re.MULTILINE)]
+COMMANDS = [shlex.split(text) for text in re.findall(r"^on_node node-1 (.+)$", DOCUMENT.read_text(), re.MULTILINE)]
 CHECK, CLEANUP_KUBE_PROXY, CLEANUP_DRY_RUN, CLEANUP = COMMANDS
 
 CONFIG_MAP = json.dumps(
@@ -62,28 +63,36 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def check(net: Topology, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run the document's check with kube-proxy's ConfigMap mounted as a volume, which is a file for each key."""
+    for name, text in json.loads(CONFIG_MAP)["data"].items():
+        (directory / name).write_text(text)
+    return ipvs_proxy(net, *(word.replace("/config/", f"{directory}/") for word in CHECK))
+
+
 def test_the_commands_of_the_document_are_those_of_this_test() -> None:
     assert COMMANDS == [
-        ["migrate", "check", "--config", "-"],
+        ["migrate", "check", "--config", "/config/config.conf"],
         ["cleanup", "--kube-proxy"],
         ["cleanup", "--dry-run"],
         ["cleanup"],
     ]
 
 
-def test_from_ipvs_mode_and_back(net: Topology, directory: Path) -> None:
+def test_from_ipvs_mode_and_back(net: Topology, directory: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    mounted = tmp_path_factory.mktemp("config")
     without_proxy = witnessed(net)
     leave_ipvs_mode(net)
     kube_proxys = witnessed(net)
     connection = net.connect("client", VIP, 80)
     assert exchange(connection)[0] == "pod1"
 
-    checked = ipvs_proxy(net, *CHECK, text=CONFIG_MAP)
+    checked = check(net, mounted)
     assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
     report = " ".join(checked.stdout.split())
     for part in (
         "IPVS mode: virtual servers 2, addresses on kube-ipvs0 1, sets 34",
-        "standard input can be used as it is",
+        "config.conf can be used as it is",
         "192.0.2.77:99/TCP",
         "winkernel.networkName",
         "Ready: nothing stands in the way.",
@@ -96,7 +105,7 @@ def test_from_ipvs_mode_and_back(net: Topology, directory: Path) -> None:
             assert exchange(connection)[0] == "pod1", "the connection from before"
             for pod in PODS:
                 eventually(lambda pod=pod: net.ask("client", VIP, 80)[0] == pod)
-            again = ipvs_proxy(net, *CHECK, text=CONFIG_MAP)
+            again = ipvs_proxy(net, "migrate", "check", "--config", "-", text=f"{CONFIG_MAP}\n...\nmore")
             assert again.returncode == 0, again.stdout
             assert "an agent is at work on this node" in " ".join(again.stdout.split())
             agent.stop()
@@ -116,17 +125,19 @@ def test_from_ipvs_mode_and_back(net: Topology, directory: Path) -> None:
     assert net.ask("client", VIP, 80)[0] == "pod1"
 
 
-def test_rules_in_the_variant_that_is_not_used_are_in_the_way_until_they_are_removed(net: Topology) -> None:
+def test_rules_in_the_variant_that_is_not_used_are_in_the_way_until_they_are_removed(
+    net: Topology, tmp_path: Path
+) -> None:
     before = witnessed(net)
     leave_iptables_mode(net, "legacy")
-    checked = ipvs_proxy(net, *CHECK, text=CONFIG_MAP)
+    checked = check(net, tmp_path)
     assert checked.returncode == 2, checked.stdout
     assert "kube-proxy has rules in legacy" in checked.stdout
     assert "Not ready: 1 thing stands in the way." in checked.stdout
     cleaned = ipvs_proxy(net, *CLEANUP_KUBE_PROXY)
     assert (cleaned.returncode, cleaned.stderr) == (0, "")
     assert witnessed(net) == before
-    assert ipvs_proxy(net, *CHECK, text=CONFIG_MAP).returncode == 0
+    assert check(net, tmp_path).returncode == 0
 
 
 def test_other_modes_of_kube_proxy_are_recognised(net: Topology) -> None:
@@ -142,8 +153,8 @@ def test_other_modes_of_kube_proxy_are_recognised(net: Topology) -> None:
     assert witnessed(net) == left
 
 
-def test_somebody_else_on_the_health_port_is_in_the_way(net: Topology) -> None:
+def test_somebody_else_on_the_health_port_is_in_the_way(net: Topology, tmp_path: Path) -> None:
     with servers(net, ("node",), {"TCP": 10256}):
-        checked = ipvs_proxy(net, *CHECK, text=CONFIG_MAP)
+        checked = check(net, tmp_path)
     assert checked.returncode == 2, checked.stdout
     assert "10256 is taken by" in checked.stdout

@@ -118,6 +118,8 @@ def test_plan_says_what_a_start_changes_and_changes_nothing(tmp_path: Path) -> N
         with running_agent(net, tmp_path):
             text = command(net, "plan", *flags)
             assert text == "nothing would change: the kernel is as 1 Service wants it\n"
+            assert command(net, "plan", *flags[:4]) == text, "with the running agent's configuration"
+            assert "rules" in command(net, "plan", *flags[:4], "--cluster-cidr", "10.99.0.0/16", status=2)
         net.run("node", "ipvsadm", "-e", "-t", f"{VIPS['IPv4']}:80", "-r", pod, "-m", "-w", "5")
         text = command(net, "plan", *flags, status=2)
         assert text.splitlines()[0] == f"~  ipvs  {VIPS['IPv4']}:80/TCP -> {pod} weight 1"

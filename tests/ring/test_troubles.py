@@ -329,11 +329,14 @@ def test_rules_in_the_other_variant(net: Topology, agent: Agent) -> None:
     assert net.ask("client", FILES, 80)[0] in {"pod1", "pod2"}
     net.run("node", "iptables-legacy-restore", "--noflush", text=LEGACY.replace("ADDRESS", FILES).replace("POD", DEAD))
     unanswered(net, Request("client", FILES, 80))
-    doctor = command(net, "doctor", status=2)
+    doctor, route = command(net, "doctor", status=2), command(net, "explain", "--from", CLIENT, f"{FILES}:80")
     agent.stop()
     command(net, "cleanup", "--kube-proxy")
     assert "KUBE-" not in net.run("node", "iptables-legacy-save")
-    told("All looks right and a Service does not answer: two variants of iptables", {"doctor": doctor})
+    told(
+        "All looks right and a Service does not answer: two variants of iptables",
+        {"doctor": doctor, f"explain --from {CLIENT} {FILES}:80": route},
+    )
 
 
 def test_audit_repairs_what_diff_shows(net: Topology, directory: Path) -> None:
