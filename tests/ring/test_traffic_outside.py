@@ -190,7 +190,9 @@ def test_who_answers_and_which_source_it_sees(
     dropped = {request(row, column, family): column for column, cell in row.cells.items() if cell == "dropped"}
     if dropped:
         found = outcomes(net, dropped, silence(net))
-        problems += [f"{dropped[request]}: 'dropped', but {what}" for request, what in found.items() if what != "silent"]
+        problems += [
+            f"{dropped[request]}: 'dropped', but {what}" for request, what in found.items() if what != "silent"
+        ]
     for column, cell in row.cells.items():
         if cell in {"", "dropped"}:
             continue
