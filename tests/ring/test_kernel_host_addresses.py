@@ -67,6 +67,8 @@ def make_interfaces() -> None:
     for name in ("kube-ipvs0", "eth0", "eth1"):
         run("ip", "link", "add", name, "type", "dummy")
     run("ip", "link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    for name in ("veth0", "veth1"):  # no duplicate address detection, which takes two seconds
+        run("sysctl", "-qw", f"net.ipv6.conf.{name}.dad_transmits=0")
     for name in ("eth0", "veth0", "veth1"):
         run("ip", "link", "set", name, "up")
     address("add", "192.0.2.1/24")
@@ -151,13 +153,15 @@ def test_a_lifetime_that_is_renewed_is_no_change(monitor):
 
 
 def test_links_of_pods_that_come_and_go_are_no_change(monitor):
-    for number in range(2):
-        run("ip", "link", "add", f"veth{number}", "type", "veth", "peer", "name", "pod")
-        run("ip", "link", "set", "pod", "up")
-        run("ip", "link", "set", f"veth{number}", "up")
-        settle("pod", f"veth{number}")
-        assert "fe80::" in run("ip", "address", "show", "dev", f"veth{number}")
-        run("ip", "link", "delete", f"veth{number}")
+    pairs = {f"veth{number}": f"pod{number}" for number in range(2)}
+    for host_end, pod_end in pairs.items():
+        run("ip", "link", "add", host_end, "type", "veth", "peer", "name", pod_end)
+        run("ip", "link", "set", pod_end, "up")
+        run("ip", "link", "set", host_end, "up")
+    settle(*pairs, *pairs.values())
+    for host_end in pairs:
+        assert "fe80::" in run("ip", "address", "show", "dev", host_end)
+        run("ip", "link", "delete", host_end)
     assert monitor.read() == []
 
 
