@@ -103,6 +103,7 @@ class Controller:
         self._planned: dict[ServiceName, _Batch] = {}
         self._batch = _Batch()
         self._wake = asyncio.Event()
+        self._plans = asyncio.Lock()
         self._thinning = Thinning()
         self._triggers: dict[ServiceName, list[datetime]] = {}
         self._findings = Findings(recorder, programmer.desired, self.cache.services)
@@ -142,12 +143,11 @@ class Controller:
         if more is not None:
             log.warning("object_skipped", kind=kind, object=quote(key), error=quote(error), **more)
 
-    def explain(self, service: Service) -> Fragment:
+    async def explain(self, service: Service) -> Fragment:
         """Plan a Service once more, for somebody who wants to know the reasons; nothing changes."""
-        name = ServiceName(service.metadata.namespace, service.metadata.name)
         # Marks may only be given out when those in use are known.
         marks = self._marks if self._framed.is_set() else Marks()
-        return plan_service(service, self.cache.slices(name), self._context, marks, self.cache.memory(name))
+        return await self._plan_one(ServiceName(service.metadata.namespace, service.metadata.name), service, marks)
 
     def omissions_of(self, name: ServiceName) -> Sequence[Omission]:
         """Give what the plan leaves out of a Service."""
@@ -382,12 +382,7 @@ class Controller:
                 fragment = None
                 self._marks.keep(name, ())
             else:
-                slices = list(self.cache.slices(name))
-                arguments = service, slices, self._context, self._marks, self.cache.memory(name)
-                if takes_long(service, slices):  # longer than the others may wait
-                    fragment = await asyncio.to_thread(plan_service, *arguments)
-                else:
-                    fragment = plan_service(*arguments)
+                fragment = await self._plan_one(name, service, self._marks)
         except Exception:
             # Planning is meant never to fail. Should it do so, this Service stays as it is and no other is harmed.
             log.exception("plan_failed", service=str(name))
@@ -396,3 +391,14 @@ class Controller:
         self._findings.take(name, fragment, touched)
         batch.touched.add(touched)
         batch.health_checks[name] = {} if fragment is None else fragment.health_checks
+
+    async def _plan_one(self, name: ServiceName, service: Service, marks: Marks) -> Fragment:
+        """Plan a Service in a thread if it takes longer than others may wait; never two at a time, as both would change
+        what is remembered of a Service, and the marks.
+        """
+        async with self._plans:
+            slices = list(self.cache.slices(name))
+            arguments = service, slices, self._context, marks, self.cache.memory(name)
+            if takes_long(service, slices):
+                return await asyncio.to_thread(plan_service, *arguments)
+            return plan_service(*arguments)

@@ -106,7 +106,7 @@ class View:
         service = self._controller.cache.services.get(name)
         if service is None:
             return None
-        fragment = self._controller.explain(service)
+        fragment = await self._controller.explain(service)
         slices = list(self._controller.cache.slices(name))
         return await read(self._service, service, fragment, slices)
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 from msgspec import structs
 
+from ipvs_proxy.agent import controller as controller_module
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
@@ -173,13 +174,40 @@ async def test_explanation_before_the_kernel_is_read_takes_nobodys_mark(plane: F
     rig = Rig(plane)
     task = asyncio.create_task(rig.controller.run())
     rig.add(*services)
-    rig.controller.explain(services[1])
+    await rig.controller.explain(services[1])
     rig.all_known()
     await rig.until(rig.controller.started.is_set)
     assert len(plane.applied) == written
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     rig.programmer.close()
+
+
+async def test_a_service_is_not_planned_twice_at_a_time(plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody looks at a Service while a thread plans it, which takes long: marks and memory are one plan's at a time."""
+    planning, overlaps = set[str](), list[str]()
+
+    def slow(*arguments):
+        if planning:
+            overlaps.append(arguments[0].metadata.name)
+        planning.add("now")
+        time.sleep(0.05)
+        planning.clear()
+        return plan_service(*arguments)
+
+    monkeypatch.setattr(controller_module, "plan_service", slow)
+    monkeypatch.setattr(controller_module, "takes_long", lambda *_: True)
+    rig = Rig(plane)
+    task = asyncio.create_task(rig.controller.run())
+    wanted = marked("aaa", 1)
+    rig.add(wanted)
+    rig.all_known()
+    await asyncio.gather(*(rig.controller.explain(wanted) for _ in range(3)))
+    await rig.until(rig.controller.started.is_set)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    rig.programmer.close()
+    assert overlaps == []
 
 
 async def test_health_check_that_was_planned_stays_if_the_next_plan_fails(
