@@ -393,8 +393,9 @@ class Controller:
         batch.health_checks[name] = {} if fragment is None else fragment.health_checks
 
     async def _plan_one(self, name: ServiceName, service: Service, marks: Marks) -> Fragment:
-        """Plan a Service in a thread if it takes longer than others may wait; never two at a time, as both would change
-        what is remembered of a Service, and the marks.
+        """Plan a Service, in a thread if that takes longer than others may wait.
+
+        One at a time: a plan changes what is remembered of the Service, and gives out marks.
         """
         async with self._plans:
             slices = list(self.cache.slices(name))
