@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from ipvs_proxy.kube.decode import Skipped, convert_object, key_of
+from ipvs_proxy.kube.documents import MAX_DEPTH, TOO_DEEP, ParseError
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
 from ipvs_proxy.kube.texts import quote
@@ -56,7 +57,14 @@ class Content(NamedTuple):
 
 
 def read_objects(documents: list[Any], node_name: str) -> Content:
-    """Return what the documents of a file hold for the agent of one node."""
+    """Return what the documents of a file hold for the agent of one node.
+
+    Raises:
+        ParseError: a document is no object, as the first bytes of one may not be, or is nested too deeply.
+
+    """
+    if any(not isinstance(document, dict) for document in documents if document is not None):
+        raise ParseError("it holds something that is no object of the API")
     resources = {resource.kind: resource for resource in (SERVICES, ENDPOINT_SLICES, own_node(node_name))}
     items: list[KubernetesObject | Skipped] = []
     unused: dict[Unused, None] = {}
@@ -96,8 +104,12 @@ def _is_list(document: Any) -> bool:
     )
 
 
-def _objects(documents: Iterable[Any], *, api_version: Any = None, kind: str = "") -> Iterator[dict[str, Any]]:
+def _objects(
+    documents: Iterable[Any], *, api_version: Any = None, kind: str = "", depth: int = 0
+) -> Iterator[dict[str, Any]]:
     """Unfold lists; the elements of a typed list (ServiceList) may leave out what the list says."""
+    if depth > MAX_DEPTH:
+        raise ParseError(TOO_DEEP)
     for document in documents:
         if not isinstance(document, dict):
             continue
@@ -106,7 +118,7 @@ def _objects(documents: Iterable[Any], *, api_version: Any = None, kind: str = "
             mapping = {"apiVersion": api_version, "kind": kind} | mapping
         if _is_list(mapping):
             own = str(mapping["kind"]).removesuffix("List")
-            yield from _objects(mapping["items"], api_version=mapping.get("apiVersion"), kind=own)
+            yield from _objects(mapping["items"], api_version=mapping.get("apiVersion"), kind=own, depth=depth + 1)
         else:
             yield mapping
 
@@ -135,12 +147,14 @@ def _convert(mapping: dict[str, Any], resource: Resource) -> KubernetesObject | 
     return item
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: Any, depth: int = 0) -> Any:
     """Return plain data without the fields that are null, which the API drops."""
+    if depth > MAX_DEPTH:
+        raise ParseError(TOO_DEEP)
     if isinstance(value, dict):
-        return {key: _without_nulls(field) for key, field in value.items() if field is not None}
+        return {key: _without_nulls(field, depth + 1) for key, field in value.items() if field is not None}
     if isinstance(value, list):
-        return [_without_nulls(element) for element in value]
+        return [_without_nulls(element, depth + 1) for element in value]
     return value
 
 

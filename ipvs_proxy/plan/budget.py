@@ -37,6 +37,8 @@ class Budget:
     ``left_out`` counts the ports, in each family, for which there was no room or not enough.
     """
 
+    __slots__ = ("_inside", "_outside", "_range_members", "_real_servers", "left_out")
+
     def __init__(self, ports: int) -> None:
         self._inside = min(ports, MAX_VIRTUAL_SERVERS)
         self._outside = MAX_VIRTUAL_SERVERS - self._inside

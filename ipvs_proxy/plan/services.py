@@ -81,7 +81,8 @@ def plan_service(
     if budget.left_out:
         where = f"service {name} ports with more virtual servers: {budget.left_out:,}"
         fragment.omissions.append(Omission(where, Reason.TOO_MUCH))
-    fragment.omissions[:] = _as_told(fragment.omissions)
+    if fragment.omissions:
+        fragment.omissions[:] = _as_told(fragment.omissions)
     return fragment
 
 

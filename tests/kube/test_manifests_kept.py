@@ -216,8 +216,16 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("a.yaml", "a: !!float 1:1:1.5", "numbers in base 60 are not read"),
         ("a.yaml", BOMB, "its aliases stand for more than 1,000,000 values and characters"),
         ("a.yaml", "a: " + "[" * 101 + "]" * 101, "nested too deeply: 100 levels are read"),
-        ("a.json", "[" * 101 + "]" * 101, "nested too deeply: 100 levels are read"),
-        ("a.json", "[1" + "0" * 5000 + "]", "Exceeds the limit"),
+        ("a.json", '{"a":' * 2000 + "0" + "}" * 2000, "nested too deeply: 100 levels are read"),
+        (
+            "a.json",
+            '{"apiVersion": "v1", "kind": "Service", "metadata": ' + '{"a":' * 100 + "0" + "}" * 101,
+            "nested too deeply: 100 levels are read",
+        ),
+        ("a.json", '{"kind": "List", "items": [' * 101 + "]}" * 101, "nested too deeply: 100 levels are read"),
+        ("a.json", "[]", "it holds something that is no object of the API"),
+        ("a.yaml", "apiV", "it holds something that is no object of the API"),
+        ("a.json", '{"a": 1' + "0" * 5000 + "}", "Exceeds the limit"),
     ],
 )
 async def test_a_document_that_cannot_be_read_keeps_what_the_file_held(
