@@ -45,7 +45,12 @@ MATRIX: dict[str, dict[str, Any]] = {
         },
     },
     "our fields": {
-        "ipvsProxyConfiguration": {"drainTimeout": "5m30s", "compatibility": "kube-proxy", "serviceMetrics": "off"}
+        "ipvsProxyConfiguration": {
+            "drainTimeout": "5m30s",
+            "compatibility": "kube-proxy",
+            "serviceMetrics": "off",
+            "exposeState": True,
+        }
     },
     "kubeadm's ConfigMap": {"existingKubeProxyConfigMap": "kube-proxy"},
     "nodes": {

@@ -135,6 +135,13 @@ def test_probes_and_ports_follow_the_configuration(name: str, healthz: int, metr
     }
 
 
+def test_first_probe_comes_when_the_server_listens() -> None:
+    (agent,) = pod("default")["containers"]
+    # One that comes earlier is a warning event on every pod; the start has five minutes from then on all the same.
+    assert agent["startupProbe"]["initialDelaySeconds"] == 5
+    assert agent["startupProbe"]["periodSeconds"] * agent["startupProbe"]["failureThreshold"] == 300
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "fd00::1"])
 def test_address_without_a_port_leaves_the_port_alone(address: str) -> None:
     done = template(
@@ -278,6 +285,7 @@ def test_without_monitors_metrics_stay_on_the_loopback() -> None:
             "/ipvsProxyConfiguration/serviceMetrics",
             "one of 'all'",
         ),
+        ({"ipvsProxyConfiguration": {"exposeState": "yes"}}, "/ipvsProxyConfiguration/exposeState", "want boolean"),
         ({"maxUnavailable": "some"}, "/maxUnavailable", "does not match pattern"),
         ({"podMonitor": {"enabled": "yes"}}, "/podMonitor/enabled", "got string, want boolean"),
         ({"nodeSelector": {"a": 1}}, "/nodeSelector/a", "got number, want string"),
