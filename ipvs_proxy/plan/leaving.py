@@ -9,7 +9,8 @@ at once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.desired import Touched
@@ -58,7 +59,7 @@ class Leaving:
         """Return whether an address or a member has to stay."""
         return anchor in self._held
 
-    def external_at(self, address: bytes) -> Set[VirtualServerKey]:
+    def external_at(self, address: bytes) -> AbstractSet[VirtualServerKey]:
         """Return those at an external or load balancer address."""
         return self._external.get(address, frozenset())
 
