@@ -16,7 +16,7 @@ import structlog
 from ipvs_proxy.agent.audit import Audit, audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.controller import Controller
 from ipvs_proxy.agent.dead_nodes import DeadNodes
-from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
+from ipvs_proxy.agent.drain import Drains, Looks, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.kernel_settings import open_tables, set_kernel, warn_of_forwarding
@@ -39,6 +39,7 @@ from ipvs_proxy.agent.view import View
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.host_addresses import HostAddresses
 from ipvs_proxy.kernel.ipvs import Ipvs
+from ipvs_proxy.kernel.ipvs_connections import open_among
 from ipvs_proxy.kernel.monitor import Change, Event, Monitor
 from ipvs_proxy.kernel.preflight import Host
 from ipvs_proxy.kube.client import Client, connect
@@ -161,7 +162,11 @@ class Agent:
             self._controller.run(),
             self.programmer.retry_for_ever(),
             end_drains_for_ever(
-                self.programmer, self._drains, self._dataplane.connections, dead_nodes_of(self._client)
+                self.programmer,
+                self._drains,
+                self._dataplane.connections,
+                dead_nodes_of(self._client),
+                Looks(open_among),
             ),
             self._flows.clean_for_ever(),
             self._checks.serve_for_ever(),

@@ -5,6 +5,9 @@ restart carries on with what the kernel shows. Only the time that the deadline c
 it counts anew. While its endpoint still serves (it terminates, with connections of its own) a real server has no
 deadline: the pod itself ends it.
 
+A real server is idle when none of its connections can carry data any more: one that both sides have closed stays in the
+kernel for two minutes (TIME_WAIT), and nothing has to wait for it (see ``kernel.ipvs_connections``).
+
 A virtual server whose Service was deleted drains as a whole: when its last real server is gone it goes too, with its
 address. Connections to an endpoint whose node is dead will never end by themselves; they are ended by removing the real
 server, as the kernel then answers the next packet (``expire_nodest_conn``).
@@ -27,12 +30,15 @@ import structlog
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import ACTIVE, RealServerKey, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Protocol as Transport
 from ipvs_proxy.state.documents import DrainState
 
 log = structlog.get_logger(__name__)
 
 #: How often the connections of draining real servers are counted, in seconds.
 INTERVAL = 1.0
+#: Looking through all connections of the node may take this share of the time.
+LOOKING_SHARE = 0.05
 #: Connections to an endpoint that does not serve are left alone for so many seconds before its node is asked about.
 SUSPICION = 10.0
 
@@ -60,7 +66,11 @@ class Connections(Protocol):
 
     @property
     def inactive(self) -> int:
-        """Connections in any other state, such as TIME_WAIT."""
+        """Connections in any other state, such as CLOSE_WAIT or TIME_WAIT."""
+
+
+#: A real server of a virtual server.
+Target = tuple[VirtualServerKey, RealServerKey]
 
 
 @dataclass(slots=True)
@@ -158,10 +168,12 @@ class Drains:
         connections: Mapping[RealServerKey, Connections],
         now: float,
         dead: Collection[str] = (),
-    ) -> list[tuple[VirtualServerKey, RealServerKey]]:
+        over: Collection[Target] = (),
+    ) -> list[Target]:
         """Give the real servers of a virtual server whose drain ends now, by how many connections each has.
 
-        ``dead`` are the names of nodes that are known to be dead.
+        ``dead`` are the names of nodes that are known to be dead, ``over`` real servers whose connections have all been
+        closed by both sides.
         """
         ends = []
         deadline = self._deadline(key)
@@ -170,7 +182,7 @@ class Drains:
             if counted is None:
                 continue
             drain.connections = counted.active + counted.inactive
-            if drain.connections == 0:
+            if drain.connections == 0 or (not counted.active and (key, server) in over):
                 drain.ending = Outcome.IDLE
             elif drain.since is not None and now - drain.since >= deadline:
                 drain.ending = Outcome.DEADLINE
@@ -180,6 +192,16 @@ class Drains:
                 continue
             ends.append((key, server))
         return ends
+
+    def doubtful(self, key: VirtualServerKey, connections: Mapping[RealServerKey, Connections]) -> list[Target]:
+        """Return the draining real servers of which only a look at their connections can say whether they are idle."""
+        if key.protocol == Transport.UDP:
+            return []
+        return [
+            (key, server)
+            for server in self._drains.get(key, {})
+            if server in connections and not connections[server].active and connections[server].inactive
+        ]
 
     def suspects(self, now: float) -> set[str]:
         """Give the nodes of endpoints that have not served for a while and still have connections."""
@@ -219,11 +241,37 @@ def watch_writes(programmer: Programmer, drains: Drains, clock: Callable[[], flo
     programmer.on_write(observe)
 
 
+class Looks:
+    """Looks for open connections among all of the node, not too often: a look takes time in proportion to them."""
+
+    def __init__(
+        self, open_among: Callable[[Collection[Target]], set[Target]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._open_among = open_among
+        self._clock = clock
+        self._not_before = -math.inf
+
+    async def over(self, doubtful: Collection[Target]) -> Collection[Target]:
+        """Return those of some real servers without an open connection; none if it is not time to look."""
+        begun = self._clock()
+        if not doubtful or begun < self._not_before:
+            return ()
+        try:
+            still_open = await asyncio.to_thread(self._open_among, doubtful)
+        except OSError as error:
+            log.warning("connections_not_readable", error=str(error))
+            return ()
+        ended = self._clock()
+        self._not_before = ended + (ended - begun) / LOOKING_SHARE
+        return set(doubtful) - still_open
+
+
 async def end_drains_for_ever(
     programmer: Programmer,
     drains: Drains,
     connections: Callable[[VirtualServerKey], Mapping[RealServerKey, Connections]],
     dead_nodes: Callable[[set[str]], Awaitable[Collection[str]]],
+    looks: Looks,
 ) -> None:
     """Count the connections of draining real servers every second, and at once when a drain begins; end what is due.
 
@@ -235,10 +283,18 @@ async def end_drains_for_ever(
         drains.begun.clear()
         suspects = drains.suspects(time.monotonic())
         dead = await dead_nodes(suspects) if suspects else ()
+        doubtful: list[Target] = []
+        counts: dict[VirtualServerKey, Mapping[RealServerKey, Connections]] = {}
         for key in drains.virtual_servers():
             try:
-                due = drains.due(key, await programmer.work(connections, key), time.monotonic(), dead)
+                counted = await programmer.work(connections, key)
             except (OSError, ValueError) as error:
                 log.warning("drain_not_readable", virtual_server=str(key), error=str(error))
                 continue
-            await programmer.remove_real_servers(due)
+            await programmer.remove_real_servers(drains.due(key, counted, time.monotonic(), dead))
+            if found := drains.doubtful(key, counted):
+                doubtful += found
+                counts[key] = counted
+        over = await looks.over(doubtful)
+        for key, counted in counts.items():
+            await programmer.remove_real_servers(drains.due(key, counted, time.monotonic(), dead, over))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Collection
 from typing import NamedTuple
 
 import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.drain import Drains, Outcome
+from ipvs_proxy.agent.drain import Drains, Looks, Outcome, Target
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, VirtualServer
 from ipvs_proxy.state.documents import DrainState
 from tests.support.objects import real, virtual
@@ -207,3 +208,56 @@ def test_deletion_of_the_virtual_server_ends_its_drains(drains: Drains, outcomes
 
 def test_one_that_cannot_be_counted_stays(drains: Drains) -> None:
     assert drains.due(KEY, {}, 1e9) == []
+
+
+# What the counters do not say.
+
+
+@pytest.mark.parametrize(
+    ("counted", "doubtful"),
+    [(Count(1, 2), False), (Count(0, 2), True), (Count(0, 0), False)],
+    ids=["established", "inactive", "none"],
+)
+def test_inactive_connections_need_a_look_at_their_states(drains: Drains, counted: Count, *, doubtful: bool) -> None:
+    assert drains.doubtful(KEY, {POD: counted}) == ([(KEY, POD)] if doubtful else [])
+
+
+def test_udp_has_no_state_to_look_at() -> None:
+    drains, key = Drains(deadline=60.0, finished=lambda _: None), KEY._replace(protocol=17)
+    drains.observe(key, replace(SERVING, key=key), replace(IN_KERNEL, key=key), now=0.0)
+    assert len(drains) == 1
+    assert drains.doubtful(key, {POD: Count(0, 1)}) == []
+
+
+def test_it_ends_with_the_last_connection_that_is_not_closed_by_both_sides(
+    drains: Drains, outcomes: list[Outcome]
+) -> None:
+    assert drains.due(KEY, {POD: Count(0, 3)}, 1.0) == []
+    assert drains.due(KEY, {POD: Count(1, 3)}, 1.0, over=[(KEY, POD)]) == [], "one was opened after the look"
+    assert drains.due(KEY, {POD: Count(0, 3)}, 1.0, over=[(KEY, POD)]) == [(KEY, POD)]
+    drains.observe(KEY, NOT_WANTED, NOT_WANTED, now=1.0)
+    assert outcomes == [Outcome.IDLE]
+
+
+async def test_looks_take_a_small_share_of_the_time() -> None:
+    now, looked = [0.0], []
+
+    def look(targets: Collection[Target]) -> set[Target]:
+        looked.append(now[0])
+        now[0] += 2.0
+        return set()
+
+    looks = Looks(look, clock=lambda: now[0])
+    assert await looks.over([]) == ()
+    assert await looks.over([(KEY, POD)]) == {(KEY, POD)}
+    while now[0] < 100.0:
+        await looks.over([(KEY, POD)])
+        now[0] += 1.0
+    assert looked == [0.0, 42.0, 84.0]
+
+
+async def test_without_the_table_the_counters_decide() -> None:
+    def look(targets: Collection[Target]) -> set[Target]:
+        raise PermissionError(13, "not allowed")
+
+    assert await Looks(look).over([(KEY, POD)]) == ()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,65 @@ def test_udp_follows_at_once_also_one_socket_that_goes_on_sending(net: Topology,
 
     eventually(answered_by_the_other, 10.0)
     client.close()
+
+
+@contextmanager
+def listening(net: Topology, family: str) -> Iterator[socket.socket]:
+    """A server on pod3 that the test answers for itself."""
+    with net.inside("pod3"):
+        found = socket.create_server(
+            (ADDRESSES["pod3"][family], TARGET_PORTS["TCP"]),
+            family=socket.AF_INET6 if family == "IPv6" else socket.AF_INET,
+        )
+    with found:
+        found.settimeout(10)
+        yield found
+
+
+def states(net: Topology) -> list[str]:
+    """Give the state of each connection through IPVS."""
+    return [line.split()[2] for line in net.run("node", "ipvsadm", "-Lnc").splitlines()[2:]]
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("agent")
+def test_a_connection_that_both_sides_have_closed_holds_nothing_up(
+    net: Topology, directory: Path, family: str, first: str
+) -> None:
+    """The kernel keeps it in TIME_WAIT for two minutes, and counts it."""
+    vips = {"IPv4": "10.96.0.45", "IPv6": "fd00:10:96::45"}
+    write(directory, "closed", vips, "pod3")
+    eventually(lambda: served(net, vips[family], 1))
+    with listening(net, family) as server:
+        client = net.connect("client", vips[family], 80)
+        accepted = server.accept()[0]
+        for side in (client, accepted) if first == "client" else (accepted, client):
+            side.close()
+    eventually(lambda: {"TIME_WAIT", "CLOSE"} & set(states(net)))
+    begun = time.monotonic()
+    (directory / "closed.json").unlink()
+    eventually(lambda: vips[family] not in addresses(net))
+    assert time.monotonic() - begun < 20, "it waited for the kernel's timer"
+
+
+@pytest.mark.parametrize("first", ["client", "server"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("agent")
+def test_a_connection_that_one_side_has_closed_goes_on(net: Topology, directory: Path, family: str, first: str) -> None:
+    """The kernel counts it as inactive, but the other side may have a lot to send."""
+    vips = {"IPv4": "10.96.0.46", "IPv6": "fd00:10:96::46"}
+    write(directory, "half", vips, "pod3")
+    eventually(lambda: served(net, vips[family], 1))
+    with listening(net, family) as server, net.connect("client", vips[family], 80) as client:
+        accepted = server.accept()[0]
+        with accepted:
+            closed, other = (client, accepted) if first == "client" else (accepted, client)
+            closed.shutdown(socket.SHUT_WR)
+            eventually(lambda: {"CLOSE_WAIT", "FIN_WAIT"} & set(states(net)))
+            (directory / "half.json").unlink()
+            eventually(lambda: served(net, vips[family], 0))
+            time.sleep(2.5)  # the agent looks every second
+            other.sendall(b"late")
+            assert closed.recv(16) == b"late"
+    eventually(lambda: vips[family] not in addresses(net), 20)
