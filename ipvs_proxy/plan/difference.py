@@ -2,7 +2,8 @@
 
 The phases of one round, and why they come in this order:
 
-1. What keeps the client's address or leads to a mark's virtual server ends before real servers elsewhere come in.
+1. What keeps the client's address or leads to a mark's virtual server ends before real servers elsewhere come in. Only
+   then do the bits of a mark change: whoever is led to a mark finds all of its bits.
 2. What has to hold when the first packet comes: a local endpoint is in the hairpin set and a node port is masqueraded
    before there is a real server, because the first packet decides for its connection; new source ranges are there
    before the old ones go, and before the set that says that there are any.
@@ -67,6 +68,8 @@ _KEEPING = _of(
     sets.NODE_PORT_LOCAL_SCTP,
     sets.INTERNAL,
 )
+#: Members that say which bits a mark has.
+_SPELLING = _of(*sets.MARK_BITS.values())
 #: Members that let connections to a virtual server pass.
 _DOORS = _of(sets.CLUSTER_IP, sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
 #: Members that say which of them have source ranges, and those ranges.
@@ -200,13 +203,26 @@ def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -
         # What nobody wants is deleted, or it drains and then has operations on real servers only.
         phase = 70 if wanted is None and key not in actual.leaving else 30
         phases[phase] += virtual_server_difference(wanted, actual.virtual_servers.get(key), touched.only.get(key))
-    for entry_operation in _entry_difference(desired, actual, touched.entries):
+    for entry_operation in _entry_difference(desired, actual, _with_marks(touched.entries, actual)):
         verb, name, entry = entry_operation
         phase = _phase_of_deleted(name) if verb is Verb.DELETE else _phase_of_added(name, entry, desired, actual)
         phases[phase].append(entry_operation)
     for address_operation in _address_difference(desired, actual, touched.addresses):
         phases[80 if address_operation.verb is Verb.DELETE else 50].append(address_operation)
     return [operation for phase in sorted(phases) for operation in phases[phase]]
+
+
+def _with_marks(keys: set[tuple[str, SetEntry]], actual: KernelTables) -> set[tuple[str, SetEntry]]:
+    """Return the members with all that decides which mark their address and port has: its bits, and a former mark."""
+    more: set[tuple[str, SetEntry]] = set()
+    for name, entry in keys:
+        if entry.mark:
+            names = sets.names(family_of(entry.address))
+            bare = entry._replace(mark=0)
+            bits = {bit: (names[base], bare) for bit, base in sets.MARK_BITS.items()}
+            present = sum(bit for bit, (base, _) in bits.items() if bare in actual.entries.get(base, ()))
+            more |= {*bits.values(), (name, entry._replace(mark=entry.mark & ~sum(bits) | present))}
+    return keys | more if more else keys
 
 
 def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> int:
@@ -223,6 +239,8 @@ def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: 
 def _phase_of_deleted(name: str) -> int:
     if name in _KEEPING:
         return 0
+    if name in _SPELLING:
+        return 5
     if name in _DOORS or name in _HEALTH:
         return 60
     return 100 if name in _RANGES else 90

@@ -56,6 +56,12 @@ class Agent:
         self._process.kill()
         self._process.wait(PATIENCE)
 
+    def close(self) -> None:
+        """Read the rest of the log of an agent that has ended."""
+        self._reader.join(PATIENCE)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
     def _read(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
@@ -86,6 +92,7 @@ def running_agent(
     finally:
         if process.poll() is None:
             agent.kill()
+        agent.close()
 
 
 def command(net: Topology, *arguments: str, status: int = 0) -> str:
