@@ -5,10 +5,10 @@ clients outside the cluster, all endpoints for clients in it (Kubernetes documen
 service port gets a second virtual server, known to the kernel by a packet mark instead of an address: IPVS looks for
 one by the whole mark first (``ip_vs_service_find`` of the kernel), and by the address only if there is none.
 
-**The invariant: a mark of ours is on a packet only between our rule and IPVS, in one run through one hook.** The mark of
-a packet belongs to everybody: rules route by it, other rules replace it, and tunnels hand it on to the packet that they
-wrap around it, which would come to IPVS as if it were for the Service and be balanced, wrapped and balanced again until
-the kernel's stack ends. So:
+**The invariant: a mark of ours is on a packet only between our rule and IPVS, in one run through one hook.** The mark
+of a packet belongs to everybody: rules route by it, other rules replace it, and tunnels hand it on to the packet that
+they wrap around it. That one would come to IPVS as if it were for the Service, and be balanced, wrapped and balanced
+again until the kernel's stack ends. So:
 
 * Only the first packet of a connection gets it. Later ones are known to IPVS by their addresses and ports.
 * It comes as late as the hooks allow, when the packet has been routed. In LOCAL_IN (pods): the ``INPUT`` chain of the
@@ -30,9 +30,9 @@ Ways without marks were looked at. Another address behind DNAT does not go with 
 for masquerading: it writes the real server into the connection, and from the second packet on DNAT sends past IPVS.
 Without conntrack, by rewriting packets, ICMP errors are lost. Schedulers and persistence do not see who asks.
 
-A mark is ``CLASS`` (one bit) with a number and a protocol below it, and nothing above. The lowest free numbers go first.
-One that was given back rests until some others have come back, so that what the kernel remembers of it does not meet
-another Service. A Service and a namespace can only have a part of all numbers; who has one keeps it. An agent that
+A mark is ``CLASS`` (one bit) with a number and a protocol below it, and nothing above. The lowest free numbers go
+first. One that was given back rests until some others have come back, so that what the kernel remembers of it does not
+meet another Service. A Service and a namespace can only have a part of all numbers; who has one keeps it. An agent that
 starts goes on with the marks that the set holds.
 """
 

@@ -7,7 +7,6 @@ the inner packet carries, such as a mark, the outer one inherits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
