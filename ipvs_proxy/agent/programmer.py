@@ -33,6 +33,7 @@ from ipvs_proxy.plan.difference import (
     unsettled_members,
     unwanted,
 )
+from ipvs_proxy.plan.marks import corrections
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Operation,
@@ -140,15 +141,15 @@ class Programmer:
         """
         async with self._lock:
             findings = await self.work(self._kernel.ensure_tables)
+            self.actual = KernelTables(entries=await self.work(self._kernel.read_entries))
+            # Our rules put marks together from the sets of their bits.
+            await self._carry_out([*corrections(self.actual.entries)], Touched())
             self._leftovers = await self.work(self._kernel.find_leftovers)
             if self._leftovers:
                 log.info("other_mode_found", found=self._leftovers)
             else:
                 findings += await self.work(self._kernel.write_rules)
-            self.actual = KernelTables(
-                addresses=await self.work(self._kernel.read_addresses),
-                entries=await self.work(self._kernel.read_entries),
-            )
+            self.actual.addresses = await self.work(self._kernel.read_addresses)
         log.info("frame_ready", written=len(findings), addresses=len(self.actual.addresses))
 
     async def take_over_virtual_servers(self) -> None:

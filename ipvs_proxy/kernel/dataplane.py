@@ -46,7 +46,7 @@ class Failure(NamedTuple):
     def text(self) -> str:
         """Say what the code means."""
         if self.code == ECANCELED:
-            return "held back: its virtual server could not be added"
+            return "held back: what it leads to could not be completed"
         return describe_error(self.code)
 
 
@@ -142,20 +142,25 @@ class Dataplane:
         """Carry operations out in their order; give those that failed.
 
         The members of sets that let connections reach a virtual server are held back where that virtual server could
-        not be added, so that its address never leads to a port of the node itself.
+        not be added, so that its address never leads to a port of the node itself; and a packet mark whose bits are not
+        complete, so that it is never another one.
         """
         failures: list[Failure] = []
         missing: set[VirtualServerKey] = set()
-        for table, group in groupby(operations, table_of):
+        torn: set[SetEntry] = set()
+        for (table, _), group in groupby(operations, _batch_of):
             batch = list(group)
-            if table == "sets" and missing:
-                failures += [Failure(operation, ECANCELED) for operation in batch if _leads_to(operation, missing)]
-                batch = [operation for operation in batch if not _leads_to(operation, missing)]
+            if table == "sets" and (missing or torn):
+                held = [operation for operation in batch if _leads_to(operation, missing, torn)]
+                failures += [Failure(operation, ECANCELED) for operation in held]
+                batch = [operation for operation in batch if not _leads_to(operation, missing, torn)]
             for operation, code in zip(batch, self._table(table).apply(batch), strict=True):
                 if code and not _is_as_wanted(operation, code):
                     failures.append(Failure(operation, code))
                     if isinstance(operation, VirtualServerOperation) and operation.verb is Verb.ADD:
                         missing.add(operation.virtual_server.key)
+                    if isinstance(operation, SetEntryOperation):
+                        torn.add(operation.entry)
         return failures
 
     def close(self) -> None:
@@ -179,12 +184,16 @@ class Dataplane:
         return {"ipvs": self.ipvs, "addresses": self.addresses, "sets": self.sets}[name]
 
 
-def _leads_to(operation: Operation, missing: set[VirtualServerKey]) -> bool:
-    return (
-        isinstance(operation, SetEntryOperation)
-        and operation.verb is Verb.ADD
-        and VirtualServerKey(*operation.entry[:3]) in missing
-    )
+def _batch_of(operation: Operation) -> tuple[str, bool]:
+    """Return what neighbours have to share to be carried out at once; what has a mark waits for what was before it."""
+    return table_of(operation), isinstance(operation, SetEntryOperation) and bool(operation.entry.mark)
+
+
+def _leads_to(operation: Operation, missing: set[VirtualServerKey], torn: set[SetEntry]) -> bool:
+    if not isinstance(operation, SetEntryOperation) or operation.verb is not Verb.ADD:
+        return False
+    entry = operation.entry
+    return VirtualServerKey(*entry[:3]) in missing or bool(entry.mark and entry._replace(mark=0) in torn)
 
 
 def _is_as_wanted(operation: Operation, code: int) -> bool:

@@ -16,6 +16,7 @@ from ipvs_proxy.kernel.iptables_render import (
     CHAINS,
     FILTER,
     FIREWALL,
+    FORMER_CHAINS,
     FORWARD,
     MARK_MASQUERADE,
     NAT,
@@ -27,7 +28,7 @@ from ipvs_proxy.kernel.iptables_render import (
 #: All jumps of kube-proxy, whatever its mode and version, and ours.
 _COMMENT: Final = re.compile(r'--comment "(?:kubernetes|kube-proxy|ipvs-proxy) [^"]*" ')
 _BARE_WORDS: Final = 4  # -A INPUT -j KUBE-FIREWALL
-_OURS: Final = frozenset(CHAINS)
+_OURS: Final = frozenset((*CHAINS, *FORMER_CHAINS))
 #: Those of them that kube-proxy's iptables mode has, too.
 _SHARED: Final = frozenset(
     {

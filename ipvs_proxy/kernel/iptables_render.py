@@ -4,9 +4,9 @@ Pure. The chains, jumps and rules are those of kube-proxy's IPVS mode, in its or
 writes a rule only while the set that it refers to has members, it is always there: all sets exist from the start and an
 empty set matches nothing, so the text depends on the configuration alone and not on the Services.
 
-Our own are the chains of the mangle table, whose names start with ``IPVS-PROXY-``. They come before IPVS on every way
-into it. ``PREROUTING`` and ``OUTPUT`` give packets of clients in the cluster the mark that leads to all endpoints where
-the policy is ``Local`` (see ``plan.marks``), and ``KUBE-POSTROUTING`` gives those that need it an address of the node.
+Our own are the chains whose names start with ``IPVS-PROXY-``. They give packets of clients in the cluster the mark that
+leads to all endpoints where the policy is ``Local``, right before IPVS, and take it off right after it; ``plan.marks``
+says where and why. What needs an address of the node leaves with the masquerade mark, as everything else does.
 ``SOURCES`` keeps the node's own connections to the source ranges of a load balancer: kube-proxy needs a rule for each
 of its addresses and ports there, as its filter comes after IPVS has rewritten the packet.
 
@@ -27,14 +27,15 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final, NamedTuple
 
 from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.marks import CLASS, CLASS_MASK
+from ipvs_proxy.plan.marks import CLASS, CLASS_BIT, CLASS_MASK, PROTOCOL_BITS
 from ipvs_proxy.plan.tables import Family
 
 NAT: Final = "nat"
 FILTER: Final = "filter"
 MANGLE: Final = "mangle"
-#: In the order in which they are written.
-TABLES: Final = (NAT, FILTER, MANGLE)
+RAW: Final = "raw"
+#: In the order in which they are written: what takes marks off before what gives them.
+TABLES: Final = (RAW, NAT, FILTER, MANGLE)
 
 SERVICES: Final = "KUBE-SERVICES"
 POSTROUTING: Final = "KUBE-POSTROUTING"
@@ -46,11 +47,14 @@ FIREWALL: Final = "KUBE-PROXY-FIREWALL"
 SOURCE_RANGES: Final = "KUBE-SOURCE-RANGES-FIREWALL"
 IPVS_FILTER: Final = "KUBE-IPVS-FILTER"
 IPVS_OUT_FILTER: Final = "KUBE-IPVS-OUT-FILTER"
-MARK_INCOMING: Final = "IPVS-PROXY-PREROUTING"
-MARK_OUTGOING: Final = "IPVS-PROXY-OUTPUT"
+OWN_INPUT: Final = "IPVS-PROXY-INPUT"
+OWN_OUTPUT: Final = "IPVS-PROXY-OUTPUT"
+OWN_POSTROUTING: Final = "IPVS-PROXY-POSTROUTING"
 OWN_SOURCES: Final = "IPVS-PROXY-SOURCES"
 
-_CLASS: Final = f"{CLASS:#x}/{CLASS_MASK:#x}"
+_OURS: Final = f"-m mark --mark {CLASS:#x}/{CLASS_MASK:#x}"
+_NOT_OURS: Final = f"-m mark ! --mark {CLASS:#x}/{CLASS_MASK:#x}"
+_TAKE_OFF: Final = f"{_OURS} -j MARK --set-xmark 0x0/0xffffffff"
 
 
 class Chain(NamedTuple):
@@ -75,24 +79,32 @@ class Jump(NamedTuple):
 
 
 CHAINS: Final = (
+    Chain(RAW, OWN_OUTPUT),
     *(Chain(NAT, name) for name in (SERVICES, POSTROUTING, NODE_PORT, LOAD_BALANCER, MARK_MASQUERADE)),
+    *(Chain(NAT, name) for name in (OWN_INPUT, OWN_OUTPUT)),
     *(Chain(FILTER, name) for name in (FORWARD, NODE_PORT, FIREWALL, SOURCE_RANGES, IPVS_FILTER, IPVS_OUT_FILTER)),
-    *(Chain(MANGLE, name) for name in (MARK_INCOMING, MARK_OUTGOING, OWN_SOURCES)),
+    *(Chain(MANGLE, name) for name in (OWN_INPUT, OWN_OUTPUT, OWN_POSTROUTING, OWN_SOURCES)),
 )
+#: Chains of earlier versions: they are emptied, and no built-in chain leads there any more.
+FORMER_CHAINS: Final = (Chain(MANGLE, "IPVS-PROXY-PREROUTING"),)
 
 #: In the order in which they are inserted, each before all rules of its chain.
 JUMPS: Final = (
+    Jump(RAW, "OUTPUT", OWN_OUTPUT, "ipvs-proxy marks after IPVS"),
     Jump(NAT, "OUTPUT", SERVICES, "kubernetes service portals"),
     Jump(NAT, "PREROUTING", SERVICES, "kubernetes service portals"),
     Jump(NAT, "POSTROUTING", POSTROUTING, "kubernetes postrouting rules"),
+    Jump(NAT, "INPUT", OWN_INPUT, "ipvs-proxy marks after IPVS"),
+    Jump(NAT, "OUTPUT", OWN_OUTPUT, "ipvs-proxy clients on the node"),
     Jump(FILTER, "FORWARD", FORWARD, "kubernetes forwarding rules"),
     Jump(FILTER, "INPUT", NODE_PORT, "kubernetes health check rules"),
     Jump(FILTER, "INPUT", FIREWALL, "kube-proxy firewall rules"),
     Jump(FILTER, "FORWARD", FIREWALL, "kube-proxy firewall rules"),
     Jump(FILTER, "INPUT", IPVS_FILTER, "kubernetes ipvs access filter"),
     Jump(FILTER, "OUTPUT", IPVS_OUT_FILTER, "kubernetes ipvs access filter"),
-    Jump(MANGLE, "PREROUTING", MARK_INCOMING, "ipvs-proxy clients in the cluster"),
-    Jump(MANGLE, "OUTPUT", MARK_OUTGOING, "ipvs-proxy clients on the node"),
+    Jump(MANGLE, "INPUT", OWN_INPUT, "ipvs-proxy clients in the cluster"),
+    Jump(MANGLE, "OUTPUT", OWN_OUTPUT, "ipvs-proxy clients on the node"),
+    Jump(MANGLE, "POSTROUTING", OWN_POSTROUTING, "ipvs-proxy marks after IPVS"),
 )
 
 #: What the kernel and iptables both take as the name of a network interface.
@@ -153,6 +165,11 @@ class RuleSettings:
         """The mark as ``iptables-save`` prints it."""
         return hex(1 << self.masquerade_bit)
 
+    @property
+    def has_marks(self) -> bool:
+        """Whether clients in the cluster get marks of ours: not if the masquerade mark looks like one."""
+        return self.masquerade_bit != CLASS_BIT
+
 
 def render(settings: RuleSettings, *, family: Family, random_fully: bool, bridge_netfilter: bool) -> Ruleset:
     """Give the rules of one family.
@@ -163,7 +180,8 @@ def render(settings: RuleSettings, *, family: Family, random_fully: bool, bridge
         ValueError: if the local network is of the other family.
 
     """
-    rules = {
+    rules: dict[str, dict[str, Sequence[str]]] = {
+        RAW: {OWN_OUTPUT: _after_ipvs(settings)},
         NAT: _nat(settings, family=family, random_fully=random_fully, bridge_netfilter=bridge_netfilter),
         FILTER: _filter(settings, family=family),
         MANGLE: _mangle(settings, family=family),
@@ -180,6 +198,9 @@ class _Sets:
 
     def match(self, base: str, directions: str) -> str:
         return f"-m set --match-set {self._definitions[base].name} {directions}"
+
+    def match_not(self, base: str, directions: str) -> str:
+        return f"-m set ! --match-set {self._definitions[base].name} {directions}"
 
     def commented(self, base: str, directions: str) -> str:
         return f"{_comment(self._definitions[base].comment)} {self.match(base, directions)}"
@@ -215,7 +236,6 @@ def _nat(
         ),
         POSTROUTING: (
             f"{refer.commented(sets.LOOP_BACK, 'dst,dst,src')} -j MASQUERADE",
-            *_masquerade_cluster_clients(settings),
             f"-m mark ! --mark {mark}/{mark} -j RETURN",
             f"-j MARK --set-xmark {mark}/0x0",
             _comment("kubernetes service traffic requiring SNAT") + " -j MASQUERADE" + " --random-fully" * random_fully,
@@ -236,33 +256,63 @@ def _nat(
             f"-j {MARK_MASQUERADE}",
         ),
         MARK_MASQUERADE: (f"-j MARK --set-xmark {mark}/{mark}",),
+        OWN_INPUT: (_TAKE_OFF,) if settings.has_marks else (),
+        OWN_OUTPUT: _own_clients(refer) if settings.has_marks else (),
     }
 
 
-def _masquerade_cluster_clients(settings: RuleSettings) -> tuple[str, ...]:
-    """Give the rules for marked packets, which may leave for any endpoint.
+def _own_clients(refer: _Sets) -> tuple[str, ...]:
+    """Return the rules that put the mark of the node's own packets together, bit by bit."""
+    return (
+        _TAKE_OFF,
+        f"{refer.match_not(sets.INTERNAL, 'dst,dst')} -j RETURN",
+        f"-j MARK --set-xmark {CLASS:#x}/0xffffffff",
+        *(
+            f"-p {protocol.name.lower()} -j MARK --set-xmark {bits:#x}/{bits:#x}"
+            for protocol, bits in PROTOCOL_BITS.items()
+        ),
+        *(
+            f"{refer.match(base, 'dst,dst')} -j MARK --set-xmark {bit:#x}/{bit:#x}"
+            for bit, base in sets.MARK_BITS.items()
+        ),
+        # Later rules might add to it.
+        "-j ACCEPT",
+    )
+
+
+def _after_ipvs(settings: RuleSettings) -> tuple[str, ...]:
+    """Return the rules that take marks off; for packets that need an address of the node, they ask for masquerading.
 
     The answer has to come back through this node: that is certain only for pods of this node. What else is in the
-    cluster's network may be a pod of another node.
+    cluster's network may be a pod of another node. Only the first packet of a connection is not confirmed yet, and is
+    the only one whose masquerade mark ``KUBE-POSTROUTING`` sees, and takes off.
     """
-    comment = _comment("clients in the cluster, local policy")
-    from_node = f"-m mark --mark {_CLASS} {comment} -m addrtype --src-type LOCAL -j MASQUERADE"
+    if not settings.has_marks:
+        return ()
+    first = f"{_OURS} -m conntrack ! --ctstatus CONFIRMED"
+    ask = f"-j MARK --set-xmark {settings.mark}/0xffffffff"
+    from_node = f"{first} -m addrtype --src-type LOCAL {ask}"
     if settings.local is None or isinstance(settings.local, Interface) or settings.local == settings.own_pods:
-        return (from_node,)
+        return (from_node, _TAKE_OFF)
     not_own = "" if settings.own_pods is None else f"! -s {settings.own_pods} "
-    return (from_node, f"{not_own}-m mark --mark {_CLASS} {comment} -j MASQUERADE")
+    return (from_node, f"{not_own}{first} {ask}", _TAKE_OFF)
 
 
 def _mangle(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str]]:
     refer = _Sets(family)
-    mark = f"-j SET --map-set {sets.set_name(sets.INTERNAL, family)} dst,dst --map-mark"
+    unserved = f"{refer.match(sets.NO_LOCAL, 'dst,dst')} {refer.match_not(sets.INTERNAL, 'dst,dst')}"
+    incoming: tuple[str, ...] = (_TAKE_OFF,) if settings.has_marks else ()
+    if settings.has_marks and settings.local is not None:
+        give = f"-j SET --map-set {sets.set_name(sets.INTERNAL, family)} dst,dst --map-mark"
+        incoming += (f"{_from_local(settings.local, family)}-m conntrack --ctstate NEW {give}",)
     return {
-        MARK_INCOMING: () if settings.local is None else (f"{_from_local(settings.local, family)}{mark}",),
-        MARK_OUTGOING: (
+        OWN_INPUT: incoming,
+        OWN_OUTPUT: (
             f"{refer.match(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {OWN_SOURCES}",
-            mark,
-            f"-m mark ! --mark {_CLASS} -m conntrack --ctstate NEW {refer.match(sets.NO_LOCAL, 'dst,dst')} -j DROP",
+            f"-m conntrack --ctstate NEW {unserved} -j DROP",
         ),
+        # What the node sends and IPVS delivers on the node itself passes no other chain.
+        OWN_POSTROUTING: tuple(f"-o lo {rule}" for rule in (*_after_ipvs(settings)[:1], *_after_ipvs(settings)[-1:])),
         OWN_SOURCES: (*_allowed_sources(refer), "-j DROP"),
     }
 
@@ -308,7 +358,7 @@ def _filter(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str
         NODE_PORT: (f"{refer.commented(sets.HEALTH_CHECK_NODE_PORT, 'dst')} -j ACCEPT",),
         FIREWALL: (
             f"{refer.commented(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {SOURCE_RANGES}",
-            f"-m mark ! --mark {_CLASS} -m conntrack --ctstate NEW {refer.commented(sets.NO_LOCAL, 'dst,dst')} -j DROP",
+            f"{_NOT_OURS} -m conntrack --ctstate NEW {refer.commented(sets.NO_LOCAL, 'dst,dst')} -j DROP",
             f"-p tcp {unserved} -j REJECT --reject-with tcp-reset",
             f"{unserved} -j REJECT --reject-with {reject}",
         ),

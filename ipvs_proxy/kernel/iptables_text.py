@@ -16,14 +16,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from ipvs_proxy.kernel.iptables_render import CHAINS, TABLES, Chain, Rule, Ruleset
+from ipvs_proxy.kernel.iptables_render import CHAINS, FORMER_CHAINS, TABLES, Chain, Rule, Ruleset
 
 #: From a rule as we write it to what this node's iptables prints for it.
 Forms = Mapping[Rule, str]
 
 _AS_WRITTEN: Final[Forms] = MappingProxyType({})
-_OUR_CHAINS: Final = frozenset(CHAINS)
-_OUR_NAMES: Final = frozenset(chain.name for chain in CHAINS)
+_NOTHING: Final = Ruleset({}, ())
+_FORMER: Final = frozenset(FORMER_CHAINS)
+#: All jumps of ours to chains of ours alone have it.
+_OWN_COMMENT: Final = '--comment "ipvs-proxy '
+_OUR_CHAINS: Final = frozenset((*CHAINS, *FORMER_CHAINS))
+_OUR_NAMES: Final = frozenset(chain.name for chain in _OUR_CHAINS)
 #: Options whose values every version prints, whatever the order and the defaults around them.
 _MEANINGFUL: Final = frozenset(
     {"-A", "-s", "-d", "-i", "-o", "-p", "-j", "-g", "--match-set", "--map-set", "--src-type", "--dst-type"}
@@ -64,7 +68,17 @@ def differences(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN) 
     for table, text in missing_jumps(wanted, found, forms=forms):
         words = text.split(" ")
         findings.append(f"{table}: jump from {words[1]} to {words[-1]} is missing")
+    former = outdated(found)
+    findings += [f"{chain.table}: chain {chain.name} is of an earlier version" for chain in former.chains]
+    findings += [f"{rule.table}: a jump of an earlier version is there ({rule.text})" for rule in former.jumps]
     return findings
+
+
+def outdated(found: Ruleset) -> Ruleset:
+    """Return what an earlier version of ours has left: chains that are not empty, and jumps to them."""
+    chains = {chain: rules for chain, rules in found.chains.items() if chain in _FORMER and rules}
+    jumps = [rule for rule in found.jumps if Chain(rule.table, rule.text.rsplit(" ", 1)[1]) in _FORMER]
+    return Ruleset(chains, tuple(rule for rule in jumps if _OWN_COMMENT in rule.text))
 
 
 def missing_jumps(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN) -> list[Rule]:
@@ -76,17 +90,20 @@ def missing_jumps(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN
     ]
 
 
-def payload(wanted: Ruleset, jumps: Iterable[Rule]) -> str:
+def payload(wanted: Ruleset, jumps: Iterable[Rule], *, former: Ruleset = _NOTHING) -> str:
     """Give the input of ``iptables-restore --noflush`` that sets all our chains and inserts the given jumps.
 
-    A chain's header empties it in the same commit that fills it, so no packet meets a chain that is half done.
+    What is ``former`` goes; its chains stay, empty, as a rule of somebody else might lead there. A chain's header
+    empties it in the same commit that fills it, so no packet meets a chain that is half done.
     """
     missing = list(jumps)
     lines: list[str] = []
     for table in TABLES:
         chains = [chain for chain in wanted.chains if chain.table == table]
+        emptied = [chain for chain in former.chains if chain.table == table]
         lines.append(f"*{table}")
-        lines += [f":{chain.name} - [0:0]" for chain in chains]
+        lines += [f":{chain.name} - [0:0]" for chain in (*chains, *emptied)]
+        lines += ["-D" + rule.text.removeprefix("-A") for rule in former.jumps if rule.table == table]
         lines += [rule for chain in chains for rule in wanted.chains[chain]]
         lines += ["-I" + jump.text.removeprefix("-A") for jump in missing if jump.table == table]
         lines.append("COMMIT")

@@ -4,14 +4,14 @@ The rules masquerade and filter; what they apply to is in the sets. They are the
 rule is also there while its set is empty, which matches nothing (see ``iptables_render``). So they are written once,
 before the first virtual server, and from then on only read: an audit that finds nothing wrong writes nothing.
 
-A repair is one process and one commit for each table: nat first, then filter, as kube-proxy does. All our chains are
-set in that write, whoever filled them before; jumps are only added where they are missing, so rules of others keep
-their place. What was written is read back once, to learn how it is printed; in a start that waits for the first audit,
-as everybody waits for the first virtual servers. Between the two commits a node has the new nat rules and the old
-filter rules for some milliseconds. That is harmless: at a first start there is no virtual server yet; at a takeover the
-old and the new rules of a table are both right for the same sets, and the tables share nothing but the packet mark.
-Only where a takeover also changes the mark can a packet miss the rule that accepts forwarding; where the node drops by
-default, it is then sent again.
+A repair is one process and one commit for each table: raw first, which takes packet marks off, then nat and filter, as
+kube-proxy does, and mangle. All our chains are set in that write, whoever filled them before; jumps are only added
+where they are missing, so rules of others keep their place. What was written is read back once, to learn how it is
+printed; in a start that waits for the first audit, as everybody waits for the first virtual servers. Between the
+commits a node has the new nat rules and the old filter rules for some milliseconds. That is harmless: at a first start
+there is no virtual server yet; at a takeover the old and the new rules of a table are both right for the same sets, and
+the tables share nothing but the packet mark. Only where a takeover also changes the mark can a packet miss the rule
+that accepts forwarding; where the node drops by default, it is then sent again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import structlog
 
 from ipvs_proxy.kernel.iptables import Iptables
 from ipvs_proxy.kernel.iptables_render import Rule, Ruleset, RuleSettings, render
-from ipvs_proxy.kernel.iptables_text import differences, missing_jumps, parse, payload, printed_forms
+from ipvs_proxy.kernel.iptables_text import differences, missing_jumps, outdated, parse, payload, printed_forms
 from ipvs_proxy.plan.tables import Family
 
 log = structlog.get_logger()
@@ -136,7 +136,8 @@ class IptablesRules:
         findings = differences(wanted, before, forms=self._forms)
         if findings:
             self.writes += 1
-            self._iptables.restore(self.family, payload(wanted, missing_jumps(wanted, before, forms=self._forms)))
+            jumps = missing_jumps(wanted, before, forms=self._forms)
+            self._iptables.restore(self.family, payload(wanted, jumps, former=outdated(before)))
             self._unread = wanted, before
         return findings
 

@@ -2,7 +2,8 @@
 
 The phases of one round, and why they come in this order:
 
-1. What keeps the client's address or leads to a mark's virtual server ends before real servers elsewhere come in.
+1. What keeps the client's address or leads to a mark's virtual server ends before real servers elsewhere come in. Only
+   then do the bits of a mark change: whoever is led to a mark finds all of its bits.
 2. What has to hold when the first packet comes: a local endpoint is in the hairpin set and a node port is masqueraded
    before there is a real server, because the first packet decides for its connection; new source ranges are there
    before the old ones go, and before the set that says that there are any.
@@ -48,6 +49,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
+    family_of,
 )
 
 T = TypeVar("T")
@@ -67,6 +69,8 @@ _KEEPING = _of(
     sets.NODE_PORT_LOCAL_SCTP,
     sets.INTERNAL,
 )
+#: Members that say which bits a mark has.
+_SPELLING = _of(*sets.MARK_BITS.values())
 #: Members that let connections to a virtual server pass.
 _DOORS = _of(sets.CLUSTER_IP, sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
 #: Members that say which of them have source ranges, and those ranges.
@@ -157,7 +161,7 @@ def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -
     leaving = {address for verb, address in address_operations if verb is Verb.DELETE}
     for address_operation in address_operations:
         phases[65 if address_operation.verb is Verb.DELETE else 50].append(address_operation)
-    for entry_operation in _entry_difference(desired, actual, touched.entries):
+    for entry_operation in _entry_difference(desired, actual, _with_marks(touched.entries, actual)):
         verb, name, entry = entry_operation
         if verb is Verb.DELETE:
             phase = _phase_of_deleted(name, stays=entry.address in actual.addresses and entry.address not in leaving)
@@ -184,6 +188,19 @@ def _settle_leaving(key: VirtualServerKey, desired: DesiredTables, actual: Kerne
         actual.leaving.release(key)
 
 
+def _with_marks(keys: set[tuple[str, SetEntry]], actual: KernelTables) -> set[tuple[str, SetEntry]]:
+    """Return the members with all that decides which mark their address and port has: its bits, and a former mark."""
+    more: set[tuple[str, SetEntry]] = set()
+    for name, entry in keys:
+        if entry.mark:
+            names = sets.names(family_of(entry.address))
+            bare = entry._replace(mark=0)
+            bits = {bit: (names[base], bare) for bit, base in sets.MARK_BITS.items()}
+            present = sum(bit for bit, (base, _) in bits.items() if bare in actual.entries.get(base, ()))
+            more |= {*bits.values(), (name, entry._replace(mark=entry.mark & ~sum(bits) | present))}
+    return keys | more if more else keys
+
+
 def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> int:
     if name in _FIREWALLED:
         return 20
@@ -201,6 +218,8 @@ def _phase_of_deleted(name: str, *, stays: bool) -> int:
     """Return the phase of a deleted member; ``stays``: its address is on our link and stays there."""
     if name in _KEEPING:
         return 0
+    if name in _SPELLING:
+        return 5
     if name in _HEALTH:
         return 60
     if name in _DOORS:

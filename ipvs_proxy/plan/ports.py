@@ -17,7 +17,7 @@ from ipvs_proxy.plan.choices import Choices, choose_cluster, choose_local
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey, State
 from ipvs_proxy.plan.exposures import Exposures, contains
 from ipvs_proxy.plan.fragment import Context, Fragment
-from ipvs_proxy.plan.marks import Marks, mark_key
+from ipvs_proxy.plan.marks import Marks, mark_key, spelling
 from ipvs_proxy.plan.memory import Memory, PortMemory
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import (
@@ -235,6 +235,8 @@ def _serve_outside(
         _turn_away(plan, key, choices, chosen)
         if internal is not None:
             plan.add_entry(sets.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
+            for base in spelling(internal.mark):
+                plan.add_entry(base, entry, Reason.CLUSTER_CLIENT)
 
 
 def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen: _Chosen) -> None:

@@ -1,4 +1,4 @@
-"""The ipsets: kube-proxy's names, types and comments, for both families; and four of our own.
+"""The ipsets: kube-proxy's names, types and comments, for both families; and some of our own.
 
 The table is that of kube-proxy's IPVS mode, so that a node can be taken over in place and tools that look at the sets
 go on working. IPv6 names start with ``KUBE-6-`` and are cut at 31 characters, as ipset allows no more
@@ -33,6 +33,8 @@ IPVS_IPS: Final = "IPVS-IPS"
 
 #: Addresses and ports where clients in the cluster get another virtual server, and its mark (see ``marks``).
 INTERNAL: Final = "INTERNAL"
+#: The same addresses and ports again, once for each bit of the mark's number: the node's own packets get it bit by bit.
+MARK_BITS: Final = {1 << bit: f"MARK-{1 << bit:#x}" for bit in range(2, 13)}
 #: Addresses and ports with the policy Local where clients outside the cluster find no endpoint on this node.
 NO_LOCAL: Final = "NO-LOCAL"
 #: Addresses and ports of Services without any endpoint.
@@ -97,6 +99,7 @@ _SETS: Final = (
 )
 _OWN_SETS: Final = (
     (INTERNAL, SetType.HASH_IP_PORT, "local policy, for clients in the cluster"),
+    *((base, SetType.HASH_IP_PORT, f"local policy, mark {bit:#x}") for bit, base in MARK_BITS.items()),
     (NO_LOCAL, SetType.HASH_IP_PORT, "local policy without local endpoint"),
     (NO_ENDPOINT, SetType.HASH_IP_PORT, "service without endpoint"),
     (LEAVING, SetType.HASH_IP_PORT, "deleted service that drains"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from errno import ECANCELED, ENOMEM
 from typing import Any, cast
 
 import pytest
@@ -10,7 +11,8 @@ from ipvs_proxy.kernel import dataplane as dataplane_module
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.errors import Unusable
 from ipvs_proxy.kernel.leftovers import Leftovers
-from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.plan.tables import Family, SetEntry, SetEntryOperation, Verb
+from tests.support.objects import virtual
 
 SEEN = "*nat\n:KUBE-SVC-0123456789ABCDEF - [0:0]\nCOMMIT\n"
 
@@ -86,3 +88,27 @@ def test_a_fault_while_preparing_is_left_to_the_take_over(
     plane.prepare()
     with pytest.raises(Unusable):
         plane.write_rules()
+
+
+class Refusing:
+    """Sets that refuse one operation."""
+
+    def __init__(self, refused: SetEntryOperation) -> None:
+        self.applied: list[SetEntryOperation] = []
+        self._refused = refused
+
+    def apply(self, operations: list[SetEntryOperation]) -> list[int]:
+        self.applied += operations
+        return [ENOMEM if operation == self._refused else 0 for operation in operations]
+
+
+def test_a_mark_waits_until_the_kernel_has_all_of_its_bits() -> None:
+    bare = SetEntry(*virtual("203.0.113.5")[:3])
+    first, second = (SetEntryOperation(Verb.ADD, f"IPVS-PROXY-MARK-{bit}", bare) for bit in ("0x4", "0x8"))
+    other = SetEntryOperation(Verb.ADD, "IPVS-PROXY-INTERNAL", SetEntry(*virtual("203.0.113.6")[:3], mark=0x2009))
+    marked = SetEntryOperation(Verb.ADD, "IPVS-PROXY-INTERNAL", bare._replace(mark=0x200D))
+    refusing = Refusing(second)
+    parts: dict[str, Any] = {"ipvs": None, "addresses": None, "sets": refusing, "leftovers": None, "rules": {}}
+    failures = Dataplane(**parts).apply([first, second, other, marked])
+    assert [(failure.operation, failure.code) for failure in failures] == [(second, ENOMEM), (marked, ECANCELED)]
+    assert refusing.applied == [first, second, other]

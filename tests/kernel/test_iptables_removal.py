@@ -11,11 +11,13 @@ from ipvs_proxy.plan.tables import Family
 from tests.kernel.test_leftovers import SAVED
 
 BUILT_IN = {
+    "raw": "PREROUTING OUTPUT",
     "nat": "PREROUTING INPUT OUTPUT POSTROUTING",
     "filter": "INPUT FORWARD OUTPUT",
-    "mangle": "PREROUTING OUTPUT",
+    "mangle": "PREROUTING INPUT OUTPUT POSTROUTING",
 }
 OTHERS = {
+    "raw": [],
     "nat": [":KUBE-KUBELET-CANARY - [0:0]", ":CNI-HOSTPORT - [0:0]", "-A PREROUTING -j CNI-HOSTPORT"],
     "filter": [":KUBE-FIREWALL - [0:0]", "-A INPUT -j KUBE-FIREWALL", "-A OUTPUT -j KUBE-FIREWALL"],
     "mangle": [":KUBE-IPTABLES-HINT - [0:0]", ":KUBE-KUBELET-CANARY - [0:0]"],
@@ -90,6 +92,8 @@ def test_beside_iptables_mode_only_what_it_does_not_have_is_ours() -> None:
     assert removal(SAVED, is_ours_beside_iptables_mode) == ("", 0, 0, ())
     assert is_ours_beside_iptables_mode(Chain("filter", "KUBE-IPVS-FILTER"))
     assert is_ours_beside_iptables_mode(Chain("mangle", "IPVS-PROXY-OUTPUT"))
+    assert is_ours_beside_iptables_mode(Chain("raw", "IPVS-PROXY-OUTPUT"))
+    assert is_ours_beside_iptables_mode(Chain("mangle", "IPVS-PROXY-PREROUTING")), "of an earlier version"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,23 @@
-"""Marks: given out once, kept over restarts, never with a bit of somebody else."""
+"""Marks: given out once, kept over restarts, some left for everybody."""
 
 from __future__ import annotations
 
 import pytest
 
 from ipvs_proxy.plan.endpoints import PortKey
-from ipvs_proxy.plan.marks import CLASS, CLASS_MASK, Marks, is_ours, mark_key
-from ipvs_proxy.plan.tables import Family, Protocol, SetEntry
+from ipvs_proxy.plan.marks import (
+    CLASS,
+    CLASS_MASK,
+    NAMESPACE_SHARE,
+    RESTING,
+    SERVICE_SHARE,
+    Marks,
+    corrections,
+    is_ours,
+    mark_key,
+    spelling,
+)
+from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, SetEntryOperation, Verb
 from tests.support.objects import virtual
 
 WEB, API = ("default", "web"), ("default", "api")
@@ -41,14 +52,89 @@ def test_marks_of_others_are_not_ours(mark: int) -> None:
     assert not is_ours(mark)
 
 
-@pytest.mark.parametrize("bit", range(32))
-def test_no_mark_has_the_bit_that_asks_for_masquerading(bit: int) -> None:
-    marks = Marks(bit)
-    given = [marks.assign(WEB, PortKey(str(number), Protocol.TCP), []) for number in range(3000)]
-    found = [mark for mark in given if mark is not None]
-    assert len(found) == len(set(found)) == {13: 0, 0: 0, 1: 0}.get(bit, 1023 if bit < 13 else 2047)
-    assert not any(mark & 1 << bit for mark in found)
-    assert all(mark & CLASS_MASK == CLASS for mark in found)
+def every_mark(marks: Marks) -> list[int]:
+    """Ask for marks until there is none left."""
+    services = [(f"team-{number // 4}", f"service-{number}") for number in range(20)]
+    ports = [PortKey(str(number), Protocol.TCP) for number in range(SERVICE_SHARE)]
+    given = [marks.assign(service, port, []) for service in services for port in ports]
+    return [mark for mark in given if mark is not None]
+
+
+@pytest.mark.parametrize("bit", [0, 1, 5, 12, 13, 14, 31])
+def test_there_are_2047_marks_unless_the_masquerade_mark_looks_like_one(bit: int) -> None:
+    found = every_mark(Marks(bit))
+    assert len(found) == len(set(found)) == (0 if bit == 13 else 2047)
+    assert all(mark & CLASS_MASK == CLASS and mark != 1 << bit for mark in found)
+
+
+def test_the_lowest_numbers_go_first() -> None:
+    marks = Marks()
+    assert [marks.assign(WEB, PortKey(str(number), Protocol.TCP), []) for number in range(1, 4)] == [
+        CLASS | number << 2 | 1 for number in range(1, 4)
+    ]
+
+
+def test_churn_does_not_use_up_numbers_nor_give_one_again_at_once() -> None:
+    marks = Marks()
+    given: list[int] = []
+    for _ in range(3 * RESTING):
+        mark = marks.assign(WEB, HTTP, [])
+        assert mark is not None
+        assert mark not in given[-RESTING:]
+        given.append(mark)
+        marks.keep(WEB, ())
+    assert max(given) == CLASS | RESTING + 1 << 2 | 1
+
+
+def test_a_service_with_thousands_of_ports_leaves_numbers_to_others_and_who_has_one_keeps_it() -> None:
+    marks = Marks()
+    first = marks.assign(API, HTTP, [])
+    greedy = [marks.assign(("evil", "greedy"), PortKey(str(number), Protocol.UDP), []) for number in range(2100)]
+    assert sum(mark is not None for mark in greedy) == SERVICE_SHARE
+    more = [marks.assign(("evil", str(number)), DNS, []) for number in range(2100)]
+    assert sum(mark is not None for mark in more) == NAMESPACE_SHARE - SERVICE_SHARE
+    assert marks.assign(API, HTTP, []) == first
+    assert marks.assign(WEB, DNS, []) is not None
+    assert [
+        marks.assign(("evil", "greedy"), PortKey(str(number), Protocol.UDP), []) for number in range(2100)
+    ] == greedy
+
+
+def test_what_a_namespace_gives_back_it_can_have_again() -> None:
+    marks = Marks()
+    ports = [PortKey(str(number), Protocol.TCP) for number in range(SERVICE_SHARE)]
+    for name in ("one", "two"):
+        assert all(marks.assign(("team", name), port, []) for port in ports)
+    assert marks.assign(("team", "three"), HTTP, []) is None
+    marks.keep(("team", "one"), ports[1:])
+    assert marks.assign(("team", "three"), HTTP, []) is not None
+
+
+def test_a_restart_takes_no_mark_away_from_who_has_more_than_its_share() -> None:
+    marks = Marks()
+    addresses = [virtual("203.0.113.5", port) for port in range(1, SERVICE_SHARE + 3)]
+    marks.restore(SetEntry(*address[:3], mark=CLASS | number << 2 | 1) for number, address in enumerate(addresses, 1))
+    given = [marks.assign(WEB, PortKey(str(address.port), Protocol.TCP), [address]) for address in addresses]
+    assert given == [CLASS | number << 2 | 1 for number in range(1, SERVICE_SHARE + 3)]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 1024, 2047])
+def test_the_sets_of_bits_spell_the_number(number: int) -> None:
+    mark = CLASS | number << 2 | 3
+    assert sum(int(base.removeprefix("MARK-"), 16) for base in spelling(mark)) == number << 2
+
+
+def test_marks_without_their_bits_or_with_others_are_corrected() -> None:
+    bare, other = SetEntry(*VIP[:3]), SetEntry(*virtual("203.0.113.6")[:3])
+    entries = {
+        "IPVS-PROXY-INTERNAL": {bare._replace(mark=CLASS | 0b101 << 2 | 1)},
+        "IPVS-PROXY-MARK-0x4": {bare},
+        "IPVS-PROXY-MARK-0x8": {bare, other},
+    }
+    assert corrections(entries) == [
+        SetEntryOperation(Verb.DELETE, "IPVS-PROXY-MARK-0x8", bare),
+        SetEntryOperation(Verb.ADD, "IPVS-PROXY-MARK-0x10", bare),
+    ]
 
 
 def test_a_restart_goes_on_with_what_the_set_holds() -> None:
@@ -60,12 +146,3 @@ def test_a_restart_goes_on_with_what_the_set_holds() -> None:
     after.restore([SetEntry(*VIP[:3], mark=mark)])
     assert after.assign(API, HTTP, []) != mark
     assert after.assign(WEB, PortKey("6", Protocol.TCP), [VIP]) == mark
-
-
-def test_a_mark_that_was_given_back_is_not_soon_given_again() -> None:
-    marks = Marks()
-    first = marks.assign(WEB, HTTP, [])
-    marks.keep(WEB, ())
-    assert marks.assign(API, HTTP, []) != first
-    others = {marks.assign(API, PortKey(str(number), Protocol.TCP), []) for number in range(2046)}
-    assert first in others

@@ -10,7 +10,7 @@ from msgspec import structs
 from ipvs_proxy.kube.objects import LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceStatus
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck
-from ipvs_proxy.plan.marks import CLASS, Marks
+from ipvs_proxy.plan.marks import CLASS, Marks, spelling
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, text_of
@@ -178,7 +178,8 @@ def test_without_node_addresses_a_node_port_is_nowhere_and_the_rest_is_served() 
 LOCAL_ONLY = (
     BALANCED.replace("RS 203.0.113.5:80/TCP 10.244.1.9:8080\n", "") + "KUBE-LOAD-BALANCER-LOCAL 203.0.113.5,tcp:80\n"
 )
-INSIDE = MARKED + "IPVS-PROXY-INTERNAL 203.0.113.5,tcp:80 marked\n"
+INTERNAL = "IPVS-PROXY-INTERNAL 203.0.113.5,tcp:80 marked\nIPVS-PROXY-MARK-0x4 203.0.113.5,tcp:80\n"
+INSIDE = MARKED + INTERNAL
 REMOTE_ONLY = (
     BALANCED.replace("RS 203.0.113.5:80/TCP 10.244.0.7:8080\n", "") + "KUBE-LOAD-BALANCER-LOCAL 203.0.113.5,tcp:80\n"
 )
@@ -196,8 +197,7 @@ NOBODY = REMOTE_ONLY.replace("RS 203.0.113.5:80/TCP 10.244.1.9:8080\n", "")
         ),
         (
             (),
-            NOBODY
-            + "VS marked rr\nIPVS-PROXY-INTERNAL 203.0.113.5,tcp:80 marked\nIPVS-PROXY-NO-ENDPOINT 203.0.113.5,tcp:80",
+            NOBODY + "VS marked rr\n" + INTERNAL + "IPVS-PROXY-NO-ENDPOINT 203.0.113.5,tcp:80",
             NOBODY,
         ),
     ],
@@ -223,6 +223,11 @@ def test_all_addresses_of_a_port_share_one_mark_in_both_families() -> None:
     assert len(marks) == 1
     assert all(mark & CLASS for mark in marks)
     assert sum(bool(key.mark) for key in fragment.virtual_servers) == 2
+    spelled = {(name, entry) for name, entry in fragment.entries if "-MARK-" in name}
+    internal = {entry for name, entry in fragment.entries if "INTERNAL" in name}
+    assert len(spelled) == len(internal) * len(spelling(marks.pop())), (
+        "each address and node port is in the set of each bit"
+    )
 
 
 def test_where_no_mark_is_left_the_port_behaves_compatibly_and_says_so() -> None:
@@ -344,7 +349,8 @@ def test_worked_example() -> None:
     assert shown(plan(EXAMPLE, LOCAL, REMOTE)) == lines(
         EXAMPLE_LINES
         + MARKED
-        + f"IPVS-PROXY-INTERNAL 203.0.113.5,tcp:80 marked\nIPVS-PROXY-INTERNAL {NODE},tcp:30080 marked"
+        + INTERNAL
+        + f"IPVS-PROXY-INTERNAL {NODE},tcp:30080 marked\nIPVS-PROXY-MARK-0x4 {NODE},tcp:30080"
     )
 
 

@@ -63,6 +63,12 @@ class Agent:
         self._process.wait(PATIENCE)
         self._reader.join(PATIENCE)
 
+    def close(self) -> None:
+        """Read the rest of the log of an agent that has ended."""
+        self._reader.join(PATIENCE)
+        assert self._process.stderr is not None
+        self._process.stderr.close()
+
     def _read(self) -> None:
         assert self._process.stderr is not None
         with self._process.stderr as lines:
@@ -99,6 +105,7 @@ def running_agent(
     finally:
         if process.poll() is None:
             agent.kill()
+        agent.close()
 
 
 def command(net: Topology, *arguments: str, status: int = 0) -> str:

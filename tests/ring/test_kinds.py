@@ -437,6 +437,8 @@ def of_case(lines: list[str], number: int) -> set[str]:
         if line.startswith("SET IPVS-PROXY-INTERNAL")
     }
     mine |= {line for line in lines if any(mark in line.split(" rr")[0] and line.startswith("VS") for mark in marks)}
+    # A test of its own looks at the bits of the marks.
+    mine = {line for line in mine if "-MARK-0x" not in line}
     cleaned = set()
     for line in mine:
         cleaned.add(
@@ -452,6 +454,22 @@ def test_kernel_holds_what_a_service_asks_for(witnessed: list[str], name: str) -
     for key, value in {"{n}": number, "{t}": 9000 + number, "{p}": 31000 + number, "{h}": 32000 + number}.items():
         text = text.replace(key, str(value))
     assert of_case(witnessed, number) == {line for line in text.splitlines() if line}
+
+
+def test_the_sets_of_bits_have_the_addresses_and_ports_of_the_marks(witnessed: list[str]) -> None:
+    members = [line.split() for line in witnessed if line.startswith("SET IPVS-PROXY-")]
+    marks = {
+        member: int(mark.split("/")[0], 16)
+        for _, name, member, *rest in members
+        if name.endswith("INTERNAL")
+        for mark in rest[1:]
+    }
+    spelled = dict.fromkeys(marks, 0x2000)
+    for _, name, member, *_ in members:
+        if "-MARK-0x" in name:
+            spelled[member] |= int(name.rsplit("-", 1)[1], 16)
+    assert marks
+    assert spelled == {member: mark & ~3 for member, mark in marks.items()}
 
 
 def test_a_restart_writes_nothing(net: Topology, directory: Path, agent: Agent) -> None:

@@ -18,7 +18,7 @@ address then, while the node itself and a pod that is not certainly the node's c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,32 +181,44 @@ def check(net: Topology, row: Row, column: str, family: str, protocol: str = "TC
     assert {source for name, source in answers if name != place} <= {expected}
 
 
+def problems(
+    net: Topology,
+    row: Row,
+    family: str,
+    protocol: str = "TCP",
+    columns: Iterable[str] = tuple(CLIENTS),
+    refused_late: Mapping[Request, Outcome] | None = None,
+) -> list[str]:
+    """Have the clients ask; say where the answer is not that of the table.
+
+    ``refused_late`` is what has become of requests that were made beforehand.
+    """
+    cells = {column: row.cells[column] for column in columns if row.cells[column]}
+    dropped = [request(row, column, family) for column, cell in cells.items() if cell == "dropped"]
+    assert not dropped or protocol == "TCP", "silence is only told of TCP"
+    seen = {**(refused_late or {}), **(outcomes(net, dropped, silence(net)) if dropped else {})}
+    found = []
+    for column, cell in cells.items():
+        where = f"{row.name} {family} {protocol}, {column}: {cell!r}, but"
+        asked = request(row, column, family)
+        if protocol == "TCP" and asked in seen:
+            if seen[asked] != ("silent" if cell == "dropped" else cell):
+                found.append(f"{where} {seen[asked]}")
+            continue
+        try:
+            check(net, row, column, family, protocol)
+        except (AssertionError, OSError, pytest.fail.Exception) as error:
+            found.append(f"{where} {error!r}")
+    return found
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_who_answers_and_which_source_it_sees(
     net: Topology, row: Row, family: str, refused_late: dict[Request, Outcome]
 ) -> None:
-    problems = []
-    dropped = {request(row, column, family): column for column, cell in row.cells.items() if cell == "dropped"}
-    if dropped:
-        found = outcomes(net, dropped, silence(net))
-        problems += [
-            f"{dropped[request]}: 'dropped', but {what}" for request, what in found.items() if what != "silent"
-        ]
-    for column, cell in row.cells.items():
-        if cell in {"", "dropped"}:
-            continue
-        if (late := request(row, column, family)) in refused_late:
-            if refused_late[late] != "refused":
-                problems.append(f"{column}: {cell!r}, but {refused_late[late]}")
-            continue
-        try:
-            check(net, row, column, family)
-        except (AssertionError, OSError) as error:
-            problems.append(f"{column}: {cell!r}, but {error!r}")
-        except pytest.fail.Exception as error:
-            problems.append(f"{column}: {cell!r}, but {error}")
-    assert not problems, "\n".join(problems)
+    found = problems(net, row, family, refused_late=refused_late)
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -15,6 +15,9 @@ the node, so that the service addresses do.
 
 Processes are slow in an emulated machine: the whole topology is made by one ``ip`` process for each namespace, and
 clients and servers are threads of the caller whose sockets are opened in the namespace.
+
+With a tunnel, packets between ``pod4`` and the node's pods travel inside packets between ``node`` and ``peer``, as with
+network plugins that build an overlay.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from pyroute2.netlink.generic.wireguard import WireGuard
 
 FAMILIES = ("IPv4", "IPv6")
 PODS = ("pod1", "pod2", "pod3")
@@ -47,6 +52,26 @@ ADDRESSES = {
 }
 #: What each place is connected to; ``node`` is the hub.
 _UPLINKS = {"client": "node", "peer": "node", "pod1": "node", "pod2": "node", "pod3": "node", "pod4": "peer"}
+
+#: The ``ip link`` arguments of each kind of tunnel, by the family that it carries: one link may carry both.
+TUNNELS = {
+    "vxlan": {"both": "vxlan id 42 remote {IPv4[1]} local {IPv4[0]} dstport 4789"},
+    "vxlan over IPv6": {"both": "vxlan id 42 remote {IPv6[1]} local {IPv6[0]} dstport 8472"},
+    "geneve": {"both": "geneve id 42 remote {IPv4[1]} dstport 6081"},
+    "ipip": {
+        "IPv4": "ipip remote {IPv4[1]} local {IPv4[0]}",
+        "IPv6": "sit remote {IPv4[1]} local {IPv4[0]}",
+    },
+    "ip6tnl": {"both": "ip6tnl mode any remote {IPv6[1]} local {IPv6[0]}"},
+    "gre": {"both": "gre remote {IPv4[1]} local {IPv4[0]}"},
+    "wireguard": {"both": "wireguard"},
+}
+_WIREGUARD_PORT = 51820
+#: Private and public key of each end: the private ones are 32 ones and 32 twos, which keeps nothing secret.
+_WIREGUARD_KEYS = {
+    "node": ("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk="),
+    "peer": ("AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=", "zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk="),
+}
 
 _CLONE_NEWNET = 0x40000000
 _PROTOCOLS = {
@@ -109,8 +134,11 @@ def exchange(client: socket.socket) -> tuple[str, str]:
 
 
 @contextmanager
-def topology() -> Iterator[Topology]:
-    """Make the namespaces, links, addresses and routes; take everything away at the end."""
+def topology(tunnel: str = "") -> Iterator[Topology]:
+    """Make the namespaces, links, addresses and routes; take everything away at the end.
+
+    ``tunnel`` is a kind of ``TUNNELS`` that carries what goes between ``pod4`` and the node's pods.
+    """
     mark = os.urandom(3).hex()
     names = {place: f"ring-{mark}-{place}" for place in ADDRESSES}
     _ip([f"netns add {name}" for name in names.values()])
@@ -123,6 +151,11 @@ def topology() -> Iterator[Topology]:
             with net.inside(place):
                 for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
                     Path("/proc/sys/net", setting).write_text("1")
+        if tunnel:
+            for place, other in (("node", "peer"), ("peer", "node")):
+                _ip(_tunnel(tunnel, place, other), namespace=names[place])
+            if tunnel == "wireguard":
+                _connect_wireguard(net)
         yield net
     finally:
         _ip([f"netns delete {name}" for name in names.values()], check=False)
@@ -224,6 +257,37 @@ def _settings(place: str) -> list[str]:
                 if far_hub == other
             ]
     return commands
+
+
+def _tunnel(kind: str, place: str, other: str) -> list[str]:
+    """Give the ``ip`` commands for one end of a tunnel, and the routes of the other's pods through it."""
+    own, ends = ADDRESSES[place], {family: (ADDRESSES[place][family], ADDRESSES[other][family]) for family in FAMILIES}
+    commands = []
+    for carried, arguments in TUNNELS[kind].items():
+        link = f"tunnel-{carried.lower()}"
+        commands += [f"link add {link} type {arguments.format(**ends)}", *_with_addresses(link, own)]
+        for pod, family in ((pod, family) for pod, hub in _UPLINKS.items() for family in FAMILIES):
+            if pod.startswith("pod") and _UPLINKS[pod] == other and carried in {"both", family}:
+                via = f" via {ADDRESSES[other][family]}" * kind.startswith(("vxlan", "geneve"))
+                commands.append(f"route replace {ADDRESSES[pod][family]}{via} dev {link}{' onlink' * bool(via)}")
+    return commands
+
+
+def _connect_wireguard(net: Topology) -> None:
+    """Give the two ends of a WireGuard tunnel their keys, and each other's address."""
+    for place, other in (("node", "peer"), ("peer", "node")):
+        with net.inside(place), closing(WireGuard()) as wireguard:
+            wireguard.set(
+                "tunnel-both",
+                private_key=_WIREGUARD_KEYS[place][0],
+                listen_port=_WIREGUARD_PORT,
+                peer={
+                    "public_key": _WIREGUARD_KEYS[other][1],
+                    "endpoint_addr": ADDRESSES[other]["IPv4"],
+                    "endpoint_port": _WIREGUARD_PORT,
+                    "allowed_ips": ["0.0.0.0/0", "::/0"],
+                },
+            )
 
 
 def _with_addresses(link: str, own: dict[str, str]) -> list[str]:
