@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -279,3 +280,27 @@ def test_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "(300, 300)\n"
+
+
+async def test_clients_that_break_off_anywhere_leave_no_line_and_no_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = (
+        b"POST /slow HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\nGET / HTTP/1.1\r\n"
+    )
+    counts, trouble = Counts(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: trouble.append(context))
+    with structlog.testing.capture_logs() as logs:
+        async with serving(counts, limit=64) as port:
+            for end in range(len(whole)):
+                with socket.create_connection(("127.0.0.1", port)) as client:
+                    if end % 2:  # close with a reset
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    client.sendall(whole[:end])
+                    await asyncio.sleep(0)
+            assert (await probe(port)).startswith(b"HTTP/1.1 200")
+            async with asyncio.timeout(5):
+                while counts.connected:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert (counts.listening, counts.listeners) == (0, set())
+    assert (logs, caplog.records, trouble) == ([], [], [])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -178,3 +178,40 @@ def test_scrape_does_not_stand_behind_those_who_read_pages(directory: Path) -> N
         assert scraped < waited / 3, f"the scrape took {scraped:.2f} s, the last of the readers {waited:.2f} s"
         for reader in readers:
             reader.close()
+
+
+FLOODED = (31001, 31002, 31003)
+
+
+def test_flood_of_health_checks_takes_neither_probes_nor_scrapes_nor_repairs(directory: Path) -> None:
+    for number, port in enumerate(FLOODED):
+        service = manifests.service(
+            f"lb-{number}",
+            f"10.96.0.{110 + number}",
+            type="LoadBalancer",
+            externalTrafficPolicy="Local",
+            healthCheckNodePort=port,
+        )
+        manifests.write(directory, f"lb-{number}", service)
+    few = ("prlimit", "--nofile=256:256")
+    with (
+        topology() as net,
+        running_agent(net, directory, *EVERYWHERE, "--ipvs-sync-period", "1s", prefix=few) as agent,
+        ExitStack() as idle,
+    ):
+        eventually(lambda: [get(net, "client", NODE, "/", port)[0] for port in FLOODED] == [503] * len(FLOODED))
+        for _ in range(130):
+            for port in FLOODED:
+                idle.enter_context(net.connect("client", NODE, port))
+        for port in FLOODED:
+            assert get(net, "client", NODE, "/", port)[0] == 503  # no endpoint here, says the agent
+        assert get(net, "client", NODE, "/livez", 10256)[0] == 200
+        scraped = get(net, "client", NODE, "/metrics")[1].decode()
+        assert 'ipvs_proxy_connections_displaced_total{reason="descriptors",server="service_health"}' in scraped
+        for command_line in ("ipvsadm -D -t 10.96.0.95:80", "iptables -t nat -F KUBE-SERVICES"):
+            repairs = len(agent.named("drift_repaired"))
+            net.run("node", *command_line.split())
+            agent.wait_for("drift_repaired", repairs + 1)
+        assert "10.96.0.95:80" in net.run("node", "ipvsadm", "-Ln")
+        events = {event["event"] for event in agent.events if event["level"] != "info"}
+        assert events <= {"drift_repaired"}
