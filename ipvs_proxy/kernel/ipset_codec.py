@@ -35,6 +35,7 @@ _SUBSYSTEM: Final = 6 << 8
 _PROTOCOL: Final = _SUBSYSTEM | 1
 _CREATE: Final = _SUBSYSTEM | 2
 _DESTROY: Final = _SUBSYSTEM | 3
+_SWAP: Final = _SUBSYSTEM | 6
 _LIST: Final = _SUBSYSTEM | 7
 _MEMBER_COMMANDS: Final = {Verb.ADD: _SUBSYSTEM | 9, Verb.DELETE: _SUBSYSTEM | 10}
 _HEADER: Final = _SUBSYSTEM | 12
@@ -42,6 +43,8 @@ _TYPE: Final = _SUBSYSTEM | 13
 
 # IPSET_ATTR_* of a command
 _A_PROTOCOL, _A_SETNAME, _A_TYPENAME, _A_REVISION, _A_FAMILY, _, _A_DATA, _A_ADT, _A_LINE, _A_MINIMUM = range(1, 11)
+
+_A_OTHER_NAME: Final = _A_TYPENAME  # IPSET_ATTR_SETNAME2
 
 # IPSET_ATTR_* of a set or a member
 _IP, _PORT, _PORT_TO, _PROTO, _FLAGS, _MEMBER_LINE, _HASHSIZE, _MAXELEM, _IP2, _CIDR2 = 1, 4, 5, 7, 8, 9, 18, 19, 20, 21
@@ -109,13 +112,17 @@ _ERRORS: Final = {
     4113: "the mark mask is not valid",
     4114: "the set was not made for skbinfo",
     # IPSET_ERR_HASH_FULL and IPSET_ERR_BITMAP_RANGE have the same number.
-    4352: "the set is full (make it with a larger maxelem), or the port is outside the set's range",
+    4352: "the set is full and would need a larger maxelem than it may get, or the port is outside the set's range",
     4353: "a member cannot have a zero address, or the range is too large",
     4354: "the protocol is not valid",
     4355: "the protocol is missing",
     4356: "a range of addresses is not possible here",
     4357: "the range of addresses is not valid",
 }
+
+
+#: IPSET_ERR_HASH_FULL: a hash set has as many members as it was made for.
+FULL: Final = 4352
 
 
 class SetHeader(NamedTuple):
@@ -216,6 +223,11 @@ def encode_destroy(name: str, *, protocol: int) -> Request:
     return Request(_DESTROY, _head(protocol, name=name))
 
 
+def encode_swap(one: str, other: str, *, protocol: int) -> Request:
+    """Give the message that lets two sets of one type change places: rules go on with the other's members at once."""
+    return Request(_SWAP, _head(protocol, name=one) + text_attribute(_A_OTHER_NAME, other))
+
+
 def encode_list(name: str, *, protocol: int) -> Request:
     """Ask for a set with its members."""
     return Request(_LIST, _head(protocol, name=name))
@@ -264,6 +276,17 @@ def failed_line(echo: bytes) -> int:
         return integer(attributes(echo, _NETFILTER.size), _A_LINE, 0)
     except MalformedMessage:
         return 0
+
+
+def decode_maximum(payload: bytes) -> int:
+    """Read from a reply to ``encode_list`` for how many members a hash set was made; 0 if it does not say.
+
+    Raises:
+        MalformedMessage: if it is no such reply.
+
+    """
+    found = attributes(payload, _NETFILTER.size)
+    return int.from_bytes(attributes(found.get(_A_DATA, b"")).get(_MAXELEM, b""), "big")
 
 
 def decode_members(payload: bytes, kind: SetType) -> Iterator[SetEntry]:

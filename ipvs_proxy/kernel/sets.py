@@ -4,13 +4,20 @@ Sets are made with kube-proxy's parameters, and sets that exist are taken over w
 type and family fit. Members travel many to a message. The kernel stops at a message's first failing member and names
 it; those behind it are then sent one to a message, so that every operation gets its own result after two rounds at
 most, however many fail.
+
+A hash set that is full gets room before anything else is tried. The kernel cannot enlarge it, so another one takes its
+place, with all its members and at least twice the room: that is work in proportion to what was added since the last
+time, and no packet meets an empty set, as the two change places in one step.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from errno import EINVAL, ENOENT, EPERM, EPROTONOSUPPORT
+from itertools import chain
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel import ipset_codec as codec
@@ -21,6 +28,11 @@ from ipvs_proxy.plan.tables import SetDefinition, SetEntry, SetEntryOperation, S
 
 #: Members in one message: one of IPv6 takes up to 84 bytes, and a failing message comes back whole.
 MEMBERS_PER_MESSAGE: Final = 256
+
+#: The set that a full one's members go to; it exists only meanwhile.
+GROWING: Final = "IPVS-PROXY-GROWING"
+#: No set gets room for more members: sixteen times what kube-proxy's have. Of hash:ip,port,net they take some 100 MB.
+LARGEST: Final = 1 << 20
 
 _EXISTS: Final = 4103  # IPSET_ERR_EXIST, also the answer to creating a set that exists
 
@@ -37,7 +49,8 @@ class _Run(NamedTuple):
 class Sets:
     """Sets of the network namespace of the thread that makes this object. One thread at a time may use it.
 
-    ``hash_size`` and ``maximum_members`` (``maxelem``) are those of hash sets that ``ensure`` creates.
+    ``hash_size`` and ``maximum_members`` (``maxelem``) are those of hash sets that ``ensure`` creates, and ``largest``
+    is how far they grow.
 
     Raises:
         MissingPiece: if the kernel has no ipset, or does not let us use it.
@@ -52,6 +65,7 @@ class Sets:
         *,
         hash_size: int = 1024,
         maximum_members: int = 65536,
+        largest: int = LARGEST,
         traffic: Traffic | None = None,
     ) -> None:
         self._definitions = {definition.name: definition for definition in definitions}
@@ -60,6 +74,7 @@ class Sets:
                 raise ValueError(f"{name!r} is no set's name: it needs 1 to {codec.NAME_LENGTH} bytes")
         self._hash_size = hash_size
         self._maximum_members = maximum_members
+        self._largest = largest
         try:
             self._socket = NetlinkSocket(NETLINK_NETFILTER, traffic=traffic)
         except OSError as error:
@@ -91,7 +106,7 @@ class Sets:
             try:
                 found = self._header(definition.name)
                 if found is None:
-                    self._create(definition)
+                    self._create(definition, self._maximum_members)
                     created.append(definition.name)
                 elif not _fits(found, definition):
                     problems.append(
@@ -115,13 +130,13 @@ class Sets:
         return [name for name in self._definitions if self._header(name) is None]
 
     def present(self) -> list[str]:
-        """Give the names of the sets that exist, whatever their type.
+        """Give the names of the sets that exist, whatever their type; also of one that was to take a full one's place.
 
         Raises:
             OSError: if the kernel refuses.
 
         """
-        return [name for name in self._definitions if self._header(name) is not None]
+        return [name for name in (*self._definitions, GROWING) if self._header(name) is not None]
 
     def read(self) -> dict[str, set[SetEntry]]:
         """Read the members of each set; a set that is missing is left out, as is one of another type.
@@ -176,15 +191,70 @@ class Sets:
 
     def _carry_out(self, runs: list[_Run], results: list[int]) -> None:
         """Send many members to a message, then those behind a failing one by themselves; note the failures."""
-        behind = self._send([part for run in runs for part in _cut(run, MEMBERS_PER_MESSAGE)], results)
-        self._send([part for run in behind for part in _cut(run, 1)], results)
+        behind, full = self._send(_cut(runs, MEMBERS_PER_MESSAGE), results)
+        if full:
+            grown = self._make_room(full)
+            behind += [run for run in full if run.name not in grown]
+            again = _cut([run for run in full if run.name in grown], MEMBERS_PER_MESSAGE)
+            behind += chain.from_iterable(self._send(again, results))
+        self._send(_cut(behind, 1), results)
 
-    def _send(self, runs: list[_Run], results: list[int]) -> list[_Run]:
-        """Send one message a run; give what the kernel did not look at, as it stops at a failing member."""
+    def _make_room(self, full: list[_Run]) -> set[str]:
+        """Make sets larger that were found full; return the names of those that have room now."""
+        wanted: Counter[str] = Counter()
+        for run in full:
+            wanted[run.name] += len(run.indices)
+        grown: set[str] = set()
+        for name, count in wanted.items():
+            # What cannot be made larger is reported as full.
+            with suppress(OSError, ValueError):
+                if self._grow(self._definitions[name], count):
+                    grown.add(name)
+        return grown
+
+    def _send(self, runs: list[_Run], results: list[int]) -> tuple[list[_Run], list[_Run]]:
+        """Send one message a run; give what the kernel did not look at, as it stops at a failing member.
+
+        Apart from the others: what found its set full, with the member that failed.
+        """
+        for run in runs:
+            for index in run.indices:
+                results[index] = 0
         failures = self._socket.send(
             [codec.encode_members(run.verb, run.name, run.members, protocol=self._protocol) for run in runs]
         )
-        return [rest for index, outcome in failures.items() if (rest := _note(runs[index], outcome, results)).indices]
+        behind: list[_Run] = []
+        full: list[_Run] = []
+        for index, outcome in failures.items():
+            rest, failed = _note(runs[index], outcome, results)
+            if outcome.error == codec.FULL and self._definitions[rest.name].type is not SetType.BITMAP_PORT:
+                full.append(failed)
+            elif rest.indices:
+                behind.append(rest)
+        return behind, full
+
+    def _grow(self, definition: SetDefinition, wanted: int) -> bool:
+        """Put a larger set in the place of a full one; return whether it has room for so many members more."""
+        listed = self._socket.dump(codec.encode_list(definition.name, protocol=self._protocol))
+        members = [member for payload in listed for member in codec.decode_members(payload, definition.type)]
+        maximum = max(map(codec.decode_maximum, listed), default=0)
+        room = max(maximum * 2, 1 << (len(members) + wanted - 1).bit_length())
+        room = min(room, self._largest)
+        if room <= maximum:
+            return False
+        larger = definition._replace(name=GROWING)
+        self.destroy([GROWING])  # that of an agent that was killed here
+        self._create(larger, room)
+        encoded = [codec.encode_member(member, definition.type) for member in members]
+        runs = _cut([_Run(Verb.ADD, GROWING, list(range(len(encoded))), encoded)], MEMBERS_PER_MESSAGE)
+        failures = self._socket.send(
+            [codec.encode_members(run.verb, run.name, run.members, protocol=self._protocol) for run in runs]
+        )
+        swapped = [1]
+        if not failures:
+            swapped = self._socket.execute([codec.encode_swap(GROWING, definition.name, protocol=self._protocol)])
+        self.destroy([GROWING])
+        return swapped == [0]
 
     def _header(self, name: str) -> codec.SetHeader | None:
         try:
@@ -194,13 +264,13 @@ class Sets:
                 return None
             raise
 
-    def _create(self, definition: SetDefinition) -> None:
+    def _create(self, definition: SetDefinition, maximum_members: int) -> None:
         request = codec.encode_create(
             definition,
             protocol=self._protocol,
             revision=self._revision(definition),
             hash_size=self._hash_size,
-            maximum_members=self._maximum_members,
+            maximum_members=maximum_members,
         )
         (code,) = self._socket.execute([request])
         if code and code != _EXISTS:  # somebody else was faster
@@ -248,22 +318,26 @@ def describe_error(code: int) -> str:
     return codec.error_text(code) or os.strerror(code)
 
 
-def _cut(run: _Run, length: int) -> list[_Run]:
+def _cut(runs: Iterable[_Run], length: int) -> list[_Run]:
     return [
         _Run(run.verb, run.name, run.indices[start : start + length], run.members[start : start + length])
+        for run in runs
         for start in range(0, len(run.indices), length)
     ]
 
 
-def _note(run: _Run, outcome: Outcome, results: list[int]) -> _Run:
-    """Note the failure of one member and give those behind it; or that of all, if no member is named."""
+def _note(run: _Run, outcome: Outcome, results: list[int]) -> tuple[_Run, _Run]:
+    """Note the failure of one member; give those behind it, and those with it. Or of all, if no member is named."""
     line = 0 if outcome.error == UNKNOWN else codec.failed_line(outcome.request)
     if not 1 <= line <= len(run.indices):
         for index in run.indices:
             results[index] = outcome.error
-        return run._replace(indices=[], members=[])
+        return run._replace(indices=[], members=[]), run
     results[run.indices[line - 1]] = outcome.error
-    return run._replace(indices=run.indices[line:], members=run.members[line:])
+    return (
+        run._replace(indices=run.indices[line:], members=run.members[line:]),
+        run._replace(indices=run.indices[line - 1 :], members=run.members[line - 1 :]),
+    )
 
 
 def _fits(found: codec.SetHeader, definition: SetDefinition) -> bool:

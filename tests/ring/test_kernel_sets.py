@@ -9,7 +9,7 @@ from errno import EINVAL, ENOENT
 import pytest
 
 from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.sets import Sets, describe_error
+from ipvs_proxy.kernel.sets import GROWING, Sets, describe_error
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family, Protocol, SetDefinition, SetEntry, SetEntryOperation, SetType, Verb
 from tests.support.namespaces import fresh_namespace, missing_piece, run
@@ -20,6 +20,7 @@ FULL = 4352
 WRONG_FAMILY = 4106
 
 ALL = [definition for family in Family for definition in definitions(family).values()]
+OTHER = SetDefinition("KUBE-EXTERNAL-IP", SetType.HASH_IP_PORT, Family.IPV4, "")
 ONE = SetDefinition("KUBE-CLUSTER-IP", SetType.HASH_IP_PORT, Family.IPV4, "")
 
 
@@ -168,7 +169,7 @@ def test_the_order_of_operations_on_one_member_is_kept(sets):
 
 
 def test_a_full_set_is_reported_member_by_member():
-    with closing(Sets([ONE], hash_size=64, maximum_members=10)) as sets:
+    with closing(Sets([ONE], hash_size=64, maximum_members=10, largest=10)) as sets:
         sets.ensure()
         assert "hashsize 64 maxelem 10" in run("ipset", "save")
         results = sets.apply([add(entry(number)) for number in range(12)])
@@ -177,6 +178,83 @@ def test_a_full_set_is_reported_member_by_member():
         # What is in it already, and deleting, go on working.
         assert sets.apply([add(entry(3)), delete(entry(0))]) == [0, 0]
         assert sets.apply([add(entry(11))]) == [0]
+
+
+def test_a_full_set_gets_room_and_rules_go_on_with_it():
+    """kube-proxy leaves out what does not fit, without a word."""
+    with closing(Sets([ONE, OTHER], maximum_members=10)) as sets:
+        sets.ensure()
+        refer = ("iptables", "-A", "INPUT", "-m", "set", "--match-set", ONE.name, "dst,dst", "-j", "DROP")
+        run(*refer)
+        members = [entry(number) for number in range(1000)]
+        operations = [*map(add, members[:600]), add(entry(1), OTHER.name), delete(entry(3)), *map(add, members[600:])]
+        assert sets.apply(operations) == [0] * len(operations)
+        assert sets.read() == {ONE.name: set(members) - {entry(3)}, OTHER.name: {entry(1)}}
+        assert len(witnessed(ONE.name)) == 999
+        assert f"create {ONE.name} hash:ip,port family inet hashsize 1024 maxelem 1024" in run("ipset", "save")
+        assert "maxelem 10" in run("ipset", "save", OTHER.name), "it was not full"
+        assert "References: 1" in run("ipset", "list", ONE.name), "the rule refers to another set"
+        assert run("ipset", "list", "-name").split() == [ONE.name, OTHER.name]
+        # The next hundred find room and the next thousand make it once more: twice as much each time.
+        assert set(sets.apply([add(entry(number)) for number in range(1000, 1020)])) == {0}
+        assert "maxelem 1024" in run("ipset", "save", ONE.name)
+        assert set(sets.apply([add(entry(number)) for number in range(1020, 1030)])) == {0}
+        assert "maxelem 2048" in run("ipset", "save", ONE.name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "members"),
+    [
+        (SetType.HASH_IP, (), [SetEntry(packed(f"fd00::{number:x}")) for number in range(1, 40)]),
+        (
+            SetType.HASH_IP_PORT_NET,
+            (),
+            [SetEntry(packed("fd00::1"), 6, 80, packed(f"fd01:{number:x}::"), 32) for number in range(1, 40)],
+        ),
+        (
+            SetType.HASH_IP_PORT,
+            ("skbinfo",),
+            [SetEntry(packed("fd00::1"), 6, port, mark=port) for port in range(1, 40)],
+        ),
+    ],
+    ids=["hash:ip", "hash:ip,port,net", "marks"],
+)
+def test_a_set_that_kube_proxy_made_grows_with_all_that_its_members_have(kind, options, members):
+    definition = SetDefinition("KUBE-6-SET", kind, Family.IPV6, "", marks=bool(options))
+    run("ipset", "create", definition.name, kind.value, "family", "inet6", "maxelem", "20", *options)
+    run("ipset", "create", GROWING, "hash:ip")  # left by an agent that was killed
+    with closing(Sets([definition])) as sets:
+        assert sets.ensure() == []
+        assert set(sets.apply([add(member, definition.name) for member in members])) == {0}
+        assert sets.read() == {definition.name: set(members)}
+        assert sets.present() == [definition.name]
+
+
+def test_a_set_that_cannot_grow_is_reported_as_full_and_the_others_go_on():
+    with closing(Sets([ONE, OTHER], maximum_members=10)) as sets:
+        sets.ensure()
+        # Somebody has a set of another kind under the name, and a rule that refers to it.
+        run("ipset", "create", GROWING, "hash:ip")
+        run("iptables", "-A", "INPUT", "-m", "set", "--match-set", GROWING, "dst", "-j", "DROP")
+        results = sets.apply([*(add(entry(number)) for number in range(12)), add(entry(1), OTHER.name)])
+        assert results == [0] * 10 + [FULL] * 2 + [0]
+        run("iptables", "-F")
+
+
+def test_seventy_thousand_members_are_as_many_as_somebody_wants():
+    with closing(Sets([ONE])) as sets:
+        sets.ensure()
+        members = [
+            SetEntry(bytes((10, 96 + number // 65536, number // 256 % 256, number % 256)), 6, 80)
+            for number in range(70_000)
+        ]
+        calls = sets.traffic.system_calls
+        assert set(sets.apply([add(member) for member in members])) == {0}
+        assert sets.traffic.system_calls - calls < 1500
+        assert sets.read() == {ONE.name: set(members)}
+        header = run("ipset", "list", "-terse", ONE.name)
+        assert "maxelem 131072" in header
+        assert "Number of entries: 70000" in header
 
 
 def test_a_missing_set_fails_alone_and_is_absent_from_what_is_read():
