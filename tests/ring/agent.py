@@ -57,10 +57,10 @@ class Agent:
         self._process.wait(PATIENCE)
 
     def close(self) -> None:
-        """Let go of the log of an agent that has ended."""
+        """Read the rest of the log of an agent that has ended."""
         self._reader.join(PATIENCE)
-        if self._process.stderr is not None:
-            self._process.stderr.close()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
 
     def _read(self) -> None:
         assert self._process.stderr is not None

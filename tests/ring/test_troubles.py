@@ -29,8 +29,6 @@ CLIENT = ADDRESSES["client"]["IPv4"]
 DEAD = "10.244.1.77"
 #: The addresses of a Service that is gone, and of somebody else's virtual server.
 GONE, FOREIGN = "10.96.9.9", "192.0.2.77"
-#: linux/in.h; Python knows them from 3.14 on.
-IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
 LEAKS = "Virtual servers and addresses that nobody wants, or that are missing"
 NEVER = ("--ipvs-sync-period", "600s")
 SOON = ("--ipvs-sync-period", "2s")
@@ -255,6 +253,10 @@ def test_somebody_else_opens_the_dns_address(net: Topology) -> None:
     told("NodeLocal DNS gets no question", {"doctor": doctor, f"explain {DNS}:53/UDP": owner})
 
 
+#: linux/in.h; Python knows them from 3.14 on.
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
+
+
 def send_large(net: Topology, place: str, *, discovery: int | None = None) -> str:
     """Send two fragments' worth to the Service dns twice; say who answers the second one, or the error's name."""
     with net.connect(place, DNS, 53, "UDP", timeout=2.0) as client:
@@ -326,7 +328,8 @@ def test_rules_in_the_other_variant(net: Topology, agent: Agent) -> None:
     net.run("node", "iptables-legacy-restore", "--noflush", text=LEGACY.replace("ADDRESS", FILES).replace("POD", DEAD))
     with pytest.raises(OSError):
         net.ask("client", FILES, 80, timeout=0.7)
-    doctor, route = command(net, "doctor", status=2), command(net, "explain", "--from", CLIENT, f"{FILES}:80")
+    doctor = command(net, "doctor", status=2)
+    route = command(net, "explain", "--from", CLIENT, f"{FILES}:80")
     agent.stop()
     command(net, "cleanup", "--kube-proxy")
     assert "KUBE-" not in net.run("node", "iptables-legacy-save")
