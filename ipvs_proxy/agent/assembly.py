@@ -17,9 +17,10 @@ from ipvs_proxy.agent.audit import Audit, audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.controller import Controller
 from ipvs_proxy.agent.dead_nodes import DeadNodes
 from ipvs_proxy.agent.drain import Drains, Looks, end_drains_for_ever, watch_writes
+from ipvs_proxy.agent.forwarding import warn_of_forwarding
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
-from ipvs_proxy.agent.kernel_settings import open_tables, set_kernel, warn_of_forwarding
+from ipvs_proxy.agent.kernel_settings import open_tables, set_kernel
 from ipvs_proxy.agent.listener import Doorkeeper
 from ipvs_proxy.agent.local_detection import adapt_rules
 from ipvs_proxy.agent.logs import set_verbosity

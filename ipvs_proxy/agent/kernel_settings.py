@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
-
 import structlog
 
 from ipvs_proxy.agent.local_detection import rule_settings
-from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.settings import Settings
 from ipvs_proxy.kernel import conntrack_sysctl, sysctl
 from ipvs_proxy.kernel.addresses import Addresses
@@ -20,7 +16,6 @@ from ipvs_proxy.kernel.rules import IptablesRules
 from ipvs_proxy.kernel.sets import Sets
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.plan.tables import VirtualServerKey
 
 log = structlog.get_logger(__name__)
 
@@ -34,25 +29,9 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
     """
     ipvs = Ipvs()
     set_kernel(settings, ipvs)
-    for warning in sysctl.warnings(ipv6=False):  # see warn_of_forwarding
+    for warning in sysctl.kernel_warnings():
         log.warning("sysctl_warning", text=warning)
     return open_tables(settings, host, ipvs)
-
-
-async def warn_of_forwarding(programmer: Programmer) -> None:
-    """Warn if the kernel does not forward IPv6, as soon as a Service uses it: most clusters have none that does."""
-    used = asyncio.Event()
-
-    def observe(keys: Iterable[VirtualServerKey]) -> None:
-        if not used.is_set() and any(len(key.address) == 16 for key in keys):
-            used.set()
-
-    programmer.on_write(lambda touched: observe(touched.virtual_servers))
-    observe(programmer.desired.virtual_servers)
-    await used.wait()
-    for warning in sysctl.forwarding_warnings():
-        log.warning("sysctl_warning", text=warning)
-    await asyncio.Event().wait()
 
 
 def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = None) -> Dataplane:

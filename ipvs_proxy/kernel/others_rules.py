@@ -34,7 +34,9 @@ WAYS: Final = {
     PREROUTING: (("raw", PREROUTING), ("mangle", PREROUTING), ("nat", PREROUTING), ("mangle", INPUT)),
     OUTPUT: (("raw", OUTPUT), ("mangle", OUTPUT), ("nat", OUTPUT)),
 }
-_OUR_MARKS: Final = "IPVS-PROXY-"
+_OURS: Final = "IPVS-PROXY-"
+#: A rule of ours that gives marks, or that lets only what gets one go on.
+_GIVES_MARKS: Final = re.compile(r" --map-mark\b| --match-set IPVS-PROXY-\S*INTERNAL dst,dst -j RETURN$")
 _IPVS_MODE: Final = "--match-set KUBE-"
 _TAKING: Final = frozenset({"DNAT", "REDIRECT", "NETMAP", "TPROXY"})
 _HEX: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
@@ -136,7 +138,7 @@ _START: Final = _Way()
 
 
 class _Walk:
-    """One table's chains, walked from one hook. ``past_ours`` is whether our own rules have been met."""
+    """One table's chains, walked from one hook. ``past_ours`` is whether our rules that give marks have been met."""
 
     def __init__(
         self, table: str, chains: dict[str, list[str]], question: Question, known: Destinations, *, past_ours: bool
@@ -196,7 +198,7 @@ class _Walk:
     def _act(self, rule: ParsedRule, within: _Candidates, way: _Way) -> None:
         target = rule.target
         if self._is_ours(target):
-            self.past_ours = True
+            self.past_ours |= any(_GIVES_MARKS.search(text) for text in self._chains[target])
             if target == SERVICES:
                 self._decided.update(key for key in within.keys if key.address in self._known.addresses)
         elif target in self._chains:
@@ -215,7 +217,7 @@ class _Walk:
     def _is_ours(self, target: str) -> bool:
         if target == SERVICES:
             return any(_IPVS_MODE in text for text in self._chains.get(target, ()))
-        return target.startswith(_OUR_MARKS) and target in self._chains
+        return target.startswith(_OURS) and target in self._chains
 
     def _note(self, effect: Effect, rule: ParsedRule, within: _Candidates, way: _Way) -> None:
         self.found.append(
@@ -278,7 +280,7 @@ def look(saved: str, known: Destinations, *, hook: str, client: bytes | None = N
     result = Look()
     tables = tables_of(saved)
     keys, spent = known.keys, 0
-    past_ours = not any(name.startswith(_OUR_MARKS) for name in tables.get("mangle", ()))
+    past_ours = not any(name.startswith(_OURS) for name in tables.get("mangle", ()))
     for table, chain in WAYS[hook]:
         walk = _Walk(table, tables.get(table, {}), Question(chain, client), known, past_ours=past_ours)
         walk.spent = spent

@@ -149,7 +149,7 @@ def _read_ipvs(found: Survey, ledger: KernelTables, scheduler: str) -> None:
 
 def _read_sysctls(found: Survey, strict_arp: bool) -> None:
     found.sysctls = sysctl.drift(strict_arp=strict_arp)
-    found.warnings = sysctl.warnings(ipv6=False)
+    found.warnings = sysctl.kernel_warnings()
 
 
 def _read_forwarding(found: Survey) -> None:

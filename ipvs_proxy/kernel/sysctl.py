@@ -6,7 +6,7 @@ sending new connections of a reused client port to real servers that are gone, a
 
 A setting that is right is never written, so a read-only ``/proc/sys`` is no obstacle on a node that was prepared.
 Nothing is set back at the end. IPv6 forwarding is never changed, as with kube-proxy, since it also turns router
-advertisements off; ``warnings`` says so where it is missing.
+advertisements off; ``forwarding_warnings`` says so where it is missing.
 """
 
 from __future__ import annotations
@@ -92,25 +92,25 @@ def apply(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[Change]:
     return changes
 
 
-def warnings(*, ipv6: bool, root: Path = PROC_SYS) -> list[str]:
-    """Say which settings that are left alone may keep traffic from flowing; ``ipv6`` is whether Services use it.
+def kernel_warnings(root: Path = PROC_SYS) -> list[str]:
+    """Say what of this kernel may keep traffic from flowing, whatever its settings.
 
     Raises:
-        Unusable: if a setting cannot be read.
+        Unusable: if its version cannot be read.
 
     """
-    found: list[str] = []
     kernel = kernel_version(root)
-    if kernel < (5, 9):
-        found.append(
-            f"Linux {kernel[0]}.{kernel[1]} cannot balance a reused client port well: such connections are delayed "
-            "by a second or sent to an endpoint that is gone; use Linux 5.9 or later"
-        )
-    return [*found, *forwarding_warnings(root=root)] if ipv6 else found
+    if kernel >= (5, 9):
+        return []
+    text = (
+        f"Linux {kernel[0]}.{kernel[1]} cannot balance a reused client port well: such connections are delayed "
+        "by a second or sent to an endpoint that is gone; use Linux 5.9 or later"
+    )
+    return [text]
 
 
-def forwarding_warnings(*, root: Path = PROC_SYS) -> list[str]:
-    """Say whether IPv6 is not forwarded, which matters once Services use it.
+def forwarding_warnings(root: Path = PROC_SYS) -> list[str]:
+    """Say if IPv6 is not forwarded, which matters once Services use it.
 
     Raises:
         Unusable: if the setting cannot be read.

@@ -10,10 +10,21 @@ from ipvs_proxy.kernel.survey import Survey
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import mark_key
 from ipvs_proxy.plan.tables import Family
-from tests.kernel.test_others_rules import ADDRESSES, HOST_PORT, KEYS, MEMBERS, OUR_MARKS, OURS, SERVICES, many, saved
+from tests.kernel.test_others_rules import (
+    ADDRESSES,
+    GIVEN,
+    HOST_PORT,
+    KEYS,
+    MEMBERS,
+    OUR_MARKS,
+    OURS,
+    SERVICES,
+    many,
+    saved,
+)
 
 OUR_RULES = [OURS.format("PREROUTING"), SERVICES]
-MARKED = [OUR_MARKS.format("PREROUTING", "PREROUTING"), "-A IPVS-PROXY-PREROUTING -j SET"]
+MARKED = [OUR_MARKS.format("PREROUTING", "PREROUTING"), GIVEN]
 
 
 def told(text: str, *, variant: str = "nf_tables", marks: bool = False) -> list[tuple[str, Effect, str]]:

@@ -16,6 +16,7 @@ OURS = '-A {} -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
 #: What decides that the chain is of IPVS mode.
 SERVICES = "-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
 OUR_MARKS = '-A {} -m comment --comment "ipvs-proxy clients in the cluster" -j IPVS-PROXY-{}'
+GIVEN = "-A IPVS-PROXY-PREROUTING -j SET --map-set IPVS-PROXY-INTERNAL dst,dst --map-mark"
 HOST_PORT = (
     "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 80 -j DNAT --to-destination 10.244.1.3:8080"
 )
@@ -194,7 +195,7 @@ def test_bits_that_a_target_changes(target: str, bits: int) -> None:
     name, *arguments = target.split()
     assert changed_bits(name, arguments) == bits
     rule = f"-A PREROUTING -j {target}"
-    ours = [OUR_MARKS.format("PREROUTING", "PREROUTING"), "-A IPVS-PROXY-PREROUTING -j SET"]
+    ours = [OUR_MARKS.format("PREROUTING", "PREROUTING"), GIVEN]
     behind = look(saved(mangle=[*ours, rule]), KNOWN, hook="PREROUTING").encounters
     assert [found.bits for found in behind] == ([bits] if bits else [])
     assert met(saved(mangle=[rule, *ours])) == [], "ours replaces the mark"
@@ -256,3 +257,20 @@ def test_rules_without_end_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None
         rules += [f"-A C{number} -j C{number + 1}"] * 2
     known, _ = many(10)
     assert not look(saved(nat=[*rules, "-A C30 -j LOG"]), known, hook="PREROUTING").complete
+
+
+def test_only_rules_of_ours_that_give_marks_are_what_later_ones_spoil() -> None:
+    """Others of our rules check marks, or take them off: a mark that is changed behind those is replaced later."""
+    restore = "-A OUTPUT -j CONNMARK --restore-mark"
+    checks = [
+        OUR_MARKS.format("OUTPUT", "OUTPUT"),
+        "-A IPVS-PROXY-OUTPUT -m set --match-set IPVS-PROXY-NO-LOCAL dst,dst "
+        "-m set ! --match-set IPVS-PROXY-INTERNAL dst,dst -j DROP",
+    ]
+    gives = [
+        OUR_MARKS.format("OUTPUT", "OUTPUT"),
+        "-A IPVS-PROXY-OUTPUT -m set ! --match-set IPVS-PROXY-6-INTERNAL dst,dst -j RETURN",
+        "-A IPVS-PROXY-OUTPUT -j MARK --set-xmark 0x2000/0xffffffff",
+    ]
+    assert met(saved(mangle=[*checks, restore], nat=gives), "OUTPUT") == []
+    assert met(saved(mangle=checks, nat=[*gives, restore]), "OUTPUT") == [(Effect.MARKS, KEYS)]

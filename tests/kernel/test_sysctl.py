@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.sysctl import Change, apply, drift, kernel_version, warnings
+from ipvs_proxy.kernel.sysctl import Change, apply, drift, forwarding_warnings, kernel_version, kernel_warnings
 
 DEFAULTS = {
     "net/ipv4/vs/conntrack": "0",
@@ -136,15 +136,15 @@ def test_what_is_no_version_is_refused(tree, release):
 
 def test_missing_ipv6_forwarding_is_a_warning_and_never_written(tree):
     root = tree()
-    (warning,) = warnings(ipv6=True, root=root)
+    (warning,) = forwarding_warnings(root)
     assert warning.startswith("sysctl net.ipv6.conf.all.forwarding is 0: ")
-    assert warnings(ipv6=False, root=root) == []
+    assert kernel_warnings(root) == []
     apply(root=root)
     assert contents(root)["net/ipv6/conf/all/forwarding"] == "0"
-    assert warnings(ipv6=True, root=tree(net__ipv6__conf__all__forwarding="1")) == []
+    assert forwarding_warnings(tree(net__ipv6__conf__all__forwarding="1")) == []
 
 
 def test_a_kernel_that_cannot_balance_reused_ports_is_a_warning(tree):
-    (warning,) = warnings(ipv6=False, root=tree(kernel__osrelease="5.4.0-208-generic"))
+    (warning,) = kernel_warnings(tree(kernel__osrelease="5.4.0-208-generic"))
     assert "Linux 5.4" in warning
     assert "use Linux 5.9 or later" in warning

@@ -30,8 +30,6 @@ CLIENT = ADDRESSES["client"]["IPv4"]
 DEAD = "10.244.1.77"
 #: The addresses of a Service that is gone, and of somebody else's virtual server.
 GONE, FOREIGN = "10.96.9.9", "192.0.2.77"
-#: linux/in.h; Python knows them from 3.14 on.
-IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
 LEAKS = "Virtual servers and addresses that nobody wants, or that are missing"
 NEVER = ("--ipvs-sync-period", "600s")
 SOON = ("--ipvs-sync-period", "300ms")
@@ -257,6 +255,10 @@ def test_somebody_else_opens_the_dns_address(net: Topology) -> None:
         assert asked == {DNS: "pod1", own: "node"}, "IPVS has the DNS address, whoever listens there"
     net.run("node", "ip", "link", "delete", "nodelocaldns")
     told("NodeLocal DNS gets no question", {"doctor": doctor, f"explain {DNS}:53/UDP": owner})
+
+
+#: linux/in.h; Python knows them from 3.14 on.
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
 
 
 def send_large(net: Topology, place: str, *, discovery: int | None = None) -> str:
