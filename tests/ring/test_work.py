@@ -6,10 +6,13 @@ The agent's own path from the bytes of a watch event to a real kernel's answer, 
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+import structlog
 
 from bench import cluster
 from bench.rig import Rig, WithoutRules
@@ -74,6 +77,17 @@ EVENTS = (
           Work(14, 9, 1)),
     Event("the whole Service goes", service_of(9005), "DELETED", Work(22, 4, 0)),
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was() -> Iterator[None]:
+    """Undo what the rig sets for the whole process, as the agent does: logging, garbage collection, threads."""
+    logging, thresholds, interval = structlog.get_config(), gc.get_threshold(), sys.getswitchinterval()
+    yield
+    structlog.configure(**logging)
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+    sys.setswitchinterval(interval)
 
 
 @pytest.fixture(autouse=True)
