@@ -118,3 +118,12 @@ def _canonical(text: str) -> str:
     packed = parse_address(text)
     assert packed is not None, text
     return text_of(packed)
+
+
+def marks(net: Topology) -> set[int]:
+    """The packet marks that the node gives to addresses and ports."""
+    saved = net.run("node", "ipset", "save")
+    return {
+        int(mark, 16)
+        for mark in re.findall(r"^add IPVS-PROXY-\S*INTERNAL .* skbmark (0x[0-9a-f]+)", saved, re.MULTILINE)
+    }

@@ -1,0 +1,152 @@
+"""Rules of others that give, restore, save or route by packet marks: clients in the cluster reach all endpoints anyway.
+
+Each column of ``OTHERS`` is what a network plugin or an administrator has on the node; the rows are those of the packet
+table whose virtual servers go by a mark of ours, with the clients that get one. There are so many Services that our
+marks have the bits which these rules are about.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.ring import manifests, witness
+from tests.ring import test_traffic_outside as outside
+from tests.ring.agent import Agent, running_agent
+from tests.ring.manifests import TARGET_PORTS, endpoint
+from tests.ring.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+
+CLIENTS = ("pod", "node", "remote pod")
+ROWS = [row for row in outside.ROWS if row.policy == "Local" and row.kind != "ClusterIP" and row.endpoints != "none"]
+#: So many that numbers reach the ninth bit and marks have 0x800.
+SERVICES = 260
+
+#: Commands on the node: ``iptables`` means that of both families, ``rule`` and ``route`` those of ``ip``.
+OTHERS = {
+    "aws-vpc-cni": """
+iptables -t mangle -A PREROUTING -i uplink -j CONNMARK --set-xmark 0x80/0x80
+iptables -t mangle -A PREROUTING -i to-pod+ -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80
+iptables -t nat -A PREROUTING -i to-pod+ -j CONNMARK --set-xmark 0x80/0x80
+iptables -t nat -A PREROUTING -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80
+rule add pref 1024 fwmark 0x80/0x80 lookup main
+""",
+    # Its rules come before the local table; whoever meets one by mistake has no route.
+    "cilium": """
+rule add pref 100 lookup local
+rule add pref 9 fwmark 0x200/0xf00 lookup 2004
+rule add pref 10 fwmark 0xa00/0xf00 lookup 2005
+rule del pref 0 lookup local
+route add unreachable default table 2004
+route add unreachable default table 2005
+""",
+    "calico": """
+iptables -t raw -A PREROUTING -j MARK --set-xmark 0x0/0xf0000
+iptables -t raw -A PREROUTING -i to-pod+ -j MARK --set-xmark 0x40000/0x40000
+iptables -t mangle -A PREROUTING -m mark --mark 0x40000/0x40000 -j MARK --set-xmark 0x100000/0x100000
+rule add pref 99 fwmark 0x100000/0x100000 lookup main
+""",
+    "unmasked": """
+iptables -t mangle -A PREROUTING -j CONNMARK --restore-mark
+""",
+    "unmasked everywhere": """
+iptables -t mangle -A PREROUTING -j CONNMARK --restore-mark
+iptables -t mangle -A POSTROUTING -j CONNMARK --save-mark
+""",
+    # Each bit that ours have is somebody's who has no route.
+    "every bit is routed by": "\n".join(
+        f"rule add pref {20 + bit} fwmark {1 << bit:#x}/{1 << bit:#x} unreachable" for bit in range(14)
+    )
+    + """
+rule add pref 100 lookup local
+rule del pref 0 lookup local
+""",
+}
+
+
+@contextmanager
+def others(net: Topology, commands: str) -> Iterator[None]:
+    """Have others' rules in both families; take everything back at the end."""
+    before = {family: net.run("node", f"{program}-save") for family, program in _PROGRAMS.items()}
+    try:
+        for line in commands.strip().splitlines():
+            words = line.split()
+            for family, program in _PROGRAMS.items():
+                flag = "-6" if family == "IPv6" else "-4"
+                net.run("node", *([program, *words[1:]] if words[0] == "iptables" else ["ip", flag, *words]))
+        yield
+    finally:
+        for family, program in _PROGRAMS.items():
+            flag = "-6" if family == "IPv6" else "-4"
+            # One that is there already is no fault.
+            with net.inside("node"):
+                command = ["ip", flag, "-force", "-batch", "-"]
+                subprocess.run(command, input=_RULES, text=True, capture_output=True, check=False)
+            net.run("node", f"{program}-restore", text=before[family])
+
+
+_PROGRAMS = {"IPv4": "iptables", "IPv6": "ip6tables"}
+#: Those of a new namespace; the first is never flushed.
+_RULES = "rule add pref 0 lookup local\nrule flush\nrule add pref 32766 lookup main\n"
+
+
+def many(number: int) -> str:
+    return f"203.0.{116 + number // 250}.{1 + number % 250}"
+
+
+@pytest.fixture(scope="module")
+def net() -> Iterator[Topology]:
+    with topology() as net, servers(net, ("pod2", "pod3", "pod4"), TARGET_PORTS):
+        yield net
+
+
+@pytest.fixture(scope="module", autouse=True)
+def agent(net: Topology, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    directory = tmp_path_factory.mktemp("manifests")
+    outside.write_services(directory)
+    for number in range(SERVICES):
+        name = f"many-{number}"
+        fields = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ingress": [many(number)]}
+        # Which of two pods answers tells a Service from the one whose mark differs in one bit.
+        pod = "pod3" if number.bit_count() % 2 else "pod4"
+        service = manifests.service(name, f"10.97.{number // 250}.{1 + number % 250}", **fields)
+        slices = manifests.slices(name, [endpoint(ADDRESSES[pod]["IPv4"], "peer" if pod == "pod4" else "node")])
+        manifests.write(directory, name, service, *slices)
+    with running_agent(net, directory) as agent:
+        yield agent
+
+
+@pytest.mark.parametrize("column", OTHERS)
+def test_clients_in_the_cluster_reach_all_endpoints(net: Topology, column: str) -> None:
+    with others(net, OTHERS[column]):
+        problems = [
+            problem
+            for row in ROWS
+            for family in FAMILIES
+            for protocol in ("TCP", "UDP")
+            for problem in outside.problems(net, row, family, protocol, columns=CLIENTS)
+        ]
+    assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("column", OTHERS)
+@pytest.mark.parametrize("client", ["pod1", "node"])
+def test_every_service_has_its_own_endpoint_whatever_its_number(net: Topology, column: str, client: str) -> None:
+    wrong = {}
+    with others(net, OTHERS[column]):
+        for number in range(SERVICES):
+            wanted = "pod3" if number.bit_count() % 2 else "pod4"
+            try:
+                answer = net.ask(client, many(number), 80, timeout=1.0)[0]
+            except OSError as error:
+                answer = repr(error)
+            if answer != wanted:
+                wrong[number] = answer
+    assert not wrong
+
+
+def test_marks_have_the_bits_that_these_rules_are_about(net: Topology) -> None:
+    marks = witness.marks(net)
+    assert {bit for bit in range(14) if any(mark & 1 << bit for mark in marks)} == {*range(11), 13}
