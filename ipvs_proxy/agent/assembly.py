@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import socket
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -45,11 +44,12 @@ from ipvs_proxy.kernel.monitor import Change, Event, Monitor
 from ipvs_proxy.kernel.preflight import Host
 from ipvs_proxy.kube.client import Client, connect
 from ipvs_proxy.kube.events import Events
+from ipvs_proxy.kube.hearing import Hearing
 from ipvs_proxy.kube.manifests import follow_manifests
 from ipvs_proxy.kube.nodes import get_node
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.kube.reflector import NOBODY, Observer, reflect
-from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
@@ -73,13 +73,17 @@ class Agent:
         self._host = host
         self._dataplane = dataplane
         self._client = client
-        self._events = events_of(client)
+        self._events = events_of(client, settings.node_name)
         self._emit = None if self._events is None else self._events.emit
         self._metrics = Metrics(host.families)
         self._doorkeeper = Doorkeeper(
             malformed=self._metrics.malformed_request, displaced=self._metrics.connection_displaced
         )
-        self._health = HealthTracker(host.families, sync_period=settings.sync_period)
+        self._resources = () if client is None else resources_of(settings)
+        self._hearing = Hearing(self._resources, self._metrics)
+        self._health = HealthTracker(
+            host.families, sync_period=settings.sync_period, api_failures=self._hearing.failures
+        )
         self._history = History()
         self.programmer = Programmer(dataplane, count=self._metrics.operations, exclude=settings.exclude_cidrs)
         self._facts = NodeFacts(
@@ -177,7 +181,7 @@ class Agent:
             _spare_collections(started),
             watch_health_for_ever(self._health.healthy, self._health_changed),
             *self._servers(),
-            *sources(self.settings, self._controller, self._client, self._metrics),
+            *sources(self.settings, self._controller, self._client, self._hearing),
         ]
         if self._events is not None:
             loops.append(self._events.post_for_ever())
@@ -275,6 +279,8 @@ class Agent:
         watch("real_servers", lambda: max(0, self._real_servers() - len(self._drains)), state="serving")
         watch("real_servers", lambda: len(self._drains), state="draining")
         watch("foreign_virtual_servers", lambda: len(self.programmer.foreign))
+        for resource in self._resources:
+            watch("watch_failing_seconds", partial(self._hearing.failing_for, resource.kind), resource=resource.kind)
         self._metrics.watch_total("events_dropped", lambda: 0 if events is None else events.dropped)
         self._metrics.watch_total("kernel_writes", self.programmer.kernel_writes)
         self._metrics.watch_total("log_lines_dropped", dropped_lines)
@@ -289,11 +295,9 @@ async def connect_to_api(settings: Settings) -> Client | None:
     return None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
 
 
-def events_of(client: Client | None) -> Events | None:
+def events_of(client: Client | None, node_name: str) -> Events | None:
     """Give what posts events to the API."""
-    if client is None:
-        return None
-    return Events(client.send, reporting_instance=f"ipvs-proxy-{socket.gethostname()}")
+    return None if client is None else Events(client.send, reporting_instance=f"ipvs-proxy-{node_name}")
 
 
 def sources(
@@ -302,8 +306,14 @@ def sources(
     """Give the loops that bring objects: of the manifests, or of the API, whose silence ``observer`` notices."""
     if settings.manifests is not None:
         return [follow_manifests(settings.manifests, settings.node_name, controller)]
-    resources = (SERVICES, ENDPOINT_SLICES, own_node(settings.node_name))
-    return [reflect(resource, client, controller, observer=observer) for resource in resources if client is not None]
+    if client is None:
+        return []
+    return [reflect(resource, client, controller, observer=observer) for resource in resources_of(settings)]
+
+
+def resources_of(settings: Settings) -> tuple[Resource, ...]:
+    """Return what is followed at the API."""
+    return SERVICES, ENDPOINT_SLICES, own_node(settings.node_name)
 
 
 def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:

@@ -3,30 +3,45 @@
 The agent is healthy unless work has been waiting for two sync periods. An audit counts as work that waits until it
 succeeds, so a kernel that refuses everything turns the agent unhealthy, where kube-proxy can stay green for ever.
 ``/healthz`` also asks whether the node may get traffic: cloud load balancers look at it. ``/livez`` does not, as
-restarting the agent would not help.
+restarting the agent would not help. An API server that is not heard is shown and changes no status: what the node
+serves is as good as before, and all nodes lose it in the same second.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
+from typing import Any, Final
 
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.plan.tables import Family
 
 #: Taint of a node that the cluster autoscaler is about to delete.
 DELETED_BY_AUTOSCALER = "ToBeDeletedByClusterAutoscaler"
+#: Seconds after which a resource of the API of which nothing is heard is shown.
+API_PATIENCE: Final = 60.0
 
 
 class HealthTracker:
-    """When something was last done, and since when something waits. Times are seconds since the epoch."""
+    """When something was last done, and since when something waits. Times are seconds since the epoch.
 
-    def __init__(self, families: Sequence[Family], *, sync_period: float, now: Callable[[], float] = time.time) -> None:
+    ``api_failures`` tells for each resource of the API that fails for how many seconds, and what is wrong.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[Family],
+        *,
+        sync_period: float,
+        now: Callable[[], float] = time.time,
+        api_failures: Callable[[], Mapping[str, tuple[float, str]]] = dict,
+    ) -> None:
         self._families = families
         self.sync_period = sync_period
+        self._api_failures = api_failures
         self._now = now
         # As kube-proxy: the start counts as an update, so that a node that joins is healthy from its start.
         self._updated = now()
@@ -57,13 +72,21 @@ class HealthTracker:
 
     def healthz(self) -> tuple[int, bytes]:
         """Answer ``/healthz``: status and body."""
-        return self._answer(ok=self.healthy() and self._eligible, fields={"nodeEligible": self._eligible})
+        fields: dict[str, Any] = {"nodeEligible": self._eligible}
+        if failures := self.api_failures():
+            since = self._now() - max(seconds for seconds, _ in failures.values())
+            fields["apiServer"] = {"failing": sorted(failures), "since": _rfc3339(since)}
+        return self._answer(ok=self.healthy() and self._eligible, fields=fields)
+
+    def api_failures(self) -> dict[str, tuple[float, str]]:
+        """Return the resources of the API that have failed for a while, for how many seconds, and what is wrong."""
+        return {kind: found for kind, found in self._api_failures().items() if found[0] >= API_PATIENCE}
 
     def livez(self) -> tuple[int, bytes]:
         """Answer ``/livez``: status and body."""
         return self._answer(ok=self.healthy(), fields={})
 
-    def _answer(self, *, ok: bool, fields: dict[str, bool]) -> tuple[int, bytes]:
+    def _answer(self, *, ok: bool, fields: dict[str, Any]) -> tuple[int, bytes]:
         now, healthy = self._now(), self.healthy()
         updated = _rfc3339(self._updated)
         body = {

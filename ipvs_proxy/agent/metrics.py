@@ -201,6 +201,11 @@ class Metrics:
                 ("virtual_servers", "Virtual servers of ours in the kernel", ()),
                 ("real_servers", "Real servers of ours in the kernel, by whether they get new connections", ("state",)),
                 ("foreign_virtual_servers", "Virtual servers in the kernel that are not ours", ()),
+                (
+                    "watch_failing_seconds",
+                    "Seconds for which lists and watches have failed, with nothing heard; 0 if they work",
+                    ("resource",),
+                ),
             )
         }
         self._totals = _Totals(
@@ -227,7 +232,7 @@ class Metrics:
         """Note that the API server sent something about a resource."""
         self._heard.labels(kind).set_to_current_time()
 
-    def interrupted(self, kind: str, cause: Interruption) -> None:
+    def interrupted(self, kind: str, cause: Interruption, _error: Exception | None) -> None:
         """Count a watch or list that broke off."""
         self._interruptions.labels(kind, cause.value).inc()
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import structlog
 
+from ipvs_proxy import __version__
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.metrics import Metrics
@@ -77,8 +78,13 @@ class Reports:
             self._health.updated()
 
     def skipped(self, kind: str, key: str, error: str) -> None:
-        """Count an object that could not be read, and tell its owner; ``key`` is its name, after its namespace."""
+        """Count an object that could not be read, and tell its owner; ``key`` is its name, after its namespace.
+
+        Nobody can be told of one whose name could not be read either ("").
+        """
         self._metrics.skipped(kind)
+        if not key:
+            return
         namespace, _, name = key.rpartition("/")
         note = f"{quote(error)}; the last version that could be read stays in use, if there was one"
         self._event(kind, ObjectMeta(name, namespace), "Warning", "Unreadable", "Decode", note)
@@ -90,7 +96,8 @@ class Reports:
     def started(self, node: Node | None, node_name: str) -> None:
         """Tell the cluster that this node is served."""
         metadata = ObjectMeta(node_name) if node is None else node.metadata
-        self._event("Node", metadata, "Normal", "Starting", "StartProxy", "")
+        note = f"ipvs-proxy {__version__} serves the Services of node {node_name}"
+        self._event("Node", metadata, "Normal", "Starting", "StartProxy", note)
 
     def health_changed(self, node: Node | None, node_name: str, *, healthy: bool) -> None:
         """Tell the cluster that this node's agent falls behind, or keeps up again."""

@@ -203,6 +203,9 @@ class View:
             now=datetime.now(UTC),
             programmed=self._controller.started.is_set(),
             healthy=self._health.healthy(),
+            api_failures=[
+                f"{kind} for {seconds:.0f} s: {error}" for kind, (seconds, error) in self._health.api_failures().items()
+            ],
             virtual_servers=len(servers),
             real_servers=sum(len(server.real_servers) for server in servers.values()),
             draining=len(self._drains),

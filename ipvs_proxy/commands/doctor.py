@@ -315,6 +315,9 @@ def judge_agent(found: Survey, state: NodeState | str) -> Iterator[Finding]:
         return
     if not state.healthy:
         yield Finding(Level.PROBLEM, "agent", "is not healthy: changes wait for two sync periods", "look at its log")
+    if state.api_failures:
+        text = f"sees no changes of Services: nothing is heard of {state.api_failures[0]}"
+        yield Finding(Level.WARNING, "agent", text, "look at the API server, and at the agent's token and rights")
     if state.waiting:
         named = ", ".join(state.refused[:3])
         text = f"the kernel refuses {several(state.waiting, 'object')}, tried again and again: {named}"

@@ -28,6 +28,8 @@ def status_text(state: NodeState) -> str:
         ),
         ("", f"{several(state.draining, 'drain')}, {several(state.addresses, 'address', 'es')} on kube-ipvs0"),
     ]
+    if state.api_failures:
+        facts.append(("API server", f"CHANGES ARE NOT SEEN: nothing is heard of {state.api_failures[0]}"))
     if state.waiting:
         refused = _first(state.refused, state.waiting)
         facts.append(("waiting", f"{several(state.waiting, 'object')} that the kernel refuses, tried again: {refused}"))

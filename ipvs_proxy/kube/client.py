@@ -15,7 +15,6 @@ import shutil
 import ssl
 import tempfile
 import time
-import traceback
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -28,6 +27,7 @@ import yaml
 
 from ipvs_proxy import __version__
 from ipvs_proxy.kube.configuration import import_loader
+from ipvs_proxy.kube.plugin import own_plugins
 
 log = structlog.get_logger(__name__)
 
@@ -63,9 +63,9 @@ class Response:
         """Give the body in pieces as they arrive, decompressed."""
         return self._response.content.iter_any()
 
-    async def read(self) -> bytes:
-        """Give the whole body, decompressed."""
-        return await self._response.read()
+    async def read(self, limit: int) -> bytes:
+        """Give the first ``limit`` bytes of the body, decompressed."""
+        return await _read(self._response, limit)
 
 
 class Reply(NamedTuple):
@@ -159,7 +159,7 @@ class Client:
             server_hostname=access.server_name,
             allow_redirects=False,
         ) as response:
-            return Reply(response.status, (await response.read())[:MESSAGE_SIZE].decode(errors="replace"))
+            return Reply(response.status, (await _read(response, MESSAGE_SIZE)).decode(errors="replace"))
 
     async def reauthenticate(self) -> None:
         """Read the configuration anew, after the server refused the credentials.
@@ -215,6 +215,15 @@ async def connect(*, kubeconfig: str, master: str) -> Client:
     return Client(await _load(kubeconfig, master), kubeconfig=kubeconfig, master=master)
 
 
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) >= limit:
+            break
+    return bytes(body[:limit])
+
+
 def _headers(access: _Access) -> dict[str, str]:
     headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": f"ipvs-proxy/{__version__}"}
     if access.authorization:
@@ -242,8 +251,7 @@ async def _load(kubeconfig: str, master: str) -> _Access:
         return await _access(configuration, good_until)
     except ConnectError:
         raise
-    except TimeoutError as error:
-        await _end_plugin(error)
+    except TimeoutError:
         raise ConnectError(
             f"{source}: its credential plugin did not end in {PLUGIN_TIMEOUT:g} s; run it by hand to see why"
         ) from None
@@ -257,21 +265,9 @@ async def _load(kubeconfig: str, master: str) -> _Access:
         _forget_files(scratch)
 
 
-async def _end_plugin(error: TimeoutError) -> None:
-    """Kill the plugin that was waited for, and see it end.
-
-    Only the frames that the wait was cancelled in still know its process.
-    """
-    cancelled = error.__cause__
-    for frame, _ in traceback.walk_tb(None if cancelled is None else cancelled.__traceback__):
-        for value in frame.f_locals.values():
-            if isinstance(value, asyncio.subprocess.Process) and value.returncode is None:
-                value.kill()
-                await value.wait()
-
-
 async def _configure(kubeconfig: str, master: str, scratch: str) -> tuple[Any, float]:
     library = import_loader()
+    own_plugins(library)
     configuration = library.kube_config.Configuration(host="")
     good_until = 0.0
     if kubeconfig:

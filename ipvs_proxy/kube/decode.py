@@ -1,10 +1,12 @@
 """From bytes of the API to objects, one at a time, so that one malformed object never costs another.
 
-Nothing here raises anything but ``DecodeError``, and that only for what is no list and no event at all.
+Nothing here raises anything but ``DecodeError``, and that only for what is no list and no event of the kind that was
+asked for: whatever else a server, or a proxy before it, says with status 200 tells nothing about the objects.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from sys import intern
@@ -13,8 +15,11 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import force_setattr
 
-from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, KubernetesObject
+from ipvs_proxy.kube.items import ItemSplitter, OutsideTooLongError
+from ipvs_proxy.kube.lines import MAX_OBJECT, TooLong
+from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, KubernetesObject, Node
 from ipvs_proxy.kube.resources import Resource
+from ipvs_proxy.kube.texts import quote
 
 #: Annotation of the bookmark that ends the first part of a streaming list (Kubernetes documentation, "Streaming
 #: lists").
@@ -22,11 +27,11 @@ INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 
 
 class DecodeError(ValueError):
-    """The bytes are no list or no event of the API."""
+    """The bytes are no list or no event of the resource."""
 
 
 class Skipped(NamedTuple):
-    """An object that could not be decoded: its kind, ``namespace/name`` as far as they can be read, and why."""
+    """An object that could not be decoded: its kind, ``namespace/name`` or "" where that cannot be read, and why."""
 
     kind: str
     key: str
@@ -64,9 +69,20 @@ class _ListMeta(msgspec.Struct, rename="camel"):
     continue_token: str = msgspec.field(default="", name="continue")
 
 
-class _List(msgspec.Struct):
-    items: list[msgspec.Raw] | None = None
+class _List(msgspec.Struct, rename="camel"):
+    """A list with ``0`` in place of each item."""
+
+    kind: str
+    api_version: str
+    items: list[int] | None
     metadata: _ListMeta = msgspec.field(default_factory=_ListMeta)
+
+
+class _Type(msgspec.Struct, rename="camel"):
+    """What says of what kind an object is; in a list that is the list's."""
+
+    kind: Any = None
+    api_version: Any = None
 
 
 class _Event(msgspec.Struct):
@@ -93,12 +109,20 @@ class _Status(msgspec.Struct):
 
 _LIST = msgspec.json.Decoder(_List)
 _EVENT = msgspec.json.Decoder(_Event)
+_TYPE = msgspec.json.Decoder(_Type)
 _IDENTITY = msgspec.json.Decoder(_Identity)
 _STATUS = msgspec.json.Decoder(_Status)
 #: Each of the 27 combinations that has been seen.
 _CONDITIONS: dict[EndpointConditions, EndpointConditions] = {}
+_WITH_OBJECT = ("ADDED", "MODIFIED")
 #: Events of which no more is wanted than what names their object.
-_WITHOUT_OBJECT = frozenset(("BOOKMARK", "DELETED", "ERROR"))
+_WITHOUT_OBJECT = ("BOOKMARK", "DELETED")
+#: How an object begins, as API servers write it.
+_BEGINNING = re.compile(
+    rb'(?:\{"type":"(?P<type>ADDED|MODIFIED|DELETED)","object":)?\{(?:"kind":"\w{1,63}","apiVersion":"[\w./]{1,253}",)?'
+    rb'"metadata":\{"name":"(?P<name>[\w.-]{1,253})",(?:"generateName":"[\w.-]{0,253}",)?'
+    rb'(?:"namespace":"(?P<namespace>[\w.-]{1,63})")?'
+)
 _FAULTS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -117,38 +141,78 @@ def key_of(item: KubernetesObject) -> str:
     return _key(item.metadata.namespace, item.metadata.name)
 
 
-def decode_list(raw: bytes, resource: Resource) -> DecodedList:
-    """Decode one page of a list; items that are malformed are skipped by themselves.
+class ListDecoder:
+    """One page of a list while its chunks arrive; items that are malformed or too large are skipped by themselves."""
 
-    Raises DecodeError if it is no list.
-    """
-    try:
-        page = _LIST.decode(raw)
-    except _FAULTS as error:
-        raise DecodeError(f"no list of {resource.kind}: {error}") from error
-    objects: list[KubernetesObject] = []
-    skipped: list[Skipped] = []
-    for item in page.items or ():
-        decoded = _decode(item, resource)
-        if isinstance(decoded, Skipped):
-            skipped.append(decoded)
-        else:
-            objects.append(decoded)
-    return DecodedList(objects, skipped, page.metadata.resource_version, page.metadata.continue_token)
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self._splitter = ItemSplitter()
+        self._objects: list[KubernetesObject] = []
+        self._skipped: list[Skipped] = []
+
+    def feed(self, chunk: bytes) -> None:
+        """Take a chunk.
+
+        Raises:
+            DecodeError: this is no list of the resource.
+
+        """
+        try:
+            items = self._splitter.feed(chunk)
+        except OutsideTooLongError:
+            raise self._no_list("it is too large") from None
+        for item in items:
+            if isinstance(item, TooLong):
+                decoded: KubernetesObject | Skipped = _too_long(item, self._resource)
+            else:
+                _check_item(item, self._resource)
+                decoded = _decode(item, self._resource)
+            if isinstance(decoded, Skipped):
+                self._skipped.append(decoded)
+            else:
+                self._objects.append(decoded)
+
+    def finish(self) -> DecodedList:
+        """Return the page.
+
+        Raises:
+            DecodeError: it was no list of the resource.
+
+        """
+        resource = self._resource
+        try:
+            page = _LIST.decode(self._splitter.outside)
+        except _FAULTS as error:
+            raise self._no_list(str(error)) from None
+        if (page.kind, page.api_version) != (f"{resource.kind}List", resource.api_version):
+            raise self._no_list(f"it is a {page.kind} of {page.api_version}")
+        if len(page.items or ()) != len(self._objects) + len(self._skipped):
+            raise self._no_list("its items are no objects")
+        return DecodedList(self._objects, self._skipped, page.metadata.resource_version, page.metadata.continue_token)
+
+    def _no_list(self, reason: str) -> DecodeError:
+        beginning = quote(self._splitter.outside[:1000].decode(errors="replace"))
+        return DecodeError(f"the answer is no {self._resource.kind}List: {quote(reason)}; it begins {beginning!r}")
 
 
-def decode_event(line: bytes, resource: Resource) -> Event:
+def decode_event(line: bytes | TooLong, resource: Resource) -> Event:
     """Decode one line of a watch.
 
-    Raises DecodeError if it is no event.
+    Raises:
+        DecodeError: it is no event of the resource.
+
     """
+    if isinstance(line, TooLong):
+        return _decode_long_event(line, resource)
+    # The type of nearly all objects is seen at their beginning, which spares reading them twice (a fifth of the time).
+    if not line.startswith(_beginnings(resource)):
+        return _decode_any_event(line, resource)
     try:
-        # Nearly all are so, and read in two thirds of the time.
         typed = _event_decoder(resource.struct).decode(line)
     except _FAULTS:
         return _decode_any_event(line, resource)
-    if typed.type in _WITHOUT_OBJECT:
-        return _decode_any_event(line, resource)
+    if not typed.object.metadata.name:
+        raise _no_event("its object has no name", line, resource)
     if isinstance(typed.object, EndpointSlice):
         _share(typed.object)
     return Event(
@@ -156,27 +220,79 @@ def decode_event(line: bytes, resource: Resource) -> Event:
     )
 
 
+@lru_cache
+def _beginnings(resource: Resource) -> tuple[bytes, ...]:
+    typed = f'"object":{{"kind":"{resource.kind}","apiVersion":"{resource.api_version}",'
+    return tuple(f'{{"type":"{type_}",{typed}'.encode() for type_ in _WITH_OBJECT)
+
+
 def _decode_any_event(line: bytes, resource: Resource) -> Event:
     try:
         event = _EVENT.decode(line)
-        decoded = None if event.type in _WITHOUT_OBJECT else _decode(event.object, resource)
-        if decoded is not None and not isinstance(decoded, Skipped):
-            version = decoded.metadata.resource_version
-            return Event(event.type, key_of(decoded), decoded, resource_version=version)
         if event.type == "ERROR":
             status = _STATUS.decode(event.object)
-            return Event("ERROR", code=status.code, message=status.message or status.reason or "")
+            return Event("ERROR", code=status.code, message=quote(status.message or status.reason or ""))
+        type_ = _TYPE.decode(event.object)
         metadata = _IDENTITY.decode(event.object).metadata
     except _FAULTS as error:
-        raise DecodeError(f"no event about {resource.kind}: {error}") from error
+        raise _no_event(str(error), line, resource) from None
+    if (type_.kind, type_.api_version) != (resource.kind, resource.api_version):
+        raise _no_event("its object is of another kind", line, resource)
     key, version = _key(metadata.namespace, metadata.name), str(metadata.resource_version)
     if event.type == "BOOKMARK":
         annotations = metadata.annotations if isinstance(metadata.annotations, dict) else {}
         end = annotations.get(INITIAL_EVENTS_END) == "true"
         return Event("BOOKMARK", resource_version=version, initial_events_end=end)
+    if event.type not in (*_WITH_OBJECT, *_WITHOUT_OBJECT):
+        raise _no_event("its type is unknown", line, resource)
+    if not key:
+        raise _no_event("its object has no name", line, resource)
     if event.type == "DELETED":
         return Event("DELETED", key, resource_version=version)
-    return Event(event.type, key, skipped=decoded, resource_version=version)
+    decoded = _decode(event.object, resource)
+    if isinstance(decoded, Skipped):
+        return Event(event.type, key, skipped=decoded, resource_version=version)
+    return Event(event.type, key, decoded, resource_version=version)
+
+
+def _decode_long_event(line: TooLong, resource: Resource) -> Event:
+    skipped = _too_long(line, resource)
+    found = _BEGINNING.match(line.head)
+    if found and found["type"] == b"DELETED":
+        return Event("DELETED", skipped.key)
+    return Event("MODIFIED", skipped.key, skipped=skipped)
+
+
+def _no_event(reason: str, line: bytes, resource: Resource) -> DecodeError:
+    beginning = quote(line[:1000].decode(errors="replace"))
+    return DecodeError(f"no event of a {resource.kind}: {quote(reason)}; it begins {beginning!r}")
+
+
+def decode_node(raw: bytes) -> Node:
+    """Decode a single Node.
+
+    Raises:
+        DecodeError: it is none.
+
+    """
+    try:
+        type_, node = _TYPE.decode(raw), msgspec.json.decode(raw, type=Node)
+    except _FAULTS as error:
+        raise DecodeError(f"the answer is no Node: {quote(str(error))}") from None
+    if (type_.kind, type_.api_version) != ("Node", "v1"):
+        raise DecodeError("the answer is no Node, but of another kind")
+    return node
+
+
+def message_of(refusal: bytes) -> str:
+    """Return what the body of a refusal says: the message of a Status, else its beginning, on one line."""
+    try:
+        status = _STATUS.decode(refusal)
+    except _FAULTS:
+        text = refusal.decode(errors="replace")
+    else:
+        text = status.message or status.reason or ""
+    return quote(" ".join(text.split()))
 
 
 def convert_object(mapping: Mapping[str, Any], resource: Resource) -> KubernetesObject | Skipped:
@@ -189,12 +305,24 @@ def convert_object(mapping: Mapping[str, Any], resource: Resource) -> Kubernetes
         return Skipped(resource.kind, _key(metadata.get("namespace", ""), metadata.get("name", "")), str(error))
 
 
-def _decode(raw: msgspec.Raw, resource: Resource) -> KubernetesObject | Skipped:
+def _check_item(raw: bytes, resource: Resource) -> None:
+    """Refuse an item that says that it is of another kind; most say nothing."""
+    try:
+        type_ = _TYPE.decode(raw)
+    except _FAULTS:
+        return  # which is told by its decoder
+    if type_.kind not in (None, "", resource.kind) or type_.api_version not in (None, "", resource.api_version):
+        raise DecodeError(f"the answer is no {resource.kind}List: an item is of another kind")
+
+
+def _decode(raw: bytes | msgspec.Raw, resource: Resource) -> KubernetesObject | Skipped:
     try:
         decoded = _decoder(resource.struct).decode(raw)
     except _FAULTS as error:
         fault = str(error)
     else:
+        if not decoded.metadata.name:
+            return Skipped(resource.kind, "", "it has no name")
         if isinstance(decoded, EndpointSlice):
             _share(decoded)
         return decoded
@@ -203,6 +331,12 @@ def _decode(raw: msgspec.Raw, resource: Resource) -> KubernetesObject | Skipped:
     except _FAULTS:
         return Skipped(resource.kind, "", fault)
     return Skipped(resource.kind, _key(metadata.namespace, metadata.name), fault)
+
+
+def _too_long(item: TooLong, resource: Resource) -> Skipped:
+    found = _BEGINNING.match(item.head)
+    key = _key((found["namespace"] or b"").decode(), found["name"].decode()) if found else ""
+    return Skipped(resource.kind, key, f"it has {item.size:,} bytes, more than the {MAX_OBJECT:,} that are read")
 
 
 def _share(piece: EndpointSlice) -> None:
@@ -214,4 +348,6 @@ def _share(piece: EndpointSlice) -> None:
 
 
 def _key(namespace: Any, name: Any) -> str:
-    return f"{namespace}/{name}" if namespace else str(name)
+    if not isinstance(name, str) or not name:
+        return ""
+    return f"{namespace}/{name}" if namespace and isinstance(namespace, str) else name

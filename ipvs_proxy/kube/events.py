@@ -131,7 +131,7 @@ class Events:
 
     Args:
         send: makes a request; see ``ipvs_proxy.kube.client.Client.send``.
-        reporting_instance: which agent this is: ``ipvs-proxy-<hostname>``.
+        reporting_instance: which agent this is: ``ipvs-proxy-<node>``.
         clock: gives seconds that never go back.
         now: gives nanoseconds since the epoch.
 
@@ -177,7 +177,7 @@ class Events:
             type: ``Warning`` for what an operator should look at.
             reason: why, a word in CamelCase; at most 128 characters, as ``action``.
             action: what the agent did or tried, a word in CamelCase.
-            note: the sentence for the operator; what is over 1024 bytes is cut off.
+            note: the sentence for the operator, not empty; what is over 1024 bytes is cut off.
 
         """
         note = note.encode(errors="replace")[:NOTE_BYTES].decode(errors="ignore")

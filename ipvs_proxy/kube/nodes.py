@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
+from ipvs_proxy.kube.decode import DecodeError, decode_node, message_of
+from ipvs_proxy.kube.lines import MAX_OBJECT
 from ipvs_proxy.kube.objects import Node
-from ipvs_proxy.kube.reflector import RefusedError, Transport
+from ipvs_proxy.kube.reflector import REFUSAL_SIZE, RefusedError, Transport
 
 #: Seconds that the answer may take.
 PATIENCE: Final = 5.0
+_OK: Final = 200
 _UNAUTHORIZED: Final = 401
 _NOT_FOUND: Final = 404
 
@@ -20,7 +21,7 @@ async def get_node(transport: Transport, name: str) -> Node | None:
 
     Raises:
         RefusedError: the server answered with another status than success.
-        msgspec.DecodeError: the answer is no Node.
+        DecodeError: the answer is no Node, or not that one.
         aiohttp.ClientError, TimeoutError, OSError: the server was not reached.
 
     """
@@ -31,8 +32,10 @@ async def get_node(transport: Transport, name: str) -> Node | None:
                 continue
             if response.status == _NOT_FOUND:
                 return None
-            body = await response.read()
-            if response.status >= 300:
-                raise RefusedError(response.status, 0.0, body[:200].decode(errors="replace"))
-            return msgspec.json.decode(body, type=Node)
+            if response.status != _OK:
+                raise RefusedError(response.status, 0.0, message_of(await response.read(REFUSAL_SIZE)))
+            node = decode_node(await response.read(MAX_OBJECT))
+            if node.metadata.name != name:
+                raise DecodeError(f"the answer is no Node {name}")
+            return node
     raise AssertionError("unreachable")

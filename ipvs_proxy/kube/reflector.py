@@ -5,7 +5,8 @@ asked for pages. The first list is handed on as it comes, so that work can begin
 whole, and what had gone by then is taken back. From then on the watch goes on from the last resource version: after an
 end of the stream, a silence or a restart of the server nothing is read twice. Only when the server has forgotten that
 version (410) everything is listed again, and only real differences reach the sink. No fault ends the loop: it waits,
-longer each time, and tries again; what was delivered stays in use meanwhile.
+longer each time, and tries again; what was delivered stays in use meanwhile. An answer counts only as what was asked
+for: a list of the kind, an event of the kind. An empty list is one; a page of a proxy, a Status or half a list is none.
 """
 
 from __future__ import annotations
@@ -21,15 +22,26 @@ from typing import NamedTuple, Protocol
 import aiohttp
 import structlog
 
-from ipvs_proxy.kube.decode import DecodeError, Event, Skipped, decode_event, decode_list
+from ipvs_proxy.kube.decode import DecodedList, DecodeError, Event, ListDecoder, Skipped, decode_event, message_of
 from ipvs_proxy.kube.lines import LineSplitter
 from ipvs_proxy.kube.objects import KubernetesObject
 from ipvs_proxy.kube.resources import Resource
 from ipvs_proxy.kube.store import Change, Store
+from ipvs_proxy.kube.texts import quote
 
 log = structlog.get_logger(__name__)
 
 PAGE_SIZE = 500
+#: Pages of one list: two million objects.
+MAX_PAGES = 4000
+#: Seconds that a server may ask for before the next attempt.
+LONGEST_RETRY_AFTER = 120.0
+#: Bytes of a refusal that are read.
+REFUSAL_SIZE = 2048
+#: A watch that ends sooner than so many seconds, and without a word, is a fault.
+SHORT_WATCH = 1.0
+#: How every line of a watch begins.
+_EVENT_BEGINNING = b'{"type":'
 #: Answers of servers that do not know streaming lists, or refuse the parameters.
 _NO_STREAMING = frozenset((HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY))
 
@@ -63,8 +75,8 @@ class Observer(Protocol):
     def heard(self, kind: str) -> None:
         """Something came: events, a bookmark or a list."""
 
-    def interrupted(self, kind: str, cause: Interruption) -> None:
-        """A list or watch broke off."""
+    def interrupted(self, kind: str, cause: Interruption, error: Exception | None) -> None:
+        """A list or watch broke off; ``error`` is what is wrong, ``None`` if the next attempt may mend it at once."""
 
 
 class _Nobody:
@@ -73,7 +85,7 @@ class _Nobody:
     def heard(self, kind: str) -> None:
         """Forget it."""
 
-    def interrupted(self, kind: str, cause: Interruption) -> None:
+    def interrupted(self, kind: str, cause: Interruption, error: Exception | None) -> None:
         """Forget it."""
 
 
@@ -91,8 +103,8 @@ class Response(Protocol):
     def chunks(self) -> AsyncIterator[bytes]:
         """Give the body's pieces as they arrive."""
 
-    async def read(self) -> bytes:
-        """Give the whole body."""
+    async def read(self, limit: int) -> bytes:
+        """Give the first ``limit`` bytes of the body."""
 
 
 class Transport(Protocol):
@@ -175,7 +187,7 @@ class Reflector:
                 await self._list_by_pages()
         except _ExpiredError:
             log.info("relist", resource=self._resource.kind, reason="resource version expired")
-            self._observer.interrupted(self._resource.kind, Interruption.EXPIRED)
+            self._observer.interrupted(self._resource.kind, Interruption.EXPIRED, None)
             self._version = ""
 
     async def _list_by_watch(self) -> None:
@@ -211,10 +223,9 @@ class Reflector:
         objects: list[KubernetesObject] = []
         skipped: list[Skipped] = []
         token, version = "", ""
+        tokens: set[str] = set()
         while True:
-            query = {"limit": str(PAGE_SIZE), **({"continue": token} if token else {"resourceVersion": "0"})}
-            async with self._get(query) as response:
-                page = decode_list(await response.read(), self._resource)
+            page = await self._page({"continue": token} if token else {"resourceVersion": "0"})
             self._observer.heard(self._resource.kind)
             objects += page.objects
             self._hand_on(page.objects)
@@ -222,12 +233,25 @@ class Reflector:
             token, version = page.continue_token, page.resource_version or version
             if not token:
                 break
+            if token in tokens or len(tokens) == MAX_PAGES:
+                raise DecodeError("the list has no end: its pages lead back to one that was read, or are too many")
+            tokens.add(token)
         self._version = version or "0"
         self._replace(objects, skipped)
 
+    async def _page(self, query: Mapping[str, str]) -> DecodedList:
+        page = ListDecoder(self._resource)
+        async with self._get({"limit": str(PAGE_SIZE), **query}) as response:
+            async for chunk in response.chunks():
+                page.feed(chunk)
+        return page.finish()
+
     async def _watch(self) -> None:
+        begun, before = asyncio.get_running_loop().time(), self.progress
         async for events in self._events({"resourceVersion": self._version}):
             self._deliver(events)
+        if self.progress == before and asyncio.get_running_loop().time() - begun < SHORT_WATCH:
+            raise ConnectionError("the watch ended at once, without an event")
 
     async def _events(self, query: Mapping[str, str]) -> AsyncIterator[list[Event]]:
         """Give the events of one watch as they come, those of one chunk together; half a line at the end is dropped."""
@@ -246,6 +270,10 @@ class Reflector:
                     self.progress += len(events)
                     self._observer.heard(self._resource.kind)
                     yield events
+        rest = lines.rest.lstrip()
+        if rest and not _EVENT_BEGINNING.startswith(rest[: len(_EVENT_BEGINNING)]):
+            beginning = quote(rest.decode(errors="replace"))
+            raise DecodeError(f"the answer is no watch of {self._resource.kind}: it begins {beginning!r}")
 
     def _get(self, query: Mapping[str, str]) -> AbstractAsyncContextManager[Response]:
         return _checked(
@@ -303,17 +331,20 @@ async def reflect(
         try:
             await reflector.step()
         except RefusedError as error:
-            observer.interrupted(resource.kind, Interruption.REFUSED)
+            # The first 401 is no trouble yet: fresh credentials may mend it.
+            mends = error.status == HTTPStatus.UNAUTHORIZED and not reauthenticated
+            observer.interrupted(resource.kind, Interruption.REFUSED, None if mends else error)
             if error.status == HTTPStatus.UNAUTHORIZED:
-                await _reauthenticate(resource, transport)
-                if not reauthenticated:
-                    reauthenticated = True
-                    continue
-            delay = error.retry_after
-            _report(resource, error)
+                try:
+                    await transport.reauthenticate()
+                except Exception as fault:  # noqa: BLE001  whatever a credential plugin does, the watch goes on
+                    observer.interrupted(resource.kind, Interruption.REFUSED, fault)
+            if mends:
+                reauthenticated = True
+                continue
+            delay = min(error.retry_after, LONGEST_RETRY_AFTER)
         except (DecodeError, OSError, aiohttp.ClientError) as error:
-            observer.interrupted(resource.kind, _cause_of(error))
-            log.warning("watch_interrupted", resource=resource.kind, error=str(error) or type(error).__name__)
+            observer.interrupted(resource.kind, _cause_of(error), error)
         if reflector.progress > before:
             pause, reauthenticated = timing.first_pause, False
         # Also what the server asks for is spread: it refuses many agents in the same second.
@@ -323,26 +354,14 @@ async def reflect(
 
 
 def _cause_of(error: Exception) -> Interruption:
-    if isinstance(error, DecodeError):
-        return Interruption.MALFORMED
-    return Interruption.SILENT if isinstance(error, TimeoutError) else Interruption.BROKEN
-
-
-async def _reauthenticate(resource: Resource, transport: Transport) -> None:
-    try:
-        await transport.reauthenticate()
-    except Exception as error:  # noqa: BLE001  whatever a credential plugin does, the watch goes on
-        log.error("credentials_not_readable", resource=resource.kind, error=str(error))
-
-
-def _report(resource: Resource, error: RefusedError) -> None:
-    """Log a refusal; one for want of permission with the permission."""
-    if error.status == HTTPStatus.FORBIDDEN:
-        log.error(
-            "permission_missing", resource=resource.kind, verbs="list, watch", path=resource.path, error=str(error)
-        )
-    else:
-        log.warning("request_refused", resource=resource.kind, error=str(error), retry_after=error.retry_after)
+    match error:
+        case DecodeError():
+            return Interruption.MALFORMED
+        case aiohttp.ConnectionTimeoutError():
+            return Interruption.BROKEN
+        case TimeoutError():
+            return Interruption.SILENT
+    return Interruption.BROKEN
 
 
 def _collect(event: Event, objects: dict[str, KubernetesObject], skipped: dict[str, Skipped]) -> None:
@@ -361,8 +380,8 @@ async def _checked(request: AbstractAsyncContextManager[Response]) -> AsyncItera
     async with request as response:
         if response.status == HTTPStatus.GONE:
             raise _ExpiredError
-        if response.status >= HTTPStatus.BAD_REQUEST:
-            text = (await response.read())[:500].decode(errors="replace")
+        if response.status != HTTPStatus.OK:
+            text = message_of(await response.read(REFUSAL_SIZE))
             after = response.headers.get("Retry-After", "")
-            raise RefusedError(response.status, float(after) if after.isdecimal() else 0.0, " ".join(text.split()))
+            raise RefusedError(response.status, float(after) if after.isdecimal() else 0.0, text)
         yield response

@@ -21,6 +21,11 @@ class Resource(NamedTuple):
     field_selector: str = ""
 
     @property
+    def api_version(self) -> str:
+        """The group and version, as objects have it: the path is ``/api/v1/...`` or ``/apis/GROUP/VERSION/...``."""
+        return self.path.removeprefix("/apis/").removeprefix("/api/").rpartition("/")[0]
+
+    @property
     def selectors(self) -> dict[str, str]:
         """The selectors as query parameters."""
         selectors = {"labelSelector": self.label_selector, "fieldSelector": self.field_selector}

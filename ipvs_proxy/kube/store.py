@@ -37,9 +37,12 @@ class Store:
     def replace(
         self, objects: Iterable[KubernetesObject], skipped_keys: AbstractSet[str] = frozenset()
     ) -> list[Change]:
-        """Take a whole list in; objects of ``skipped_keys`` are there but unreadable, and stay as they were."""
+        """Take a whole list in; objects of ``skipped_keys`` are there but unreadable, and stay as they were.
+
+        One whose key cannot be read either ("") may be any of those that seem to be gone: then none is removed.
+        """
         fresh = {key_of(item): item for item in objects}
-        gone = self._objects.keys() - fresh.keys() - skipped_keys
+        gone = () if "" in skipped_keys else self._objects.keys() - fresh.keys() - skipped_keys
         changes = [Change(self.kind, self._objects.pop(key), None) for key in sorted(gone)]
         for key, item in fresh.items():
             changes += self._put(key, item)

@@ -187,7 +187,8 @@ class NodeState(Document, frozen=True):
 
     ``services`` are those from ``offset`` on, at most ``limit``, of ``matching`` that the search found.
     ``waiting`` objects were refused by the kernel and are tried again; ``refused`` names some of them. ``drains`` are
-    some of those under way, the oldest first. ``strict_arp`` is the setting.
+    some of those under way, the oldest first. ``strict_arp`` is the setting. ``api_failures`` says of which resources
+    nothing has been heard for a while, and why.
     """
 
     version: str
@@ -214,3 +215,4 @@ class NodeState(Document, frozen=True):
     strict_arp: bool = False
     drains: list[DrainState] = []
     refused: list[str] = []
+    api_failures: list[str] = []

@@ -15,7 +15,7 @@ from bench.api_outage import Outage, reconnects
 from bench.api_rollout import Controller, Update, rolling_update
 from bench.api_survey import churn, passed, selected, slice_line, survey
 from bench.api_text import bits, rate, renewed, size, table
-from ipvs_proxy.kube.decode import decode_event, decode_list
+from ipvs_proxy.kube.decode import ListDecoder, decode_event
 from ipvs_proxy.kube.objects import EndpointSlice, Node, Service
 from ipvs_proxy.kube.reflector import DEFAULT_TIMING
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
@@ -58,8 +58,10 @@ def test_every_object_is_decoded_with_all_that_the_agent_reads():
 
 def test_a_list_of_the_objects_is_decoded_without_a_loss():
     items = [item for item, resource in objects(SMALL) if resource is ENDPOINT_SLICES]
-    raw = msgspec.json.encode({"kind": "EndpointSliceList", "metadata": {"resourceVersion": "7"}, "items": items})
-    page = decode_list(raw, ENDPOINT_SLICES)
+    head = {"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "metadata": {"resourceVersion": "7"}}
+    decoder = ListDecoder(ENDPOINT_SLICES)
+    decoder.feed(msgspec.json.encode({**head, "items": items}))
+    page = decoder.finish()
     assert not page.skipped
     assert sum(len(item.endpoints or ()) for item in page.objects) == SMALL.endpoints == 470
 
@@ -72,7 +74,8 @@ def test_a_node_is_decoded():
 
 @pytest.mark.parametrize("kind", ["Service", "EndpointSlice", "Node"])
 def test_a_bookmark_carries_nothing_but_the_version(kind):
-    event = decode_event(bookmark_line(kind, "77"), SERVICES)
+    resource = {"Service": SERVICES, "EndpointSlice": ENDPOINT_SLICES, "Node": own_node("any")}[kind]
+    event = decode_event(bookmark_line(kind, "77"), resource)
     assert (event.type, event.resource_version, event.object) == ("BOOKMARK", "77", None)
 
 

@@ -74,7 +74,7 @@ async def connected(kubeconfig: Path | str = "", master: str = "") -> AsyncItera
 async def fetch(client: Client, path: str = "/api/v1/services", **query: str) -> bytes:
     async with client.get(path, query, inactivity=5) as response:
         assert response.status == 200
-        return await response.read()
+        return await response.read(1000)
 
 
 def write_kubeconfig(path: Path, server: str, user: dict[str, Any], **cluster: Any) -> Path:
@@ -150,7 +150,7 @@ async def test_the_answer_comes_whatever_its_status(tmp_path: Path) -> None:
         server.answer = gone
         async with client.get("/x", {}, inactivity=5) as response:
             assert (response.status, response.headers["retry-after"]) == (410, "7")
-            assert await response.read() == b"gone"
+            assert await response.read(1000) == b"gone"
 
 
 async def test_chunks_arrive_while_the_answer_is_still_going_on() -> None:
@@ -214,7 +214,7 @@ async def test_a_silent_server_ends_the_reading() -> None:
         server.answer = silent
         with pytest.raises(TimeoutError):
             async with client.get("/x", {}, inactivity=0.1) as response:
-                await response.read()
+                await response.read(1000)
 
 
 async def test_a_redirect_is_not_followed() -> None:
@@ -348,16 +348,21 @@ async def test_a_failing_plugin_keeps_the_old_credentials(tmp_path: Path) -> Non
     assert server.tokens == ["Bearer token-1"]
 
 
-async def test_a_plugin_that_hangs_is_given_up_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("end", ["exec sleep 60", "exit 0"], ids=["it hangs", "its helper hangs"])
+async def test_a_plugin_that_hangs_is_given_up_and_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
     monkeypatch.setattr(client_module, "PLUGIN_TIMEOUT", 0.5)
-    arguments = ["-c", f"echo $$ >{tmp_path}/pid; exec sleep 60"]
+    # Its helper keeps the output open when the plugin itself has ended.
+    arguments = ["-c", f"sleep 60 & echo $! >{tmp_path}/helper; echo $$ >{tmp_path}/pid; {end}"]
     user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": arguments}}
     path = write_kubeconfig(tmp_path / "config", "http://127.0.0.1:1", user)
     with pytest.raises(ConnectError, match=r"credential plugin did not end in 0\.5 s"):
         await connect(kubeconfig=str(path), master="")
-    with suppress(ProcessLookupError):
-        ended, _, _ = select.select([os.pidfd_open(int((tmp_path / "pid").read_text()))], [], [], 5)
-        assert ended
+    for name in ("pid", "helper"):
+        with suppress(ProcessLookupError):
+            ended, _, _ = select.select([os.pidfd_open(int((tmp_path / name).read_text()))], [], [], 5)
+            assert ended, f"the plugin's process ({name}) still runs"
 
 
 async def test_a_token_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_proxy.kube.decode import DecodeError, Skipped, convert_object, decode_event, decode_list
+from ipvs_proxy.kube.decode import DecodedList, DecodeError, ListDecoder, Skipped, convert_object, decode_event
 from ipvs_proxy.kube.lines import LineSplitter
 from ipvs_proxy.kube.objects import Service
-from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
 from ipvs_proxy.kube.store import Change, Store
 from tests.support.apiserver import bookmark, line, service
 
@@ -32,6 +32,17 @@ JSON = st.recursive(
 )
 
 
+def decode_list(raw: bytes, resource: Resource) -> DecodedList:
+    decoder = ListDecoder(resource)
+    decoder.feed(raw)
+    return decoder.finish()
+
+
+def list_of(resource: Resource, *items: object) -> bytes:
+    head = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": {"resourceVersion": "7"}}
+    return json.dumps({**head, "items": items}).encode()
+
+
 @given(st.binary(max_size=200), st.sampled_from(RESOURCES))
 def test_any_bytes_are_an_event_or_a_decode_error(raw: bytes, resource) -> None:
     with suppress(DecodeError):
@@ -42,6 +53,8 @@ def test_any_bytes_are_an_event_or_a_decode_error(raw: bytes, resource) -> None:
 
 @given(JSON, st.sampled_from(("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR", "?")), st.sampled_from(RESOURCES))
 def test_any_object_in_an_event_is_decoded_or_skipped(item: object, kind: str, resource) -> None:
+    if isinstance(item, dict):
+        item |= {"kind": resource.kind, "apiVersion": resource.api_version}
     with suppress(DecodeError):
         event = decode_event(json.dumps({"type": kind, "object": item}).encode(), resource)
         if kind in {"ADDED", "MODIFIED"}:
@@ -50,8 +63,12 @@ def test_any_object_in_an_event_is_decoded_or_skipped(item: object, kind: str, r
 
 @given(st.lists(JSON, max_size=4), st.sampled_from(RESOURCES))
 def test_every_item_of_a_list_is_decoded_or_skipped(items: list[object], resource) -> None:
-    page = decode_list(json.dumps({"items": items}).encode(), resource)
-    assert len(page.objects) + len(page.skipped) == len(items)
+    if all(isinstance(item, dict) for item in items):
+        page = decode_list(list_of(resource, *items), resource)
+        assert len(page.objects) + len(page.skipped) == len(items)
+    else:
+        with pytest.raises(DecodeError, match="no [A-Z][A-Za-z]+List"):
+            decode_list(list_of(resource, *items), resource)
 
 
 META = {"name": "web", "namespace": "default", "labels": {"a": "b"}, "creationTimestamp": "2026-01-01T00:00:00Z"}
@@ -115,7 +132,7 @@ def test_garbage_in_any_field_is_read_or_skipped_by_name_and_harms_no_neighbour(
     for key in path[:-1]:
         target = target[key]
     target[path[-1]] = garbage
-    page = decode_list(json.dumps({"items": [WHOLE[resource.kind], odd, WHOLE[resource.kind]]}).encode(), resource)
+    page = decode_list(list_of(resource, WHOLE[resource.kind], odd, WHOLE[resource.kind]), resource)
     assert len(page.objects) + len(page.skipped) == 3
     assert len(page.objects) >= 2
     if path[0] != "metadata":
@@ -129,8 +146,7 @@ def test_any_mapping_is_converted_or_skipped(item: object, resource) -> None:
 
 
 def test_one_malformed_item_costs_no_other_and_is_named_with_the_field() -> None:
-    raw = json.dumps({"items": [service("a"), service("b", cluster_ip=7), service("c")]}).encode()
-    page = decode_list(raw, SERVICES)
+    page = decode_list(list_of(SERVICES, service("a"), service("b", cluster_ip=7), service("c")), SERVICES)
     assert [item.metadata.name for item in page.objects] == ["a", "c"]
     assert page.skipped[0].key == "ns/b"
     assert "$.spec.clusterIP" in page.skipped[0].error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,7 @@ class Recorder:
         self.synced_kinds: list[str] = []
         self.words = 0
         self.causes: list[Interruption] = []
+        self.errors: list[Exception | None] = []
 
     def changed(self, changes: Sequence[Change]) -> None:
         self.batches.append(len(changes))
@@ -52,9 +55,10 @@ class Recorder:
         assert kind == "Service"
         self.words += 1
 
-    def interrupted(self, kind: str, cause: Interruption) -> None:
+    def interrupted(self, kind: str, cause: Interruption, error: Exception | None) -> None:
         assert kind == "Service"
         self.causes.append(cause)
+        self.errors.append(error)
 
 
 class Running:
@@ -244,9 +248,188 @@ async def test_garbage_instead_of_an_event_is_survived() -> None:
         await running.until(lambda: "b" in running.sink.known)
 
 
-async def test_watches_that_end_at_once_do_not_spin() -> None:
+#: With status 200, and no list of Services.
+WRONG_ANSWERS: dict[str, Answer] = {
+    "a Status": status(200, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 500}),
+    "an error of a proxy": status(200, {"error": "upstream unavailable"}),
+    "pods": page(kind="PodList"),
+    "another version": page(apiVersion="v2"),
+    "no kind": status(200, {"apiVersion": "v1", "metadata": {"resourceVersion": "9"}, "items": []}),
+    "no version": status(200, {"kind": "ServiceList", "metadata": {"resourceVersion": "9"}, "items": []}),
+    "no items": status(200, {"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "9"}}),
+    "items that are none": page(items="none"),
+    "items of another kind": page(items=[{"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a"}}]),
+    "texts": page(items=["a", "b"]),
+    "a list of any kind": page(kind="List"),
+    "a table": page(kind="Table", apiVersion="meta.k8s.io/v1"),
+    "an event": stream(line("ADDED", service("x"))),
+    "half a list": stream(b'{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":"9"},"items":['),
+    "two lists": stream(2 * b'{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":"9"},"items":[]}'),
+    "a web page": stream(b"<html><body>\n<h1>Sorry</h1>\n</body></html>"),
+    "a number": stream(b"7"),
+    "null": stream(b"null"),
+    "an array": stream(b"[]"),
+    "brackets": stream(b"}]}]"),
+    "nothing": stream(),
+}
+
+
+def wrong(*but: str) -> pytest.MarkDecorator:
+    names = [name for name in WRONG_ANSWERS if name not in but]
+    return pytest.mark.parametrize("answer", [WRONG_ANSWERS[name] for name in names], ids=names)
+
+
+@wrong()
+async def test_an_answer_that_is_no_list_at_the_start_is_no_empty_one(answer: Answer) -> None:
+    """The server knows no streaming lists, and then answers something else four times."""
+    script = [REFUSED_STREAMING, *[answer] * 4, page(service("a")), QUIET]
+    async with reflecting(*script) as running:
+        await running.until(lambda: len(running.sink.causes) == 4)
+        assert not running.sink.synced_kinds
+        await running.until(lambda: running.sink.synced_kinds)
+        assert list(running.sink.known) == ["a"]
+        assert running.sink.causes == [Interruption.MALFORMED] * 4
+        assert running.pauses[4] > running.pauses[1], "it does not wait longer each time"
+
+
+@wrong("an event")
+async def test_an_answer_that_is_no_streaming_list_is_no_empty_one(answer: Answer) -> None:
+    async with reflecting(answer, answer, page(service("a")), QUIET) as running:
+        await running.until(lambda: running.sink.synced_kinds)
+        assert list(running.sink.known) == ["a"]
+
+
+@wrong()
+async def test_an_answer_that_is_no_list_after_a_410_removes_nothing(answer: Answer) -> None:
+    before = page(service("a"), service("b"))
+    script = [REFUSED_STREAMING, before, status(410), answer, answer, page(service("b"), version="40"), QUIET]
+    async with reflecting(*script) as running:
+        await running.until(lambda: len(running.sink.causes) == 3)
+        assert sorted(running.sink.known) == ["a", "b"]
+        await running.until(lambda: "40" in running.watches())
+        assert list(running.sink.known) == ["b"]
+        assert running.sink.changes == [(None, "a"), (None, "b"), ("a", None)]
+
+
+@wrong()
+async def test_a_page_that_is_none_removes_nothing(answer: Answer) -> None:
+    before = page(service("a"), service("b"))
+    script = [REFUSED_STREAMING, before, status(410), page(service("a"), token="more"), answer, before, QUIET]
+    async with reflecting(*script) as running:
+        await running.until(lambda: len(running.watches()) >= 2)
+        assert running.sink.changes == [(None, "a"), (None, "b")]
+
+
+@wrong("an event", "nothing")
+async def test_an_answer_that_is_no_watch_is_told_and_removes_nothing(answer: Answer) -> None:
+    script = [REFUSED_STREAMING, page(service("a")), answer, answer, stream(line("ADDED", service("b")), hang=True)]
+    async with reflecting(*script) as running:
+        await running.until(lambda: "b" in running.sink.known)
+        assert running.sink.causes == [Interruption.MALFORMED] * 2
+        assert sorted(running.sink.known) == ["a", "b"]
+
+
+@pytest.mark.parametrize("type_", ["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "RENAMED"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "a", "namespace": "ns", "resourceVersion": "99"}},
+        {"kind": "Service", "apiVersion": "v2", "metadata": {"name": "a", "namespace": "ns", "resourceVersion": "99"}},
+        {"metadata": {"name": "a", "namespace": "ns", "resourceVersion": "99"}},
+        {"kind": "Status", "apiVersion": "v1", "message": "no"},
+        {"error": "upstream unavailable"},
+        ["a"],
+        None,
+    ],
+    ids=["pod", "version", "no kind", "status", "error", "array", "null"],
+)
+async def test_an_object_of_another_kind_in_an_event_changes_nothing(type_: str, other: Any) -> None:
+    again = stream(line("ADDED", service("b")), hang=True)
+    async with reflecting(REFUSED_STREAMING, page(service("a")), stream(line(type_, other)), again) as running:
+        await running.until(lambda: "b" in running.sink.known)
+        assert running.sink.changes == [(None, "a"), (None, "b")]
+        assert running.watches() == ["10", "10"]
+        assert running.sink.causes == [Interruption.MALFORMED]
+
+
+async def test_a_list_that_says_that_it_is_empty_is() -> None:
+    for empty in (page(version="40"), page(version="40", items=None)):
+        async with reflecting(REFUSED_STREAMING, page(service("a")), status(410), empty, QUIET) as running:
+            await running.until(lambda: "40" in running.watches())
+            assert not running.sink.known
+
+
+async def test_an_item_without_a_name_may_be_any_of_those_that_are_missing() -> None:
+    nameless = {"metadata": {"name": 7}, "spec": {}}
+    before, after = page(service("a"), service("b")), page(service("a"), nameless, version="40")
+    async with reflecting(REFUSED_STREAMING, before, status(410), after, QUIET) as running:
+        await running.until(lambda: "40" in running.watches())
+        assert sorted(running.sink.known) == ["a", "b"]
+
+
+@pytest.mark.parametrize("code", [201, 204, 206, 302, 303])
+async def test_a_status_that_is_no_success_of_a_list_is_a_refusal(code: int) -> None:
+    odd = status(code, {"kind": "ServiceList", "apiVersion": "v1", "items": []})
+    async with reflecting(REFUSED_STREAMING, odd, page(service("a")), QUIET) as running:
+        await running.until(lambda: running.sink.synced_kinds)
+        assert list(running.sink.known) == ["a"]
+        assert running.sink.causes == [Interruption.REFUSED]
+
+
+MONSTER = service("monster", "20", annotations="x" * (17 << 20))
+
+
+async def test_an_event_of_a_monstrous_object_is_skipped_by_name_and_the_watch_goes_on() -> None:
+    compact = json.dumps({"type": "MODIFIED", "object": MONSTER}, separators=(",", ":")).encode() + b"\n"
+    events = stream(compact, line("ADDED", service("b", "21")), hang=True)
+    async with reflecting(REFUSED_STREAMING, page(service("monster")), events) as running:
+        await running.until(lambda: "b" in running.sink.known)
+        assert running.sink.faults == ["Service ns/monster"]
+        assert sorted(running.sink.known) == ["b", "monster"]
+        assert running.sink.causes == []
+
+
+async def test_a_monstrous_item_of_a_list_is_skipped_and_stays_as_it_was() -> None:
+    body = {"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "40"}}
+    items = [{key: MONSTER[key] for key in ("metadata", "spec")}, service("b")]
+    relist = stream(json.dumps({**body, "items": items}, separators=(",", ":")).encode())
+    before = page(service("monster"), service("a"))
+    async with reflecting(REFUSED_STREAMING, before, status(410), relist, QUIET) as running:
+        await running.until(lambda: "40" in running.watches())
+        assert sorted(running.sink.known) == ["b", "monster"]
+        assert running.sink.faults == ["Service ns/monster"]
+
+
+async def test_retry_after_is_bounded() -> None:
+    for asked in ("1000000000", "9" * 400, "٩" * 9):
+        refusal = status(503, **{"Retry-After": asked})
+        async with reflecting(refusal, stream(*INITIAL, hang=True)) as running:
+            await running.until(lambda: running.sink.synced_kinds)
+            assert running.pauses[0] <= 240.0
+
+
+@pytest.mark.parametrize("tokens", [("x", "x"), ("x", "y", "x"), ("x", "y", "y")], ids=" ".join)
+async def test_continue_tokens_that_lead_in_a_circle_end_the_list(tokens: tuple[str, ...]) -> None:
+    pages = [page(service("a"), token=token) for token in tokens]
+    async with reflecting(REFUSED_STREAMING, *pages, page(service("b"), version="40"), QUIET) as running:
+        await running.until(lambda: "40" in running.watches())
+        assert running.sink.causes == [Interruption.MALFORMED]
+        assert list(running.sink.known) == ["b"]
+
+
+async def test_a_refusal_is_quoted_by_its_message_and_in_part() -> None:
+    refusals = [status(500, {"kind": "Status", "message": "etcd is\ntired"}), status(500, {"not": "x" * 100_000})]
+    async with reflecting(*refusals, QUIET) as running:
+        await running.until(lambda: len(running.sink.errors) == 2)
+        first, second = map(str, running.sink.errors)
+        assert first == "HTTP 500: etcd is tired"
+        assert len(second) < 300
+
+
+async def test_watches_that_end_at_once_do_not_spin_and_are_told() -> None:
     async with reflecting(REFUSED_STREAMING, page(), stream()) as running:
         await running.until(lambda: len(running.watches()) >= 6)
+        assert set(running.sink.causes) == {Interruption.BROKEN}
         assert len(running.pauses) >= 5
         assert running.pauses[-1] > running.pauses[0]
 
@@ -267,7 +450,7 @@ async def test_interruption_is_told_with_its_cause(fault: Answer, cause: Interru
     script = (REFUSED_STREAMING, page(), fault, page(version="50"), QUIET)
     async with reflecting(*script, timing=FAST._replace(inactivity=0.3)) as running:
         await running.until(lambda: running.sink.causes)
-        assert running.sink.causes == [cause]
+        assert running.sink.causes[0] == cause
 
 
 async def test_streaming_list_that_ends_too_early_is_no_silence() -> None:

@@ -29,7 +29,7 @@ class ApiServer:
     async def start(self) -> None:
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._handle)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.01)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
@@ -80,13 +80,15 @@ class _Response:
     def chunks(self) -> AsyncIterator[bytes]:
         return self._response.content.iter_any()
 
-    async def read(self) -> bytes:
-        return await self._response.read()
+    async def read(self, limit: int) -> bytes:
+        return (await self._response.read())[:limit]
 
 
-def page(*items: dict[str, Any], version: str = "10", token: str = "") -> Answer:
-    """Answer with one page of a list."""
-    return status(200, {"items": list(items), "metadata": {"resourceVersion": version, "continue": token}})
+def page(*items: dict[str, Any], version: str = "10", token: str = "", **fields: Any) -> Answer:
+    """Answer with one page of a list of Services, whose items do not say their kind, as the API has it."""
+    bare = [{key: value for key, value in item.items() if key not in {"kind", "apiVersion"}} for item in items]
+    metadata = {"resourceVersion": version, "continue": token}
+    return status(200, {"kind": "ServiceList", "apiVersion": "v1", "metadata": metadata, "items": bare, **fields})
 
 
 def status(code: int, body: Any = None, **headers: str) -> Answer:
@@ -124,10 +126,11 @@ def line(kind: str, item: dict[str, Any]) -> bytes:
 def bookmark(version: str, *, initial_end: bool = False) -> bytes:
     """A bookmark; with ``initial_end`` the one that ends the first part of a streaming list."""
     annotations = {"k8s.io/initial-events-end": "true"} if initial_end else {}
-    return line("BOOKMARK", {"metadata": {"name": "", "resourceVersion": version, "annotations": annotations}})
+    metadata = {"name": "", "resourceVersion": version, "annotations": annotations}
+    return line("BOOKMARK", {"kind": "Service", "apiVersion": "v1", "metadata": metadata})
 
 
 def service(name: str, version: str = "1", cluster_ip: Any = "10.0.0.1", **spec: Any) -> dict[str, Any]:
-    """A Service as the API sends it."""
+    """A Service as the API sends it in an event."""
     metadata = {"name": name, "namespace": "ns", "resourceVersion": version}
-    return {"metadata": metadata, "spec": {"clusterIP": cluster_ip, **spec}}
+    return {"kind": "Service", "apiVersion": "v1", "metadata": metadata, "spec": {"clusterIP": cluster_ip, **spec}}

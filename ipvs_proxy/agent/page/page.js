@@ -88,7 +88,10 @@ function tell(text, colour) {
 function showNode(state) {
   byId("node").textContent = state.node;
   document.title = `${state.node} - ipvs-proxy`;
-  const [text, colour] = !state.programmed ? ["starting", "warn"] : state.healthy ? ["healthy", "good"] : ["changes wait: not healthy", "bad"];
+  const [text, colour] = !state.programmed ? ["starting", "warn"]
+    : !state.healthy ? ["changes wait: not healthy", "bad"]
+    : state.apiFailures.length ? [`changes are not seen: nothing is heard of ${state.apiFailures[0]}`, "bad"]
+    : ["healthy", "good"];
   tell(text, colour);
   byId("uptime").textContent = `, version ${state.version}, up ${ago(state.started, state.now)}`;
   const counts = [

@@ -1,0 +1,76 @@
+"""Credential plugins of a kubeconfig (``exec``), run so that one that hangs is ended with all it started.
+
+The library waits for a plugin without end, and who cancels that does not get at the process. So it is ours: a session
+of its own, killed as a whole if the wait for it ends first. The protocol is the library's (Kubernetes documentation,
+"client-go credential plugins").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from asyncio.subprocess import DEVNULL, PIPE
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, Final
+
+from ipvs_proxy.kube.texts import quote
+
+#: Bytes that are read of what a plugin prints.
+_PRINTED: Final = 2**20
+
+
+def own_plugins(library: ModuleType) -> None:
+    """Have the configuration loader of ``kubernetes_asyncio`` run plugins as this module does."""
+    provider, error = library.exec_provider.ExecProvider, library.ConfigException
+
+    class Plugin(provider):  # type: ignore[misc, valid-type]  # its class is known when the library is imported
+        """A plugin whose process ends with the wait for it."""
+
+        async def run(self, previous_response: str | None = None) -> Any:  # noqa: ARG002  which no server has sent since 1.18
+            information = {"apiVersion": self.api_version, "kind": "ExecCredential", "spec": {"interactive": False}}
+            printed, complaint, status = await _run(
+                self.args, self.env | {"KUBERNETES_EXEC_INFO": json.dumps(information)}
+            )
+            if status:
+                raise error(f"exec: process returned {status}. {quote(complaint.decode(errors='replace').strip())}")
+            return _credential(printed, self.api_version, error)
+
+    library.kube_config.ExecProvider = Plugin
+
+
+async def _run(command: list[str], environment: dict[str, str]) -> tuple[bytes, bytes, int]:
+    """Return what a command prints, what it complains, and its exit status."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
+    )
+    assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  they are pipes
+    try:
+        printed, complaint = await asyncio.gather(_read(process.stdout), _read(process.stderr))
+        return printed, complaint, await process.wait()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        raise
+
+
+async def _read(stream: asyncio.StreamReader) -> bytes:
+    """Read a pipe to its end, and keep the beginning."""
+    kept = bytearray()
+    while piece := await stream.read(2**16):
+        kept += piece[: _PRINTED - len(kept)]
+    return bytes(kept)
+
+
+def _credential(printed: bytes, version: str, error: type[Exception]) -> Any:
+    try:
+        credential = json.loads(printed)
+        found, status = credential["apiVersion"], credential["status"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise error("exec: the plugin did not print an ExecCredential with a status") from None
+    if found != version:
+        raise error(f"exec: the plugin printed an ExecCredential of {quote(str(found))}, not of {version}")
+    return status
