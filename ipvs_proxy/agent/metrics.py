@@ -232,7 +232,7 @@ class Metrics:
         """Note that the API server sent something about a resource."""
         self._heard.labels(kind).set_to_current_time()
 
-    def interrupted(self, kind: str, cause: Interruption, _error: Exception | None) -> None:
+    def interrupted(self, kind: str, cause: Interruption) -> None:
         """Count a watch or list that broke off."""
         self._interruptions.labels(kind, cause.value).inc()
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from sys import intern
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -24,6 +24,9 @@ from ipvs_proxy.kube.texts import quote
 #: Annotation of the bookmark that ends the first part of a streaming list (Kubernetes documentation, "Streaming
 #: lists").
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
+#: Characters of a resource version and of a continue token: both go into the next request's line.
+MAX_VERSION: Final = 256
+MAX_TOKEN: Final = 8192
 
 
 class DecodeError(ValueError):
@@ -65,8 +68,8 @@ class Event(NamedTuple):
 
 
 class _ListMeta(msgspec.Struct, rename="camel"):
-    resource_version: str = ""
-    continue_token: str = msgspec.field(default="", name="continue")
+    resource_version: Annotated[str, msgspec.Meta(max_length=MAX_VERSION)] = ""
+    continue_token: Annotated[str, msgspec.Meta(max_length=MAX_TOKEN)] = msgspec.field(default="", name="continue")
 
 
 class _List(msgspec.Struct, rename="camel"):
@@ -215,9 +218,8 @@ def decode_event(line: bytes | TooLong, resource: Resource) -> Event:
         raise _no_event("its object has no name", line, resource)
     if isinstance(typed.object, EndpointSlice):
         _share(typed.object)
-    return Event(
-        typed.type, key_of(typed.object), typed.object, resource_version=typed.object.metadata.resource_version
-    )
+    version = _version(typed.object.metadata.resource_version)
+    return Event(typed.type, key_of(typed.object), typed.object, resource_version=version)
 
 
 @lru_cache
@@ -238,7 +240,7 @@ def _decode_any_event(line: bytes, resource: Resource) -> Event:
         raise _no_event(str(error), line, resource) from None
     if (type_.kind, type_.api_version) != (resource.kind, resource.api_version):
         raise _no_event("its object is of another kind", line, resource)
-    key, version = _key(metadata.namespace, metadata.name), str(metadata.resource_version)
+    key, version = _key(metadata.namespace, metadata.name), _version(metadata.resource_version)
     if event.type == "BOOKMARK":
         annotations = metadata.annotations if isinstance(metadata.annotations, dict) else {}
         end = annotations.get(INITIAL_EVENTS_END) == "true"
@@ -345,6 +347,11 @@ def _share(piece: EndpointSlice) -> None:
         force_setattr(endpoint, "conditions", _CONDITIONS.setdefault(endpoint.conditions, endpoint.conditions))
         if endpoint.node_name is not None:
             force_setattr(endpoint, "node_name", intern(endpoint.node_name))
+
+
+def _version(value: Any) -> str:
+    """Return a resource version, "" where it is none: the watch goes on from the last one that was."""
+    return value if isinstance(value, str) and len(value) <= MAX_VERSION else ""
 
 
 def _key(namespace: Any, name: Any) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from ipvs_proxy.kube.reflector import Interruption, Observer, RefusedError
+from ipvs_proxy.kube.reflector import Interruption, RefusedError
 from ipvs_proxy.kube.resources import Resource
 from ipvs_proxy.kube.texts import quote
 
@@ -23,6 +23,16 @@ log = structlog.get_logger(__name__)
 REMINDER: Final = 600.0
 #: Seconds for which one that is over and comes back is not.
 QUIET: Final = 60.0
+
+
+class Counts(Protocol):
+    """What counts."""
+
+    def heard(self, kind: str) -> None:
+        """Something came of a resource."""
+
+    def interrupted(self, kind: str, cause: Interruption) -> None:
+        """A list or watch broke off."""
 
 
 class Failure(NamedTuple):
@@ -36,13 +46,13 @@ class Failure(NamedTuple):
 
 
 class Hearing:
-    """Keeps account of lists and watches, and hands it on to ``observer``, which counts."""
+    """Keeps account of lists and watches, as their observer."""
 
     def __init__(
-        self, resources: tuple[Resource, ...], observer: Observer, *, clock: Callable[[], float] = time.monotonic
+        self, resources: tuple[Resource, ...], counts: Counts, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._paths = {resource.kind: resource.path for resource in resources}
-        self._observer = observer
+        self._counts = counts
         self._clock = clock
         self._failures: dict[str, Failure] = {}
         #: When each trouble was last logged.
@@ -50,7 +60,7 @@ class Hearing:
 
     def heard(self, kind: str) -> None:
         """Note that something came of a resource."""
-        self._observer.heard(kind)
+        self._counts.heard(kind)
         failure = self._failures.pop(kind, None)
         if failure is None or failure.trouble not in self._told:
             return
@@ -59,7 +69,7 @@ class Hearing:
 
     def interrupted(self, kind: str, cause: Interruption, error: Exception | None) -> None:
         """Note that a list or watch broke off."""
-        self._observer.interrupted(kind, cause, error)
+        self._counts.interrupted(kind, cause)
         if error is None:
             return
         now = self._clock()

@@ -81,3 +81,19 @@ def test_node_that_should_get_no_traffic_fails_healthz_only(tracker: HealthTrack
 def test_other_taints_do_not_matter(tracker: HealthTracker) -> None:
     tracker.node_changed(Node(ObjectMeta("node"), NodeSpec(taints=[Taint("node.kubernetes.io/not-ready")])))
     assert tracker.healthz()[0] == 200
+
+
+def test_an_api_server_that_is_not_heard_for_a_while_is_shown_and_changes_no_status(clock: Clock) -> None:
+    failures: dict[str, tuple[float, str]] = {}
+    tracker = HealthTracker(tuple(Family), sync_period=30.0, now=clock, api_failures=lambda: failures)
+    tracker.node_changed(NODE)
+    failures |= {"Service": (59.0, "HTTP 401: Unauthorized"), "EndpointSlice": (10.0, "HTTP 401: Unauthorized")}
+    assert "apiServer" not in json.loads(tracker.healthz()[1])
+    failures["Service"] = (90.25, "HTTP 401: Unauthorized")
+    status, body = tracker.healthz()
+    assert status == 200, "all nodes lose the API server in the same second, and what they serve is as good as before"
+    assert json.loads(body)["apiServer"] == {"failing": ["Service"], "since": "2026-11-18T11:05:10Z"}
+    assert b"401" not in body, "the port is open to everybody"
+    assert b"apiServer" not in tracker.livez()[1]
+    failures.clear()
+    assert "apiServer" not in json.loads(tracker.healthz()[1])

@@ -72,7 +72,7 @@ def test_timestamp_of_the_last_sync_moves_only_when_all_is_done(metrics: Metrics
 def test_api_server_that_is_heard_or_not_shows_by_resource(metrics: Metrics) -> None:
     before = time.time()
     metrics.heard("Service")
-    metrics.interrupted("EndpointSlice", Interruption.EXPIRED, None)
+    metrics.interrupted("EndpointSlice", Interruption.EXPIRED)
     found = {
         sample.name: sample for family in text_string_to_metric_families(text(metrics)) for sample in family.samples
     }

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
+from ipvs_proxy import __version__
 from ipvs_proxy.agent import reports
+from ipvs_proxy.agent.assembly import events_of
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.agent.history import History
 from ipvs_proxy.agent.metrics import Metrics
 from ipvs_proxy.agent.reports import Reports, report_refused_health_check, watch_health_for_ever
+from ipvs_proxy.kube.client import Reply
 from ipvs_proxy.kube.events import Regarding
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.plan.tables import Family
@@ -73,3 +78,33 @@ def test_refused_health_check_is_told_to_the_service_itself() -> None:
     assert "30999" in fields["note"]
     assert "already in use" in fields["note"]
     assert [(entry["event"], entry["service"]) for entry in logs] == [("service_health_check_refused", "shop/web")] * 2
+
+
+def test_the_start_is_told_with_the_node_and_the_version() -> None:
+    told: list[tuple[str, str]] = []
+    families = tuple(Family)
+    found = Reports(
+        Metrics(families),
+        HealthTracker(families, sync_period=1.0),
+        wish=lambda *_: None,
+        emit=lambda _, **fields: told.append((fields["reason"], fields["note"])),
+        history=History(),
+    )
+    found.started(None, "node-a")
+    assert told == [("Starting", f"ipvs-proxy {__version__} serves the Services of node node-a")]
+    found.skipped("Service", "", "nobody can be told of it")
+    found.skipped("Service", "ns/web", "")
+    assert len(told) == 2
+    assert all(note for _, note in told)
+
+
+def test_events_say_of_which_node_they_are() -> None:
+    async def send(*_: object) -> Reply:
+        raise AssertionError
+
+    client = SimpleNamespace(send=send)
+    events = events_of(client, "node-a")
+    assert events is not None
+    events.emit(Regarding("Node", "", "node-a"), type="Normal", reason="Starting", action="StartProxy", note="note")
+    (series,) = events._series.values()
+    assert json.loads(events._request(series)[1])["reportingInstance"] == "ipvs-proxy-node-a"

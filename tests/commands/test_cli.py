@@ -139,6 +139,13 @@ def test_status_fits_one_screen() -> None:
     )
 
 
+def test_status_says_that_changes_are_not_seen() -> None:
+    state = msgspec.structs.replace(NODE, api_failures=["Service for 90 s: HTTP 401: Unauthorized"])
+    with agent(state=state) as (address, _):
+        text = run("status", "--agent", address).output
+    assert "\nAPI server  CHANGES ARE NOT SEEN: nothing is heard of Service for 90 s: HTTP 401: Unauthorized\n" in text
+
+
 def test_status_names_drains_and_what_the_kernel_refuses() -> None:
     state = msgspec.structs.replace(
         NODE,

@@ -127,6 +127,7 @@ def test_what_is_right_is_no_finding(survey: dict[str, Any], checkup: dict[str, 
         (Survey(agent=True), msgspec.structs.replace(NODE, healthy=False, repairs=[]), {"problem"}),
         (Survey(agent=True), msgspec.structs.replace(NODE, waiting=3, repairs=[]), {"problem"}),
         (Survey(agent=True), msgspec.structs.replace(NODE, conflicts=1, repairs=[]), {"warning", "ok"}),
+        (Survey(agent=True), msgspec.structs.replace(NODE, api_failures=["Node"], repairs=[]), {"warning", "ok"}),
     ],
 )
 def test_agent_is_judged_by_what_it_tells(survey: Survey, state: Any, levels: set[str]) -> None:

@@ -17,7 +17,11 @@ from tests.support.apiserver import ApiServer, page, status, stream
 
 Right = tuple[str, str, str]
 #: What is followed, so that its list and its watch are awaited; what the agent asks for besides is found all the same.
-WATCHED = ("services", "endpointslices", "nodes")
+LISTS = {
+    "services": ("ServiceList", "v1"),
+    "endpointslices": ("EndpointSliceList", "discovery.k8s.io/v1"),
+    "nodes": ("NodeList", "v1"),
+}
 
 
 class Sink:
@@ -47,7 +51,11 @@ class CountingServer(ApiServer):
         if "watch" in request.query:
             self.watched[request.path.rpartition("/")[2]].set()
             return await stream(hang=True)(request)
-        return await page()(request)
+        *_, resource, name = request.path.split("/")
+        if resource == "nodes":
+            return await status(200, {"kind": "Node", "apiVersion": "v1", "metadata": {"name": name}})(request)
+        kind, version = LISTS[name]
+        return await page(kind=kind, apiVersion=version)(request)
 
 
 def right_for(request: web.Request) -> Right:
@@ -87,7 +95,7 @@ async def used() -> set[Right]:
             await events.post_due()
         await assembly.dead_nodes_of(client)({"node-b"})
         async with asyncio.timeout(10):
-            await asyncio.gather(*(server.watched[resource].wait() for resource in WATCHED))
+            await asyncio.gather(*(server.watched[resource].wait() for resource in LISTS))
     finally:
         for loop in loops:
             loop.cancel()

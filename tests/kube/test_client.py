@@ -8,6 +8,8 @@ import select
 import ssl
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -201,6 +203,31 @@ async def test_each_flush_of_a_compressed_watch_is_a_gzip_member_of_its_own() ->
             client.get("/api/v1/services", {"watch": "1"}, inactivity=5) as response,
         ):
             assert b"".join([chunk async for chunk in response.chunks()]) == b"".join(lines)
+
+
+@pytest.mark.parametrize("code", [200, 500])
+async def test_of_a_compressed_answer_of_400_megabytes_no_more_is_read_than_is_wanted(code: int) -> None:
+    """It takes 400 KB on the wire. The answer comes in pieces, and a refusal is read at its beginning."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    packed = b"".join(packer.compress(b" " * 2**20) for _ in range(400)) + packer.flush()
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=code, body=packed, headers={"Content-Encoding": "gzip"})
+
+    async with serving() as server:
+        server.answer = answer
+        async with (
+            connected(master=f"http://127.0.0.1:{server.port}") as client,
+            client.get("/", {}, inactivity=10) as response,
+        ):
+            tracemalloc.start()
+            try:
+                size = len(await response.read(2048))
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+    assert size == 2048
+    assert peak < 2**24, f"{peak / 2**20:.0f} MiB"
 
 
 async def test_a_silent_server_ends_the_reading() -> None:

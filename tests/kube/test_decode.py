@@ -67,7 +67,7 @@ def test_every_item_of_a_list_is_decoded_or_skipped(items: list[object], resourc
         page = decode_list(list_of(resource, *items), resource)
         assert len(page.objects) + len(page.skipped) == len(items)
     else:
-        with pytest.raises(DecodeError, match="no [A-Z][A-Za-z]+List"):
+        with pytest.raises(DecodeError, match=r"no [A-Z][A-Za-z]+List"):
             decode_list(list_of(resource, *items), resource)
 
 

@@ -52,9 +52,7 @@ def test_any_bytes_are_cut_without_a_fault(raw: bytes, size: int) -> None:
 
 def test_items_of_a_field_within_an_item_are_none() -> None:
     splitter = ItemSplitter()
-    assert splitter.feed(b'{"items":[{"items":[{"a":1}]}],"metadata":{"items":[{"b":2}]}}') == [
-        b'{"items":[{"a":1}]}'
-    ]
+    assert splitter.feed(b'{"items":[{"items":[{"a":1}]}],"metadata":{"items":[{"b":2}]}}') == [b'{"items":[{"a":1}]}']
     assert splitter.outside == b'{"items":[0],"metadata":{"items":[{"b":2}]}}'
 
 

@@ -85,6 +85,7 @@ def exposed() -> str:
     metrics.connection_displaced("healthz", "connections")
     metrics.heard("Service")
     metrics.interrupted("Service", Interruption.SILENT)
+    metrics.watch("watch_failing_seconds", lambda: 1, resource="Service")
     for state in ("serving", "draining"):
         metrics.watch("real_servers", lambda: 1, state=state)
     desired = DesiredTables()
