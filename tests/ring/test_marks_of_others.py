@@ -89,7 +89,12 @@ def others(net: Topology, commands: str) -> Iterator[None]:
 
 _PROGRAMS = {"IPv4": "iptables", "IPv6": "ip6tables"}
 #: Those of a new namespace; the first is never flushed.
-_RULES = "rule add pref 0 lookup local\nrule flush\nrule add pref 32766 lookup main\n"
+_RULES = """rule add pref 0 lookup local
+rule flush
+rule add pref 32766 lookup main
+route flush table 2004
+route flush table 2005
+"""
 
 
 def many(number: int) -> str:
