@@ -48,6 +48,7 @@ from ipvs_proxy.kube.events import Events
 from ipvs_proxy.kube.manifests import follow_manifests
 from ipvs_proxy.kube.nodes import get_node
 from ipvs_proxy.kube.objects import Node, ObjectMeta
+from ipvs_proxy.kube.peers import follow_peers
 from ipvs_proxy.kube.reflector import NOBODY, Observer, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.plan.addresses import parse_address
@@ -302,8 +303,13 @@ def sources(
     """Give the loops that bring objects: of the manifests, or of the API, whose silence ``observer`` notices."""
     if settings.manifests is not None:
         return [follow_manifests(settings.manifests, settings.node_name, controller)]
+    if client is None:
+        return []
     resources = (SERVICES, ENDPOINT_SLICES, own_node(settings.node_name))
-    return [reflect(resource, client, controller, observer=observer) for resource in resources if client is not None]
+    return [
+        follow_peers(client.peers, controller.take_peers),
+        *(reflect(resource, client, controller, observer=observer) for resource in resources),
+    ]
 
 
 def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:
