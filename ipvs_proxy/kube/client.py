@@ -199,7 +199,9 @@ class Client:
         if changed:
             old, self._session = self._session, _session(access, self.peers)
             log.info("api_session_renewed", server=access.host)
-            await old.close()
+            # Closing the session itself makes requests that are just being sent fail with an AssertionError.
+            if old.connector is not None:
+                await old.connector.close()
 
 
 async def connect(*, kubeconfig: str, master: str) -> Client:
