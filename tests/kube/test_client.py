@@ -525,6 +525,7 @@ async def test_requests_go_through_the_proxy_of_the_kubeconfig(tmp_path: Path) -
         )
         async with connected(path) as client:
             assert await fetch(client) == b"hello"
+            assert client.peers.known() == {Peer(bytes((127, 0, 0, 1)), proxy.port)}
     assert proxy.requests[0].headers["Host"] == "api.example:8080"
 
 
