@@ -59,10 +59,13 @@ class Peers:
         return opened
 
     def known(self) -> frozenset[Peer]:
-        """Return the other ends of all open connections, and of those that were open or tried not long ago."""
+        """Return the other ends of all open connections, and of those that were open or tried not long ago.
+
+        If none has been tried for long (a name that nobody resolves), the old ones count until one is.
+        """
         now = self._clock()
         self._used |= {peer: now for opened, peer in self._sockets.items() if opened.fileno() >= 0}
-        self._used = {peer: at for peer, at in self._used.items() if now - at < REMEMBERED}
+        self._used = {peer: at for peer, at in self._used.items() if now - at < REMEMBERED} or self._used
         return frozenset(self._used)
 
 

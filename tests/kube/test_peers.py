@@ -63,6 +63,15 @@ def test_an_open_connection_counts_for_ever_and_an_ended_one_for_an_hour(clock: 
     assert {peer.address[-1] for peer in peers.known()} == {2}
 
 
+def test_where_none_is_tried_the_old_ones_count(clock: Clock) -> None:
+    peers = Peers(clock)
+    attempt(peers, "192.0.2.1").close()
+    clock.now = 2 * REMEMBERED
+    assert {peer.address[-1] for peer in peers.known()} == {1}
+    attempt(peers, "192.0.2.2").close()
+    assert {peer.address[-1] for peer in peers.known()} == {2}
+
+
 def test_a_name_with_ever_new_addresses_is_remembered_in_part(clock: Clock) -> None:
     peers = Peers(clock)
     for number in range(3 * LIMIT):
