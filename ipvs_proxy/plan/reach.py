@@ -73,9 +73,8 @@ def concerned(before: Context, after: Context) -> Callable[[Service], bool]:
 def reaches_outside(service: Service) -> bool:
     """Return whether what a Service asks for depends on the addresses of this node."""
     spec = service.spec
-    return bool(
-        spec.external_ips or service.status.load_balancer.ingress or any(port.node_port for port in spec.ports or ())
-    )
+    outside = spec.external_ips or service.status.load_balancer.ingress or spec.health_check_node_port
+    return bool(outside) or any(port.node_port for port in spec.ports or ())
 
 
 def _is_at(service: Service, addresses: Collection[bytes]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from msgspec import structs
 
 from ipvs_proxy.kube.objects import (
@@ -21,7 +23,7 @@ from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reach import api_servers, concerned
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.tables import text_of
+from ipvs_proxy.plan.tables import Protocol, VirtualServerKey, text_of
 from tests.support.objects import HTTP, endpoint, endpoint_slice, packed, service
 
 CLUSTER_IP, OTHER = "10.96.0.10", "203.0.113.5"
@@ -192,6 +194,9 @@ def test_an_api_server_on_this_node_concerns_the_services_that_have_its_port_the
 def test_a_new_address_of_the_node_concerns_what_is_reached_from_outside_and_a_new_zone_everything() -> None:
     moved = HERE._replace(host_addresses=frozenset((packed(API),)))
     assert concerned(HERE, moved)(make(external_ips=[OTHER]))
+    assert concerned(HERE, moved)(
+        make(type="LoadBalancer", external_traffic_policy="Local", health_check_node_port=6443)
+    )
     assert not concerned(HERE, moved)(make())
     assert concerned(HERE, HERE._replace(zone="b"))(make())
 
@@ -204,3 +209,62 @@ def test_an_address_of_the_node_is_served_and_told(wanted: Service) -> None:
     assert [reason for _, reason in fragment.omissions] == [Reason.NODE_ADDRESS]
     # One that moves between nodes (keepalived, kube-vip) is on an interface too, and no Node's.
     assert plan(make(external_ips=["192.0.2.2"]), context).omissions == []
+
+
+_ADDRESSES = st.sampled_from([API, NODE, OTHER, CLUSTER_IP])
+_PORTS = st.sampled_from([80, 443, 6443])
+_SERVICES = st.builds(
+    lambda ports, ingress, spec: make(*ports, ingress=ingress, **spec),
+    st.lists(
+        st.builds(ServicePort, _PORTS, st.just("http"), st.sampled_from(["TCP", "UDP"]), node_port=_PORTS | st.just(0)),
+        min_size=1,
+        max_size=3,
+    ),
+    st.lists(_ADDRESSES, max_size=2).map(tuple),
+    st.fixed_dictionaries(
+        {
+            "cluster_ip": _ADDRESSES,
+            "external_ips": st.lists(_ADDRESSES, max_size=2),
+            "type": st.sampled_from(["NodePort", "LoadBalancer"]),
+            "external_traffic_policy": st.sampled_from(["Cluster", "Local"]),
+            "health_check_node_port": _PORTS,
+        }
+    ),
+)
+_CONTEXTS = st.builds(
+    lambda servers, host: HERE._replace(
+        api_servers={packed(address): frozenset(ports) for address, ports in servers.items()},
+        host_addresses=HERE.host_addresses | set(map(packed, host)),
+    ),
+    st.dictionaries(_ADDRESSES, st.sets(_PORTS, min_size=1), max_size=2),
+    st.lists(_ADDRESSES, max_size=1),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_SERVICES, _CONTEXTS)
+def test_whatever_a_service_asks_for_the_api_server_is_reached_as_before(wanted: Service, context: Context) -> None:
+    fragment = plan(wanted, context)
+    given_out = packed(wanted.spec.cluster_ip)
+    for address, ports in context.api_servers.items():
+        if address in fragment.addresses and address not in context.host_addresses:
+            assert address == given_out
+            assert all(VirtualServerKey(address, Protocol.TCP, port) in fragment.virtual_servers for port in ports)
+        for port in ports:
+            server = fragment.virtual_servers.get(VirtualServerKey(address, Protocol.TCP, port))
+            assert server is None or server[1] is Reason.CLUSTER_IP
+            assert address not in context.host_addresses or port not in {
+                check.port for check in fragment.health_checks.values()
+            }
+
+
+@settings(max_examples=300, deadline=None)
+@given(_SERVICES, _CONTEXTS, _CONTEXTS)
+def test_what_a_change_of_the_node_does_not_concern_is_planned_as_before(
+    wanted: Service, before: Context, after: Context
+) -> None:
+    if not concerned(before, after)(wanted):
+        old, new = plan(wanted, before), plan(wanted, after)
+        assert (old.virtual_servers, old.addresses, old.entries, old.omissions, old.health_checks) == (
+            (new.virtual_servers, new.addresses, new.entries, new.omissions, new.health_checks)
+        )
