@@ -48,6 +48,7 @@ from ipvs_proxy.kube.hearing import Hearing
 from ipvs_proxy.kube.manifests import follow_manifests
 from ipvs_proxy.kube.nodes import get_node
 from ipvs_proxy.kube.objects import Node, ObjectMeta
+from ipvs_proxy.kube.peers import follow_peers
 from ipvs_proxy.kube.reflector import NOBODY, Observer, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
 from ipvs_proxy.plan.addresses import parse_address
@@ -308,7 +309,10 @@ def sources(
         return [follow_manifests(settings.manifests, settings.node_name, controller)]
     if client is None:
         return []
-    return [reflect(resource, client, controller, observer=observer) for resource in resources_of(settings)]
+    return [
+        follow_peers(client.peers, controller.take_peers),
+        *(reflect(resource, client, controller, observer=observer) for resource in resources_of(settings)),
+    ]
 
 
 def resources_of(settings: Settings) -> tuple[Resource, ...]:

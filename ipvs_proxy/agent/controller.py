@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,20 +22,21 @@ import structlog
 from ipvs_proxy.agent.cache import Cache
 from ipvs_proxy.agent.findings import Findings
 from ipvs_proxy.agent.node_facts import NodeFacts
-from ipvs_proxy.agent.precedence import find_first, goes_first
+from ipvs_proxy.agent.precedence import API_SERVER, find_first, goes_first
 from ipvs_proxy.agent.programmer import Programmer
 from ipvs_proxy.agent.recorder import Recorder
 from ipvs_proxy.agent.thinning import Thinning
 from ipvs_proxy.kube.objects import EndpointSlice, Node, Service
+from ipvs_proxy.kube.peers import Peer
 from ipvs_proxy.kube.store import Change
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.budget import takes_long
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.endpoints import Omission
-from ipvs_proxy.plan.exposures import reaches_outside
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.reach import concerned
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.sets import INTERNAL, set_name
 from ipvs_proxy.plan.tables import Family
@@ -119,6 +120,8 @@ class Controller:
             self._dirty |= effect.services
             if effect.node is not None:
                 self._take_node(effect.node)
+            if API_SERVER in effect.services and self._facts.update_api_slices(list(self.cache.slices(API_SERVER))):
+                self._take_facts()
             if effect.triggered is not None and effect.triggered > self._born:
                 for name in effect.services:
                     self._triggers.setdefault(name, []).append(effect.triggered)
@@ -164,6 +167,12 @@ class Controller:
         self._departed.clear()
         return self._nodes.get(address, "")
 
+    def take_peers(self, peers: Collection[Peer]) -> None:
+        """Take in where the connections to the API server lead; the Services that this concerns become dirty."""
+        if self._facts.update_peers(peers):
+            self._take_facts()
+            self._wake_up()
+
     async def refresh_facts(self) -> None:
         """Read this node's addresses anew; the Services that depend on what changed become dirty.
 
@@ -198,12 +207,9 @@ class Controller:
 
     def _take_facts(self) -> None:
         before, self._context = self._context, self._context._replace(**self._facts.facts._asdict())
-        if self._context == before:
-            return
-        only_addresses = self._context.zone == before.zone
-        self._dirty |= {
-            name for name, service in self.cache.services.items() if not only_addresses or reaches_outside(service)
-        }
+        if self._context != before:
+            is_concerned = concerned(before, self._context)
+            self._dirty |= {name for name, service in self.cache.services.items() if is_concerned(service)}
 
     def _wake_up(self) -> None:
         if self._dirty or self._rules_outdated:

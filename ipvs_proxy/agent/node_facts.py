@@ -1,40 +1,54 @@
-"""Keeps what plans need to know of this node: its addresses and its zone, from the own Node and the interfaces."""
+"""Keeps what plans need to know of this node: its addresses, its zone, and where it reaches the API server.
+
+They come from the own Node, the interfaces, the connections of the API's client, and the API server's own Service.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from itertools import islice
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import structlog
 
-from ipvs_proxy.kube.objects import Node
+from ipvs_proxy.kube.objects import EndpointSlice, Node
+from ipvs_proxy.kube.peers import Peer
+from ipvs_proxy.plan.fragment import ApiServers
 from ipvs_proxy.plan.node_addresses import (
     Interfaces,
     NodePortAddresses,
     host_addresses,
     node_ips,
     node_port_addresses,
+    status_addresses,
 )
+from ipvs_proxy.plan.reach import api_servers
 from ipvs_proxy.plan.tables import Family, text_of
 
 log = structlog.get_logger(__name__)
 
 #: Label with the zone of a node (Kubernetes documentation, "well-known labels").
 ZONE = "topology.kubernetes.io/zone"
+#: So many addresses of API servers are logged.
+MOST_TOLD = 16
 
 
 class Facts(NamedTuple):
     """Facts of the node, with packed addresses of both families.
 
     ``host_addresses`` are those that links other than kube-ipvs0 have, ``node_port_addresses`` those with node ports,
-    sorted within IPv4 and IPv6, ``node_ips`` the known ones, that of the primary family first. ``zone`` may be empty.
+    sorted within IPv4 and IPv6, ``node_ips`` the known ones, that of the primary family first, ``node_addresses`` all
+    that the Node's status has. ``zone`` may be empty. ``api_servers`` has the ports of each address of the API server.
     """
 
     host_addresses: frozenset[bytes] = frozenset()
     node_port_addresses: tuple[bytes, ...] = ()
     node_ips: tuple[bytes, ...] = ()
+    node_addresses: frozenset[bytes] = frozenset()
     zone: str = ""
+    api_servers: ApiServers = MappingProxyType({})
 
 
 class NodeFacts:
@@ -59,11 +73,23 @@ class NodeFacts:
         self._families = families
         self._node: Node | None = None
         self._interfaces: Interfaces = {}
+        self._peers: Collection[Peer] = ()
+        self._api_slices: Collection[EndpointSlice] = ()
         self._reading = asyncio.Lock()
 
     def update(self, node: Node | None) -> bool:
         """Take the own Node, ``None`` if it is not known; tell whether a fact changed."""
         self._node = node
+        return self._settle()
+
+    def update_peers(self, peers: Collection[Peer]) -> bool:
+        """Take where the connections to the API server lead; tell whether a fact changed."""
+        self._peers = peers
+        return self._settle()
+
+    def update_api_slices(self, slices: Collection[EndpointSlice]) -> bool:
+        """Take the EndpointSlices of the API server's own Service; tell whether a fact changed."""
+        self._api_slices = slices
         return self._settle()
 
     async def refresh(self) -> bool:
@@ -94,12 +120,14 @@ class NodeFacts:
             host_addresses=frozenset().union(*hosts),
             node_port_addresses=tuple(address for of_family in ports for address in of_family),
             node_ips=ips.known,
+            node_addresses=status_addresses(self._node),
+            api_servers=api_servers(self._peers, self._api_slices),
             zone=(self._node.metadata.labels or {}).get(ZONE, "") if self._node is not None else "",
         )
 
 
 def _report(before: Facts, after: Facts) -> None:
-    """Log what changed of the addresses: the host's come and go, of the others it is told what they are now."""
+    """Log what changed: of the host's addresses those that come and go, of all else what it is now."""
     added, removed = after.host_addresses - before.host_addresses, before.host_addresses - after.host_addresses
     fields: dict[str, Any] = {}
     if added:
@@ -112,6 +140,8 @@ def _report(before: Facts, after: Facts) -> None:
         fields["node_ips"] = _texts(after.node_ips)
     if before.zone != after.zone:
         fields["zone"] = after.zone
+    if before.api_servers != after.api_servers:
+        fields["api_servers"] = _texts(islice(after.api_servers, MOST_TOLD))
     if fields:
         log.info("node_facts_changed", **fields)
 

@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.fragment import ServiceName
 
-_API_SERVER = ServiceName("default", "kubernetes")
+API_SERVER = ServiceName("default", "kubernetes")
 _SYSTEM = "kube-system"
 #: Where they are: what leaves out all others is a quick look at each name.
-_NAMESPACES = frozenset((_API_SERVER.namespace, _SYSTEM))
+_NAMESPACES = frozenset((API_SERVER.namespace, _SYSTEM))
 
 
 def goes_first(name: ServiceName, services: Mapping[ServiceName, Service]) -> bool:
     """Tell whether a Service goes before the others."""
-    if name == _API_SERVER:
+    if name == API_SERVER:
         return True
     service = services.get(name) if name.namespace == _SYSTEM else None
     return service is not None and _is_cluster_dns(service)
@@ -24,7 +24,7 @@ def goes_first(name: ServiceName, services: Mapping[ServiceName, Service]) -> bo
 def find_first(names: Iterable[ServiceName], services: Mapping[ServiceName, Service]) -> list[ServiceName]:
     """Give those that go before the others, in their order: the API server, then the cluster's DNS."""
     first = [name for name in names if name[0] in _NAMESPACES and goes_first(name, services)]
-    return sorted(first, key=lambda name: (name != _API_SERVER, name))
+    return sorted(first, key=lambda name: (name != API_SERVER, name))
 
 
 def _is_cluster_dns(service: Service) -> bool:

@@ -27,6 +27,7 @@ import yaml
 
 from ipvs_proxy import __version__
 from ipvs_proxy.kube.configuration import import_loader
+from ipvs_proxy.kube.peers import Peers
 from ipvs_proxy.kube.plugin import own_plugins
 
 log = structlog.get_logger(__name__)
@@ -90,14 +91,15 @@ class _Access(NamedTuple):
 
 
 class Client:
-    """Requests to one API server; made by ``connect``."""
+    """Requests to one API server; made by ``connect``. ``peers`` knows where its connections lead."""
 
     def __init__(self, access: _Access, *, kubeconfig: str, master: str) -> None:
+        self.peers = Peers()
         self._kubeconfig = kubeconfig
         self._master = master
         self._access = access
         self._read_at = time.monotonic()
-        self._session = _session(access)
+        self._session = _session(access, self.peers)
         self._lock = asyncio.Lock()
 
     @asynccontextmanager
@@ -195,9 +197,11 @@ class Client:
         changed = access.fingerprint != self._access.fingerprint
         self._access = access
         if changed:
-            old, self._session = self._session, _session(access)
+            old, self._session = self._session, _session(access, self.peers)
             log.info("api_session_renewed", server=access.host)
-            await old.close()
+            # Closing the session itself makes requests that are just being sent fail with an AssertionError.
+            if old.connector is not None:
+                await old.connector.close()
 
 
 async def connect(*, kubeconfig: str, master: str) -> Client:
@@ -231,8 +235,8 @@ def _headers(access: _Access) -> dict[str, str]:
     return headers
 
 
-def _session(access: _Access) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(ssl=access.tls) if access.tls else aiohttp.TCPConnector()
+def _session(access: _Access, peers: Peers) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(ssl=access.tls or True, socket_factory=peers.open)
     return aiohttp.ClientSession(connector=connector, trust_env=True, read_bufsize=READ_BUFFER)
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.addresses import is_of, is_special, parse_address, parse_network
 from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.fragment import Context
+from ipvs_proxy.plan.reach import cuts_off
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family
 
@@ -33,7 +35,7 @@ class Exposures(NamedTuple):
     health_check_port: int
 
 
-def expose(service: Service, family: Family, omissions: list[Omission], *, with_external_ips: bool = True) -> Exposures:
+def expose(service: Service, family: Family, context: Context, omissions: list[Omission]) -> Exposures:
     """Read where a Service can be reached; what is malformed or not allowed becomes an omission."""
     spec = service.spec
     where = f"service {service.metadata.namespace}/{service.metadata.name}"
@@ -47,16 +49,17 @@ def expose(service: Service, family: Family, omissions: list[Omission], *, with_
         if not health_check_port:
             omissions.append(Omission(where, Reason.NO_HEALTH_CHECK_PORT))
     external_ips = spec.external_ips or ()
-    if external_ips and not with_external_ips:
+    if external_ips and not context.external_ips:
         omissions.append(Omission(f"{where} externalIPs", Reason.EXTERNAL_IPS_OFF))
         external_ips = ()
     return Exposures(
-        external_ips=_addresses(external_ips, family, f"{where} externalIPs", omissions),
+        external_ips=_addresses(external_ips, family, f"{where} externalIPs", context, omissions),
         load_balancer_ips=_addresses(
             # An ingress of mode Proxy is answered by the load balancer itself; one without address is a host name.
             [found.ip for found in ingress if found.ip and found.ip_mode in {None, "VIP"}],
             family,
             f"{where} ingress",
+            context,
             omissions,
         ),
         source_ranges=_source_ranges(
@@ -69,8 +72,9 @@ def expose(service: Service, family: Family, omissions: list[Omission], *, with_
 
 
 def _addresses(
-    texts: list[str] | tuple[()], family: Family, where: str, omissions: list[Omission]
+    texts: list[str] | tuple[()], family: Family, where: str, context: Context, omissions: list[Omission]
 ) -> tuple[bytes, ...]:
+    """Read the addresses of one family, without those of the API server; that this node has one of them is told."""
     found: dict[bytes, None] = {}
     for text in texts:
         address = parse_address(text.strip())
@@ -78,6 +82,11 @@ def _addresses(
             if text.strip():
                 omissions.append(Omission(f"{where} {text}", Reason.INVALID_EXTERNAL_ADDRESS))
         elif is_of(address, family):
+            if cuts_off(address, context):
+                omissions.append(Omission(f"{where} {text}", Reason.API_SERVER_ADDRESS))
+                continue
+            if address in context.node_addresses:
+                omissions.append(Omission(f"{where} {text}", Reason.NODE_ADDRESS))
             found[address] = None
     return tuple(found)
 
@@ -101,11 +110,3 @@ def contains(network: Network, address: bytes) -> bool:
     base, length = network
     shift = len(base) * 8 - length
     return int.from_bytes(address, "big") >> shift == int.from_bytes(base, "big") >> shift
-
-
-def reaches_outside(service: Service) -> bool:
-    """Return whether what a Service asks for depends on the addresses of this node."""
-    spec = service.spec
-    return bool(
-        spec.external_ips or service.status.load_balancer.ingress or any(port.node_port for port in spec.ports or ())
-    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -26,11 +28,16 @@ class ServiceName(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
 
+#: TCP ports of API servers, by packed address.
+ApiServers = Mapping[bytes, frozenset[int]]
+
+
 class Context(NamedTuple):
     """What a plan depends on besides the objects: facts of this node and settings of the agent.
 
     All addresses are packed. ``node_port_addresses`` are those that node ports are served on, ``host_addresses`` those
-    of all links but our own, ``node_ips`` the Node's own, by which source ranges allow the node itself. ``compatible``:
+    of all links but our own, ``node_ips`` the Node's own, by which source ranges allow the node itself,
+    ``node_addresses`` all that its status has, ``api_servers`` where this agent reaches the API server. ``compatible``:
     one list of endpoints for all clients, as in kube-proxy's IPVS mode. ``external_ips``: whether ``externalIPs`` are
     served (kube-proxy's feature gate ``AllowServiceExternalIPs``).
     """
@@ -42,6 +49,8 @@ class Context(NamedTuple):
     node_port_addresses: tuple[bytes, ...] = ()
     host_addresses: frozenset[bytes] = frozenset()
     node_ips: tuple[bytes, ...] = ()
+    node_addresses: frozenset[bytes] = frozenset()
+    api_servers: ApiServers = MappingProxyType({})
     compatible: bool = False
     external_ips: bool = True
 

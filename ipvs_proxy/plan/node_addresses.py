@@ -68,6 +68,11 @@ def node_ips(node: Node | None, bind_address: bytes | None = None) -> NodeIPs:
     return NodeIPs(found.get(Family.IPV4), found.get(Family.IPV6), primary)
 
 
+def status_addresses(node: Node | None) -> frozenset[bytes]:
+    """Return all addresses that a Node's status has, packed."""
+    return frozenset(_status_addresses(node))
+
+
 def node_port_addresses(
     interfaces: Interfaces, family: Family, *, cidrs: NodePortAddresses, ips: NodeIPs
 ) -> tuple[bytes, ...]:

@@ -19,6 +19,7 @@ from ipvs_proxy.plan.exposures import Exposures, contains
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks, mark_key, spelling
 from ipvs_proxy.plan.memory import Memory, PortMemory
+from ipvs_proxy.plan.reach import takes_place
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import (
     PERSISTENT,
@@ -121,7 +122,7 @@ def plan_port(
         return
     memory = None if plan.memory is None else plan.memory.port(plan.family, PortKey(port.name, protocol))
     chosen = _Chosen(endpoints, context, memory)
-    free = _unclaimed(_outside(port, protocol, exposures, plan), key, port, fragment)
+    free = _unclaimed(_outside(port, protocol, exposures, plan), key, port, plan)
     outside = _affordable(free, len(endpoints), exposures, plan)
     settings = _settings(service, port, context, fragment)
 
@@ -176,20 +177,23 @@ def _affordable(
 
 
 def _unclaimed(
-    outside: list[tuple[VirtualServerKey, Reason]], own: VirtualServerKey, port: ServicePort, fragment: Fragment
+    outside: list[tuple[VirtualServerKey, Reason]], own: VirtualServerKey, port: ServicePort, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
-    """Leave out what an earlier port of the Service has already, and ``own``, the port's own at the cluster IP.
+    """Leave out what would get the agent's connections to the API server, and what the Service has already.
 
-    The API refuses such Services, but manifests and older objects have them. The first port has the virtual server with
-    all that goes with it, whatever the others want there.
+    That is what an earlier port has, and ``own``, the port's own at the cluster IP. The API refuses such Services, but
+    manifests and older objects have them. The first port has the virtual server with all that goes with it, whatever
+    the others want there.
     """
+    fragment = plan.fragment
     free: list[tuple[VirtualServerKey, Reason]] = []
     for key, kind in outside:
-        if key == own or key in fragment.virtual_servers:
-            where = f"service {fragment.name} port {port.name or port.port} {kind} {key}"
-            fragment.omissions.append(Omission(where, Reason.DUPLICATE_PORT))
-        else:
+        claimed = key == own or key in fragment.virtual_servers
+        if not claimed and not takes_place(key, plan.context):
             free.append((key, kind))
+            continue
+        where = f"service {fragment.name} port {port.name or port.port} {kind} {key}"
+        fragment.omissions.append(Omission(where, Reason.DUPLICATE_PORT if claimed else Reason.API_SERVER_ADDRESS))
     return free
 
 

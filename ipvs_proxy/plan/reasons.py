@@ -47,6 +47,8 @@ class Reason(StrEnum):
     TOO_MUCH = "too-much-for-one-service"
     MORE = "and-more"
     EXTERNAL_IPS_OFF = "external-ips-are-off"
+    API_SERVER_ADDRESS = "api-server-address"
+    NODE_ADDRESS = "address-of-this-node"
     DUPLICATE_HEALTH_CHECK_PORT = "health-check-node-port-is-node-port"
     NO_MARK_LEFT = "no-mark-left"
     OLDER_SERVICE_WINS = "older-service-wins"
@@ -70,6 +72,7 @@ SERVED_OTHERWISE: Final[Mapping[Reason, str]] = MappingProxyType(
         Reason.INVALID_AFFINITY_TIMEOUT: "the API's default of 10800 s is used",
         Reason.INVALID_DRAIN_TIMEOUT: "the drain timeout of the agent is used",
         Reason.INVALID_SOURCE_RANGE: "the range is passed over",
+        Reason.NODE_ADDRESS: "it is served, and other nodes that serve it do not reach this node any more",
         Reason.NO_MARK_LEFT: "clients in the cluster get the endpoints that clients outside get",
         Reason.NO_HEALTH_CHECK_PORT: "all but the health check is served",
         Reason.DUPLICATE_HEALTH_CHECK_PORT: "all but the health check is served",

@@ -22,8 +22,9 @@ from ipvs_proxy.plan.fragment import YOUNGEST, Context, Fragment, HealthCheck, S
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.memory import Memory
 from ipvs_proxy.plan.ports import FamilyPlan, plan_port
+from ipvs_proxy.plan.reach import may_be_cluster_ip
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import Family, Protocol
+from ipvs_proxy.plan.tables import Family, Protocol, text_of
 
 #: Label that hands a Service to another proxy, with whatever value (Kubernetes documentation, "well-known labels").
 SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
@@ -59,7 +60,10 @@ def plan_service(
     budget = Budget(len(service.spec.ports or ()) * len(service.spec.ip_families or (None,)))
     for family in context.families:
         address = _cluster_address(service, family)
-        if isinstance(address, Reason):
+        if isinstance(address, bytes) and not may_be_cluster_ip(address, service, context):
+            where = f"service {name} clusterIP {text_of(address)}"
+            fragment.omissions.append(Omission(where, Reason.API_SERVER_ADDRESS))
+        elif isinstance(address, Reason):
             # Most Services have one family only: that is no news.
             if address is not Reason.NO_CLUSTER_IP:
                 fragment.omissions.append(Omission(f"service {name} {family.label}", address))
@@ -159,7 +163,7 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
     """Add what a Service asks for in one family."""
     fragment = plan.fragment
     fragment.omissions.extend(gathered.omissions)
-    exposures = expose(service, plan.family, fragment.omissions, with_external_ips=plan.context.external_ips)
+    exposures = expose(service, plan.family, plan.context, fragment.omissions)
     ready: set[bytes] = set()
     for port in service.spec.ports or ():
         where = f"service {fragment.name} port {port.name or port.port}"
@@ -180,10 +184,13 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
 
 
 def _check_health(port: int, local_endpoints: int, plan: FamilyPlan) -> None:
-    """Add the health check, unless a virtual server of the Service itself takes what comes to its port on the node."""
+    """Add the health check, unless its port on the node is the API server's or a virtual server's of the Service."""
     fragment, hosts = plan.fragment, plan.context.host_addresses.union(plan.context.node_port_addresses)
+    where = f"service {fragment.name} healthCheckNodePort {port}"
+    if any(port in ports and address in hosts for address, ports in plan.context.api_servers.items()):
+        fragment.omissions.append(Omission(where, Reason.API_SERVER_ADDRESS))
+        return
     if any(key[1:3] == (Protocol.TCP, port) and key.address in hosts for key in fragment.virtual_servers):
-        where = f"service {fragment.name} healthCheckNodePort {port}"
         fragment.omissions.append(Omission(where, Reason.DUPLICATE_HEALTH_CHECK_PORT))
         return
     fragment.health_checks[plan.family] = HealthCheck(port, local_endpoints)

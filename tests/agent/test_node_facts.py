@@ -50,6 +50,7 @@ async def test_facts_come_from_the_node_and_the_interfaces() -> None:
         host_addresses=frozenset(all_of("192.0.2.1", "192.0.2.9", "2001:db8::1")),
         node_port_addresses=all_of("192.0.2.1", "192.0.2.9", "2001:db8::1"),
         node_ips=all_of("2001:db8::1", "192.0.2.1"),
+        node_addresses=frozenset(all_of("2001:db8::1", "192.0.2.1")),
         zone="a",
     )
 
@@ -62,7 +63,9 @@ async def test_what_stays_the_same_is_no_change_and_no_line() -> None:
     host.interfaces = {"wan0": "192.0.2.1 fe80::7", "kube-ipvs0": "10.96.0.1"}
     with capture_logs() as logs:
         assert not await facts.refresh()
-        assert not facts.update(node("192.0.2.1", "192.0.2.2"))
+        assert not facts.update(node("192.0.2.1"))
+        # A second address is one that Services should not ask for.
+        assert facts.update(node("192.0.2.1", "192.0.2.2"))
     assert logs == []
 
 

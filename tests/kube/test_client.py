@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 from aiohttp import web
@@ -23,6 +24,7 @@ from kubernetes_asyncio.config import incluster_config
 from ipvs_proxy import __version__
 from ipvs_proxy.kube import client as client_module
 from ipvs_proxy.kube.client import Client, ConnectError, connect
+from ipvs_proxy.kube.peers import Peer
 
 
 class Server:
@@ -452,6 +454,45 @@ async def test_a_new_ca_makes_a_new_session(tmp_path: Path, certificates: Path) 
             assert await fetch(client) == b"hello"
 
 
+async def test_a_new_session_ends_the_requests_under_way_as_a_lost_connection_does(tmp_path: Path) -> None:
+    async def wait(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    async with serving() as old, serving() as new:
+        old.answer = wait
+        config = write_kubeconfig(tmp_path / "config", f"http://127.0.0.1:{old.port}", {"token": "secret"})
+        async with connected(config) as client:
+            under_way = [asyncio.create_task(fetch(client)) for _ in range(3)]
+            async with asyncio.timeout(10):
+                while len(old.requests) < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            write_kubeconfig(config, f"http://127.0.0.1:{new.port}", {"token": "secret"})
+            under_way.append(asyncio.create_task(fetch(client)))
+            await client.reauthenticate()
+            ends = await asyncio.gather(*under_way, return_exceptions=True)
+            assert all(isinstance(end, aiohttp.ClientError | bytes) for end in ends), ends
+            assert await fetch(client) == b"hello"
+
+
+async def test_it_is_known_where_connections_lead_before_they_are_there(tmp_path: Path) -> None:
+    async with serving() as server:
+        there = Peer(bytes((127, 0, 0, 1)), server.port)
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            assert there in client.peers.known()
+            return web.Response(text="hello")
+
+        server.answer = answer
+        async with connected(master=f"http://localhost:{server.port}") as client:
+            assert not client.peers.known()
+            client.peers.tried.clear()
+            await fetch(client)
+            assert client.peers.tried.is_set()
+        # The loopback address of the other family may have been tried first.
+        assert there in client.peers.known()
+
+
 async def test_a_client_certificate_in_the_kubeconfig_is_used_and_leaves_no_file(
     tmp_path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -516,6 +557,7 @@ async def test_requests_go_through_the_proxy_of_the_kubeconfig(tmp_path: Path) -
         )
         async with connected(path) as client:
             assert await fetch(client) == b"hello"
+            assert client.peers.known() == {Peer(bytes((127, 0, 0, 1)), proxy.port)}
     assert proxy.requests[0].headers["Host"] == "api.example:8080"
 
 

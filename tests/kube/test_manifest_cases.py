@@ -16,8 +16,10 @@ from ipvs_proxy.kube.decode import Skipped
 from ipvs_proxy.kube.documents import ParseError, parse
 from ipvs_proxy.kube.manifest_objects import Content, read_objects
 from ipvs_proxy.kube.objects import EndpointSlice, Service
-from ipvs_proxy.plan.fragment import Context, Fragment
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from tests.support.objects import packed
 
@@ -31,10 +33,10 @@ def content(text: str, *, is_json: bool = False) -> Content:
     return read_objects(parse(text.encode("utf-8", "surrogatepass"), is_json=is_json), "node")
 
 
-def plan_of(found: Content) -> Fragment:
+def plan_of(found: Content, context: Context = CONTEXT) -> Fragment:
     services = [item for item in found.items if isinstance(item, Service)]
     slices = [item for item in found.items if isinstance(item, EndpointSlice)]
-    return plan_service(services[0], slices, CONTEXT, Marks())
+    return plan_service(services[0], slices, context, Marks())
 
 
 def served(fragment: Fragment) -> dict[str, int]:
@@ -49,6 +51,10 @@ def served(fragment: Fragment) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
+        # Another node's address: as kube-proxy, but for what the node itself tells (below).
+        ("03-externalip-of-another-node", {"10.96.9.1:80/TCP": 1, "203.0.113.2:80/TCP": 1}),
+        # An address that kube-vip has on another port.
+        ("05-kube-vip-shares-lb-ip", {"10.96.9.7:80/TCP": 1, "203.0.115.1:80/TCP": 1}),
         # An IPv6 address in mixed notation is the same address.
         ("09-noncanonical-ipv6", {"10.96.1.1:80/TCP": 0, "[fd00:96::1]:80/TCP": 1, "[fd00::a00:22]:80/TCP": 1}),
         # An address of a family that the Service has not is not served.
@@ -78,6 +84,38 @@ def test_manifests_of_a_report_are_served(name: str, expected: dict[str, int]) -
     assert served(fragment) == expected
     assert fragment.omissions == []
     assert [unused.kind for unused in found.unused] == (["Endpoints"] if name.startswith("16") else [])
+
+
+def test_an_external_ip_that_is_a_nodes_is_told_by_that_node() -> None:
+    found = content((CASES / "03-externalip-of-another-node.yaml").read_text())
+    other = CONTEXT._replace(node_name="other", node_addresses=frozenset((packed("203.0.113.2"),)))
+    assert [reason for _, reason in plan_of(found, other).omissions] == [Reason.NODE_ADDRESS]
+
+
+def test_the_address_of_a_control_plane_that_kube_vip_balances_is_served_where_it_is() -> None:
+    found, shared = content((CASES / "05-kube-vip-shares-lb-ip.yaml").read_text()), packed("203.0.115.1")
+    elsewhere = CONTEXT._replace(api_servers={shared: frozenset((6443,))})
+    assert served(plan_of(found, elsewhere)) == {"10.96.9.7:80/TCP": 1}
+    assert [reason for _, reason in plan_of(found, elsewhere).omissions] == [Reason.API_SERVER_ADDRESS]
+    here = elsewhere._replace(host_addresses=frozenset((shared,)))
+    assert served(plan_of(found, here)) == {"10.96.9.7:80/TCP": 1, "203.0.115.1:80/TCP": 1}
+    assert plan_of(found, here).omissions == []
+
+
+def test_an_external_ip_of_three_services_stays_until_the_last_one_lets_go() -> None:
+    found, shared = content((CASES / "19-shared-externalip-three.yaml").read_text()), packed("203.0.113.50")
+    tables = DesiredTables()
+    services = [item for item in found.items if isinstance(item, Service)]
+    for wanted in services:
+        fragment = plan_service(wanted, (), CONTEXT, Marks())
+        tables.replace(fragment.name, fragment)
+    assert {str(key) for key in tables.virtual_servers if key.address == shared} == {
+        f"203.0.113.50:{port}/TCP" for port in (8001, 8002, 8003)
+    }
+    for wanted in services:
+        assert shared in tables.addresses
+        tables.replace(ServiceName("shop", wanted.metadata.name), None)
+    assert shared not in tables.addresses
 
 
 def test_an_endpoint_slice_without_names_of_ports_is_joined_to_a_port_without_name() -> None:

@@ -85,15 +85,15 @@ class Agent:
 
 @contextmanager
 def running_agent(
-    net: Topology, manifests: Path, *flags: str, prefix: Sequence[str] = (), program: Sequence[str] = ATTENTIVE
+    net: Topology, source: Path, *flags: str, prefix: Sequence[str] = (), program: Sequence[str] = ATTENTIVE
 ) -> Iterator[Agent]:
     """Start an agent on the node, wait until it has programmed everything, and kill it at the end if it still runs.
 
-    ``prefix`` is what stands before the command, such as what takes rights away, and ``program`` the agent's.
+    ``source`` is the directory of the manifests, or a kubeconfig. ``prefix`` is what stands before the command, such as what takes rights away, and ``program`` the agent's.
     """
     command = [
         *prefix,
-        *(*program, "--manifests", str(manifests), "--hostname-override", "node"),
+        *(*program, "--kubeconfig" if source.is_file() else "--manifests", str(source), "--hostname-override", "node"),
         *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", "--ipvs-min-sync-period", "0s", *flags),
     ]
     with net.inside("node"):
