@@ -31,6 +31,10 @@ class Cluster:
         self.watched_from: list[tuple[str, int]] = []
         #: Answers 401 from now on.
         self.refuses = False
+        #: Answers each GET with this from now on, and status 200; a proxy may do so.
+        self.says: bytes | None = None
+        #: How many were answered so.
+        self.said = 0
         self._objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._version = 1000
         self._watches: dict[asyncio.Queue[bytes | None], str] = {}
@@ -49,6 +53,15 @@ class Cluster:
         """End all watches, and answer nobody any more."""
         self.refuses = True
         self._call(self.end_watches)
+
+    def say(self, body: bytes) -> None:
+        """Have all versions expire, and answer everything else with a body and status 200."""
+        self.says, self.said = body, 0
+        self._call(self._expire)
+
+    def _expire(self) -> None:
+        for queue in self._watches:
+            queue.put_nowait(_line("ERROR", {"kind": "Status", "apiVersion": "v1", "code": 410}))
 
     def _call(self, function: Any, *arguments: Any) -> None:
         async def call() -> None:
@@ -80,6 +93,9 @@ class Cluster:
         kind = _PATHS.get(request.path)
         if self.refuses:
             return web.json_response({"kind": "Status", "apiVersion": "v1", "code": 401}, status=401)
+        if self.says is not None and request.method == "GET":
+            self.said += 1
+            return web.Response(body=self.says, content_type="application/json")
         if request.method in {"POST", "PATCH"}:
             self.events.append(await request.json())
             return web.json_response({}, status=201)
