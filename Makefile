@@ -8,6 +8,8 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
 # uv takes a tenth of pip's time; where it cannot reach what pip is configured for, pip does it.
 INSTALL := install() { $(VENV)/bin/uv pip install --quiet --system-certs --python $(RUN) --editable "$$1" 2>.cache/uv.log || $(PIP) --editable "$$1"; }; install
 PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack
+# One process for each processor; who is done takes from the others.
+BESIDE := --numprocesses auto --dist worksteal
 IMAGE := dist/ipvs-proxy.cdx.json
 IMAGE_SOURCES := $(shell find ipvs_proxy -name __pycache__ -prune -o -type f -print) \
     Dockerfile .dockerignore pyproject.toml README.md LICENSE requirements.lock requirements-build.lock $(wildcard .ci/image .ci/dpkg-slim .ci/sbom.py)
@@ -59,11 +61,11 @@ lint: setup
 
 test: setup $(VENV)/compiled .cache/helm .cache/promtool .cache/browser $(IMAGE)
 	$(RUN) -m lab true
-	$(RUN) -m pytest tests --ignore=tests/ring
+	$(RUN) -m pytest tests --ignore=tests/ring $(BESIDE)
 	$(RUN) -m tests.ring
 
 pure: setup .cache/helm .cache/promtool .cache/browser
-	$(RUN) -m pytest tests --ignore=tests/ring --ignore=tests/image --ignore=tests/lab/test_native.py
+	$(RUN) -m pytest tests --ignore=tests/ring --ignore=tests/image --ignore=tests/lab/test_native.py $(BESIDE)
 
 test-stock: setup $(VENV)/compiled $(IMAGE)
 	RING_KERNEL=stock $(RUN) -m tests.ring

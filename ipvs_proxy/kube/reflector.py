@@ -220,6 +220,7 @@ class Reflector:
             raise ConnectionError("the streaming list ended before all objects had come")
 
     async def _list_by_pages(self) -> None:
+        self._streaming = True  # unless this works: what refused the streaming list may have been no API server
         objects: list[KubernetesObject] = []
         skipped: list[Skipped] = []
         token, version = "", ""
@@ -236,7 +237,7 @@ class Reflector:
             if token in tokens or len(tokens) == MAX_PAGES:
                 raise DecodeError("the list has no end: its pages lead back to one that was read, or are too many")
             tokens.add(token)
-        self._version = version or "0"
+        self._version, self._streaming = version or "0", False
         self._replace(objects, skipped)
 
     async def _page(self, query: Mapping[str, str]) -> DecodedList:

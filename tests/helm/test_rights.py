@@ -33,6 +33,8 @@ class Sink:
 
     def skipped(self, kind: str, key: str, error: str) -> None: ...
 
+    def take_peers(self, peers: object) -> None: ...
+
 
 class CountingServer(ApiServer):
     """An API server without streaming lists, so that an agent has to list and to watch; it notes the rights it takes."""

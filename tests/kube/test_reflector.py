@@ -140,8 +140,8 @@ async def test_server_without_streaming_lists_is_asked_for_pages(refusal: Answer
 
 
 async def test_expired_continue_token_begins_the_list_again() -> None:
-    script = (REFUSED_STREAMING, page(service("a"), token="old"), status(410), page(service("b"), version="30"), QUIET)
-    async with reflecting(*script) as running:
+    begun = (REFUSED_STREAMING, page(service("a"), token="old"), status(410))
+    async with reflecting(*begun, REFUSED_STREAMING, page(service("b"), version="30"), QUIET) as running:
         await running.until(running.watches)
         assert list(running.sink.known) == ["b"]
 
@@ -282,27 +282,29 @@ def wrong(*but: str) -> pytest.MarkDecorator:
 @wrong()
 async def test_an_answer_that_is_no_list_at_the_start_is_no_empty_one(answer: Answer) -> None:
     """The server knows no streaming lists, and then answers something else four times."""
-    script = [REFUSED_STREAMING, *[answer] * 4, page(service("a")), QUIET]
+    script = [*[REFUSED_STREAMING, answer] * 4, REFUSED_STREAMING, page(service("a")), QUIET]
     async with reflecting(*script) as running:
         await running.until(lambda: len(running.sink.causes) == 4)
         assert not running.sink.synced_kinds
         await running.until(lambda: running.sink.synced_kinds)
         assert list(running.sink.known) == ["a"]
         assert running.sink.causes == [Interruption.MALFORMED] * 4
-        assert running.pauses[4] > running.pauses[1], "it does not wait longer each time"
+        assert running.pauses[6] > running.pauses[1], "it does not wait longer each time"
 
 
-@wrong("an event")
+@wrong("an event", "nothing")
 async def test_an_answer_that_is_no_streaming_list_is_no_empty_one(answer: Answer) -> None:
-    async with reflecting(answer, answer, page(service("a")), QUIET) as running:
+    async with reflecting(answer, answer, stream(*INITIAL[:1], bookmark("10", initial_end=True), hang=True)) as running:
         await running.until(lambda: running.sink.synced_kinds)
         assert list(running.sink.known) == ["a"]
+        assert running.sink.causes == [Interruption.MALFORMED], "the second answer was to a page"
 
 
 @wrong()
 async def test_an_answer_that_is_no_list_after_a_410_removes_nothing(answer: Answer) -> None:
     before = page(service("a"), service("b"))
-    script = [REFUSED_STREAMING, before, status(410), answer, answer, page(service("b"), version="40"), QUIET]
+    again = [answer, REFUSED_STREAMING] * 2
+    script = [REFUSED_STREAMING, before, status(410), *again, page(service("b"), version="40"), QUIET]
     async with reflecting(*script) as running:
         await running.until(lambda: len(running.sink.causes) == 3)
         assert sorted(running.sink.known) == ["a", "b"]
@@ -314,7 +316,8 @@ async def test_an_answer_that_is_no_list_after_a_410_removes_nothing(answer: Ans
 @wrong()
 async def test_a_page_that_is_none_removes_nothing(answer: Answer) -> None:
     before = page(service("a"), service("b"))
-    script = [REFUSED_STREAMING, before, status(410), page(service("a"), token="more"), answer, before, QUIET]
+    half = [page(service("a"), token="more"), answer]
+    script = [REFUSED_STREAMING, before, status(410), *half, REFUSED_STREAMING, before, QUIET]
     async with reflecting(*script) as running:
         await running.until(lambda: len(running.watches()) >= 2)
         assert running.sink.changes == [(None, "a"), (None, "b")]
@@ -370,7 +373,7 @@ async def test_an_item_without_a_name_may_be_any_of_those_that_are_missing() -> 
 @pytest.mark.parametrize("code", [201, 204, 206, 302, 303])
 async def test_a_status_that_is_no_success_of_a_list_is_a_refusal(code: int) -> None:
     odd = status(code, {"kind": "ServiceList", "apiVersion": "v1", "items": []})
-    async with reflecting(REFUSED_STREAMING, odd, page(service("a")), QUIET) as running:
+    async with reflecting(REFUSED_STREAMING, odd, REFUSED_STREAMING, page(service("a")), QUIET) as running:
         await running.until(lambda: running.sink.synced_kinds)
         assert list(running.sink.known) == ["a"]
         assert running.sink.causes == [Interruption.REFUSED]
@@ -411,7 +414,8 @@ async def test_retry_after_is_bounded() -> None:
 @pytest.mark.parametrize("tokens", [("x", "x"), ("x", "y", "x"), ("x", "y", "y")], ids=" ".join)
 async def test_continue_tokens_that_lead_in_a_circle_end_the_list(tokens: tuple[str, ...]) -> None:
     pages = [page(service("a"), token=token) for token in tokens]
-    async with reflecting(REFUSED_STREAMING, *pages, page(service("b"), version="40"), QUIET) as running:
+    again = (REFUSED_STREAMING, page(service("b"), version="40"))
+    async with reflecting(REFUSED_STREAMING, *pages, *again, QUIET) as running:
         await running.until(lambda: "40" in running.watches())
         assert running.sink.causes == [Interruption.MALFORMED]
         assert list(running.sink.known) == ["b"]
