@@ -21,14 +21,17 @@ MAX_RANGE_MEMBERS: Final = 5_000
 #: Endpoints by ports that are read of one Service's EndpointSlices in one family.
 MAX_ENDPOINT_PORTS: Final = 500_000
 
-#: A Service with more ports or EndpointSlices takes some milliseconds.
-_MANY_PORTS: Final = 100
-_MANY_SLICES: Final = 16
+#: So many steps of a plan take some 10 milliseconds: what is read and looked at, one by one.
+_MANY_STEPS: Final = 5_000
 
 
 def takes_long(service: Service, slices: Sequence[EndpointSlice]) -> bool:
     """Return whether planning a Service may take longer than others should wait for it."""
-    return len(service.spec.ports or ()) > _MANY_PORTS or len(slices) > _MANY_SLICES
+    spec = service.spec
+    listed = (spec.external_ips, service.status.load_balancer.ingress, spec.load_balancer_source_ranges)
+    steps = (1 + len(spec.ports or ())) * (5 + sum(len(each or ()) for each in listed))
+    steps += sum((1 + len(piece.endpoints or ())) * (1 + len(piece.ports or ())) for piece in slices)
+    return steps > _MANY_STEPS
 
 
 class Budget:

@@ -54,7 +54,7 @@ async def test_a_large_annotation_that_changes_all_the_time_writes_little_to_the
 @pytest.mark.parametrize(
     ("large", "pieces"),
     [
-        (wanted(), slices(100, 1)),
+        (wanted(), slices(100, 100)),
         (wanted(ports=[{"name": f"p{number}", "port": 1 + number} for number in range(1000)]), slices(1, 1)),
     ],
     ids=["slices", "ports"],
