@@ -109,7 +109,9 @@ LARGE: dict[str, tuple[Service, list[EndpointSlice]]] = {
     "100,000 external IPs that are none": (wanted(externalIPs=["x"] * 100_000), slices(1, 2)),
     "60,000 load balancer addresses": (wanted(ingress=MANY_ADDRESSES[:60_000]), slices(1, 2)),
     "80,000 source ranges": (
-        wanted(ingress=["203.0.113.1"], loadBalancerSourceRanges=[f"{address}/32" for address in MANY_ADDRESSES[:80_000]]),
+        wanted(
+            ingress=["203.0.113.1"], loadBalancerSourceRanges=[f"{address}/32" for address in MANY_ADDRESSES[:80_000]]
+        ),
         slices(1, 2),
     ),
     "5,000 ports of one name with health checks": (
