@@ -18,6 +18,8 @@ MAX_VIRTUAL_SERVERS: Final = 5_000
 MAX_REAL_SERVERS: Final = 500_000
 #: Members of the sets of source ranges: ranges by ports by load balancer addresses.
 MAX_RANGE_MEMBERS: Final = 5_000
+#: Endpoints on this node by ports: a node has some hundred pods.
+MAX_LOCAL_MEMBERS: Final = 20_000
 #: Endpoints by ports that are read of one Service's EndpointSlices in one family.
 MAX_ENDPOINT_PORTS: Final = 500_000
 
@@ -40,13 +42,14 @@ class Budget:
     ``left_out`` counts the ports, in each family, for which there was no room or not enough.
     """
 
-    __slots__ = ("_inside", "_outside", "_range_members", "_real_servers", "left_out")
+    __slots__ = ("_inside", "_local", "_outside", "_range_members", "_real_servers", "left_out")
 
     def __init__(self, ports: int) -> None:
         self._inside = min(ports, MAX_VIRTUAL_SERVERS)
         self._outside = MAX_VIRTUAL_SERVERS - self._inside
         self._real_servers = MAX_REAL_SERVERS
         self._range_members = MAX_RANGE_MEMBERS
+        self._local = MAX_LOCAL_MEMBERS
         self.left_out = 0
 
     @property
@@ -79,4 +82,12 @@ class Budget:
             self.left_out += 1
             return False
         self._outside, self._real_servers, self._range_members = left
+        return True
+
+    def take_local(self, members: int) -> bool:
+        """Take room for a port's endpoints on this node, which may be their own clients; return if there was enough."""
+        if members > self._local:
+            self.left_out += 1
+            return False
+        self._local -= members
         return True

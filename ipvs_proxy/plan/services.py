@@ -83,7 +83,7 @@ def plan_service(
             )
     marks.keep(name, marked)
     if budget.left_out:
-        where = f"service {name} ports with more virtual servers: {budget.left_out:,}"
+        where = f"service {name} ports with more virtual servers or endpoints: {budget.left_out:,}"
         fragment.omissions.append(Omission(where, Reason.TOO_MUCH))
     if fragment.omissions:
         fragment.omissions[:] = _as_told(fragment.omissions)

@@ -23,7 +23,11 @@ def text(metrics: Metrics) -> str:
 
 @pytest.mark.parametrize(
     "accept",
-    ['application/openmetrics-text;version="1.0.0"', "application/openmetrics-text; version=..", "text/plain;version=x"],
+    [
+        'application/openmetrics-text;version="1.0.0"',
+        "application/openmetrics-text; version=..",
+        "text/plain;version=x",
+    ],
 )
 def test_a_version_that_is_none_gets_the_plain_form(metrics: Metrics, accept: str) -> None:
     assert metrics.render(accept)[1] == metrics.render("")[1] == "text/plain; version=0.0.4; charset=utf-8"

@@ -65,13 +65,20 @@ def ports(count: int) -> list[dict[str, Any]]:
     ]
 
 
+#: Endpoints of each slice that are on this node.
+LOCAL = 100
+
+
 def slices(count: int, endpoints: int, port_count: int = 1) -> list[EndpointSlice]:
     names = ["http", *(f"p{number}" for number in range(1, port_count))]
     return [
         EndpointSlice(
             ObjectMeta(f"web-{index:03}", "shop", labels={SERVICE_NAME: "web"}),
             "IPv4",
-            [Endpoint((f"10.{index}.{number >> 8}.{number & 255}",), node_name="node") for number in range(endpoints)],
+            [
+                Endpoint((f"10.{index}.{number >> 8}.{number & 255}",), node_name="node" if number < LOCAL else "other")
+                for number in range(endpoints)
+            ],
             [EndpointPort(name, 8080 + number) for number, name in enumerate(names)],
         )
         for index in range(count)
