@@ -41,7 +41,7 @@ def never_wait() -> None:
         descriptor = os.open(os.devnull, os.O_RDWR)
         while descriptor < STANDARD_ERROR:
             descriptor = os.open(os.devnull, os.O_RDWR)
-        sys.stderr = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115  a descriptor
+        sys.stderr = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  a descriptor
     install(lambda lines: log.warning("log_lines_dropped", lines=lines, reason="standard error was not read"))
 
 
