@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvs_proxy.kube.decode import convert_object
+from ipvs_proxy.agent.cache import LAST_CHANGE_TRIGGER_TIME, Cache
+from ipvs_proxy.kube.decode import Skipped, convert_object
 from ipvs_proxy.kube.objects import Endpoint, EndpointPort, EndpointSlice, ObjectMeta, Service
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.kube.texts import QUOTED
@@ -213,10 +214,18 @@ def texts(limit: int) -> Iterator[str]:
 
 _INTEGERS = [0, -1, 1, 65535, 65536, 2**31, 2**63 - 1, -(2**63), 2**64 - 1, 10**400, 1e308, -0.5]
 FIELDS: dict[str, list[Any]] = {
-    "metadata.annotations": [{DRAIN_TIMEOUT: text} for text in texts(ANNOTATIONS)],
+    "metadata.annotations": [
+        {name: text} for name in (DRAIN_TIMEOUT, LAST_CHANGE_TRIGGER_TIME) for text in texts(ANNOTATIONS)
+    ],
     "metadata.labels": [{f"{text[:60]}{number}": text[:63] for number in range(2000)} for text in texts(63)],
     "metadata.creationTimestamp": list(texts(1000)),
     "metadata.name": list(texts(253)),
+    "metadata.namespace": list(texts(10_000)),
+    "metadata.uid": list(texts(100_000)),
+    "metadata.resourceVersion": list(texts(100_000)),
+    "spec.externalTrafficPolicy": ["Local", *texts(100_000)],
+    "spec.internalTrafficPolicy": ["Local", *texts(100_000)],
+    "spec.taints": [[{"key": text}] * 1000 for text in texts(500)],
     "spec.type": list(texts(10_000)),
     "spec.clusterIP": list(texts(100_000)),
     "spec.clusterIPs": [[text] * 2 for text in texts(100_000)],
@@ -259,6 +268,9 @@ def use(mapping: dict[str, Any]) -> None:
     service = convert_object(data, SERVICES)
     piece = convert_object(data, ENDPOINT_SLICES)
     node = convert_object(data, own_node("node"))
+    cache = Cache()
+    for item in (service, piece, node):
+        cache.change(None, None if isinstance(item, Skipped) else item)
     fragment = plan(
         service if isinstance(service, Service) else wanted(), [piece] if isinstance(piece, EndpointSlice) else []
     )
