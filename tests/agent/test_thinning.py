@@ -53,6 +53,32 @@ async def test_a_large_annotation_that_changes_all_the_time_writes_little_to_the
     assert all(len(note) < 400 for note in rig.events)
 
 
+async def test_a_service_that_claims_all_of_another_ones_addresses_again_and_again_writes_little_to_the_log() -> None:
+    rig = Rig(FakeDataplane())
+    task = asyncio.create_task(rig.controller.run())
+    ports = [{"name": f"p{number}", "port": 1 + number} for number in range(500)]
+    older, younger = (
+        wanted(
+            ports=ports, clusterIP=cluster_ip, clusterIPs=[cluster_ip], ipFamilies=["IPv4"], externalIPs=["203.0.113.9"]
+        )
+        for cluster_ip in ("10.96.0.1", "10.96.0.2")
+    )
+    younger = replace(younger, metadata=replace(younger.metadata, name="younger"))
+    rig.add(older)
+    rig.all_known()
+    await rig.until(rig.controller.started.is_set)
+    with capture_logs() as logs:
+        for _ in range(5):
+            rig.add(younger)
+            await rig.until(lambda: len(rig.programmer.desired.conflicts()) == 500)
+            rig.replace(younger, None)
+            await rig.until(lambda: not rig.programmer.desired.conflicts())
+    task.cancel()
+    told = [line for line in logs if line["event"] == "conflict"]
+    assert 0 < len(told) <= BURST
+    assert sum(len(str(line)) for line in logs) < 20_000
+
+
 @pytest.mark.parametrize(
     ("large", "pieces"),
     [
