@@ -16,6 +16,7 @@ from bench.cluster import objects
 
 PIECE = 64 * 1024
 PATHS = {"Service": "/api/v1/services", "EndpointSlice": "/endpointslices", "Node": "/api/v1/nodes"}
+_VERSIONS = {"Service": "v1", "EndpointSlice": "discovery.k8s.io/v1", "Node": "v1"}
 _BOOKMARK = {
     "metadata": {"resourceVersion": "1000000", "annotations": {"k8s.io/initial-events-end": "true"}},
 }
@@ -27,7 +28,8 @@ def streams(items: Iterable[dict[str, Any]]) -> dict[str, bytes]:
     for item in items:
         found[item["kind"]].append(json.dumps({"type": "ADDED", "object": item}, separators=(",", ":")))
     for kind, lines in found.items():
-        lines.append(json.dumps({"type": "BOOKMARK", "object": {"kind": kind, **_BOOKMARK}}))
+        bookmark = {"kind": kind, "apiVersion": _VERSIONS[kind], **_BOOKMARK}
+        lines.append(json.dumps({"type": "BOOKMARK", "object": bookmark}))
     return {kind: "".join(line + "\n" for line in lines).encode() for kind, lines in found.items()}
 
 

@@ -36,6 +36,7 @@ from ipvs_proxy.agent.standard_error import dropped_lines
 from ipvs_proxy.agent.state_server import add_state
 from ipvs_proxy.agent.traffic import ServiceTraffic
 from ipvs_proxy.agent.view import View
+from ipvs_proxy.agent.virtual_endpoints import VirtualEndpoints
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.host_addresses import HostAddresses
 from ipvs_proxy.kernel.ipvs import Ipvs
@@ -113,6 +114,9 @@ class Agent:
             also_allowed=self.programmer.desired.internal,
         )
         self.programmer.on_write(lambda touched: self._flows.observe(touched.virtual_servers))
+        self._virtual_endpoints = VirtualEndpoints(
+            self.programmer.desired, self._controller.cache.services, self._reports.left_out
+        )
         self._audit = self._make_audit()
         self._traffic = ServiceTraffic(self.programmer.desired, detail=settings.service_metrics)
         self._metrics.service_traffic = self._traffic.expose
@@ -179,6 +183,7 @@ class Agent:
             _after(started, self._audit_for_ever),
             _after(started, lambda: follow_for_ever(self._notice, Monitor)),
             _after(started, lambda: warn_of_forwarding(self.programmer)),
+            _after(started, self._virtual_endpoints.look_for_ever),
             _spare_collections(started),
             watch_health_for_ever(self._health.healthy, self._health_changed),
             *self._servers(),

@@ -393,7 +393,8 @@ class Controller:
             # Planning is meant never to fail. Should it do so, this Service stays as it is and no other is harmed.
             log.exception("plan_failed", service=str(name))
             return
-        touched = self._programmer.desired.replace(name, fragment)
+        async with self._programmer.comparing:
+            touched = self._programmer.desired.replace(name, fragment)
         self._findings.take(name, fragment, touched)
         batch.touched.add(touched)
         batch.health_checks[name] = {} if fragment is None else fragment.health_checks

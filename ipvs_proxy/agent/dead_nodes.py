@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import structlog
 
 from ipvs_proxy.kube.objects import Node
+from ipvs_proxy.kube.texts import quote
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +50,7 @@ class DeadNodes:
         try:
             node = await self._get_node(name)
         except Exception as error:  # noqa: BLE001  whatever went wrong, nothing is known of the node
-            log.warning("node_not_readable", node=name, error=str(error) or type(error).__name__)
+            log.warning("node_not_readable", node=quote(name), error=quote(str(error)) or type(error).__name__)
             return False
         return is_dead(node)
 

@@ -10,6 +10,7 @@ import structlog
 from ipvs_proxy.agent.recorder import Recorder
 from ipvs_proxy.agent.thinning import Thinning
 from ipvs_proxy.kube.objects import Service
+from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
@@ -78,13 +79,16 @@ class Findings:
         for key in touched.virtual_servers:
             losers = {conflict.loser for conflict in desired.conflicts_of(key)}
             for loser in sorted(losers - self._losers.get(key, set())):
-                log.warning(
-                    "conflict",
-                    virtual_server=str(key),
-                    winner=str(desired.owners[key]),
-                    loser=str(loser),
-                    reason=Reason.OLDER_SERVICE_WINS.value,
-                )
+                more = self._thinning.admit(("conflict", loser))
+                if more is not None:
+                    log.warning(
+                        "conflict",
+                        virtual_server=str(key),
+                        winner=quote(str(desired.owners[key])),
+                        loser=quote(str(loser)),
+                        reason=Reason.OLDER_SERVICE_WINS.value,
+                        **more,
+                    )
                 service = self._services.get(loser)
                 if service is not None:
                     self._recorder.conflict(service, key, desired.owners[key])

@@ -8,6 +8,7 @@ debug events. Metrics count all of it in any case. Nothing waits for the reader 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from structlog.typing import EventDict
 from ipvs_proxy.agent.standard_error import StandardError, install
 from ipvs_proxy.kube.events import TokenBucket
 
+#: Its descriptor.
+STANDARD_ERROR: Final = 2
 #: From this verbosity on (kube-proxy's ``--v``), debug events are logged.
 DEBUG_VERBOSITY = 4
 #: So many lines of one event at info level at once, then one every ten seconds.
@@ -30,7 +33,15 @@ _verbosity = 0
 
 
 def never_wait() -> None:
-    """Have nothing in this process wait for whoever reads its standard error."""
+    """Have nothing in this process wait for whoever reads its standard error.
+
+    Where it was closed, what is written goes nowhere; the next file to be opened would take its descriptor otherwise.
+    """
+    if sys.stderr is None:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+        while descriptor < STANDARD_ERROR:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+        sys.stderr = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  a descriptor
     install(lambda lines: log.warning("log_lines_dropped", lines=lines, reason="standard error was not read"))
 
 

@@ -320,7 +320,10 @@ class Metrics:
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Give all metrics in the form that a scraper accepts, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is none
+            encode, content_type = choose_encoder("")
         body = encode(self.registry)
         openmetrics = content_type.startswith("application/openmetrics-text")
         traffic = self.service_traffic(openmetrics=openmetrics).encode()

@@ -15,6 +15,7 @@ import structlog
 
 from ipvs_proxy.kube.objects import EndpointSlice, Node
 from ipvs_proxy.kube.peers import Peer
+from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.fragment import ApiServers
 from ipvs_proxy.plan.node_addresses import (
     Interfaces,
@@ -139,7 +140,7 @@ def _report(before: Facts, after: Facts) -> None:
     if before.node_ips != after.node_ips:
         fields["node_ips"] = _texts(after.node_ips)
     if before.zone != after.zone:
-        fields["zone"] = after.zone
+        fields["zone"] = quote(after.zone)
     if before.api_servers != after.api_servers:
         fields["api_servers"] = _texts(islice(after.api_servers, MOST_TOLD))
     if fields:

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from operator import attrgetter
 from typing import Protocol, TypeVar
@@ -54,6 +55,9 @@ T = TypeVar("T")
 Network = IPv4Network | IPv6Network
 #: So many failures of one round are logged one by one; the rest only as a number.
 LOGGED_FAILURES = 10
+#: So many real servers and members are compared, or noted, on the event loop: some 10 ms. More take the worker thread,
+#: or turns.
+AT_ONCE = 5000
 #: So many virtual servers are compared before the event loop may do something else: some 10 ms.
 COMPARED_AT_ONCE = 5000
 
@@ -117,12 +121,14 @@ class Programmer:
         self._exclude = exclude
         self._clock = clock
         self._lock = asyncio.Lock()
+        #: Held while a thread compares the tables: ``desired`` must not change meanwhile.
+        self.comparing = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self._retry_soon = asyncio.Event()
         self._watchers: list[Callable[[Touched], None]] = []
 
     def on_write(self, watcher: Callable[[Touched], None]) -> None:
-        """Have ``watcher`` called after each round that touched virtual servers."""
+        """Have ``watcher`` called with the virtual servers that a round touched, after it; large ones in turns."""
         self._watchers.append(watcher)
 
     def kernel_writes(self) -> int:
@@ -276,7 +282,21 @@ class Programmer:
         # Of what failed before, more may differ than what changed now.
         for key in [key for key in touched.only if key in self.retries]:
             del touched.only[key]
-        return await self._carry_out(difference(self.desired, self.actual, touched), touched)
+        return await self._carry_out(await self._compare(touched), touched)
+
+    async def _compare(self, touched: Touched) -> list[Operation]:
+        """Give the operations for what was touched; where that is much, the event loop goes on meanwhile."""
+        if len(touched.entries) + sum(map(partial(self._size, touched), touched.virtual_servers)) <= AT_ONCE:
+            return difference(self.desired, self.actual, touched)
+        async with self.comparing:
+            return await self.work(difference, self.desired, self.actual, touched)
+
+    def _size(self, touched: Touched, key: VirtualServerKey) -> int:
+        """Return how many real servers of a virtual server have to be looked at."""
+        if key in touched.only:
+            return len(touched.only[key])
+        desired, actual = self.desired.virtual_servers.get(key), self.actual.virtual_servers.get(key)
+        return max(len(server.real_servers) if server is not None else 0 for server in (desired, actual))
 
     def _adopt(self, touched: Touched) -> None:
         """Take over a foreign virtual server that has become desired, as it is."""
@@ -299,16 +319,38 @@ class Programmer:
         if failures:
             failed = {id(failure.operation) for failure in failures}
             succeeded = [operation for operation in operations if id(operation) not in failed]
-        self.actual.record(succeeded)
-        self._count_all(succeeded, True)
+        await self._record(succeeded)
         failing = touch(failure.operation for failure in failures)
         self.retries.settled(touched, failing)
         if failures:
             await self._note_failures(failures, failing)
-        if touched.virtual_servers:
-            for watcher in self._watchers:
-                watcher(touched)
+        await self._tell_watchers(touched)
         return succeeded
+
+    async def _tell_watchers(self, touched: Touched) -> None:
+        size, keys = 0, set[VirtualServerKey]()
+        for key in touched.virtual_servers:
+            keys.add(key)
+            size += self._size(touched, key)
+            if size > AT_ONCE:
+                self._tell(keys, touched)
+                size, keys = 0, set()
+                await asyncio.sleep(0)
+        self._tell(keys, touched)
+
+    def _tell(self, keys: set[VirtualServerKey], touched: Touched) -> None:
+        if keys:
+            for watcher in self._watchers:
+                watcher(Touched(keys, only={key: touched.only[key] for key in keys & touched.only.keys()}))
+
+    async def _record(self, operations: list[Operation]) -> None:
+        """Take note of what the kernel has carried out; in turns where that is much."""
+        for start in range(0, len(operations), AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
+            piece = operations[start : start + AT_ONCE]
+            self.actual.record(piece)
+            self._count_all(piece, True)
 
     async def _note_failures(self, failures: list[Failure], failing: Touched) -> None:
         """Read again what failed, as the mirror may be wrong about it, and have it retried."""

@@ -18,17 +18,22 @@ MAX_VIRTUAL_SERVERS: Final = 5_000
 MAX_REAL_SERVERS: Final = 500_000
 #: Members of the sets of source ranges: ranges by ports by load balancer addresses.
 MAX_RANGE_MEMBERS: Final = 5_000
+#: Endpoints on this node by ports: a node has some hundred pods.
+MAX_LOCAL_MEMBERS: Final = 20_000
 #: Endpoints by ports that are read of one Service's EndpointSlices in one family.
 MAX_ENDPOINT_PORTS: Final = 500_000
 
-#: A Service with more ports or EndpointSlices takes some milliseconds.
-_MANY_PORTS: Final = 100
-_MANY_SLICES: Final = 16
+#: So many steps of a plan take some 10 milliseconds: what is read and looked at, one by one.
+_MANY_STEPS: Final = 5_000
 
 
 def takes_long(service: Service, slices: Sequence[EndpointSlice]) -> bool:
     """Return whether planning a Service may take longer than others should wait for it."""
-    return len(service.spec.ports or ()) > _MANY_PORTS or len(slices) > _MANY_SLICES
+    spec = service.spec
+    listed = (spec.external_ips, service.status.load_balancer.ingress, spec.load_balancer_source_ranges)
+    steps = (1 + len(spec.ports or ())) * (5 + sum(len(each or ()) for each in listed))
+    steps += sum((1 + len(piece.endpoints or ())) * (1 + len(piece.ports or ())) for piece in slices)
+    return steps > _MANY_STEPS
 
 
 class Budget:
@@ -37,13 +42,14 @@ class Budget:
     ``left_out`` counts the ports, in each family, for which there was no room or not enough.
     """
 
-    __slots__ = ("_inside", "_outside", "_range_members", "_real_servers", "left_out")
+    __slots__ = ("_inside", "_local", "_outside", "_range_members", "_real_servers", "left_out")
 
     def __init__(self, ports: int) -> None:
         self._inside = min(ports, MAX_VIRTUAL_SERVERS)
         self._outside = MAX_VIRTUAL_SERVERS - self._inside
         self._real_servers = MAX_REAL_SERVERS
         self._range_members = MAX_RANGE_MEMBERS
+        self._local = MAX_LOCAL_MEMBERS
         self.left_out = 0
 
     @property
@@ -76,4 +82,12 @@ class Budget:
             self.left_out += 1
             return False
         self._outside, self._real_servers, self._range_members = left
+        return True
+
+    def take_local(self, members: int) -> bool:
+        """Take room for a port's endpoints on this node, which may be their own clients; return if there was enough."""
+        if members > self._local:
+            self.left_out += 1
+            return False
+        self._local -= members
         return True

@@ -138,7 +138,8 @@ def plan_port(
     plan.add_entry(sets.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
     if outside:
         _serve_outside(port, outside, chosen, settings, exposures=exposures, plan=plan)
-    for address, number in choices.local():
+    local = list(choices.local())
+    for address, number in local if plan.budget.take_local(len(local)) else ():
         # Whatever its condition: a connection of a pod to itself that exists must find its way.
         plan.add_entry(sets.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
 

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     NO_ADDRESS = "no-address"
     INVALID_ADDRESS = "invalid-address"
     SPECIAL_ADDRESS = "special-address"
+    VIRTUAL_ENDPOINT = "endpoint-is-a-virtual-ip"
 
     # A port of an EndpointSlice, or a whole slice, is not used.
     NO_PORT_NAME = "no-port-name"
@@ -75,6 +76,7 @@ SERVED_OTHERWISE: Final[Mapping[Reason, str]] = MappingProxyType(
         Reason.NODE_ADDRESS: "it is served, and other nodes that serve it do not reach this node any more",
         Reason.NO_MARK_LEFT: "clients in the cluster get the endpoints that clients outside get",
         Reason.NO_HEALTH_CHECK_PORT: "all but the health check is served",
+        Reason.VIRTUAL_ENDPOINT: "it gets connections, which end on the node itself: name the endpoints behind it",
         Reason.DUPLICATE_HEALTH_CHECK_PORT: "all but the health check is served",
     }
 )

@@ -83,7 +83,7 @@ def plan_service(
             )
     marks.keep(name, marked)
     if budget.left_out:
-        where = f"service {name} ports with more virtual servers: {budget.left_out:,}"
+        where = f"service {name} ports with more virtual servers or endpoints: {budget.left_out:,}"
         fragment.omissions.append(Omission(where, Reason.TOO_MUCH))
     if fragment.omissions:
         fragment.omissions[:] = _as_told(fragment.omissions)
@@ -164,6 +164,7 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
     fragment = plan.fragment
     fragment.omissions.extend(gathered.omissions)
     exposures = expose(service, plan.family, plan.context, fragment.omissions)
+    counted: set[PortKey] = set()
     ready: set[bytes] = set()
     for port in service.spec.ports or ():
         where = f"service {fragment.name} port {port.name or port.port}"
@@ -176,7 +177,8 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
             continue
         key = PortKey(port.name, protocol)
         endpoints = gathered.endpoints.get(key, {})
-        if exposures.health_check_port:
+        if exposures.health_check_port and key not in counted:
+            counted.add(key)
             ready.update(found.address for found, state in endpoints.items() if state.local and state.ready)
         plan_port(service, port, address, endpoints, exposures=exposures, plan=plan)
     if exposures.health_check_port:

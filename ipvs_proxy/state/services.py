@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from ipvs_proxy.kernel.ipvs import Activity, Balanced, Counters, Observation
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.kube.texts import quote
+from ipvs_proxy.plan import virtual_endpoints
 from ipvs_proxy.plan.choices import Choice
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import KernelTables
@@ -75,6 +76,9 @@ def service_state(
         for key in fragment.virtual_servers
     ]
     members = _members(fragment, desired, actual)
+    virtual = virtual_endpoints.at_virtual_ips(
+        (server for server, _ in fragment.virtual_servers.values()), desired.addresses
+    )
     return ServiceState(
         namespace=service.metadata.namespace,
         name=service.metadata.name,
@@ -82,7 +86,7 @@ def service_state(
         in_sync=not any(server.differences for server in servers) and all(member.in_kernel for member in members),
         virtual_servers=servers,
         members=members,
-        omissions=omissions_of(fragment.omissions),
+        omissions=omissions_of([*fragment.omissions, *virtual_endpoints.omissions(fragment.name, virtual)]),
         drains=drains,
     )
 

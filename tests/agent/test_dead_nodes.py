@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from structlog.testing import capture_logs
 
 from ipvs_proxy.agent.dead_nodes import ANSWER_AGE, ASKED_AT_ONCE, DeadNodes, is_dead
 from ipvs_proxy.kube.objects import Node, NodeSpec, ObjectMeta, Taint
@@ -63,3 +64,12 @@ async def test_a_round_asks_about_some_nodes_only() -> None:
     dead = DeadNodes(api.get, clock=lambda: 0.0)
     assert len(await dead.among(names)) == ASKED_AT_ONCE
     assert len(await dead.among(names)) == 2 * ASKED_AT_ONCE
+
+
+async def test_a_name_of_any_length_is_quoted_in_part() -> None:
+    name = "n\n" * 100_000
+    with capture_logs() as logs:
+        assert await DeadNodes(Api(**{name: OSError(name)}).get, clock=lambda: 0.0).among({name}) == set()
+    [line] = logs
+    assert len(line["node"] + line["error"]) < 500
+    assert (line["node"] + line["error"]).isprintable()

@@ -21,6 +21,18 @@ def text(metrics: Metrics) -> str:
     return metrics.render("text/plain")[0].decode()
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        'application/openmetrics-text;version="1.0.0"',
+        "application/openmetrics-text; version=..",
+        "text/plain;version=x",
+    ],
+)
+def test_a_version_that_is_none_gets_the_plain_form(metrics: Metrics, accept: str) -> None:
+    assert metrics.render(accept)[1] == metrics.render("")[1] == "text/plain; version=0.0.4; charset=utf-8"
+
+
 def test_names_and_labels_are_those_of_kube_proxy(metrics: Metrics) -> None:
     metrics.changed("Service", 1, pending=3)
     metrics.changed("EndpointSlice", 1, pending=2)

@@ -90,6 +90,14 @@ async def test_a_change_is_logged_with_what_came_and_went() -> None:
     ]
 
 
+async def test_a_zone_of_any_length_is_quoted_in_part() -> None:
+    facts = NodeFacts(Host(eth0="192.0.2.1").read)
+    with capture_logs() as logs:
+        assert facts.update(node("192.0.2.3", zone="\x1bz" * 100_000))
+    assert len(logs[-1]["zone"]) < 250
+    assert logs[-1]["zone"].isprintable()
+
+
 async def test_primary_follows_the_node_and_the_bind_address() -> None:
     host = Host(eth0="192.0.2.1 192.0.2.2 2001:db8::1")
     facts = NodeFacts(host.read, node_port_cidrs=PRIMARY, bind_address=packed("2001:db8::1"))

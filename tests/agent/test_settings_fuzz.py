@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from ipvs_proxy.agent.reload import Outcome
 from ipvs_proxy.agent.settings import SettingsError
-from ipvs_proxy.agent.settings_document import note_lines, write_file
+from ipvs_proxy.agent.settings_document import configz, note_lines, write_file
 from ipvs_proxy.agent.settings_file import read_settings
 from ipvs_proxy.agent.settings_table import KUBE_PROXY, OWN, SETTINGS
 from tests.agent.test_reload import HEAD, following
@@ -44,7 +44,7 @@ def use(path: Path) -> None:
         told = str(error).splitlines()
     else:
         told = [*note_lines(found), "read"]
-        json.dumps(dict(found.fields))
+        json.dumps(configz(found), allow_nan=False)
         write_file(found, path)
     assert told
     assert max(map(len, told)) < 12_000
@@ -99,6 +99,24 @@ _PIECES = st.sampled_from(
 @given(st.lists(st.one_of(_PIECES, st.text(max_size=5)), max_size=12).map("".join), st.booleans())
 def test_any_text_is_read_or_refused(scratch: Path, text: str, with_head: bool) -> None:
     scratch.write_text((HEAD if with_head else "") + text, encoding="utf-8", errors="surrogatepass")
+    use(scratch)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("!!binary aGVsbG8=", "!!binary //8=", "!!timestamp 2026-01-01", "!!timestamp 2026-01-01T00:00:00Z"),
+        *("!!set {a, b}", "!!omap [a: 1]", "!!pairs [a: 1]", ".nan", "-.inf", "1.0e+400", "{a: [!!binary aGVsbG8=]}"),
+        *("NaN", "Infinity", "1e400", "[-Infinity]"),
+    ],
+)
+@pytest.mark.parametrize("field", ["options", "vmodule", "flushFrequency", "verbosity"])
+def test_what_is_read_can_be_shown_as_json(scratch: Path, field: str, value: str) -> None:
+    scratch.write_text(f"{HEAD}logging: {{{field}: {value}}}\n")
+    use(scratch)
+    scratch.write_text(
+        f'{{"apiVersion": "{KUBE_PROXY.api_version}", "kind": "{KUBE_PROXY.kind}", "logging": {{"{field}": {value}}}}}'
+    )
     use(scratch)
 
 

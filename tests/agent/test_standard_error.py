@@ -201,3 +201,23 @@ def test_log_collector_that_reads_again_is_told_how_much_it_has_missed(tmp_path:
         process.send_signal(signal.SIGTERM)
         assert json.loads(process.stderr.read().splitlines()[-1])["event"] == "stopped"
         assert process.wait(5) == 0
+
+
+#: A process without standard error, which logs, opens a file, and tells on standard output which descriptor it got.
+CLOSED = """
+import os, sys
+import structlog
+from ipvs_proxy.agent.logs import configure, end_of_log, never_wait
+never_wait()
+configure(0, "auto")
+structlog.get_logger().info("to nobody")
+print(os.open("/dev/null", os.O_RDONLY), flush=True)
+end_of_log()
+"""
+
+
+@pytest.mark.parametrize("closing", ["2>&-", "0<&- 2>&-"])
+def test_without_a_standard_error_nothing_is_logged_and_no_other_file_takes_its_place(closing: str) -> None:
+    closed = ["sh", "-c", f'exec "$0" -c "$1" {closing}', sys.executable, CLOSED]
+    done = subprocess.run(closed, stdout=subprocess.PIPE, text=True, check=True)
+    assert int(done.stdout) > 2

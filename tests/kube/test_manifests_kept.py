@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ipvs_proxy.kube import documents, manifests
+from ipvs_proxy.kube.documents import ParseError, parse, parse_yaml
 from tests.kube.test_manifests import Follower, endpoint_slice, following, service, write
 
 EMPTY_LIST = {"apiVersion": "v1", "kind": "List", "items": []}
@@ -215,6 +216,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("a.yaml", "a: !!timestamp x", "'x' is no timestamp"),
         ("a.yaml", "a: !!float 1:1:1.5", "numbers in base 60 are not read"),
         ("a.yaml", BOMB, "its aliases stand for more than 1,000,000 values and characters"),
+        ("a.yaml", "".join(f"%TAG !{n}! x:\n" for n in range(20_000)) + "---\na: 1", "more than 100 times %TAG"),
         ("a.yaml", "a: " + "[" * 101 + "]" * 101, "nested too deeply: 100 levels are read"),
         ("a.json", '{"a":' * 2000 + "0" + "}" * 2000, "nested too deeply: 100 levels are read"),
         (
@@ -238,6 +240,16 @@ async def test_a_document_that_cannot_be_read_keeps_what_the_file_held(
         [line] = await kept(follower, {"default/one"})
         assert line["event"] == "manifest_unparsable"
         assert line["error"].startswith(reason)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("line_end", ["\n", "\r", "\x85", "\u2028"])
+def test_directives_are_bounded_in_every_encoding(encoding: str, line_end: str) -> None:
+    text = "".join(f"%TAG !{number}! x:{line_end}" for number in range(101)) + "---\na: 1\n"
+    with pytest.raises(ParseError, match="more than 100 times %TAG"):
+        parse(("\ufeff" + text).encode(encoding), is_json=False)
+    with pytest.raises(ParseError, match="more than 100 times %TAG"):
+        parse_yaml(text)
 
 
 SURROGATE = json.loads('"\\ud800"')

@@ -75,7 +75,7 @@ EVENTS = (
     Event("session affinity", service_of(9003, sessionAffinity="ClientIP"), "MODIFIED", IPVS),
     Event("an external IP", service_of(9004, sessionAffinity="ClientIP", externalIPs=["203.0.113.7"]), "MODIFIED",
           Work(14, 9, 1)),
-    Event("the whole Service goes", service_of(9005), "DELETED", Work(22, 4, 0)),
+    Event("the whole Service goes", service_of(9005), "DELETED", Work(15, 13, 0)),
 )  # fmt: skip
 
 

@@ -133,3 +133,14 @@ def test_members_are_written_as_ipset_writes_them() -> None:
     assert member_text(SetEntry(port=30080)) == "30080"
     assert member_text(entry._replace(source=packed("192.0.2.0"), prefix_length=24)) == "10.96.0.10,tcp:80,192.0.2.0/24"
     assert member_text(entry._replace(mark=0x2005)) == "10.96.0.10,tcp:80 mark 0x2005"
+
+
+def test_endpoint_that_is_a_virtual_ip_is_named() -> None:
+    web = service()
+    fragment, desired = planned(web, endpoint_slice(endpoint("10.244.0.1"), endpoint("10.96.0.10")))
+    state = service_state(
+        web, fragment, desired=desired, actual=KernelTables(), observed={VIP: None}, nodes={}, drains=[]
+    )
+    [omission] = state.omissions
+    assert (omission.where, omission.reason) == ("service default/web endpoint 10.96.0.10", "endpoint-is-a-virtual-ip")
+    assert "on the node itself" in omission.instead

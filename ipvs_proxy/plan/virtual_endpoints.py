@@ -1,0 +1,30 @@
+"""Endpoints that are virtual IPs: of another Service, or of their own.
+
+A Service without selector can name another one's cluster IP as its endpoint. Such an address is the node's own, so
+IPVS hands the connection to the node itself: it is refused there, or balanced in a circle. No proxy of this kind can
+serve it, and a packet filter shows nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.fragment import ServiceName
+from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.tables import RealServerKey, VirtualServer, text_of
+
+#: So many addresses of one Service are told.
+MAX_TOLD: Final = 50
+
+
+def at_virtual_ips(servers: Iterable[VirtualServer], virtual_ips: Collection[bytes]) -> set[RealServerKey]:
+    """Return the real servers whose address is one of the virtual IPs."""
+    return {key for server in servers for key in server.real_servers if key.address in virtual_ips}
+
+
+def omissions(name: ServiceName, found: Iterable[RealServerKey]) -> list[Omission]:
+    """Say it of a Service, once for each address; there is a bound."""
+    addresses = sorted({key.address for key in found})[:MAX_TOLD]
+    return [Omission(f"service {name} endpoint {text_of(address)}", Reason.VIRTUAL_ENDPOINT) for address in addresses]
