@@ -81,8 +81,8 @@ def test_the_node_is_as_it_was_before_the_agent_came(net: Topology, directory: P
     assert done.stdout.splitlines() == [
         f"removed {servers} virtual servers",
         f"removed the link kube-ipvs0 with {addresses} addresses",
-        "removed 14 chains and 11 jumps of IPv4 nf_tables",
-        "removed 14 chains and 11 jumps of IPv6 nf_tables",
+        "removed 18 chains and 15 jumps of IPv4 nf_tables",
+        "removed 18 chains and 15 jumps of IPv6 nf_tables",
         f"removed {sets} sets",
     ]
     assert witnessed(net) == before

@@ -32,7 +32,7 @@ DEAD = "10.244.1.77"
 GONE, FOREIGN = "10.96.9.9", "192.0.2.77"
 LEAKS = "Virtual servers and addresses that nobody wants, or that are missing"
 NEVER = ("--ipvs-sync-period", "600s")
-SOON = ("--ipvs-sync-period", "300ms")
+SOON = ("--ipvs-sync-period", "1s")
 TOLD: set[tuple[str, str]] = set()
 
 
