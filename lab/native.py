@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +30,9 @@ MAPPINGS = Path("/proc/sys/vm/max_map_count")
 #: page fault for ever.
 ENOUGH_MAPPINGS = 1 << 20
 
+#: Guests take turns with the processors; those of another run begin elsewhere.
+_ALLOWED = sorted(os.sched_getaffinity(0))
+_PROCESSORS = cycle(_ALLOWED[os.getpid() % len(_ALLOWED) :] + _ALLOWED[: os.getpid() % len(_ALLOWED)])
 #: What every command gets; nothing can be written beside the sources.
 _ENVIRONMENT = {"PATH": PATH, "HOME": "/tmp", "TERM": os.environ.get("TERM", "dumb"), "PYTHONDONTWRITEBYTECODE": "1"}
 #: The machine's files once more, read-only, without what others mount over them later.
@@ -104,8 +108,12 @@ def guest(
         input="fd:0" if interactive else "null",
     )
     process = subprocess.Popen(
-        # Whoever kills us, the guest goes with us; it is not part of our terminal's foreground, so that Ctrl-C is ours.
-        ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", boot],
+        [
+            *("taskset", "--cpu-list", str(next(_PROCESSORS))),
+            # Whoever kills us, the guest goes with us. It is not in our terminal's foreground, so that Ctrl-C is ours.
+            *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"),
+            *("sh", "-c", boot),
+        ],
         env={"PATH": PATH, "HOME": str(scratch), "TMPDIR": _memory()},
         stdin=None if interactive else subprocess.DEVNULL,
         stdout=output,
