@@ -1,7 +1,7 @@
 """How guests that run beside each other share out the ring, and how they tell what they have seen.
 
 Each has collected all tests. Before it runs a file it makes the file's directory in ``RING_SHARED``, which all of them
-see: whoever makes it has the file, and the others pass over it. Large files go first, so that none is late.
+see: whoever makes it has the file, and the others pass over it. What takes long goes first, so that none is late.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+#: Files that take longer than their size tells: a parameter of a fixture, or a loop, makes much of few lines.
+_LONG = frozenset(("test_tunnels.py", "test_start.py", "test_marks_of_others.py", "test_traffic_outside.py"))
+
 
 def shared_directory() -> Path | None:
     """Return the directory that the guests share, ``None`` if this run has all tests for itself."""
@@ -22,9 +25,9 @@ def shared_directory() -> Path | None:
 
 
 def in_order(items: list[pytest.Item]) -> None:
-    """Put the tests of large files first; the order within a file stays."""
+    """Put the tests of files that take long first, then those of large ones; the order within a file stays."""
     sizes = {path: path.stat().st_size for path in {item.path for item in items}}
-    items.sort(key=lambda item: (-sizes[item.path], str(item.path)))
+    items.sort(key=lambda item: (item.path.name not in _LONG, -sizes[item.path], str(item.path)))
 
 
 def run_claimed(session: pytest.Session, shared: Path) -> None:
