@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -191,14 +190,14 @@ async def follow_for_ever(
 ) -> None:
     """Hand rtnetlink's events to ``notice`` as they come; ``watch`` begins to listen.
 
-    Where listening fails it is begun again, and what was missed meanwhile is looked for.
+    Where listening fails it is begun again. What was missed before is looked for each time.
     """
     while True:
         try:
-            async for batch in watch():
+            batches = watch()
+            await notice([Event(Change.LOST)])
+            async for batch in batches:
                 await notice(batch)
         except FAULTS as error:
             log.error("repair_failed", error=str(error))
         await asyncio.sleep(LISTEN_AGAIN)
-        with suppress(*FAULTS):
-            await notice([Event(Change.LOST)])

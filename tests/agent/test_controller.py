@@ -629,6 +629,19 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_what_happened_before_it_listened_is_repaired_at_once(plane: FakeDataplane) -> None:
+    async def watch() -> AsyncIterator[list[Event]]:
+        await asyncio.Event().wait()
+        yield []
+
+    async with running(plane, WEB, SLICE) as rig:
+        plane.kernel.addresses.clear()
+        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
+        await rig.until(lambda: plane.kernel.addresses == {VIP.address})
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 class UnwalkedDict(dict[Any, Any]):
     """Fails when somebody goes through it all."""
 
