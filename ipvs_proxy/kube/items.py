@@ -14,13 +14,14 @@ from typing import Final
 from ipvs_proxy.kube.lines import HEAD, MAX_OBJECT, TooLong
 
 #: All up to the next bracket that is in no string (group 1), else to the end of the chunk, which may be within a string
-#: (group 2) and between a backslash and what it escapes (group 3). Linear, as nothing in it is tried twice.
+#: (group 2) and between a backslash and what it escapes (group 3). Linear: where strings that are complete end, one of
+#: these is. Not possessive, which before Python 3.11.5 is wrong where one is in another (gh-106052).
 _TO_BRACKET: Final = re.compile(
-    rb'[^"\[\]{}]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"\[\]{}]*+)*+(?:([\[\]{}])|("[^"\\]*+(?:\\.[^"\\]*+)*+(\\?))\Z|\Z)',
+    rb'[^"\[\]{}]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"\[\]{}]*)*(?:([\[\]{}])|("[^"\\]*(?:\\.[^"\\]*)*(\\?))\Z|\Z)',
     re.DOTALL,
 )
 #: The rest of a string that began in an earlier chunk, and its end, if that is there (group 1).
-_REST_OF_STRING: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+(?:(")|(\\?)\Z)', re.DOTALL)
+_REST_OF_STRING: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(?:(")|(\\?)\Z)', re.DOTALL)
 _OPENING, _OBJECT = b"[{", ord("{")
 #: What stands before the items, as far as it is looked back for.
 _ITEMS: Final = re.compile(rb'"items"\s*:\s*\[\Z')
