@@ -52,7 +52,7 @@ MAX_DIRECTIVES: Final = 100
 TOO_DEEP: Final = f"nested too deeply: {MAX_DEPTH} levels are read"
 _MARK: Final = b"\xef\xbb\xbf"
 #: A string, also one without end, or a bracket: matched in linear time whatever the bytes are.
-_JSON_TOKEN: Final = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[\]{}]', re.DOTALL)
+_JSON_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 #: In any encoding of YAML.
 _DIRECTIVE: Final = re.compile(rb"%\0?T\0?A\0?G")
 _JSON_DEPTHS: Final = {"[": 1, "{": 1, "]": -1, "}": -1}

@@ -8,10 +8,10 @@ from typing import Any, Final
 from ipvs_proxy.kube.texts import quote
 
 _UNITS: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART: Final = re.compile(r"(\d++(?:\.\d*+)?|\.\d++)(ns|us|µs|ms|s|m|h)", re.ASCII)
-#: Nothing is tried twice (possessive), so that time follows the length.
-_DURATION: Final = re.compile(rf"(?:{_PART.pattern})++", re.ASCII)
-#: Characters of a duration. Whoever may edit a Service may write 256 KiB into an annotation.
+_PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_DURATION: Final = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
+#: Characters of a duration. Whoever may edit a Service may write 256 KiB into an annotation, and the time to find out
+#: that it is none may grow with the square of the length.
 _MAX_LENGTH: Final = 1000
 #: Go keeps durations as nanoseconds in 64 bits.
 _LONGEST: Final = (2**63 - 1) / 1e9

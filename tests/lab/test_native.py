@@ -90,6 +90,8 @@ def test_whatever_ends_it_leaves_no_process(number: signal.Signals, tmp_path: Pa
             env=os.environ | {"RING_KERNEL": "native"},
             stdout=output,
             stderr=subprocess.DEVNULL,
+            # Who runs in the background of a script has it ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
     wait_until(lambda: ready.read_text() != "")
     guest = descendants(process.pid)
