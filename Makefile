@@ -7,6 +7,14 @@ RUN := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
 # uv takes a tenth of pip's time; where it cannot reach what pip is configured for, pip does it.
 INSTALL := install() { $(VENV)/bin/uv pip install --quiet --system-certs --python $(RUN) --editable "$$1" 2>.cache/uv.log || $(PIP) --editable "$$1"; }; install
+# Installs those of some Debian packages that are missing.
+debian = mkdir -p .cache; \
+    missing=$$(for name in $(1); do [ "$$(dpkg-query -Wf '$${db:Status-Status}' $$name 2>/dev/null)" = installed ] || echo $$name; done); \
+    if [ -n "$$missing" ]; then \
+        echo "setup: installing the Debian packages" $$missing; \
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >.cache/apt.log \
+        || { echo "setup: apt-get failed (it needs root), see .cache/apt.log" >&2; exit 1; }; \
+    fi
 PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack
 # One process for each processor; who is done takes from the others.
 BESIDE := --numprocesses auto --dist worksteal
@@ -30,14 +38,7 @@ help:
 setup: .cache/packages $(VENV)/ready
 
 .cache/packages: Makefile
-	@mkdir -p .cache
-	@missing=$$(for name in $(PACKAGES); do \
-	    [ "$$(dpkg-query -Wf '$${db:Status-Status}' $$name 2>/dev/null)" = installed ] || echo $$name; done); \
-	if [ -n "$$missing" ]; then \
-	    echo "setup: installing the Debian packages" $$missing; \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >.cache/apt.log \
-	    || { echo "setup: apt-get failed (it needs root), see .cache/apt.log" >&2; exit 1; }; \
-	fi
+	@$(call debian,$(PACKAGES))
 	@touch $@
 
 $(VENV)/ready: pyproject.toml .cache/packages
@@ -59,7 +60,7 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test: setup $(VENV)/compiled .cache/helm .cache/promtool .cache/browser $(IMAGE)
+test: setup $(VENV)/compiled .cache/helm .cache/promtool .cache/browser .cache/networkd $(IMAGE)
 	$(RUN) -m lab true
 	$(RUN) -m pytest tests --ignore=tests/ring $(BESIDE)
 	$(RUN) -m tests.ring
@@ -67,7 +68,7 @@ test: setup $(VENV)/compiled .cache/helm .cache/promtool .cache/browser $(IMAGE)
 pure: setup .cache/helm .cache/promtool .cache/browser
 	$(RUN) -m pytest tests --ignore=tests/ring --ignore=tests/image --ignore=tests/lab/test_native.py $(BESIDE)
 
-test-stock: setup $(VENV)/compiled $(IMAGE)
+test-stock: setup $(VENV)/compiled .cache/networkd $(IMAGE)
 	RING_KERNEL=stock $(RUN) -m tests.ring
 
 demo: setup
@@ -118,10 +119,12 @@ $(VENV)/with-image: $(VENV)/ready
 
 # For the tests of the page, which are to look at it as people do. libatomic1 is for what drives the browser.
 .cache/browser: | .cache/packages
-	@for name in chromium fonts-dejavu-core libatomic1; do \
-	    [ "$$(dpkg-query -Wf '$${db:Status-Status}' $$name 2>/dev/null)" = installed ] || set -- "$$@" $$name; done; \
-	if [ $$# -gt 0 ]; then echo "setup: installing the Debian packages $$*"; \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$$@" >.cache/apt.log; fi
+	@$(call debian,chromium fonts-dejavu-core libatomic1)
+	@touch $@
+
+# For the test of a host whose network manager takes all links.
+.cache/networkd: | .cache/packages
+	@$(call debian,systemd)
 	@touch $@
 
 # Only the one program, for the tests of the alerts: the package would start a server.
