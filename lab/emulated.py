@@ -39,8 +39,9 @@ _NOT_OF_THE_PACKAGES = (
 _GUEST = """\
 set -e
 echo "lab: booted $(uname -r)" >&2
+while read -r source place rest; do [ $place != /mnt ] || tag=$source; done </proc/mounts
 umount /mnt
-mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000,access=any virtme.initmount1 /mnt
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000,access=any $tag /mnt
 for place in proc sys dev run dev/shm; do mount --rbind /$place /mnt/$place; done
 for place in tmp var/tmp var/log; do mount -t tmpfs none /mnt/$place; done
 for name in checkout site; do
