@@ -66,6 +66,8 @@ TUNNELS = {
     "gre": {"both": "gre remote {IPv4[1]} local {IPv4[0]}"},
     "wireguard": {"both": "wireguard"},
 }
+#: Of the two ends of a tunnel.
+_LINK_LOCAL = {"node": "fe80::77:1", "peer": "fe80::77:2"}
 _WIREGUARD_PORT = 51820
 #: Private and public key of each end: the private ones are 32 ones and 32 twos, which keeps nothing secret.
 _WIREGUARD_KEYS = {
@@ -262,14 +264,19 @@ def _settings(place: str) -> list[str]:
 def _tunnel(kind: str, place: str, other: str) -> list[str]:
     """Give the ``ip`` commands for one end of a tunnel, and the routes of the other's pods through it."""
     own, ends = ADDRESSES[place], {family: (ADDRESSES[place][family], ADDRESSES[other][family]) for family in FAMILIES}
+    # An end of one that carries Ethernet is a gateway. Linux 6.1 takes none for IPv6 to which another link leads.
+    has_gateways = kind.startswith(("vxlan", "geneve"))
+    gateways = {"IPv4": f"via {ADDRESSES[other]['IPv4']} onlink", "IPv6": f"via {_LINK_LOCAL[other]}"}
     commands = []
     for carried, arguments in TUNNELS[kind].items():
         link = f"tunnel-{carried.lower()}"
         commands += [f"link add {link} type {arguments.format(**ends)}", *_with_addresses(link, own)]
+        if has_gateways:
+            commands.append(f"address add {_LINK_LOCAL[place]}/64 dev {link} nodad")
         for pod, family in ((pod, family) for pod, hub in _UPLINKS.items() for family in FAMILIES):
             if pod.startswith("pod") and _UPLINKS[pod] == other and carried in {"both", family}:
-                via = f" via {ADDRESSES[other][family]}" * kind.startswith(("vxlan", "geneve"))
-                commands.append(f"route replace {ADDRESSES[pod][family]}{via} dev {link}{' onlink' * bool(via)}")
+                gateway = gateways[family] if has_gateways else ""
+                commands.append(f"route replace {ADDRESSES[pod][family]} dev {link} {gateway}")
     return commands
 
 
