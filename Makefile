@@ -127,11 +127,12 @@ $(VENV)/with-image: $(VENV)/ready
 	@$(call debian,systemd)
 	@touch $@
 
-# Only the one program, for the tests of the alerts: the package would start a server.
+# Only the one program, for the tests of the alerts: the package would start a server. Debian 13 has one for it alone.
 .cache/promtool: | .cache/packages
 	@echo "setup: promtool into .cache"
 	@mkdir -p .cache/prometheus
-	@cd .cache/prometheus && fetch='apt-get -o APT::Sandbox::User=root -qq download prometheus' && { $$fetch || { apt-get update -qq && $$fetch; }; }
-	@dpkg-deb --fsys-tarfile .cache/prometheus/prometheus_*.deb | tar -C .cache/prometheus -x ./usr/bin/promtool
+	@cd .cache/prometheus && download='apt-get -o APT::Sandbox::User=root -qq download'; \
+	fetch() { $$download promtool 2>/dev/null || $$download prometheus; }; fetch || { apt-get update -qq && fetch; }
+	@dpkg-deb --fsys-tarfile .cache/prometheus/prom*_*.deb | tar -C .cache/prometheus -x ./usr/bin/promtool
 	@install -m 755 .cache/prometheus/usr/bin/promtool $@
 	@rm -r .cache/prometheus
