@@ -27,11 +27,15 @@ from lab.packages import install
 #: The kernel, the emulator, and what virtme-ng makes an initial file system with.
 PACKAGES = ("linux-image-amd64", "qemu-system-x86", "busybox-static", "udev", "zstd", "cpio")
 PATH = "/tmp/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: What of the checkout, and of the virtual environment, the guest does not need; RING_WITH_API=1 takes the API's client
+#: What of the checkout, and of the virtual environment, the guest does not need; RING_WITH_API=1 takes the API's models
 #: along.
 _NOT_OF_THE_CHECKOUT = ("./.venv", "./.git", "./.cache", "./.*_cache", "./.hypothesis", "./dist")
 _NOT_OF_THE_PACKAGES = (
-    *(() if os.environ.get("RING_WITH_API") else ("kubernetes_asyncio",)),
+    *(
+        ()
+        if os.environ.get("RING_WITH_API")
+        else ("./kubernetes_asyncio/client/models", "./kubernetes_asyncio/client/api")
+    ),
     *("mypy", "mypyc", "mypy*.so", "*__mypyc*.so", "ruff", "grimp", "importlinter", "pip", "setuptools", "virtme*"),
     *("kubernetes_validate", "matplotlib", "numpy*", "PIL", "pillow*", "fontTools", "playwright"),
 )

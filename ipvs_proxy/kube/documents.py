@@ -122,7 +122,7 @@ def _type_of(mode: int) -> str:
 
 
 def parse(content: bytes, *, is_json: bool) -> list[Any]:
-    """Return the documents of a file; JSON may be nested as deeply as the interpreter bears.
+    """Return the documents of a file.
 
     Raises:
         ParseError: it cannot be read, or is beyond a bound; with the line where known.
@@ -181,11 +181,6 @@ def parse_json(text: str) -> Parsed:
             duplicates.extend(_twice([key for key, _ in pairs]))
         return found
 
-    depth = 0
-    for token in _JSON_TOKEN.finditer(text):
-        depth += _JSON_DEPTHS.get(token[0], 0)
-        if depth > MAX_DEPTH:
-            raise ParseError(TOO_DEEP)
     return Parsed([_load_json(text.encode("utf-8", "surrogatepass"), mapping)], duplicates)
 
 
@@ -230,6 +225,15 @@ def _finite(number: str | float) -> float:
     if not math.isfinite(found := float(number)):
         raise ValueError(f"{quote(str(number), 40)} is no number")
     return found
+
+
+def _check_depth(text: str) -> None:
+    """Refuse what is nested too deeply; how much an interpreter bears depends on its version."""
+    depth = 0
+    for token in _JSON_TOKEN.finditer(text):
+        depth += _JSON_DEPTHS.get(token[0], 0)
+        if depth > MAX_DEPTH:
+            raise ParseError(TOO_DEEP)
 
 
 class _Loader(SafeLoader):
