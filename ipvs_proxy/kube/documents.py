@@ -211,6 +211,7 @@ def _load_list(content: bytes) -> dict[str, Any] | None:
 def _load_json(content: bytes, hook: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None) -> Any:
     try:
         text = content.removeprefix(_MARK).decode()
+        _check_depth(text)
         return json.loads(text, object_pairs_hook=hook, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
         raise ParseError(TOO_DEEP) from None
