@@ -22,6 +22,8 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
+from ipvs_proxy.plan.addresses import parse_address
+
 #: What anybody may read.
 OPEN_PATHS: Final = frozenset({"/metrics", "/healthz", "/healthz/ping", "/proxyMode"})
 #: RFC 9110, 7.2: a name or an address, and a port.
@@ -67,7 +69,7 @@ def is_own(host: str, names: Collection[str]) -> bool:
     if found is None:
         return False
     name = found[1].strip("[]").lower().removesuffix(".")
-    return name == "localhost" or name in names or _is_address(name)
+    return name == "localhost" or name in names or parse_address(name) is not None
 
 
 def refuse(status: HTTPStatus, text: str) -> web.Response:
@@ -82,11 +84,3 @@ def _is_loopback(text: str) -> bool:
     address = ip_address(text.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return (mapped or address).is_loopback
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -9,22 +9,15 @@ import pytest
 from ipvs_proxy.agent.health import HealthTracker
 from ipvs_proxy.kube.objects import Node, NodeSpec, ObjectMeta, Taint
 from ipvs_proxy.plan.tables import Family
+from tests.support.clock import Clock
 from tests.support.objects import EPOCH
 
 NODE = Node(ObjectMeta("node"))
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_795_000_000.25
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_795_000_000.25)
 
 
 @pytest.fixture

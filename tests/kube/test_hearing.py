@@ -16,23 +16,16 @@ from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.plan.tables import Family
 from tests.kube.test_reflector import Recorder
 from tests.support.apiserver import ApiServer, PlainTransport, status
+from tests.support.clock import Clock
 
 RESOURCES = (SERVICES, ENDPOINT_SLICES, own_node("node"))
 KINDS = [resource.kind for resource in RESOURCES]
 EXPIRED = RefusedError(401, 0.0, "Unauthorized")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 5000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(5000.0)
 
 
 @pytest.fixture

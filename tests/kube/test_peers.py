@@ -10,19 +10,12 @@ from contextlib import ExitStack
 import pytest
 
 from ipvs_proxy.kube.peers import LIMIT, REMEMBERED, Peer, Peers, follow_peers
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture
