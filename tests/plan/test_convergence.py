@@ -21,7 +21,7 @@ from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, touch, unsettled, unwanted
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
-from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.marks import Marks, corrections
 from ipvs_proxy.plan.memory import Memory
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
@@ -240,13 +240,17 @@ class Convergence(RuleBasedStateMachine):
         for family in Family:
             self.marks.restore(self.kernel.sets[set_name(INTERNAL, family)])
         self.mirror, self.trusted, self.pending = self.kernel.read(), True, Touched()
+        before = len(self.kernel.log)
+        # First of all, marks that were written in part are spelled right, as ``Programmer.take_over_frame`` does.
+        for operation in corrections(self.mirror.entries):
+            assert self.kernel.apply(operation) == 0, operation
+            self.mirror.record([operation])
         touched = Touched()
         for name in order:
             if name in self.services:
                 # Not as before: of two Services with the same address only one has its mark in a set.
                 self.fragments[name] = self.plan(name)
                 touched.add(self.desired.replace(name, self.fragments[name]))
-        before = len(self.kernel.log)
         self.run_round(touched)
         self.run_round(self.everything_that_differs())
         # A Service that lost its addresses to another has a mark that no set remembers.
