@@ -20,16 +20,16 @@ from http import HTTPStatus
 from aiohttp import web
 
 from bench.rig import FAMILIES, Rig
-from ipvs_proxy.agent.health import HealthTracker
-from ipvs_proxy.agent.history import History
-from ipvs_proxy.agent.server import metrics_application
-from ipvs_proxy.agent.settings import Settings
-from ipvs_proxy.agent.settings_values import ServiceMetrics
-from ipvs_proxy.agent.state_server import add_state
-from ipvs_proxy.agent.traffic import ServiceTraffic
-from ipvs_proxy.agent.view import View
-from ipvs_proxy.kernel.ipvs import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.agent.observe.health import HealthTracker
+from ipvs_proxy.agent.observe.history import History
+from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
+from ipvs_proxy.agent.web.server import metrics_application
+from ipvs_proxy.agent.web.state_pages import add_state
+from ipvs_proxy.agent.web.view import View
+from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey
+from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.values import ServiceMetrics
 
 #: What is asked for in turn, by the name in the table: number ``%d`` changes from turn to turn.
 PAGES: Mapping[str, str] = {

@@ -20,8 +20,8 @@ from typing import Any
 from bench import cluster
 from bench.looking import InMemory, looked_at, served
 from bench.rig import NoKernel, Rig, percentile
-from ipvs_proxy.agent.settings_values import ServiceMetrics
-from ipvs_proxy.agent.traffic import ServiceTraffic
+from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
+from ipvs_proxy.settings.values import ServiceMetrics
 
 CHANGES = 500
 #: Seconds between two changes beside somebody who looks: they meet every page in every state.

@@ -22,24 +22,24 @@ import structlog
 from bench.api_server import PIECE, streams
 from bench.cluster import NODE
 from ipvs_proxy.agent.assembly import GC_THRESHOLD
-from ipvs_proxy.agent.controller import Controller
-from ipvs_proxy.agent.drain import Drains, end_drains_for_ever, watch_writes
-from ipvs_proxy.agent.health import HealthTracker
-from ipvs_proxy.agent.history import History
-from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.node_facts import NodeFacts
-from ipvs_proxy.agent.programmer import Kernel, Programmer
-from ipvs_proxy.agent.reports import Reports
+from ipvs_proxy.agent.observe.health import HealthTracker
+from ipvs_proxy.agent.observe.history import History
+from ipvs_proxy.agent.observe.metrics import Metrics
+from ipvs_proxy.agent.observe.reports import Reports
 from ipvs_proxy.agent.run import START_GC_THRESHOLD, SWITCH_INTERVAL
-from ipvs_proxy.agent.stale_flows import StaleFlows
-from ipvs_proxy.kernel.addresses import Addresses
+from ipvs_proxy.agent.sync.controller import Controller
+from ipvs_proxy.agent.sync.drains import Drains, end_drains_for_ever, watch_writes
+from ipvs_proxy.agent.sync.kernel_writer import Kernel, Programmer
+from ipvs_proxy.agent.sync.node_facts import NodeFacts
+from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
-from ipvs_proxy.kernel.ipvs import Ipvs
-from ipvs_proxy.kernel.leftovers import Leftovers
-from ipvs_proxy.kernel.sets import Sets
-from ipvs_proxy.kernel.socket import NetlinkSocket
+from ipvs_proxy.kernel.filter.ipset.table import Sets
+from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.kernel.ipvs.table import Ipvs
+from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.reflector import Response, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.netlink.socket import NetlinkSocket
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.sets import definitions

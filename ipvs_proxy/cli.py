@@ -12,13 +12,13 @@ from typing import Any, Final
 import click
 
 from ipvs_proxy import __version__
-from ipvs_proxy.agent.settings import Settings, SettingsError
-from ipvs_proxy.agent.settings_document import note_lines, write_file
-from ipvs_proxy.agent.settings_file import read_settings
-from ipvs_proxy.agent.settings_table import SETTINGS, SETTINGS_BY_GROUP, Setting
-from ipvs_proxy.agent.settings_values import SWITCH
 from ipvs_proxy.commands.ask import DEFAULT_ADDRESS
 from ipvs_proxy.commands.cli import completion, debug_bundle, diff, doctor, explain, services, status
+from ipvs_proxy.settings.document import note_lines, write_file
+from ipvs_proxy.settings.file import read_settings
+from ipvs_proxy.settings.merge import Settings, SettingsError
+from ipvs_proxy.settings.table import SETTINGS, SETTINGS_BY_GROUP, Setting
+from ipvs_proxy.settings.values import SWITCH
 
 _EXAMPLES = """\b
 Examples:
@@ -185,7 +185,7 @@ def check(config: Path | None, output: str) -> None:
 
     Exit status: 0 if the node is ready, 2 if something stands in the way, 1 if the node or FILE cannot be read.
     """
-    from ipvs_proxy.agent.migrate import check as check_node  # noqa: PLC0415
+    from ipvs_proxy.commands.migrate import check as check_node  # noqa: PLC0415
 
     sys.exit(check_node(config, as_json=output == "json"))
 
@@ -241,7 +241,7 @@ def _tell_notes(settings: Settings) -> None:
 
 
 def _clean(**how: Any) -> int:
-    from ipvs_proxy.agent.cleanup import run as clean_node  # noqa: PLC0415
+    from ipvs_proxy.commands.cleanup import run as clean_node  # noqa: PLC0415
 
     return clean_node(**how)
 

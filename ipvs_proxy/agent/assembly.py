@@ -12,37 +12,35 @@ from typing import Any
 
 import structlog
 
-from ipvs_proxy.agent.audit import Audit, audit_for_ever, follow_for_ever
-from ipvs_proxy.agent.controller import Controller
-from ipvs_proxy.agent.dead_nodes import DeadNodes
-from ipvs_proxy.agent.drain import Drains, Looks, end_drains_for_ever, watch_writes
-from ipvs_proxy.agent.forwarding import warn_of_forwarding
-from ipvs_proxy.agent.health import HealthTracker
-from ipvs_proxy.agent.history import History
-from ipvs_proxy.agent.kernel_settings import open_tables, set_kernel
-from ipvs_proxy.agent.listener import Doorkeeper
 from ipvs_proxy.agent.local_detection import adapt_rules
-from ipvs_proxy.agent.logs import set_verbosity
-from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.node_facts import NodeFacts
-from ipvs_proxy.agent.programmer import Programmer
+from ipvs_proxy.agent.observe.health import HealthTracker
+from ipvs_proxy.agent.observe.history import History
+from ipvs_proxy.agent.observe.logs import set_verbosity
+from ipvs_proxy.agent.observe.metrics import Metrics
+from ipvs_proxy.agent.observe.reports import Reports, report_refused_health_check, watch_health_for_ever
+from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
+from ipvs_proxy.agent.observe.standard_error import dropped_lines
+from ipvs_proxy.agent.open_kernel import open_tables, set_kernel
 from ipvs_proxy.agent.reload import follow_configuration
-from ipvs_proxy.agent.reports import Reports, report_refused_health_check, watch_health_for_ever
-from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
-from ipvs_proxy.agent.service_health import ServiceHealth
-from ipvs_proxy.agent.settings import Settings
-from ipvs_proxy.agent.stale_flows import StaleFlows
-from ipvs_proxy.agent.standard_error import dropped_lines
-from ipvs_proxy.agent.state_server import add_state
-from ipvs_proxy.agent.traffic import ServiceTraffic
-from ipvs_proxy.agent.view import View
-from ipvs_proxy.agent.virtual_endpoints import VirtualEndpoints
+from ipvs_proxy.agent.sync.audit import Audit, audit_for_ever, follow_for_ever
+from ipvs_proxy.agent.sync.controller import Controller
+from ipvs_proxy.agent.sync.dead_nodes import DeadNodes
+from ipvs_proxy.agent.sync.drains import Drains, Looks, end_drains_for_ever, watch_writes
+from ipvs_proxy.agent.sync.forwarding import warn_of_forwarding
+from ipvs_proxy.agent.sync.kernel_writer import Programmer
+from ipvs_proxy.agent.sync.node_facts import NodeFacts
+from ipvs_proxy.agent.sync.stale_flows import StaleFlows
+from ipvs_proxy.agent.sync.virtual_endpoints import VirtualEndpoints
+from ipvs_proxy.agent.web.listener import Doorkeeper
+from ipvs_proxy.agent.web.server import health_application, metrics_application, serve_for_ever
+from ipvs_proxy.agent.web.service_health import ServiceHealth
+from ipvs_proxy.agent.web.state_pages import add_state
+from ipvs_proxy.agent.web.view import View
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.host_addresses import HostAddresses
-from ipvs_proxy.kernel.ipvs import Ipvs
-from ipvs_proxy.kernel.ipvs_connections import open_among
-from ipvs_proxy.kernel.monitor import Change, Event, Monitor
-from ipvs_proxy.kernel.preflight import Host
+from ipvs_proxy.kernel.ipvs.connections import open_among
+from ipvs_proxy.kernel.ipvs.table import Ipvs
+from ipvs_proxy.kernel.links.host_addresses import HostAddresses
+from ipvs_proxy.kernel.links.monitor import Change, Event, Monitor
 from ipvs_proxy.kube.client import Client, connect
 from ipvs_proxy.kube.events import Events
 from ipvs_proxy.kube.hearing import Hearing
@@ -52,10 +50,12 @@ from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.kube.peers import follow_peers
 from ipvs_proxy.kube.reflector import NOBODY, Observer, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
+from ipvs_proxy.node.requirements import Host
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.tables import Family, text_of
+from ipvs_proxy.settings.merge import Settings
 
 log = structlog.get_logger(__name__)
 

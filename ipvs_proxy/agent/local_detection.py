@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 
-from ipvs_proxy.agent.settings import Settings
-from ipvs_proxy.kernel.iptables_render import Interface, RuleSettings
-from ipvs_proxy.kernel.rules import Rules
+from ipvs_proxy.kernel.filter.iptables.rules import Rules
 from ipvs_proxy.kube.objects import Node
+from ipvs_proxy.plan.masquerading import Interface, RuleSettings
 from ipvs_proxy.plan.node_addresses import pod_cidr
 from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.settings.merge import Settings
 
 
 def rule_settings(settings: Settings, family: Family, node: Node | None) -> RuleSettings:

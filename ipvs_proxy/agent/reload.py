@@ -16,9 +16,9 @@ from typing import Final
 
 import structlog
 
-from ipvs_proxy.agent.settings import Settings, SettingsError
-from ipvs_proxy.agent.settings_document import changes
-from ipvs_proxy.agent.settings_table import SETTINGS
+from ipvs_proxy.settings.document import changes
+from ipvs_proxy.settings.merge import Settings, SettingsError
+from ipvs_proxy.settings.table import SETTINGS
 
 log = structlog.get_logger(__name__)
 

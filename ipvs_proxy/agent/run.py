@@ -20,15 +20,15 @@ from typing import Any
 import structlog
 
 from ipvs_proxy import __version__
-from ipvs_proxy.agent.listener import raise_descriptor_limit
-from ipvs_proxy.agent.logs import configure, end_of_log, never_wait
-from ipvs_proxy.agent.loop_delay import LoopDelay
-from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.agent.observe.logs import configure, end_of_log, never_wait
+from ipvs_proxy.agent.observe.loop_delay import LoopDelay
 from ipvs_proxy.agent.start import Stopped, prepare, start
-from ipvs_proxy.kernel import presence
-from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.agent.web.listener import raise_descriptor_limit
 from ipvs_proxy.kube.client import ConnectError
 from ipvs_proxy.kube.manifests import ManifestsError
+from ipvs_proxy.netlink.errors import Unusable
+from ipvs_proxy.node import instances
+from ipvs_proxy.settings.merge import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -98,8 +98,8 @@ async def _run(
         log.warning(event, **fields)
     _protect_from_memory_pressure(settings.oom_score_adj)
     # Held as long as this process lives: no cleanup meanwhile.
-    announced = presence.announce()
-    if presence.count() > (announced is not None):
+    announced = instances.announce()
+    if instances.count() > (announced is not None):
         log.warning("another_agent_is_running", reason="two agents on one node undo each other's work")
     try:
         agent = await start(settings, stop)

@@ -13,13 +13,13 @@ from typing import Final, TypeVar
 import structlog
 
 from ipvs_proxy.agent.assembly import Agent, connect_to_api
-from ipvs_proxy.agent.kernel_settings import prepare_kernel
-from ipvs_proxy.agent.settings import Settings
-from ipvs_proxy.kernel import preflight
+from ipvs_proxy.agent.open_kernel import prepare_kernel
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.errors import Unusable, is_passing
-from ipvs_proxy.kernel.netlink import MalformedMessage
-from ipvs_proxy.kernel.preflight import Host
+from ipvs_proxy.netlink.errors import Unusable, is_passing
+from ipvs_proxy.netlink.wire import MalformedMessage
+from ipvs_proxy.node import requirements
+from ipvs_proxy.node.requirements import Host
+from ipvs_proxy.settings.merge import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ async def prepare(settings: Settings, stop: asyncio.Event | None = None) -> tupl
     """Check the node and set what needs more rights than the rest. Raises as ``start`` does."""
 
     async def check() -> Host:
-        return preflight.check()
+        return requirements.check()
 
     async def open_kernel() -> Dataplane:
         return prepare_kernel(settings, host)

@@ -21,8 +21,8 @@ from ipvs_proxy import __version__
 from ipvs_proxy.commands import ask
 from ipvs_proxy.commands.doctor import examine
 from ipvs_proxy.commands.text import document
-from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.iptables import installed_variants
+from ipvs_proxy.kernel.filter.iptables.programs import installed_variants
+from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.tables import Family
 from ipvs_proxy.state.documents import NodeState
 

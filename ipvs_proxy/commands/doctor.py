@@ -1,6 +1,7 @@
 """``ipvs-proxy doctor``: what on this node keeps, or may keep, Services from working, each with its remedy.
 
-Judging is pure; what is judged comes from ``kernel.survey`` and ``kernel.checkup``, and from the agent if one answers.
+Judging is pure; what is judged comes from ``node.inventory`` and ``node.host_facts``, and from the
+agent if one answers.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from typing import Final
 from ipvs_proxy.commands import ask
 from ipvs_proxy.commands.interference import interferences
 from ipvs_proxy.commands.text import document, several, wrapped
-from ipvs_proxy.kernel.checkup import Checkup, check
-from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.others_rules import Effect
-from ipvs_proxy.kernel.survey import Survey, survey
+from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
+from ipvs_proxy.netlink.errors import Unusable
+from ipvs_proxy.node.host_facts import Checkup, check
+from ipvs_proxy.node.inventory import Survey, survey
 from ipvs_proxy.plan.tables import Family, Protocol, family_of
 from ipvs_proxy.state.documents import Document, NodeState
 

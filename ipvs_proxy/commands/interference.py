@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from ipvs_proxy.kernel.iptables_render import SERVICES
-from ipvs_proxy.kernel.others_rules import WAYS, Destinations, Effect, Encounter, look
-from ipvs_proxy.kernel.rule_text import INPUT
-from ipvs_proxy.kernel.survey import Survey
+from ipvs_proxy.kernel.filter.iptables.foreign_rules import WAYS, Destinations, Effect, Encounter, look
+from ipvs_proxy.kernel.filter.iptables.render import SERVICES
+from ipvs_proxy.kernel.filter.iptables.rule_text import INPUT
+from ipvs_proxy.node.inventory import Survey
 from ipvs_proxy.plan.tables import VirtualServerKey, family_of
 
 #: So many findings are told of the rules of one family in one variant.

@@ -10,16 +10,16 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from ipvs_proxy.agent.dry_run import find_changes
-from ipvs_proxy.agent.settings import Settings, SettingsError, effective
-from ipvs_proxy.agent.settings_file import read_settings, read_text
-from ipvs_proxy.agent.settings_table import SETTINGS
 from ipvs_proxy.commands.ask import NoAnswer, fetch
 from ipvs_proxy.commands.changes import changes_text
+from ipvs_proxy.commands.dry_run import find_changes
 from ipvs_proxy.commands.text import document
-from ipvs_proxy.kernel.errors import Unusable
 from ipvs_proxy.kube.client import ConnectError
 from ipvs_proxy.kube.manifests import ManifestsError
+from ipvs_proxy.netlink.errors import Unusable
+from ipvs_proxy.settings.file import read_settings, read_text
+from ipvs_proxy.settings.merge import Settings, SettingsError, effective
+from ipvs_proxy.settings.table import SETTINGS
 
 NOTHING, ERROR, DIFFERENT = 0, 1, 2
 #: The flags that a configuration file replaces.

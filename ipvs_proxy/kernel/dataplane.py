@@ -13,11 +13,11 @@ from errno import EADDRNOTAVAIL, ECANCELED, EEXIST, ENOENT, ESRCH
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from ipvs_proxy.kernel.addresses import Addresses
-from ipvs_proxy.kernel.ipvs import Connections, Ipvs
-from ipvs_proxy.kernel.leftovers import Leftovers
-from ipvs_proxy.kernel.rules import Rules
-from ipvs_proxy.kernel.sets import Sets, describe_error
+from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
+from ipvs_proxy.kernel.filter.iptables.rules import Rules
+from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.kernel.ipvs.table import Connections, Ipvs
+from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Family,

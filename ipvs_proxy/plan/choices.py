@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from ipvs_proxy.plan.endpoints import Endpoints, State
-from ipvs_proxy.plan.memory import PortMemory
 from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.slice_cache import PortMemory
 from ipvs_proxy.plan.tables import ACTIVE, RealServer, RealServerKey
 
 

@@ -20,10 +20,10 @@ from ipvs_proxy.plan.endpoints import PROTOCOLS, Gathered, Omission, PortKey, ga
 from ipvs_proxy.plan.exposures import expose
 from ipvs_proxy.plan.fragment import YOUNGEST, Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.memory import Memory
-from ipvs_proxy.plan.ports import FamilyPlan, plan_port
 from ipvs_proxy.plan.reach import may_be_cluster_ip
 from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.service_ports import FamilyPlan, plan_port
+from ipvs_proxy.plan.slice_cache import Memory
 from ipvs_proxy.plan.tables import Family, Protocol, text_of
 
 #: Label that hands a Service to another proxy, with whatever value (Kubernetes documentation, "well-known labels").

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from ipvs_proxy.kernel.others_rules import WAYS, Destinations, Effect, Encounter, look
-from ipvs_proxy.kernel.rule_text import OUTPUT, PREROUTING
+from ipvs_proxy.kernel.filter.iptables.foreign_rules import WAYS, Destinations, Effect, Encounter, look
+from ipvs_proxy.kernel.filter.iptables.rule_text import OUTPUT, PREROUTING
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.tables import VirtualServerKey
 

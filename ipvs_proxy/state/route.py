@@ -1,9 +1,9 @@
 """What a new connection from somewhere to a virtual server's address meets: the way through rules, sets and IPVS.
 
-The steps follow the rules of ``kernel.iptables_render`` in their order; what decides is what the kernel's tables hold,
-not what is desired. Rules of others are looked at where they come before IPVS in the tables raw, mangle and nat (see
-``encounters``); network policies, which are in filter, are not. Tables may change meanwhile: they are copied in one
-step before they are gone through.
+The steps follow the packet rules in their order (``kernel.filter.iptables.render``); what decides is what the kernel's
+tables hold, not what is desired. Rules of others are looked at where they come before IPVS in the tables raw, mangle
+and nat (see ``encounters``); network policies, which are in filter, are not. Tables may change meanwhile: they are
+copied in one step before they are gone through.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 from typing import Final
 
-from ipvs_proxy.kernel.iptables_render import Interface, RuleSettings
-from ipvs_proxy.kernel.others_rules import Effect
+from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import mark_key
+from ipvs_proxy.plan.masquerading import Interface, RuleSettings
 from ipvs_proxy.plan.node_addresses import is_confined
 from ipvs_proxy.plan.tables import Protocol, RealServerKey, SetEntry, VirtualServerKey, family_of, text_of
 from ipvs_proxy.state.encounters import meet

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ipvs_proxy.agent.access import is_local, is_own
-from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.server import metrics_application
-from ipvs_proxy.agent.settings import Settings, effective
+from ipvs_proxy.agent.observe.metrics import Metrics
+from ipvs_proxy.agent.web.access import is_local, is_own
+from ipvs_proxy.agent.web.server import metrics_application
 from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.settings.merge import Settings, effective
 from tests.agent.test_server import serving
 
 OPEN = ["/metrics", "/healthz", "/healthz/ping", "/proxyMode"]
@@ -114,7 +114,7 @@ async def test_web_site_that_leads_its_name_here_reads_nothing() -> None:
 async def test_only_what_kube_proxys_users_scrape_is_answered_beyond_the_loopback(
     exposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.access.is_local", lambda _: False)
+    monkeypatch.setattr("ipvs_proxy.agent.web.access.is_local", lambda _: False)
     application = metrics_application(Metrics(tuple(Family)), settings=lambda: settings(expose_state=str(exposed)))
     async with serving(application) as url, asyncio.timeout(10):
         for path in OPEN:

@@ -13,18 +13,18 @@ import pytest
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent import retries
-from ipvs_proxy.agent.audit import Audit, follow_for_ever
-from ipvs_proxy.agent.controller import KINDS, Controller
-from ipvs_proxy.agent.drain import Drains, Outcome, watch_writes
-from ipvs_proxy.agent.health import HealthTracker
-from ipvs_proxy.agent.history import History
-from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.node_facts import NodeFacts
-from ipvs_proxy.agent.programmer import Programmer
-from ipvs_proxy.agent.reports import Reports
-from ipvs_proxy.kernel.monitor import Change as Happened
-from ipvs_proxy.kernel.monitor import Event
+from ipvs_proxy.agent.observe.health import HealthTracker
+from ipvs_proxy.agent.observe.history import History
+from ipvs_proxy.agent.observe.metrics import Metrics
+from ipvs_proxy.agent.observe.reports import Reports
+from ipvs_proxy.agent.sync import retries
+from ipvs_proxy.agent.sync.audit import Audit, follow_for_ever
+from ipvs_proxy.agent.sync.controller import KINDS, Controller
+from ipvs_proxy.agent.sync.drains import Drains, Outcome, watch_writes
+from ipvs_proxy.agent.sync.kernel_writer import Programmer
+from ipvs_proxy.agent.sync.node_facts import NodeFacts
+from ipvs_proxy.kernel.links.monitor import Change as Happened
+from ipvs_proxy.kernel.links.monitor import Event
 from ipvs_proxy.kube.events import Regarding
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service, ServicePort
 from ipvs_proxy.kube.store import Change
@@ -164,7 +164,7 @@ async def test_services_are_planned_while_slices_still_come_and_again_only_if_th
         planned.append(found.metadata.name)
         return plan_service(found, *arguments)
 
-    monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", counting)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", counting)
     task = asyncio.create_task(rig.controller.run())
     names = ["web", "api", "late"]
     rig.add(*(service(name, cluster_ip=f"10.96.0.{number}") for number, name in enumerate(names, 10)))
@@ -196,7 +196,7 @@ async def test_services_are_planned_while_slices_still_come_and_again_only_if_th
 async def test_of_many_that_were_planned_ahead_each_is_programmed_as_it_was_last(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.controller.BATCH", 3)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.BATCH", 3)
     rig = Rig(plane)
     task = asyncio.create_task(rig.controller.run())
     dns = service("kube-dns", namespace="kube-system", cluster_ip="10.96.0.2")
@@ -230,7 +230,7 @@ async def test_of_many_that_were_planned_ahead_each_is_programmed_as_it_was_last
 async def test_kernel_that_was_read_long_before_all_is_known_is_read_again(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.controller.TAKE_OVER_AGAIN", 0.0)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.TAKE_OVER_AGAIN", 0.0)
     async with running(plane, WEB, SLICE):
         assert plane.calls["read_virtual_servers"] == 2
 
@@ -270,7 +270,7 @@ async def test_change_of_one_endpoint_writes_only_that_and_reads_nothing(plane: 
 async def test_comparing_many_virtual_servers_lets_others_run_in_between(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.programmer.COMPARED_AT_ONCE", 10)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.kernel_writer.COMPARED_AT_ONCE", 10)
     many = [service(f"a{number}", cluster_ip=f"10.97.0.{number}") for number in range(100)]
     async with running(plane, *many) as rig:
         turns = 0
@@ -602,7 +602,7 @@ async def test_service_that_cannot_be_planned_harms_no_other(
             raise RuntimeError("a bug")
         return plan_service(item, slices, context, *memory)
 
-    monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", plan)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", plan)
     with capture_logs() as logs:
         async with running(plane, service("cursed", cluster_ip="10.96.0.11"), WEB, SLICE):
             assert set(plane.kernel.virtual_servers) == {VIP}
@@ -612,7 +612,7 @@ async def test_service_that_cannot_be_planned_harms_no_other(
 async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repaired(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.audit.LISTEN_AGAIN", 0.01)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.audit.LISTEN_AGAIN", 0.01)
     begun = []
 
     async def watch() -> AsyncIterator[list[Event]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.dead_nodes import ANSWER_AGE, ASKED_AT_ONCE, DeadNodes, is_dead
+from ipvs_proxy.agent.sync.dead_nodes import ANSWER_AGE, ASKED_AT_ONCE, DeadNodes, is_dead
 from ipvs_proxy.kube.objects import Node, NodeSpec, ObjectMeta, Taint
 
 

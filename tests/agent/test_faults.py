@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 from msgspec import structs
 
-from ipvs_proxy.agent import controller as controller_module
+from ipvs_proxy.agent.sync import controller as controller_module
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
@@ -228,7 +228,7 @@ async def test_health_check_that_was_planned_stays_if_the_next_plan_fails(
             raise RuntimeError("never meant to happen")
         return plan_service(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", failing)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", failing)
     task = asyncio.create_task(rig.controller.run())
     rig.add(balanced, SLICE)
     for kind in ("Node", "Service"):

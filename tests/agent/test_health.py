@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ipvs_proxy.agent.health import HealthTracker
+from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.kube.objects import Node, NodeSpec, ObjectMeta, Taint
 from ipvs_proxy.plan.tables import Family
 from tests.support.clock import Clock

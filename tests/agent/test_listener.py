@@ -16,7 +16,7 @@ import pytest
 import structlog
 from aiohttp import web
 
-from ipvs_proxy.agent.listener import Doorkeeper, Listener
+from ipvs_proxy.agent.web.listener import Doorkeeper, Listener
 
 #: Everything that is not HTTP, or no longer.
 GARBAGE = {
@@ -164,7 +164,7 @@ async def test_fault_of_ours_is_logged_but_not_as_often_as_a_client_likes() -> N
 FEW_DESCRIPTORS = """
 import asyncio, json, resource, sys
 import structlog
-from ipvs_proxy.agent.listener import Doorkeeper
+from ipvs_proxy.agent.web.listener import Doorkeeper
 from ipvs_proxy.agent.service_health import ServiceHealth
 from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
 from ipvs_proxy.plan.tables import Family
@@ -274,7 +274,7 @@ async def test_out_of_descriptors_is_a_pause_and_a_line_not_a_loop() -> None:
 
 def test_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
     code = (
-        "import resource; from ipvs_proxy.agent.listener import raise_descriptor_limit\n"
+        "import resource; from ipvs_proxy.agent.web.listener import raise_descriptor_limit\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300)); raise_descriptor_limit()\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from ipvs_proxy.agent.logs import BURST, configure, set_verbosity
+from ipvs_proxy.agent.observe.logs import BURST, configure, set_verbosity
 
 
 @pytest.fixture(autouse=True)

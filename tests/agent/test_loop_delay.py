@@ -8,7 +8,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from ipvs_proxy.agent.loop_delay import LoopDelay
+from ipvs_proxy.agent.observe.loop_delay import LoopDelay
 
 
 def observed(work: Coroutine[Any, Any, None]) -> list[float]:

@@ -7,7 +7,7 @@ import time
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.kube.reflector import Interruption
 from ipvs_proxy.plan.tables import Family, Verb
 

@@ -10,7 +10,7 @@ from ipaddress import ip_network
 import pytest
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.node_facts import ZONE, Facts, NodeFacts
+from ipvs_proxy.agent.sync.node_facts import ZONE, Facts, NodeFacts
 from ipvs_proxy.kube.objects import Node, NodeAddress, NodeStatus, ObjectMeta
 from ipvs_proxy.plan.node_addresses import PRIMARY
 from ipvs_proxy.plan.tables import Family

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from ipvs_proxy.agent import controller as controller_module
 from ipvs_proxy.agent.assembly import sources
-from ipvs_proxy.agent.settings import Settings
+from ipvs_proxy.agent.sync import controller as controller_module
 from ipvs_proxy.kube.client import connect
 from ipvs_proxy.kube.objects import EndpointPort, Node, NodeAddress, NodeStatus, ObjectMeta, Service
 from ipvs_proxy.kube.peers import Peer
 from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.settings.merge import Settings
 from tests.agent.test_controller import Rig, running
 from tests.ring import manifests
 from tests.support.cluster import Cluster, listen, serving

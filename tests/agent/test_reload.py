@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from ipvs_proxy.agent.reload import Outcome, follow_configuration
-from ipvs_proxy.agent.settings import Settings
-from ipvs_proxy.agent.settings_file import read_settings
+from ipvs_proxy.settings.file import read_settings
+from ipvs_proxy.settings.merge import Settings
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 

@@ -10,12 +10,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from ipvs_proxy import __version__
-from ipvs_proxy.agent import reports
 from ipvs_proxy.agent.assembly import events_of
-from ipvs_proxy.agent.health import HealthTracker
-from ipvs_proxy.agent.history import History
-from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.reports import Reports, report_refused_health_check, watch_health_for_ever
+from ipvs_proxy.agent.observe import reports
+from ipvs_proxy.agent.observe.health import HealthTracker
+from ipvs_proxy.agent.observe.history import History
+from ipvs_proxy.agent.observe.metrics import Metrics
+from ipvs_proxy.agent.observe.reports import Reports, report_refused_health_check, watch_health_for_ever
 from ipvs_proxy.kube.client import Reply
 from ipvs_proxy.kube.events import Regarding
 from ipvs_proxy.kube.objects import Node, ObjectMeta

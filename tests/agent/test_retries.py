@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipvs_proxy.agent.retries import FIRST_DELAY, LONGEST_DELAY, RetryQueue
+from ipvs_proxy.agent.sync.retries import FIRST_DELAY, LONGEST_DELAY, RetryQueue
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import SetEntry
 from tests.support.objects import packed, virtual

@@ -12,14 +12,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from ipvs_proxy.agent import server
-from ipvs_proxy.agent.health import HealthTracker
-from ipvs_proxy.agent.metrics import Metrics
-from ipvs_proxy.agent.server import health_application, metrics_application, serve_for_ever
-from ipvs_proxy.agent.settings import Settings, effective
-from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.agent.observe.health import HealthTracker
+from ipvs_proxy.agent.observe.metrics import Metrics
+from ipvs_proxy.agent.web import server
+from ipvs_proxy.agent.web.server import health_application, metrics_application, serve_for_ever
 from ipvs_proxy.kube.objects import Node, ObjectMeta
+from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.settings.merge import Settings, effective
 
 
 def effective_defaults() -> Settings:
@@ -164,7 +164,7 @@ async def test_address_that_is_taken_ends_the_agent_where_that_is_asked_for() ->
 
 
 async def test_address_that_is_taken_is_served_once_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.server.BIND_RETRY", 0.05)
+    monkeypatch.setattr("ipvs_proxy.agent.web.server.BIND_RETRY", 0.05)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

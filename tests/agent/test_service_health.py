@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import structlog
 
-from ipvs_proxy.agent import service_health
-from ipvs_proxy.agent.service_health import ServiceHealth
+from ipvs_proxy.agent.web import service_health
+from ipvs_proxy.agent.web.service_health import ServiceHealth
 from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
 from ipvs_proxy.plan.tables import Family
 

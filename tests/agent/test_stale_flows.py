@@ -11,10 +11,10 @@ from errno import EPERM
 import pytest
 import structlog
 
-from ipvs_proxy.agent import stale_flows
-from ipvs_proxy.agent.stale_flows import StaleFlows
-from ipvs_proxy.kernel.errors import UNKNOWN, MissingPiece
-from ipvs_proxy.kernel.netlink import MalformedMessage
+from ipvs_proxy.agent.sync import stale_flows
+from ipvs_proxy.agent.sync.stale_flows import StaleFlows
+from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece
+from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.plan.flows import Flow
 from ipvs_proxy.plan.tables import ACTIVE, Family, Protocol, RealServerKey, VirtualServer, VirtualServerKey, family_of
 from tests.support.objects import packed, real, virtual

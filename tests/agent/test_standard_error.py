@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_proxy.agent.standard_error import CAPACITY, StandardError
+from ipvs_proxy.agent.observe.standard_error import CAPACITY, StandardError
 
 LINE = "x" * 999 + "\n"
 
@@ -124,7 +124,7 @@ def test_end_waits_for_the_last_lines_but_not_for_ever(pipe: Pipe) -> None:
 EVERYTHING = """
 import logging, sys, threading, warnings
 import structlog
-from ipvs_proxy.agent.logs import configure, never_wait
+from ipvs_proxy.agent.observe.logs import configure, never_wait
 never_wait()
 configure(0, "json")
 structlog.get_logger().info("structlog")
@@ -152,8 +152,8 @@ BUSY = """
 import asyncio, os, signal, sys
 from pathlib import Path
 import structlog
-from ipvs_proxy.agent.logs import configure, never_wait
-from ipvs_proxy.agent.standard_error import dropped_lines
+from ipvs_proxy.agent.observe.logs import configure, never_wait
+from ipvs_proxy.agent.observe.standard_error import dropped_lines
 never_wait()
 configure(4, "json")
 log = structlog.get_logger()
@@ -207,7 +207,7 @@ def test_log_collector_that_reads_again_is_told_how_much_it_has_missed(tmp_path:
 CLOSED = """
 import os, sys
 import structlog
-from ipvs_proxy.agent.logs import configure, end_of_log, never_wait
+from ipvs_proxy.agent.observe.logs import configure, end_of_log, never_wait
 never_wait()
 configure(0, "auto")
 structlog.get_logger().info("to nobody")

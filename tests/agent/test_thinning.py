@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.thinning import BURST, Thinning
+from ipvs_proxy.agent.observe.thinning import BURST, Thinning
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.fragment import Fragment
 from ipvs_proxy.plan.services import DRAIN_TIMEOUT, plan_service
@@ -96,7 +96,7 @@ async def test_a_service_that_takes_long_is_planned_beside_the_event_loop(
         planned_in[item.metadata.name] = threading.current_thread()
         return plan_service(item, *arguments)
 
-    monkeypatch.setattr("ipvs_proxy.agent.controller.plan_service", plan)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", plan)
     rig = Rig(FakeDataplane())
     task = asyncio.create_task(rig.controller.run())
     rig.add(large, *pieces, service("small"))

@@ -16,12 +16,11 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from ipvs_proxy.agent.history import KEPT, History
-from ipvs_proxy.agent.settings import effective
-from ipvs_proxy.agent.state_server import add_state, flagz, statusz
-from ipvs_proxy.agent.view import LARGEST, View
+from ipvs_proxy.agent.observe.history import KEPT, History
+from ipvs_proxy.agent.web.state_pages import add_state, flagz, statusz
+from ipvs_proxy.agent.web.view import LARGEST, View
 from ipvs_proxy.commands.ask import ask_for_services
-from ipvs_proxy.kernel.ipvs import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import (
     AddressOperation,
@@ -31,6 +30,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerKey,
 )
+from ipvs_proxy.settings.merge import effective
 from tests.agent.test_controller import Rig, running
 from tests.agent.test_server import get, serving
 from tests.support.fake_dataplane import FakeDataplane

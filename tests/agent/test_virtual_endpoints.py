@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.virtual_endpoints import VirtualEndpoints
+from ipvs_proxy.agent.sync.virtual_endpoints import VirtualEndpoints
 from ipvs_proxy.kube.decode import Skipped
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.endpoints import Omission

@@ -10,10 +10,10 @@ import pytest
 
 from ipvs_proxy.commands import doctor
 from ipvs_proxy.commands.doctor import Finding, Level, findings_text, judge_agent, judge_host, judge_kernel
-from ipvs_proxy.kernel.checkup import Checkup
-from ipvs_proxy.kernel.processes import Process
-from ipvs_proxy.kernel.survey import Survey
-from ipvs_proxy.kernel.sysctl import Change
+from ipvs_proxy.node.host_facts import Checkup
+from ipvs_proxy.node.inventory import Survey
+from ipvs_proxy.node.processes import Process
+from ipvs_proxy.node.sysctl import Change
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.tables import Protocol, VirtualServerKey
 from tests.commands.test_cli import NODE, NOW

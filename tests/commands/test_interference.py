@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from ipvs_proxy.commands.interference import interferences
-from ipvs_proxy.kernel.others_rules import Effect
-from ipvs_proxy.kernel.survey import Survey
+from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
+from ipvs_proxy.node.inventory import Survey
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import mark_key
 from ipvs_proxy.plan.tables import Family
-from tests.kernel.test_others_rules import (
+from tests.kernel.test_foreign_rules import (
     ADDRESSES,
     GIVEN,
     HOST_PORT,

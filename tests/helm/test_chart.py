@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from ipvs_proxy import __version__
-from ipvs_proxy.agent.settings import Settings, effective
-from ipvs_proxy.agent.settings_file import read_file
+from ipvs_proxy.settings.file import read_file
+from ipvs_proxy.settings.merge import Settings, effective
 from tests.helm.helm import CHART, MATRIX, helm, objects, pod, rendered, template
 
 CUSTOM = {"PodMonitor", "PrometheusRule"}

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import pytest
 
-from ipvs_proxy.kernel import conntrack
-from ipvs_proxy.kernel.conntrack import ATTEMPTS, Conntrack
-from ipvs_proxy.kernel.conntrack_codec import encode_delete, encode_dump
-from ipvs_proxy.kernel.errors import UNKNOWN, MissingPiece
-from ipvs_proxy.kernel.netlink import NESTED, attribute
+from ipvs_proxy.kernel.conntrack import table as conntrack
+from ipvs_proxy.kernel.conntrack.codec import encode_delete, encode_dump
+from ipvs_proxy.kernel.conntrack.table import ATTEMPTS, Conntrack
+from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece
+from ipvs_proxy.netlink.wire import NESTED, attribute
 from ipvs_proxy.plan.flows import Flow
 from ipvs_proxy.plan.tables import Family, Protocol
 from tests.support.objects import packed

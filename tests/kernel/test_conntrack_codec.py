@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink.nfctsocket import nfct_msg
 
-from ipvs_proxy.kernel import conntrack_codec as codec
-from ipvs_proxy.kernel.netlink import NESTED, MalformedMessage, attribute, frame
+from ipvs_proxy.kernel.conntrack import codec
+from ipvs_proxy.netlink.wire import NESTED, MalformedMessage, attribute, frame
 from ipvs_proxy.plan.flows import Flow
 from ipvs_proxy.plan.tables import Family
 from tests.support.objects import packed

@@ -9,8 +9,8 @@ import pytest
 
 from ipvs_proxy.kernel import dataplane as dataplane_module
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.leftovers import Leftovers
+from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.tables import Family, SetEntry, SetEntryOperation, Verb
 from tests.support.objects import virtual
 

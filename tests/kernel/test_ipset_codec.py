@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.nfnetlink.ipset import ipset_msg
 
-from ipvs_proxy.kernel import ipset_codec as codec
-from ipvs_proxy.kernel.ipset_codec import SetHeader
-from ipvs_proxy.kernel.netlink import MalformedMessage, attribute, frame, text_attribute
+from ipvs_proxy.kernel.filter.ipset import codec
+from ipvs_proxy.kernel.filter.ipset.codec import SetHeader
+from ipvs_proxy.netlink.wire import MalformedMessage, attribute, frame, text_attribute
 from ipvs_proxy.plan.tables import Family, SetDefinition, SetEntry, SetType, Verb
 
 little_endian = pytest.mark.skipif(

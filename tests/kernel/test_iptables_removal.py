@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_proxy.kernel.iptables_removal import is_ours, is_ours_beside_iptables_mode, removal
-from ipvs_proxy.kernel.iptables_render import CHAINS, JUMPS, Chain, RuleSettings, render
-from ipvs_proxy.kernel.leftovers import is_of_iptables_mode
+from ipvs_proxy.kernel.filter.iptables.removal import is_ours, is_ours_beside_iptables_mode, removal
+from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, Chain, render
+from ipvs_proxy.kernel.filter.other_modes import is_of_iptables_mode
+from ipvs_proxy.plan.masquerading import RuleSettings
 from ipvs_proxy.plan.tables import Family
-from tests.kernel.test_leftovers import SAVED
+from tests.kernel.test_other_modes import SAVED
 
 BUILT_IN = {
     "raw": "PREROUTING OUTPUT",

@@ -11,17 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_proxy.kernel.iptables_render import (
-    CHAINS,
-    JUMPS,
-    SERVICES,
-    Chain,
-    Interface,
-    Ruleset,
-    RuleSettings,
-    render,
-)
-from ipvs_proxy.kernel.iptables_text import payload
+from ipvs_proxy.kernel.filter.iptables.compare import payload
+from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, SERVICES, Chain, Ruleset, render
+from ipvs_proxy.plan.masquerading import Interface, RuleSettings
 from ipvs_proxy.plan.sets import LEAVING, definitions, set_name
 from ipvs_proxy.plan.tables import Family, SetType
 

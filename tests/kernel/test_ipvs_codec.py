@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.generic.ipvs import ipvsmsg
 
-from ipvs_proxy.kernel import ipvs_codec as codec
-from ipvs_proxy.kernel.ipvs_codec import Connections, Counters, ForeignVirtualServer, Timeouts
-from ipvs_proxy.kernel.netlink import MalformedMessage, Request, attribute, attributes, frame, text_attribute
+from ipvs_proxy.kernel.ipvs import codec
+from ipvs_proxy.kernel.ipvs.codec import Connections, Counters, ForeignVirtualServer, Timeouts
+from ipvs_proxy.netlink.wire import MalformedMessage, Request, attribute, attributes, frame, text_attribute
 from ipvs_proxy.plan.marks import CLASS, is_ours, mark_key
 from ipvs_proxy.plan.tables import (
     ACTIVE,

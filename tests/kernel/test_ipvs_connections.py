@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_proxy.kernel.ipvs_connections import Target, open_among
+from ipvs_proxy.kernel.ipvs.connections import Target, open_among
 from ipvs_proxy.plan.marks import CLASS, mark_key
 from ipvs_proxy.plan.tables import Family, Protocol
 from tests.support.objects import real, virtual

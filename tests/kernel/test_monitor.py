@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_proxy.kernel.address_codec import (
+from ipvs_proxy.kernel.links.codec import (
     DELETE_ADDRESS,
     DELETE_LINK,
     NEW_ADDRESS,
@@ -19,8 +19,8 @@ from ipvs_proxy.kernel.address_codec import (
     decode_address,
     encode_address,
 )
-from ipvs_proxy.kernel.monitor import Change, Event, LinkState
-from ipvs_proxy.kernel.netlink import Data, MalformedMessage, text_attribute
+from ipvs_proxy.kernel.links.monitor import Change, Event, LinkState
+from ipvs_proxy.netlink.wire import Data, MalformedMessage, text_attribute
 from ipvs_proxy.plan.tables import AddressOperation, Verb
 from tests.support.objects import packed
 

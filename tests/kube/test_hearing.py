@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.kube.decode import DecodeError
 from ipvs_proxy.kube.hearing import QUIET, REMINDER, Hearing
 from ipvs_proxy.kube.reflector import Interruption, RefusedError, Timing, reflect

@@ -22,10 +22,10 @@ from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, touch, unsettled, unwanted
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks, corrections
-from ipvs_proxy.plan.memory import Memory
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.sets import INTERNAL, set_name
+from ipvs_proxy.plan.slice_cache import Memory
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     AddressOperation,
@@ -337,6 +337,8 @@ class Convergence(RuleBasedStateMachine):
             for key in touch([operation]).virtual_servers:
                 if key in leaving and key not in claimed:
                     # It drained at an address that this Service was the last one to have.
+                    if not settled and isinstance(operation, RealServerOperation):
+                        continue  # What was refused before is tried again on the way.
                     assert isinstance(operation, VirtualServerOperation)
                     assert operation.verb is Verb.DELETE
                     assert key.address not in self.desired.addresses

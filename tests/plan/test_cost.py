@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvs_proxy.agent.cache import LAST_CHANGE_TRIGGER_TIME, Cache
+from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME, Cache
 from ipvs_proxy.kube.decode import Skipped, convert_object
 from ipvs_proxy.kube.objects import Endpoint, EndpointPort, EndpointSlice, ObjectMeta, Service
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice
 from ipvs_proxy.plan.endpoints import Gathered, Omission, PortKey
-from ipvs_proxy.plan.memory import Memory
 from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.slice_cache import Memory
 from ipvs_proxy.plan.tables import Family, Protocol
 from tests.support.endpoints import (
     DRAINING,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from ipvs_proxy.agent import drain
 from ipvs_proxy.agent.reload import follow_configuration
+from ipvs_proxy.agent.sync import drains
 from ipvs_proxy.cli import main
 from ipvs_proxy.kube.manifests import follow_manifests
 
@@ -23,8 +23,8 @@ def shorten_intervals() -> None:
         defaults: dict[str, Any] = follow.__kwdefaults__
         assert defaults["interval"] > INTERVAL
         defaults["interval"] = INTERVAL
-    assert drain.INTERVAL > INTERVAL
-    drain.INTERVAL = INTERVAL
+    assert drains.INTERVAL > INTERVAL
+    drains.INTERVAL = INTERVAL
 
 
 if __name__ == "__main__":

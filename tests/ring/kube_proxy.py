@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.kernel.test_leftovers import SAVED
+from tests.kernel.test_other_modes import SAVED
 from tests.ring.topology import ADDRESSES, Topology
 
 #: The virtual server that IPVS mode has here, and its endpoint.

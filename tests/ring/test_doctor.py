@@ -6,7 +6,7 @@ import json
 import socket
 from pathlib import Path
 
-from ipvs_proxy.kernel import sysctl as kernel_settings
+from ipvs_proxy.node import sysctl as kernel_settings
 from tests.ring import manifests
 from tests.ring.agent import command, running_agent
 from tests.ring.manifests import TARGET_PORTS, endpoint

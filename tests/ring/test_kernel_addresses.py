@@ -9,8 +9,8 @@ from errno import EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV
 
 import pytest
 
-from ipvs_proxy.kernel.addresses import Addresses
-from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.kernel.links.addresses import Addresses
+from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.tables import AddressOperation, Verb
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_proxy.agent.stale_flows import StaleFlows
-from ipvs_proxy.kernel import conntrack_codec
-from ipvs_proxy.kernel.conntrack import Conntrack
+from ipvs_proxy.agent.sync.stale_flows import StaleFlows
+from ipvs_proxy.kernel.conntrack import codec as conntrack_codec
+from ipvs_proxy.kernel.conntrack.table import Conntrack
 from ipvs_proxy.plan.flows import Flow
 from ipvs_proxy.plan.tables import ACTIVE, Family, Protocol, VirtualServer, VirtualServerKey
 from tests.ring.topology import ADDRESSES, FAMILIES, Topology, exchange, server, servers, topology

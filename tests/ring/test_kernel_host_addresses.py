@@ -9,11 +9,11 @@ from ipaddress import ip_network
 
 import pytest
 
-from ipvs_proxy.agent.node_facts import NodeFacts
-from ipvs_proxy.kernel import monitor as monitor_module
-from ipvs_proxy.kernel.addresses import Addresses
-from ipvs_proxy.kernel.host_addresses import HostAddresses
-from ipvs_proxy.kernel.monitor import Change, Event, Monitor
+from ipvs_proxy.agent.sync.node_facts import NodeFacts
+from ipvs_proxy.kernel.links import monitor as monitor_module
+from ipvs_proxy.kernel.links.addresses import Addresses
+from ipvs_proxy.kernel.links.host_addresses import HostAddresses
+from ipvs_proxy.kernel.links.monitor import Change, Event, Monitor
 from ipvs_proxy.plan.node_addresses import NodeIPs, host_addresses, node_port_addresses
 from ipvs_proxy.plan.tables import AddressOperation, Family, Verb, text_of
 from tests.support.namespaces import fresh_namespace, missing_piece, run

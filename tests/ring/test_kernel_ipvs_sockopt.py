@@ -7,9 +7,9 @@ from contextlib import closing
 
 import pytest
 
-from ipvs_proxy.kernel.ipvs import Ipvs
-from ipvs_proxy.kernel.ipvs_sockopt import QuickLook
-from ipvs_proxy.kernel.socket import Traffic
+from ipvs_proxy.kernel.ipvs.sockopt import QuickLook
+from ipvs_proxy.kernel.ipvs.table import Ipvs
+from ipvs_proxy.netlink.socket import Traffic
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.tables import (
     ACTIVE,

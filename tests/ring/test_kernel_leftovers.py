@@ -6,14 +6,14 @@ from contextlib import closing
 
 import pytest
 
-from ipvs_proxy.kernel.iptables import NF_TABLES, Iptables
-from ipvs_proxy.kernel.iptables_render import RuleSettings
-from ipvs_proxy.kernel.leftovers import Leftovers
-from ipvs_proxy.kernel.rules import IptablesRules
-from ipvs_proxy.kernel.sets import Sets
+from ipvs_proxy.kernel.filter.ipset.table import Sets
+from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables
+from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
+from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.plan.masquerading import RuleSettings
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family
-from tests.kernel.test_leftovers import SAVED
+from tests.kernel.test_other_modes import SAVED
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 
 pytestmark = pytest.mark.skipif(missing_piece() is not None, reason=str(missing_piece()))

@@ -8,9 +8,9 @@ from contextlib import closing
 
 import pytest
 
-from ipvs_proxy.kernel import monitor as monitor_module
-from ipvs_proxy.kernel.addresses import Addresses
-from ipvs_proxy.kernel.monitor import Change, Event, Monitor
+from ipvs_proxy.kernel.links import monitor as monitor_module
+from ipvs_proxy.kernel.links.addresses import Addresses
+from ipvs_proxy.kernel.links.monitor import Change, Event, Monitor
 from ipvs_proxy.plan.tables import AddressOperation, Verb
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 

@@ -18,14 +18,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("attempt", "refusal"),
     [
-        ("from ipvs_proxy.kernel.ipvs import Ipvs; Ipvs()", "IPVS may not be read or written"),
-        ("from ipvs_proxy.kernel.sets import Sets; Sets([])", "ipsets may not be read or written"),
+        ("from ipvs_proxy.kernel.ipvs.table import Ipvs; Ipvs()", "IPVS may not be read or written"),
+        ("from ipvs_proxy.kernel.filter.ipset.table import Sets; Sets([])", "ipsets may not be read or written"),
         (
-            "from ipvs_proxy.kernel.conntrack import Conntrack; Conntrack().read(2, 17, keep=bool)",
+            "from ipvs_proxy.kernel.conntrack.table import Conntrack; Conntrack().read(2, 17, keep=bool)",
             "tracked flows may not be read or deleted",
         ),
         (
-            "from ipvs_proxy.kernel.addresses import Addresses; Addresses().ensure_link()",
+            "from ipvs_proxy.kernel.links.addresses import Addresses; Addresses().ensure_link()",
             "the link kube-ipvs0 may not be made",
         ),
     ],
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_process_without_net_admin_is_told_what_it_lacks(attempt, refusal):
     program = f"""
 import sys
-from ipvs_proxy.kernel.errors import MissingPiece
+from ipvs_proxy.netlink.errors import MissingPiece
 try:
     {attempt}
 except MissingPiece as error:

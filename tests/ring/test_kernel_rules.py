@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from ipvs_proxy.kernel import iptables as iptables_module
-from ipvs_proxy.kernel import preflight, rules, sysctl
-from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.iptables import LEGACY, NF_TABLES, Iptables, choose_variant
-from ipvs_proxy.kernel.iptables_removal import is_ours, removal
-from ipvs_proxy.kernel.iptables_render import CHAINS, JUMPS, Interface, RuleSettings, render
-from ipvs_proxy.kernel.rules import IptablesRules
-from ipvs_proxy.kernel.sets import Sets
+from ipvs_proxy.kernel.filter.ipset.table import Sets
+from ipvs_proxy.kernel.filter.iptables import programs as iptables_module
+from ipvs_proxy.kernel.filter.iptables import rules
+from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptables, choose_variant
+from ipvs_proxy.kernel.filter.iptables.removal import is_ours, removal
+from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, render
+from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
+from ipvs_proxy.netlink.errors import Unusable
+from ipvs_proxy.node import requirements, sysctl
+from ipvs_proxy.plan.masquerading import Interface, RuleSettings
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family
 from tests.support.namespaces import fresh_namespace, missing_piece, run
@@ -396,7 +398,7 @@ def test_choosing_a_variant_creates_no_table():
 
 
 def test_preflight_finds_everything_and_leaves_nothing():
-    host = preflight.check()
+    host = requirements.check()
     assert host.families == (Family.IPV4, Family.IPV6)
     assert host.unsupported == {}
     assert "ipvs-probe" not in run("ip", "link")
@@ -404,7 +406,7 @@ def test_preflight_finds_everything_and_leaves_nothing():
 
 def test_preflight_sees_that_ipv6_is_off():
     Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-    host = preflight.check()
+    host = requirements.check()
     assert host.families == (Family.IPV4,)
     assert host.unsupported == {Family.IPV6: "sysctl net.ipv6.conf.all.disable_ipv6 is 1"}
 
@@ -422,7 +424,7 @@ def test_sysctls_are_set_once():
 def test_a_read_only_proc_sys_is_an_obstacle_only_where_something_is_to_be_written():
     script = (
         "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && "
-        f"exec {sys.executable} -c 'from ipvs_proxy.kernel import sysctl; print(sysctl.apply())'"
+        f"exec {sys.executable} -c 'from ipvs_proxy.node import sysctl; print(sysctl.apply())'"
     )
     command = ["unshare", "-m", "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)

@@ -8,8 +8,8 @@ from errno import EINVAL, ENOENT
 
 import pytest
 
-from ipvs_proxy.kernel.errors import Unusable
-from ipvs_proxy.kernel.sets import GROWING, Sets, describe_error
+from ipvs_proxy.kernel.filter.ipset.table import GROWING, Sets, describe_error
+from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family, Protocol, SetDefinition, SetEntry, SetEntryOperation, SetType, Verb
 from tests.support.namespaces import fresh_namespace, missing_piece, run

@@ -18,9 +18,9 @@ import structlog
 
 from ipvs_proxy.agent import start
 from ipvs_proxy.agent.assembly import Agent
-from ipvs_proxy.agent.settings import effective
-from ipvs_proxy.kernel import socket as kernel_socket
-from ipvs_proxy.kernel.errors import Unusable
+from ipvs_proxy.netlink import socket as kernel_socket
+from ipvs_proxy.netlink.errors import Unusable
+from ipvs_proxy.settings.merge import effective
 from tests.support.namespaces import fresh_namespace, run
 
 SHORTAGES = (ENOBUFS, EAGAIN, ENOMEM, EMFILE, ENFILE)

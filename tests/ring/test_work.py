@@ -16,7 +16,7 @@ import structlog
 
 from bench import cluster
 from bench.rig import Rig, WithoutRules
-from ipvs_proxy.agent import controller
+from ipvs_proxy.agent.sync import controller
 from tests.support.namespaces import fresh_namespace, run
 
 ENDPOINTS = 10

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ipvs_proxy.agent.settings_table import OWN, SETTINGS, SETTINGS_BY_GROUP, Setting
+from ipvs_proxy.settings.table import OWN, SETTINGS, SETTINGS_BY_GROUP, Setting
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT = DOCS / "configuration.md"

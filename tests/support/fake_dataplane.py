@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from errno import EADDRNOTAVAIL, EEXIST
 
 from ipvs_proxy.kernel.dataplane import Failure
-from ipvs_proxy.kernel.rules import Rules
+from ipvs_proxy.kernel.filter.iptables.rules import Rules
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Family,

@@ -11,17 +11,17 @@ from pathlib import Path
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from ipvs_proxy.agent.metrics import Metrics
+from ipvs_proxy.agent.observe.metrics import Metrics
+from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.reload import Outcome
-from ipvs_proxy.agent.settings_values import ServiceMetrics
-from ipvs_proxy.agent.traffic import ServiceTraffic
-from ipvs_proxy.kernel.ipvs import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kube.reflector import Interruption
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import Family, Verb, VirtualServer, VirtualServerKey
+from ipvs_proxy.settings.values import ServiceMetrics
 from tests.support.objects import endpoint, endpoint_slice, service
 
 DOCUMENT = Path(__file__).parents[2] / "docs/metrics.md"

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-from ipvs_proxy.kernel.addresses import Addresses
-from ipvs_proxy.kernel.ipvs import Ipvs
-from ipvs_proxy.kernel.sets import Sets
+from ipvs_proxy.kernel.filter.ipset.table import Sets
+from ipvs_proxy.kernel.ipvs.table import Ipvs
+from ipvs_proxy.kernel.links.addresses import Addresses
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)  # os.unshare and os.setns came with Python 3.12

@@ -1,0 +1,1 @@
+"""What tells of the agent at work: metrics, health, logs, history, events."""

@@ -1,0 +1,81 @@
+"""What the settings mean for the kernel beside its tables: sysctls, limits, timeouts, and the scheduler."""
+
+from __future__ import annotations
+
+import structlog
+
+from ipvs_proxy.agent.local_detection import rule_settings
+from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.filter.ipset.table import Sets
+from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
+from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs, Timeouts
+from ipvs_proxy.kernel.links.addresses import Addresses
+from ipvs_proxy.kube.objects import Node
+from ipvs_proxy.node import conntrack_limits, sysctl
+from ipvs_proxy.node.requirements import Host
+from ipvs_proxy.plan.sets import definitions
+from ipvs_proxy.settings.merge import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
+    """Set the kernel's sysctls and timeouts, probe the scheduler, and open the tables.
+
+    Raises:
+        Unusable: for the first thing that does not work: one line that names it and the remedy.
+
+    """
+    ipvs = Ipvs()
+    set_kernel(settings, ipvs)
+    for warning in sysctl.kernel_warnings():
+        log.warning("sysctl_warning", text=warning)
+    return open_tables(settings, host, ipvs)
+
+
+def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = None) -> Dataplane:
+    """Open the kernel's tables, with the rules that follow from the own Node; nothing is written yet."""
+    return Dataplane(
+        ipvs=ipvs,
+        addresses=Addresses(),
+        sets=Sets([definition for family in host.families for definition in definitions(family).values()]),
+        rules={
+            family: IptablesRules(family, rule_settings(settings, family, node), iptables=host.iptables)
+            for family in host.families
+        },
+        leftovers=Leftovers(host.iptables, host.families),
+    )
+
+
+def set_kernel(settings: Settings, ipvs: Ipvs) -> None:
+    """Set what of the kernel follows the settings while the agent runs; what is right already is not written.
+
+    Raises:
+        Unusable: for the first thing that does not work.
+
+    """
+    for change in sysctl.apply(strict_arp=settings.strict_arp):
+        log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
+    limits = conntrack_limits.Limits(
+        max_per_core=settings.conntrack_max_per_core,
+        minimum=settings.conntrack_min,
+        tcp_established=settings.conntrack_tcp_established,
+        tcp_close_wait=settings.conntrack_tcp_close_wait,
+        tcp_be_liberal=settings.conntrack_tcp_be_liberal,
+        udp=settings.conntrack_udp,
+        udp_stream=settings.conntrack_udp_stream,
+    )
+    changes, refusals = conntrack_limits.apply(limits)
+    for change in changes:
+        log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
+    for refusal in refusals:
+        log.info("sysctl_not_set", text=refusal)
+    in_use = ipvs.read_virtual_servers().virtual_servers
+    # A probe that broke off says nothing, and goes with the next one.
+    is_probed = any(key.address == PROBE_ADDRESS for key in in_use)
+    if is_probed or not any(server.scheduler == settings.scheduler for server in in_use.values()):
+        ipvs.probe_scheduler(settings.scheduler)
+    timeouts = Timeouts(int(settings.tcp_timeout), int(settings.tcp_fin_timeout), int(settings.udp_timeout))
+    if any(timeouts):
+        ipvs.set_timeouts(timeouts)

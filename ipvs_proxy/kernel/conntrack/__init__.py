@@ -1,0 +1,1 @@
+"""Connection tracking: the flows whose endpoint is gone are deleted."""

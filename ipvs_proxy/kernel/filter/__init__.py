@@ -1,0 +1,1 @@
+"""Masquerading and filtering of packets: rules, and the sets that they refer to."""

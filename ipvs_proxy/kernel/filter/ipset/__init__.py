@@ -1,0 +1,1 @@
+"""The ipset layer: names, netlink messages, and the tables that they carry."""

@@ -1,0 +1,1 @@
+"""The iptables rules: rendered, compared with what is there, written, removed."""

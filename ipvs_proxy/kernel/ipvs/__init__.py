@@ -1,0 +1,1 @@
+"""IPVS's virtual servers and real servers, over generic netlink."""

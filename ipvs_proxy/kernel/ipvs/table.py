@@ -1,0 +1,365 @@
+"""The kernel's IPVS table: read it, change it, ask it.
+
+Reading takes one dump of the virtual servers and one dump per virtual server for its real servers, because a socket
+carries one dump at a time and the kernel dumps real servers of one virtual server only. A dump that is taken while
+somebody deletes virtual servers can leave out others, without a sign of it; ``read`` therefore ends with a second list
+of virtual servers and reads again until both agree, unless all that was known to be there is there. Where an IPv4
+virtual server is known, a quick look at its real servers comes first (see ``ipvs_sockopt``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from errno import EEXIST, EINVAL, ENOENT, EPERM, EPROTONOSUPPORT, ESRCH
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from ipvs_proxy.kernel.ipvs import codec
+from ipvs_proxy.kernel.ipvs.codec import Activity, Connections, Counters, ForeignVirtualServer, Timeouts
+from ipvs_proxy.kernel.ipvs.codec import Traffic as Balanced
+from ipvs_proxy.netlink.errors import MissingPiece, Unusable
+from ipvs_proxy.netlink.socket import BATCH_MESSAGES, NETLINK_GENERIC, NetlinkSocket, Traffic
+from ipvs_proxy.netlink.wire import Request
+from ipvs_proxy.plan.tables import (
+    IpvsOperation,
+    Protocol,
+    RealServer,
+    RealServerKey,
+    RealServerOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerKey,
+    VirtualServerOperation,
+)
+
+__all__ = [
+    "Activity",
+    "Balanced",
+    "Connections",
+    "Counters",
+    "ForeignVirtualServer",
+    "Ipvs",
+    "IpvsTable",
+    "Observation",
+    "Timeouts",
+]
+
+#: The table is read so many times while somebody else adds and deletes virtual servers.
+READ_ATTEMPTS: Final = 5
+
+#: TEST-NET-2 of RFC 5737: no traffic goes there. kube-proxy probes with the same address and first port.
+PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
+_PROBE_PORTS: Final = range(20000, 20100)
+
+_NOTHING: Final[Mapping[VirtualServerKey, VirtualServer]] = MappingProxyType({})
+#: Tells whether a virtual server has these real servers; if not, or if that cannot be told, it has to be read.
+_Confirm = Callable[[VirtualServerKey, Mapping[RealServerKey, RealServer]], bool]
+
+
+class IpvsTable(NamedTuple):
+    """What IPVS holds: virtual servers with their real servers, and those that can never be ours."""
+
+    virtual_servers: dict[VirtualServerKey, VirtualServer]
+    foreign: list[ForeignVirtualServer]
+
+
+class Observation(NamedTuple):
+    """A virtual server as the kernel has it (without real servers), its traffic, and what each real server does."""
+
+    virtual_server: VirtualServer
+    traffic: Balanced
+    real_servers: dict[RealServerKey, Activity]
+
+
+class Ipvs:
+    """IPVS of the network namespace of the thread that makes this object. One thread at a time may use it.
+
+    Raises:
+        MissingPiece: if the kernel has no IPVS, or does not let us use it.
+
+    """
+
+    def __init__(self, *, traffic: Traffic | None = None) -> None:
+        self._socket = NetlinkSocket(NETLINK_GENERIC, traffic=traffic)
+        self._family_id = self._find_family()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was sent to the kernel so far."""
+        return self._socket.traffic
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+
+    def read(self, known: Mapping[VirtualServerKey, VirtualServer] = _NOTHING) -> IpvsTable:
+        """Read the whole table.
+
+        ``known`` is what the caller believes it to be: virtual servers that are still right are given back as the same
+        objects, so that a large table is not in memory twice, and a list that has them all needs no second one.
+
+        Raises:
+            OSError: if the kernel refuses, or if virtual servers come and go during each attempt.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        with ExitStack() as stack:
+            return self._read(known, _quick_look(stack, self.traffic) if known else _cannot_tell)
+
+    def _read(self, known: Mapping[VirtualServerKey, VirtualServer], confirm: _Confirm) -> IpvsTable:
+        listed = self._list()
+        for _ in range(READ_ATTEMPTS):
+            found = [self._complete(server, known.get(key), confirm) for key, server in listed.virtual_servers.items()]
+            table = {server.key: server for server in found}
+            if known and known.keys() <= table.keys():
+                return IpvsTable(table, listed.foreign)
+            again = self._list()
+            if again.virtual_servers.keys() == table.keys():
+                return IpvsTable(table, again.foreign)
+            listed = again
+        raise OSError(f"virtual servers came or went during each of {READ_ATTEMPTS} attempts to read them")
+
+    def read_virtual_servers(self) -> IpvsTable:
+        """Read the virtual servers without real servers: one dump, with the weakness that this module's text names."""
+        return self._list()
+
+    def read_one(self, key: VirtualServerKey) -> VirtualServer | None:
+        """Read one virtual server with its real servers; ``None`` if it does not exist.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        server = self._get(key)
+        if server is not None:
+            server.real_servers.update(self._read_real_servers(key))
+        return server
+
+    def connections(self, key: VirtualServerKey) -> dict[RealServerKey, Connections]:
+        """Count the connections of each real server of a virtual server; nothing if it does not exist.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        return dict(
+            codec.decode_connections(payload, virtual_address=key.address) for payload in self._dump_real_servers(key)
+        )
+
+    def observe(self, key: VirtualServerKey, *, real_servers: bool = True) -> Observation | None:
+        """Read one virtual server with its traffic, and that of its real servers; ``None`` if it does not exist.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        reply = self._ask_for(key)
+        server = None if reply is None else codec.decode_virtual_server(reply)
+        if reply is None or not isinstance(server, VirtualServer):
+            return None
+        listed = self._dump_real_servers(key) if real_servers else []
+        found = dict(codec.decode_activity(payload, virtual_address=key.address) for payload in listed)
+        return Observation(server, codec.decode_traffic(reply), found)
+
+    def read_counters(self) -> dict[VirtualServerKey, Counters]:
+        """Read what each virtual server has balanced: one dump, with the weakness that this module's text names.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        found: dict[VirtualServerKey, Counters] = {}
+
+        def take(payload: bytes) -> None:
+            counted = codec.decode_counters(payload)
+            if counted is not None:
+                key, counters = counted
+                found[key] = counters
+
+        # IPVS never says that its table changed during a dump, so there is no result to look at.
+        self._socket.stream(codec.encode_dump_virtual_servers(family_id=self._family_id), take)
+        return found
+
+    def apply(self, operations: Sequence[IpvsOperation]) -> list[int]:
+        """Carry operations out in order; give for each 0, the errno of its failure, or UNKNOWN (-1).
+
+        EEXIST: it exists already. ESRCH: no such virtual server. ENOENT: no such real server, or no such scheduler.
+        EINVAL: values that the kernel does not take, among them those that do not fit its types.
+        """
+        results: list[int] = []
+        # A batch at a time: the messages of a large table would be 30 MiB at once.
+        for start in range(0, len(operations), BATCH_MESSAGES):
+            results += self._apply_batch(operations[start : start + BATCH_MESSAGES])
+        return results
+
+    def probe_scheduler(self, name: str) -> None:
+        """Make sure that the kernel has a scheduler, by means of a virtual server that no traffic reaches.
+
+        One like it is what an attempt left that broke off, and goes with this one.
+
+        Raises:
+            MissingPiece: if the kernel does not have it.
+            Unusable: if there is no place for the probe.
+            OSError: if the kernel refuses for another reason.
+
+        """
+        unknown = MissingPiece(
+            f"the kernel has no scheduler {name!r}", f"load the module ip_vs_{name} or choose another scheduler"
+        )
+        for port in _PROBE_PORTS:
+            server = VirtualServer(VirtualServerKey(PROBE_ADDRESS, Protocol.TCP, port), name)
+            (code,) = self.apply([VirtualServerOperation(Verb.ADD, server)])
+            if code == EEXIST and self.read_one(server.key) != server:  # somebody's own: leave it alone
+                continue
+            if code in {ENOENT, EINVAL}:
+                raise unknown
+            if code not in {0, EEXIST}:
+                raise OSError(code, f"probing the scheduler {name!r}: {_text_of(code)}")
+            found = self._get(server.key)
+            self.apply([VirtualServerOperation(Verb.DELETE, server)])
+            # The kernel takes "none" and then has a virtual server that schedules nothing.
+            if found is None or found.scheduler != name or name == "none":
+                raise unknown
+            return
+        raise Unusable(f"198.51.100.0 has virtual servers on all of the ports {_PROBE_PORTS[0]}-{_PROBE_PORTS[-1]}")
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Set how long connections without packets are kept; 0 leaves a timeout as it is.
+
+        Raises:
+            OSError: if the kernel refuses.
+
+        """
+        (code,) = self._socket.execute([codec.encode_set_timeouts(timeouts, family_id=self._family_id)])
+        if code:
+            raise OSError(code, f"setting the timeouts {timeouts}: {_text_of(code)}")
+
+    def timeouts(self) -> Timeouts:
+        """Read how long connections without packets are kept."""
+        return codec.decode_timeouts(self._socket.ask(codec.encode_get_timeouts(family_id=self._family_id)))
+
+    def version(self) -> str:
+        """Read IPVS's version, such as ``1.2.1``."""
+        return codec.decode_version(self._socket.ask(codec.encode_get_version(family_id=self._family_id)))
+
+    def _apply_batch(self, operations: Sequence[IpvsOperation]) -> list[int]:
+        encoded = self._encode(operations)
+        requests = [request for request in encoded if request is not None]
+        results = self._socket.execute(requests)
+        if len(requests) == len(encoded):
+            return results
+        carried_out = iter(results)
+        return [EINVAL if request is None else next(carried_out) for request in encoded]
+
+    def _encode(self, operations: Sequence[IpvsOperation]) -> list[Request | None]:
+        """Give each operation's message, ``None`` for one that cannot be said in the kernel's types."""
+        family_id = self._family_id
+        requests: list[Request | None] = []
+        named: VirtualServerKey | None = None
+        name = b""
+        encode = codec.encode_real_server
+        for operation in operations:
+            try:
+                if isinstance(operation, RealServerOperation):
+                    if operation.virtual_server is not named:
+                        name, named = codec.encode_key(operation.virtual_server), operation.virtual_server
+                    requests.append(encode(operation, family_id=family_id, server=name))
+                else:
+                    requests.append(codec.encode_virtual_server(operation, family_id=family_id))
+            except ValueError:
+                requests.append(None)
+        return requests
+
+    def _list(self) -> IpvsTable:
+        table = IpvsTable({}, [])
+        for payload in self._socket.dump(codec.encode_dump_virtual_servers(family_id=self._family_id)):
+            found = codec.decode_virtual_server(payload)
+            if isinstance(found, ForeignVirtualServer):
+                table.foreign.append(found)
+            else:
+                table.virtual_servers[found.key] = found
+        return table
+
+    def _get(self, key: VirtualServerKey) -> VirtualServer | None:
+        reply = self._ask_for(key)
+        found = None if reply is None else codec.decode_virtual_server(reply)
+        return found if isinstance(found, VirtualServer) else None
+
+    def _ask_for(self, key: VirtualServerKey) -> bytes | None:
+        try:
+            return self._socket.ask(codec.encode_get_virtual_server(key, family_id=self._family_id))
+        except OSError as error:
+            if error.errno == ESRCH:
+                return None
+            raise
+
+    def _complete(self, found: VirtualServer, same: VirtualServer | None, confirm: _Confirm) -> VirtualServer:
+        """Give a listed virtual server with its real servers: ``same`` if that is what it is, else with its keys."""
+        if same is None:
+            found.real_servers.update(self._read_real_servers(found.key))
+            return found
+        is_alike = same.settings == found.settings
+        if is_alike and confirm(found.key, same.real_servers):
+            return same
+        real_servers = self._read_real_servers(found.key)
+        if is_alike and same.real_servers == real_servers:
+            return same
+        keys = {key: key for key in list(same.real_servers)}
+        return VirtualServer(
+            same.key, *found.settings, {keys.get(key, key): settings for key, settings in real_servers.items()}
+        )
+
+    def _read_real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, RealServer]:
+        address = key.address
+        return dict(
+            codec.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
+        )
+
+    def _dump_real_servers(self, key: VirtualServerKey) -> list[bytes]:
+        """Read the real servers of a virtual server; the kernel answers with none if it does not exist."""
+        return self._socket.dump(codec.encode_dump_real_servers(key, family_id=self._family_id))
+
+    def _find_family(self) -> int:
+        """Ask for the number of IPVS's generic-netlink family, which makes the kernel load the module."""
+        try:
+            family_id = codec.decode_family(self._socket.ask(codec.encode_get_family()))
+            # Anybody may ask for the family, only CAP_NET_ADMIN for IPVS itself.
+            self._socket.ask(codec.encode_get_version(family_id=family_id))
+        except OSError as error:
+            self.close()
+            if error.errno in {ENOENT, EPROTONOSUPPORT}:
+                raise MissingPiece(
+                    "the kernel has no IPVS", "load the module ip_vs, or use a kernel with CONFIG_IP_VS"
+                ) from error
+            if error.errno == EPERM:
+                raise MissingPiece(
+                    "IPVS may not be read or written", "run as root with the capability CAP_NET_ADMIN"
+                ) from error
+            raise
+        return family_id
+
+
+def _quick_look(stack: ExitStack, traffic: Traffic) -> _Confirm:
+    """Give what confirms real servers, until the stack is unwound; where there is no IPv4, all have to be read."""
+    # Only audits need it: importing ctypes takes a start some milliseconds.
+    from ipvs_proxy.kernel.ipvs.sockopt import QuickLook  # noqa: PLC0415
+
+    try:
+        look = stack.enter_context(closing(QuickLook(traffic)))
+    except OSError:
+        return _cannot_tell
+    return look.confirms
+
+
+def _cannot_tell(_key: VirtualServerKey, _real_servers: Mapping[RealServerKey, RealServer]) -> bool:
+    return False
+
+
+def _text_of(code: int) -> str:
+    return os.strerror(code) if code > 0 else "no answer from the kernel"

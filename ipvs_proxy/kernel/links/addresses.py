@@ -1,0 +1,187 @@
+"""The dummy link that carries the virtual servers' addresses, and the addresses on it.
+
+The link is never set up: its addresses get their local routes all the same, and setting a link down again would take
+every IPv6 address off it. Every call looks the link up by its name first (one short question to the kernel), so a link
+that was deleted and made anew by somebody else is not mistaken for the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM
+from typing import Final
+
+from ipvs_proxy.kernel.links.codec import (
+    NAME_LENGTH,
+    Link,
+    decode_address,
+    decode_link,
+    encode_address,
+    encode_delete_link,
+    encode_dump_addresses,
+    encode_get_link,
+    encode_new_dummy,
+)
+from ipvs_proxy.netlink.errors import MissingPiece, Unusable
+from ipvs_proxy.netlink.socket import NETLINK_ROUTE, NetlinkSocket, Traffic
+from ipvs_proxy.netlink.wire import Request
+from ipvs_proxy.plan.node_addresses import SERVICE_LINK, is_confined
+from ipvs_proxy.plan.tables import AddressOperation, Family
+
+#: The name that kube-proxy uses, so that its link is taken over in place.
+LINK: Final = SERVICE_LINK
+
+
+class Addresses:
+    """One dummy link of the network namespace of the thread that makes this object. One thread at a time may use it.
+
+    Raises:
+        ValueError: if the name is no link's.
+
+    """
+
+    def __init__(self, link: str = LINK, *, traffic: Traffic | None = None) -> None:
+        if not 0 < len(link.encode()) <= NAME_LENGTH:
+            raise ValueError(f"{link!r} is no link's name: it needs 1 to {NAME_LENGTH} bytes")
+        self.link = link
+        self._socket = NetlinkSocket(NETLINK_ROUTE, traffic=traffic, strict=True)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was sent to the kernel so far."""
+        return self._socket.traffic
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._socket.close()
+
+    def ensure_link(self) -> bool:
+        """Create the link if it is missing; tell whether it was.
+
+        Raises:
+            MissingPiece: if the kernel has no dummy links, or does not let us make one.
+            Unusable: if there is a link of that name which is not a dummy.
+            OSError: if the kernel refuses for another reason.
+
+        """
+        found = self._find()
+        if found is not None:
+            self._require_dummy(found)
+            return False
+        (code,) = self._socket.execute([encode_new_dummy(self.link)])
+        if code == EOPNOTSUPP:
+            raise MissingPiece(f"the kernel cannot make the dummy link {self.link}", "load the module dummy")
+        if code == EPERM:
+            raise MissingPiece(f"the link {self.link} may not be made", "run as root with the capability CAP_NET_ADMIN")
+        if code == EEXIST:  # somebody else was faster
+            return self.ensure_link()
+        if code:
+            raise OSError(code, f"the kernel refuses to make the dummy link {self.link}")
+        return True
+
+    def has_link(self) -> bool:
+        """Tell whether there is the link.
+
+        Raises:
+            Unusable: if there is a link of that name which is not a dummy: it is somebody else's.
+            OSError: if the kernel refuses.
+
+        """
+        found = self._find()
+        if found is not None:
+            self._require_dummy(found)
+        return found is not None
+
+    def delete_link(self) -> None:
+        """Delete the link with all its addresses; one that is missing is as good.
+
+        Raises:
+            Unusable: if there is a link of that name which is not a dummy: it is somebody else's.
+            OSError: if the kernel refuses.
+
+        """
+        found = self._find()
+        if found is None:
+            return
+        self._require_dummy(found)
+        (code,) = self._socket.execute([encode_delete_link(found.ifindex)])
+        if code and code != ENODEV:
+            raise OSError(code, f"the kernel refuses to delete the link {self.link}")
+
+    def read(self) -> set[bytes]:
+        """Read the addresses of the link, whatever their prefix length; none if it is missing.
+
+        Loopback and IPv6 link-local addresses are left out: they are never a virtual server's.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        found = self._find()
+        if found is None:
+            return set()
+        addresses: set[bytes] = set()
+        for family in Family:
+            try:
+                payloads = self._socket.dump(encode_dump_addresses(family, ifindex=found.ifindex))
+            except OSError as error:
+                if error.errno == ENODEV:  # gone since we looked
+                    return set()
+                raise
+            for payload in payloads:
+                ifindex, address, _ = decode_address(payload)
+                # A kernel without strict checks gives the addresses of all links.
+                if ifindex == found.ifindex and not is_confined(address):
+                    addresses.add(address)
+        return addresses
+
+    def apply(self, operations: Sequence[AddressOperation]) -> list[int]:
+        """Carry operations out in order; give for each 0, the errno of its failure, or UNKNOWN (-1).
+
+        EEXIST: the address is there already. EADDRNOTAVAIL: the address to delete is not there. ENODEV: the link is
+        missing. EINVAL: no address.
+        """
+        try:
+            found = self._find()
+        except OSError as error:
+            return [error.errno or EINVAL] * len(operations)
+        if found is None:
+            return [ENODEV] * len(operations)
+        results = [EINVAL] * len(operations)
+        indices: list[int] = []
+        requests: list[Request] = []
+        for index, operation in enumerate(operations):
+            try:
+                requests.append(encode_address(operation, ifindex=found.ifindex))
+            except ValueError:
+                continue
+            indices.append(index)
+        for index, result in zip(indices, self._socket.execute(requests), strict=True):
+            results[index] = result
+        return results
+
+    def _find(self) -> Link | None:
+        return find_link(self._socket, self.link)
+
+    def _require_dummy(self, found: Link) -> None:
+        if found.kind != "dummy":
+            raise Unusable(
+                f"the link {self.link} is {f'a {found.kind} link' if found.kind else 'no virtual link'}, not a dummy: "
+                f"rename or delete it (ip link delete {self.link})"
+            )
+
+
+def find_link(socket: NetlinkSocket, name: str) -> Link | None:
+    """Look a link up by its name.
+
+    Raises:
+        OSError: if the kernel refuses.
+
+    """
+    try:
+        return decode_link(socket.ask(encode_get_link(name)))
+    except OSError as error:
+        if error.errno == ENODEV:
+            return None
+        raise

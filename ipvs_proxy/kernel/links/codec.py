@@ -1,0 +1,148 @@
+"""Links and addresses over rtnetlink, as bytes: linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import Final, NamedTuple
+
+from ipvs_proxy.netlink.wire import (
+    CREATE,
+    EXCLUSIVE,
+    NESTED,
+    REQUEST,
+    MalformedMessage,
+    Request,
+    attribute,
+    attributes,
+    text,
+    text_attribute,
+    walk,
+)
+from ipvs_proxy.plan.tables import AddressOperation, Family, Verb, family_of
+
+# nlmsg_type
+NEW_LINK: Final = 16
+DELETE_LINK: Final = 17
+_GET_LINK: Final = 18
+NEW_ADDRESS: Final = 20
+DELETE_ADDRESS: Final = 21
+_GET_ADDRESS: Final = 22
+
+# IFLA_*
+_LINK_NAME: Final = 3
+_LINK_INFO: Final = 18
+_INFO_KIND: Final = 1
+
+# IFA_*
+_ADDRESS: Final = 1
+_LOCAL: Final = 2
+
+_NO_DUPLICATE_DETECTION: Final = 0x02  # IFA_F_NODAD
+
+#: struct ifinfomsg: family, type, index, flags, change.
+_LINK: Final = Struct("=BxHiII")
+#: struct ifaddrmsg: family, prefix length, flags, scope, index.
+_ADDRESS_HEADER: Final = Struct("=BBBBI")
+#: IFNAMSIZ without the final zero.
+NAME_LENGTH: Final = 15
+
+
+class Link(NamedTuple):
+    """A network interface: its index, name and kind (``dummy``, ``veth``, ...; empty for hardware)."""
+
+    ifindex: int
+    name: str
+    kind: str
+
+
+class Address(NamedTuple):
+    """An address of an interface, packed, with its prefix length and the interface's index."""
+
+    ifindex: int
+    address: bytes
+    prefix_length: int
+
+
+def encode_get_link(name: str) -> Request:
+    """Give the request for one link."""
+    return Request(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + text_attribute(_LINK_NAME, name))
+
+
+def encode_new_dummy(name: str) -> Request:
+    """Give the message that creates a dummy link, down."""
+    kind = attribute(_LINK_INFO | NESTED, attribute(_INFO_KIND, b"dummy"))
+    payload = _LINK.pack(0, 0, 0, 0, 0) + text_attribute(_LINK_NAME, name) + kind
+    return Request(NEW_LINK, payload, REQUEST | CREATE | EXCLUSIVE)
+
+
+def encode_delete_link(ifindex: int) -> Request:
+    """Give the message that deletes a link, with all its addresses."""
+    return Request(DELETE_LINK, _LINK.pack(0, 0, ifindex, 0, 0))
+
+
+def encode_dump_links() -> Request:
+    """Give the request for all links."""
+    return Request(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0))
+
+
+def encode_dump_addresses(family: Family, *, ifindex: int = 0) -> Request:
+    """Give the request for the addresses of one family on one link (0: all); the filter needs a strict socket."""
+    return Request(_GET_ADDRESS, _ADDRESS_HEADER.pack(family, 0, 0, 0, ifindex))
+
+
+def encode_address(operation: AddressOperation, *, ifindex: int) -> Request:
+    """Give the message that adds or deletes an address, /32 or /128 with global scope.
+
+    IPv6 addresses are added without duplicate address detection: on a dummy link it has nobody to ask, and it would
+    leave them tentative for a moment. In all else they are what kube-proxy adds.
+
+    Raises:
+        ValueError: if the address has not 4 or 16 bytes, or the verb is SET.
+
+    """
+    verb, address = operation
+    if verb is Verb.SET or len(address) not in {4, 16}:
+        raise ValueError(f"{operation!r} is no operation on an address")
+    family = family_of(address)
+    address_flags = 0 if family is Family.IPV4 else _NO_DUPLICATE_DETECTION
+    payload = _ADDRESS_HEADER.pack(family, len(address) * 8, address_flags, 0, ifindex) + attribute(_LOCAL, address)
+    if verb is Verb.ADD:
+        return Request(NEW_ADDRESS, payload, REQUEST | CREATE | EXCLUSIVE)
+    return Request(DELETE_ADDRESS, payload)
+
+
+def decode_link(payload: bytes) -> Link:
+    """Read a link from a reply or a notification.
+
+    Raises:
+        MalformedMessage: if it is none.
+
+    """
+    if len(payload) < _LINK.size:
+        raise MalformedMessage(f"{len(payload)} bytes are too few for a link")
+    ifindex = int(_LINK.unpack_from(payload)[2])
+    found = attributes(payload, _LINK.size)
+    kind = attributes(found.get(_LINK_INFO, b"")).get(_INFO_KIND, b"")
+    return Link(ifindex, text(found.get(_LINK_NAME, b"")), text(kind))
+
+
+def decode_address(payload: bytes) -> Address:
+    """Read an address from a reply or a notification.
+
+    Raises:
+        MalformedMessage: if it is none.
+
+    """
+    if len(payload) < _ADDRESS_HEADER.size:
+        raise MalformedMessage(f"{len(payload)} bytes are too few for an address")
+    family, prefix_length, _, _, ifindex = _ADDRESS_HEADER.unpack_from(payload)
+    address = b""
+    for kind, first, last in walk(payload, _ADDRESS_HEADER.size):
+        if kind == _LOCAL:  # on a point-to-point link the other attribute is the peer's
+            address = payload[first:last]
+            break
+        if kind == _ADDRESS:
+            address = payload[first:last]
+    if len(address) != {Family.IPV4: 4, Family.IPV6: 16}.get(family):
+        raise MalformedMessage(f"{address!r} is no address of family {family}")
+    return Address(ifindex, address, prefix_length)

@@ -1,0 +1,231 @@
+"""Notices at once when the dummy link or its addresses change, and when the host's own addresses do.
+
+The kernel tells every change of links and addresses to whoever listens. Of the dummy link each one is reported, our own
+too, because for IPv6 the kernel does not say whose a change is: the listener compares an event with what it believes,
+when no write of its own is under way. Of all other links it is reported, once for what is read together, that the host
+has another set of addresses than before. Pods come and go with their links' link-local addresses, some networks give
+every pod's link the same gateway address, and lifetimes are announced again and again: none of this is a change. If the
+kernel had to drop notifications, that is an event of its own: everything has to be read again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from enum import Enum
+from errno import EAGAIN, ENOBUFS
+from typing import Final, NamedTuple
+
+from ipvs_proxy.kernel.links.addresses import LINK, find_link
+from ipvs_proxy.kernel.links.codec import (
+    DELETE_ADDRESS,
+    DELETE_LINK,
+    NEW_ADDRESS,
+    NEW_LINK,
+    Address,
+    decode_address,
+    decode_link,
+)
+from ipvs_proxy.kernel.links.host_addresses import dump_addresses
+from ipvs_proxy.netlink.socket import NETLINK_ROUTE, NetlinkSocket, open_socket
+from ipvs_proxy.netlink.wire import Data, MalformedMessage, Overrun, parse
+from ipvs_proxy.plan.node_addresses import is_confined
+
+#: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR of linux/rtnetlink.h.
+_GROUPS: Final = 0x1 | 0x10 | 0x100
+#: Some 10,000 notifications: what it takes to delete a link with as many addresses.
+_RECEIVE_BUFFER: Final = 16 * 1024 * 1024
+_DATAGRAM: Final = 64 * 1024
+#: Datagrams read in one go, so that a flood does not hold up the event loop.
+_DATAGRAMS: Final = 256
+
+
+class Change(Enum):
+    """What happened."""
+
+    LINK_ADDED = "link_added"
+    LINK_REMOVED = "link_removed"
+    ADDRESS_ADDED = "address_added"
+    ADDRESS_REMOVED = "address_removed"
+    #: The addresses of the other links, loopback and IPv6 link-local ones aside, are others than before.
+    HOST_ADDRESSES_CHANGED = "host_addresses_changed"
+    #: Notifications were lost: read everything again.
+    LOST = "lost"
+
+
+class Event(NamedTuple):
+    """A change; ``address`` is packed, and empty unless the change is one of an address of the dummy link."""
+
+    change: Change
+    address: bytes = b""
+
+
+class LinkState:
+    """What notifications tell, compared with what was known: a dummy link and the addresses of all links.
+
+    ``ifindex`` is the dummy link's, 0 if it is missing; ``addresses`` are those of all links.
+    """
+
+    def __init__(self, link: str, ifindex: int, addresses: Iterable[Address]) -> None:
+        self._link = link
+        self._ifindex = ifindex
+        self._known: set[tuple[int, bytes]] = set()
+        #: Of each address, how many links other than the dummy have it.
+        self._count: Counter[bytes] = Counter()
+        #: Addresses that the host has and had not, or the other way round.
+        self._changed: set[bytes] = set()
+        for address in addresses:
+            self._note(address, added=True)
+        self._changed.clear()
+
+    def take(self, message: Data) -> Event | None:
+        """Take a notification in; give what it means for the dummy link.
+
+        Raises:
+            MalformedMessage: if it is garbage.
+
+        """
+        if message.type in {NEW_ADDRESS, DELETE_ADDRESS}:
+            address, added = decode_address(message.payload), message.type == NEW_ADDRESS
+            self._note(address, added=added)
+            if address.ifindex != self._ifindex:
+                return None
+            return Event(Change.ADDRESS_ADDED if added else Change.ADDRESS_REMOVED, address.address)
+        if message.type == NEW_LINK:
+            link = decode_link(message.payload)
+            if link.name == self._link and link.ifindex != self._ifindex:
+                self._set_link(link.ifindex)
+                return Event(Change.LINK_ADDED)
+            if link.ifindex == self._ifindex and link.name != self._link:  # renamed
+                self._set_link(0)
+                return Event(Change.LINK_REMOVED)
+        elif message.type == DELETE_LINK and decode_link(message.payload).ifindex == self._ifindex:
+            self._set_link(0)
+            return Event(Change.LINK_REMOVED)
+        return None
+
+    def host_addresses_changed(self) -> bool:
+        """Tell whether the host's addresses are others than when this was asked before."""
+        changed = bool(self._changed)
+        self._changed.clear()
+        return changed
+
+    def _note(self, address: Address, *, added: bool) -> None:
+        known = (address.ifindex, address.address)
+        if is_confined(address.address) or (known in self._known) is added:
+            return
+        (self._known.add if added else self._known.remove)(known)
+        if address.ifindex != self._ifindex:
+            self._count_link(address.address, 1 if added else -1)
+
+    def _set_link(self, ifindex: int) -> None:
+        """Have another dummy link: the addresses of the old one become the host's, those of the new one the dummy's."""
+        for owner, address in self._known:
+            if owner == self._ifindex:
+                self._count_link(address, 1)
+            elif owner == ifindex:
+                self._count_link(address, -1)
+        self._ifindex = ifindex
+
+    def _count_link(self, address: bytes, difference: int) -> None:
+        before = self._count[address]
+        self._count[address] += difference
+        if not before or not self._count[address]:
+            self._changed ^= {address}
+        if not self._count[address]:
+            del self._count[address]
+
+
+class Monitor:
+    """Listens from the moment it is made, in the network namespace of the thread that makes it.
+
+    A link that is replaced gives LINK_REMOVED and LINK_ADDED; the addresses that go with a link may or may not get
+    events of their own.
+
+    Raises:
+        OSError: if the kernel refuses the subscription or the first look.
+        MalformedMessage: if its answer is garbage.
+
+    """
+
+    def __init__(self, link: str = LINK) -> None:
+        self._link = link
+        # First listen, then look: nothing is missed in between.
+        self._socket = open_socket(NETLINK_ROUTE, receive_buffer=_RECEIVE_BUFFER, groups=_GROUPS)
+        self._socket.setblocking(False)
+        self._buffer = bytearray(_DATAGRAM)
+        self._lost = False
+        self._state = self._look()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+    def read(self) -> list[Event]:
+        """Give the events that have happened so far, without waiting.
+
+        Raises:
+            OSError: if the socket is dead, or what was lost cannot be read.
+            MalformedMessage: if notifications were lost and the kernel's answer to what is there now is garbage.
+
+        """
+        events: list[Event] = []
+        for _ in range(_DATAGRAMS):
+            try:
+                length, (port, _) = self._socket.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
+            except OSError as error:
+                if error.errno == EAGAIN:
+                    if self._lost:
+                        self._recover(events)
+                    break
+                if error.errno != ENOBUFS:
+                    raise
+                self._lost = True
+                continue
+            if port == 0 and not self._lost:
+                self._take(bytes(memoryview(self._buffer)[:length]), events)
+        if self._state.host_addresses_changed():
+            events.append(Event(Change.HOST_ADDRESSES_CHANGED))
+        return events
+
+    async def __aiter__(self) -> AsyncIterator[list[Event]]:
+        """Give the events as they happen, those that come together in one list, until the socket fails or is closed."""
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(self._socket, readable.set)
+        try:
+            while True:
+                await readable.wait()
+                readable.clear()
+                if events := self.read():
+                    yield events
+        finally:
+            loop.remove_reader(self._socket)
+
+    def _take(self, datagram: bytes, events: list[Event]) -> None:
+        try:
+            for message in parse(datagram):
+                if isinstance(message, Overrun):
+                    self._lost = True
+                elif isinstance(message, Data):
+                    event = self._state.take(message)
+                    if event is not None:
+                        events.append(event)
+        except MalformedMessage:
+            self._lost = True
+
+    def _recover(self, events: list[Event]) -> None:
+        """Look anew after a loss.
+
+        What was still queued has been thrown away by now: it is older than what is seen here, and would undo it.
+        """
+        self._state = self._look()
+        self._lost = False
+        events.append(Event(Change.LOST))
+
+    def _look(self) -> LinkState:
+        with NetlinkSocket(NETLINK_ROUTE) as route:
+            found = find_link(route, self._link)
+            return LinkState(self._link, 0 if found is None else found.ifindex, dump_addresses(route))

@@ -1,0 +1,341 @@
+"""One port of a Service in one family: its virtual servers, and the set members that go with each.
+
+Every address that the port can be reached at becomes a virtual server. Which endpoints serve it, and which sets its
+address is in, depends on the kind of the address and on the traffic policy; the table is section 3.2 of kube-proxy's
+IPVS mode, except where a policy of ``Local`` meets clients of both kinds: see ``_serve_outside``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from ipvs_proxy.kube.objects import Service, ServicePort
+from ipvs_proxy.plan import sets
+from ipvs_proxy.plan.budget import Budget
+from ipvs_proxy.plan.choices import Choices, choose_cluster, choose_local
+from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey, State
+from ipvs_proxy.plan.exposures import Exposures, contains
+from ipvs_proxy.plan.fragment import Context, Fragment
+from ipvs_proxy.plan.marks import Marks, mark_key, spelling
+from ipvs_proxy.plan.reach import takes_place
+from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.slice_cache import Memory, PortMemory
+from ipvs_proxy.plan.tables import (
+    PERSISTENT,
+    SCHED2,
+    Family,
+    Protocol,
+    SetEntry,
+    VirtualServer,
+    VirtualServerKey,
+)
+
+#: The API's default of ``sessionAffinityConfig.clientIP.timeoutSeconds``, and its upper bound (86400), in seconds.
+DEFAULT_AFFINITY_TIMEOUT = 10_800
+MAX_AFFINITY_TIMEOUT = 86_400
+
+
+class FamilyPlan:
+    """The fragment of a Service while one family is being added to it, and the ports that have a mark."""
+
+    def __init__(
+        self,
+        family: Family,
+        context: Context,
+        fragment: Fragment,
+        *,
+        marks: Marks,
+        marked: set[PortKey],
+        memory: Memory | None,
+        drain_timeout: float | None,
+        budget: Budget,
+    ) -> None:
+        self.family = family
+        self.context = context
+        self.marks = marks
+        self.fragment = fragment
+        self.marked = marked
+        self.memory = memory
+        self.drain_timeout = drain_timeout
+        self.budget = budget
+        self._names = sets.names(family)
+
+    def add_entry(self, base: str, entry: SetEntry, reason: Reason) -> None:
+        """Add a member to the set of this family."""
+        self.fragment.entries[self._names[base], entry] = reason
+
+    def add_address(self, address: bytes, reason: Reason) -> None:
+        """Have an address put on our link, unless another link has it."""
+        if reason is Reason.CLUSTER_IP or address not in self.context.host_addresses:
+            self.fragment.addresses[address] = reason
+            self.add_entry(sets.IPVS_IPS, SetEntry(address), reason)
+
+    def admit_health_checks(self, port: int) -> None:
+        """Let health checks through to the node's own port."""
+        self.add_entry(sets.HEALTH_CHECK_NODE_PORT, SetEntry(port=port), Reason.HEALTH_CHECK)
+
+
+class _Chosen:
+    """The endpoints of a port that each traffic policy chooses."""
+
+    def __init__(self, endpoints: Endpoints, context: Context, memory: PortMemory | None) -> None:
+        self._endpoints = endpoints
+        self._context = context
+        self._memory = memory
+
+    @cached_property
+    def cluster(self) -> Choices:
+        context = self._context
+        return choose_cluster(self._endpoints, node_name=context.node_name, zone=context.zone, memory=self._memory)
+
+    @cached_property
+    def local(self) -> Choices:
+        return choose_local(self._endpoints, memory=self._memory)
+
+    @property
+    def has_any(self) -> bool:
+        """Whether any endpoint, here or elsewhere, could be used."""
+        states: Iterable[State] = self._endpoints.values() if self._memory is None else self._memory.states
+        return any(state.ready or state.fallback for state in states)
+
+
+def plan_port(
+    service: Service,
+    port: ServicePort,
+    cluster_ip: bytes,
+    endpoints: Endpoints,
+    *,
+    exposures: Exposures,
+    plan: FamilyPlan,
+) -> None:
+    """Add what one port asks for; its protocol and number are known to be good."""
+    protocol = PROTOCOLS[port.protocol]
+    fragment, context = plan.fragment, plan.context
+    key = VirtualServerKey(cluster_ip, protocol, port.port)
+    if key in fragment.virtual_servers:
+        fragment.omissions.append(
+            Omission(f"service {fragment.name} port {port.name or port.port}", Reason.DUPLICATE_PORT)
+        )
+        return
+    if not plan.budget.take_inside(len(endpoints)):
+        return
+    memory = None if plan.memory is None else plan.memory.port(plan.family, PortKey(port.name, protocol))
+    chosen = _Chosen(endpoints, context, memory)
+    free = _unclaimed(_outside(port, protocol, exposures, plan), key, port, plan)
+    outside = _affordable(free, len(endpoints), exposures, plan)
+    settings = _settings(service, port, context, fragment)
+
+    choices = chosen.local if exposures.internal_local else chosen.cluster
+    if exposures.internal_local and not choices.any_used:
+        if chosen.has_any:
+            fragment.no_local.add(("internal", plan.family))
+        if context.compatible and outside:
+            choices = chosen.cluster
+    _add(plan, key, Reason.CLUSTER_IP, choices, settings)
+    _turn_away(plan, key, choices, chosen)
+    plan.add_address(cluster_ip, Reason.CLUSTER_IP)
+    plan.add_entry(sets.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
+    if outside:
+        _serve_outside(port, outside, chosen, settings, exposures=exposures, plan=plan)
+    local = list(choices.local())
+    for address, number in local if plan.budget.take_local(len(local)) else ():
+        # Whatever its condition: a connection of a pod to itself that exists must find its way.
+        plan.add_entry(sets.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
+
+
+def _outside(
+    port: ServicePort, protocol: Protocol, exposures: Exposures, plan: FamilyPlan
+) -> list[tuple[VirtualServerKey, Reason]]:
+    """Give the virtual servers that clients outside the cluster use, with the kind of each; one can be of two kinds."""
+    if plan.budget.is_spent:
+        plan.budget.left_out += bool(port.node_port or exposures.external_ips or exposures.load_balancer_ips)
+        return []
+    length = 4 if plan.family is Family.IPV4 else 16
+    found = [(VirtualServerKey(address, protocol, port.port), Reason.EXTERNAL_IP) for address in exposures.external_ips]
+    found += [
+        (VirtualServerKey(address, protocol, port.port), Reason.LOAD_BALANCER)
+        for address in exposures.load_balancer_ips
+    ]
+    if port.node_port:
+        found += [
+            (VirtualServerKey(address, protocol, port.node_port), Reason.NODE_PORT)
+            for address in plan.context.node_port_addresses
+            if len(address) == length
+        ]
+    return found
+
+
+def _affordable(
+    outside: list[tuple[VirtualServerKey, Reason]], endpoints: int, exposures: Exposures, plan: FamilyPlan
+) -> list[tuple[VirtualServerKey, Reason]]:
+    """Return these virtual servers if the Service may have all of them, and the one for clients in the cluster."""
+    if not outside:
+        return outside
+    number = len(outside) + (exposures.external_local and not plan.context.compatible)
+    ranges = len(exposures.source_ranges) * len(exposures.load_balancer_ips)
+    return outside if plan.budget.take_outside(number, number * endpoints, ranges) else []
+
+
+def _unclaimed(
+    outside: list[tuple[VirtualServerKey, Reason]], own: VirtualServerKey, port: ServicePort, plan: FamilyPlan
+) -> list[tuple[VirtualServerKey, Reason]]:
+    """Leave out what would get the agent's connections to the API server, and what the Service has already.
+
+    That is what an earlier port has, and ``own``, the port's own at the cluster IP. The API refuses such Services, but
+    manifests and older objects have them. The first port has the virtual server with all that goes with it, whatever
+    the others want there.
+    """
+    fragment = plan.fragment
+    free: list[tuple[VirtualServerKey, Reason]] = []
+    for key, kind in outside:
+        claimed = key == own or key in fragment.virtual_servers
+        if not claimed and not takes_place(key, plan.context):
+            free.append((key, kind))
+            continue
+        where = f"service {fragment.name} port {port.name or port.port} {kind} {key}"
+        fragment.omissions.append(Omission(where, Reason.DUPLICATE_PORT if claimed else Reason.API_SERVER_ADDRESS))
+    return free
+
+
+def _serve_outside(
+    port: ServicePort,
+    outside: list[tuple[VirtualServerKey, Reason]],
+    chosen: _Chosen,
+    settings: tuple[str, int, int],
+    *,
+    exposures: Exposures,
+    plan: FamilyPlan,
+) -> None:
+    """Add the virtual servers for clients outside the cluster.
+
+    With the policy ``Local`` these get endpoints of this node only, and are dropped if there is none. Clients in the
+    cluster get all endpoints at the same addresses, through a virtual server of its own (see ``marks``). With
+    ``compatible`` all get the local endpoints, or all endpoints if there is none.
+    """
+    fragment = plan.fragment
+    local = exposures.external_local
+    internal: VirtualServerKey | None = None
+    choices = chosen.local if local else chosen.cluster
+    empty = local and not choices.any_used
+    if empty and chosen.has_any:
+        fragment.no_local.add(("external", plan.family))
+    if local and not plan.context.compatible:
+        holder = PortKey(port.name, Protocol(outside[0][0].protocol))
+        mark = plan.marks.assign(fragment.name, holder, [key for key, _ in outside])
+        if mark is None:
+            fragment.omissions.append(
+                Omission(f"service {fragment.name} port {port.name or port.port}", Reason.NO_MARK_LEFT)
+            )
+        else:
+            plan.marked.add(holder)
+            internal = mark_key(mark, plan.family)
+            _add(plan, internal, Reason.CLUSTER_CLIENT, chosen.cluster, settings)
+    if empty and internal is None:
+        choices = chosen.cluster
+    for key, kind in outside:
+        _add(plan, key, kind, choices, settings, internal=internal)
+        entry = SetEntry(*key[:3])
+        _add_members(plan, port, entry, kind, exposures)
+        _turn_away(plan, key, choices, chosen)
+        if internal is not None:
+            plan.add_entry(sets.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
+            for base in spelling(internal.mark):
+                plan.add_entry(base, entry, Reason.CLUSTER_CLIENT)
+
+
+def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen: _Chosen) -> None:
+    """Have new connections to a virtual server without real servers dropped, or refused if there is no endpoint at all.
+
+    The API documents dropping for the policies ``Local``. IPVS by itself refuses with ICMP, which the kernel limits to
+    one a second for each client.
+    """
+    if plan.context.compatible or choices.any_used:
+        return
+    entry = SetEntry(*key[:3])
+    if chosen.cluster.any_used:
+        plan.add_entry(sets.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
+    else:
+        plan.add_entry(sets.NO_ENDPOINT, entry, Reason.NO_ENDPOINT)
+
+
+def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Reason, exposures: Exposures) -> None:
+    """Add the address and the set members of one virtual server, by its kind."""
+    local = exposures.external_local
+    if kind is Reason.NODE_PORT:
+        protocol = Protocol(entry.protocol)
+        member = entry if protocol is Protocol.SCTP else SetEntry(port=port.node_port)
+        plan.add_entry(sets.NODE_PORT_SETS[protocol], member, kind)
+        if local:
+            plan.add_entry(sets.LOCAL_NODE_PORT_SETS[protocol], member, kind)
+        return
+    plan.add_address(entry.address, kind)
+    if kind is Reason.EXTERNAL_IP:
+        plan.add_entry(sets.EXTERNAL_IP_LOCAL if local else sets.EXTERNAL_IP, entry, kind)
+        return
+    plan.add_entry(sets.LOAD_BALANCER, entry, kind)
+    if local:
+        plan.add_entry(sets.LOAD_BALANCER_LOCAL, entry, kind)
+    if exposures.source_ranges:
+        plan.add_entry(sets.LOAD_BALANCER_FW, entry, Reason.SOURCE_RANGE)
+        for network, length in exposures.source_ranges:
+            member = entry._replace(source=network, prefix_length=length)
+            plan.add_entry(sets.LOAD_BALANCER_SOURCE_CIDR, member, Reason.SOURCE_RANGE)
+        if any(
+            len(node_ip) == len(entry.address) and contains(network, node_ip)
+            for network in exposures.source_ranges
+            for node_ip in plan.context.node_ips
+        ):
+            # The node's own connections have the virtual server's address as their source.
+            plan.add_entry(sets.LOAD_BALANCER_SOURCE_IP, entry._replace(source=entry.address), Reason.SOURCE_RANGE)
+
+
+def _add(
+    plan: FamilyPlan,
+    key: VirtualServerKey,
+    reason: Reason,
+    choices: Choices,
+    settings: tuple[str, int, int],
+    *,
+    internal: VirtualServerKey | None = None,
+) -> None:
+    scheduler, flags, timeout = settings
+    plan.fragment.choices[key] = choices
+    plan.fragment.virtual_servers[key] = (
+        VirtualServer(
+            key=key,
+            scheduler=scheduler,
+            flags=flags,
+            timeout=timeout,
+            real_servers=choices.real_servers,
+            lingering=choices.lingering,
+            internal=internal,
+            drain_timeout=plan.drain_timeout,
+        ),
+        reason,
+    )
+
+
+def _settings(service: Service, port: ServicePort, context: Context, fragment: Fragment) -> tuple[str, int, int]:
+    """Give scheduler, flags and persistence timeout of a port's virtual servers."""
+    # ``mh`` hashes the source port too, as kube-proxy asks of it.
+    flags = SCHED2 if context.scheduler == "mh" else 0
+    if service.spec.session_affinity != "ClientIP":
+        return context.scheduler, flags, 0
+    timeout = _affinity_timeout(service)
+    if not 0 < timeout <= MAX_AFFINITY_TIMEOUT:
+        fragment.omissions.append(
+            Omission(
+                f"service {fragment.name} port {port.name or port.port} timeoutSeconds {timeout}",
+                Reason.INVALID_AFFINITY_TIMEOUT,
+            )
+        )
+        timeout = DEFAULT_AFFINITY_TIMEOUT
+    return context.scheduler, flags | PERSISTENT, timeout
+
+
+def _affinity_timeout(service: Service) -> int:
+    config = service.spec.session_affinity_config
+    if config is None or config.client_ip is None or config.client_ip.timeout_seconds is None:
+        return DEFAULT_AFFINITY_TIMEOUT
+    return config.client_ip.timeout_seconds
