@@ -165,7 +165,7 @@ FEW_DESCRIPTORS = """
 import asyncio, json, resource, sys
 import structlog
 from ipvs_proxy.agent.web.listener import Doorkeeper
-from ipvs_proxy.agent.service_health import ServiceHealth
+from ipvs_proxy.agent.web.service_health import ServiceHealth
 from ipvs_proxy.plan.fragment import HealthCheck, ServiceName
 from ipvs_proxy.plan.tables import Family
 
