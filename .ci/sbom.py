@@ -25,7 +25,7 @@ FIELDS = "${db:Status-Status}\t${Package}\t${Version}\t${Architecture}\t${source
 
 
 def debian_packages(root: Path) -> list[Component]:
-    """Give the packages that dpkg has installed there."""
+    """Return the packages that dpkg has installed there."""
     release = dict(line.split("=", 1) for line in (root / "etc/os-release").read_text().splitlines() if "=" in line)
     distro = "debian-" + release["VERSION_ID"].strip('"')
     command = ["dpkg-query", f"--admindir={root / 'var/lib/dpkg'}", "--show", f"--showformat={FIELDS}"]
@@ -44,7 +44,7 @@ def debian_packages(root: Path) -> list[Component]:
 
 
 def python_packages(root: Path) -> list[Component]:
-    """Give the distributions in the virtual environment."""
+    """Return the distributions in the virtual environment."""
     folders = [str(folder) for folder in root.glob("opt/ipvs-proxy/lib/python3*/site-packages")]
     return [_python_package(found) for found in distributions(path=folders)]
 

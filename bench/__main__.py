@@ -57,7 +57,7 @@ def _emulated(sizes: Sequence[str]) -> tuple[str, ...]:
 
 
 def measure(services: str, endpoints: str, *, emulated: bool) -> dict[str, Any]:
-    """Measure one size where there is IPVS; give its figures."""
+    """Measure one size where there is IPVS; return its figures."""
     where = "lab" if emulated or has_ipvs() else "bench.user_mode"
     command = [sys.executable, "-m", where, sys.executable, "-m", "bench.measure", services, endpoints]
     environment = os.environ | {"RING_WITH_API": "1"} | ({"RING_KERNEL": "stock"} if emulated else {})

@@ -82,7 +82,7 @@ def read(stream: bytes, resource: Resource) -> list[KubernetesObject]:
 
 
 def fastest(*calls: Callable[[], object]) -> list[float]:
-    """Give the seconds of each call in the best of its runs; the calls take turns, so that a busy machine hits all."""
+    """Return the seconds of each call in its best run; the calls take turns, so that a busy machine hits all."""
     best = [float("inf")] * len(calls)
     for _ in range(REPEATS):
         for index, call in enumerate(calls):
@@ -95,7 +95,7 @@ def fastest(*calls: Callable[[], object]) -> list[float]:
 
 
 def kept_bytes(lines: Sequence[bytes], resource: Resource) -> float:
-    """Give the memory that one decoded object of these stays in, in bytes."""
+    """Return the memory that one decoded object of these stays in, in bytes."""
     decode_event(lines[0], resource)
     tracemalloc.start()
     try:
@@ -106,7 +106,7 @@ def kept_bytes(lines: Sequence[bytes], resource: Resource) -> float:
 
 
 def sample() -> tuple[list[bytes], list[bytes]]:
-    """Give the lines of a tenth of the cluster's Services and of their slices."""
+    """Return the lines of a tenth of the cluster's Services and of their slices."""
     shape = Shape(services=((15, 250), (165, 30), (820, 5)), headless_every=0, other_proxy_every=0)
     services, slices = [], []
     for application in applications(shape):

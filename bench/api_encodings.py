@@ -56,7 +56,7 @@ class Encoder:
         )
 
     def result(self) -> Encodings:
-        """Give the sums."""
+        """Return the sums."""
         self._add(0, len(self._items.flush()), 0, len(self._lines.flush()), 0, 0)
         return Encodings(*self._sizes)
 

@@ -35,7 +35,7 @@ LINK_BITS = 10e9
 
 
 def fan_out(amount: float) -> float:
-    """Give what all agents get together: the server sends each of them everything by itself."""
+    """Return what all agents get together: the server sends each of them everything by itself."""
     return amount * AGENTS
 
 
@@ -139,7 +139,7 @@ def rollout_table() -> str:
 
 
 def rollout_bytes(rollout: Rollout) -> float:
-    """Give the bytes of an update's events, from the size of a real slice."""
+    """Return the bytes of an update's events, from the size of a real slice."""
     empty, full = (len(slice_line(count)) for count in (0, SLICE_SIZE))
     return rollout.writes * (empty + MODIFIED_MORE) + rollout.endpoints * (full - empty) / SLICE_SIZE
 
@@ -172,7 +172,7 @@ def outage_table() -> str:
 
 
 def busiest(moments: Sequence[float]) -> int:
-    """Give how many of the moments, which are in order, fall into the fullest second."""
+    """Return how many of the moments, which are in order, fall into the fullest second."""
     most = first = 0
     for index, moment in enumerate(moments):
         while moment - moments[first] >= 1:
@@ -200,7 +200,7 @@ def encodings_table(cluster: Survey) -> str:
 
 
 def exact_tables(cluster: Survey) -> Iterator[tuple[str, str]]:
-    """Give the tables that are the same on every machine, by name."""
+    """Return the tables that are the same on every machine, by name."""
     yield "initial", initial_table(cluster)
     yield "selectors", selectors_table(cluster)
     yield "churn", churn_table(cluster)

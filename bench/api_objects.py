@@ -58,7 +58,7 @@ class Application:
 
 
 def applications(shape: Shape, *, seed: int = 1) -> Iterator[Application]:
-    """Give all Services with their slices, one after the other."""
+    """Return all Services with their slices, one after the other."""
     source = random.Random(seed)
     sizes = [pods for count, pods in shape.services for _ in range(count)]
     source.shuffle(sizes)

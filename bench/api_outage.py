@@ -30,7 +30,7 @@ class Outage(NamedTuple):
 
 
 def reconnects(outage: Outage) -> list[float]:
-    """Give the seconds from the end of the outage to the first request of each agent's watch that is answered.
+    """Return the seconds from the end of the outage to the first request of each agent's watch that is answered.
 
     Raises RuntimeError if an agent lists again instead of going on from where it was.
     """

@@ -99,7 +99,7 @@ class Slices:
         self._next = len(self._count)
 
     def apply(self, batch: list[tuple[_Do, int]]) -> list[int]:
-        """Take the changes of one pass in; give the number of endpoints of each slice that is written."""
+        """Take the changes of one pass in; return the number of endpoints of each slice that is written."""
         written: set[int] = set()
         added = []
         for do, pod in batch:
@@ -132,7 +132,7 @@ class Slices:
         return added[room:]
 
     def _with_room(self, needed: int) -> int:
-        """Give the fullest slice that takes all, or a new one."""
+        """Return the fullest slice that takes all, or a new one."""
         fitting = [(count, place) for place, count in self._count.items() if 0 < count <= self._size - needed]
         if fitting:
             return max(fitting)[1]

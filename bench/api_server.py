@@ -23,7 +23,7 @@ _BOOKMARK = {
 
 
 def streams(items: Iterable[dict[str, Any]]) -> dict[str, bytes]:
-    """Give the body of each kind's streaming list: an ADDED event for each object, then the bookmark."""
+    """Return the body of each kind's streaming list: an ADDED event for each object, then the bookmark."""
     found: dict[str, list[str]] = {kind: [] for kind in PATHS}
     for item in items:
         found[item["kind"]].append(json.dumps({"type": "ADDED", "object": item}, separators=(",", ":")))

@@ -80,7 +80,7 @@ def _sent(item: Json, encoded: bytes, line: bytes, resource: Resource) -> Sent:
 
 
 def selected(item: Json, resource: Resource) -> bool:
-    """Tell whether the server sends an object to a client that asks with the resource's selectors.
+    """Return whether the server sends an object to a client that asks with the resource's selectors.
 
     Raises ValueError for a selector of another form than the agent uses, so that no new one goes uncounted.
     """
@@ -102,12 +102,12 @@ def selected(item: Json, resource: Resource) -> bool:
 
 
 def passed(objects: Iterable[Sent]) -> list[Sent]:
-    """Give the objects that the selectors let through."""
+    """Return the objects that the selectors let through."""
     return [sent for sent in objects if sent.selected]
 
 
 def churn(cluster: Survey) -> Churn:
-    """Give what the change of a pod brings if every pod of the cluster is as likely to change, and none coincide."""
+    """Return what the change of a pod brings if every pod of the cluster is as likely to change, and none coincide."""
     watched = passed(cluster.slices)
     endpoints = sum(sent.endpoints for sent in watched)
     amount = sum(sent.endpoints * (sent.line + MODIFIED_MORE) for sent in watched)
@@ -115,7 +115,7 @@ def churn(cluster: Survey) -> Churn:
 
 
 def slice_line(endpoints: int) -> bytes:
-    """Give the line of a watch for a slice with so many endpoints."""
+    """Return the line of a watch for a slice with so many endpoints."""
     shape = Shape(services=((1, 1),), headless_every=0, other_proxy_every=0)
     service = next(applications(shape)).service
     item = endpoint_slice(service, random.Random(1), first_pod=0, endpoints=endpoints, nodes=shape.nodes)

@@ -19,24 +19,24 @@ NODE = "node-0"
 
 
 def vip_of(index: int) -> str:
-    """Give the cluster IP of a Service."""
+    """Return the cluster IP of a Service."""
     return str(FIRST_VIP + index)
 
 
 def pods_of(index: int, endpoints: int) -> list[str]:
-    """Give the addresses of a Service's endpoints."""
+    """Return the addresses of a Service's endpoints."""
     return [str(FIRST_POD + index * endpoints + number) for number in range(endpoints)]
 
 
 def name_of(index: int) -> tuple[str, str]:
-    """Give namespace and name of a Service."""
+    """Return namespace and name of a Service."""
     return {0: ("default", "kubernetes"), 1: ("kube-system", "kube-dns")}.get(
         index, (f"team-{index % 50}", f"service-{index}")
     )
 
 
 def service(index: int) -> dict[str, Any]:
-    """Give a Service, with what an API server adds."""
+    """Return a Service, with what an API server adds."""
     namespace, name = name_of(index)
     labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": namespace}
     return {
@@ -66,7 +66,7 @@ def service(index: int) -> dict[str, Any]:
 
 
 def slices(index: int, pods: list[str], version: int = 1) -> list[dict[str, Any]]:
-    """Give a Service's EndpointSlices."""
+    """Return a Service's EndpointSlices."""
     return [
         endpoint_slice(index, number, pods[start : start + SLICE_SIZE], version)
         for number, start in enumerate(range(0, len(pods), SLICE_SIZE))
@@ -74,7 +74,7 @@ def slices(index: int, pods: list[str], version: int = 1) -> list[dict[str, Any]
 
 
 def endpoint_slice(index: int, number: int, pods: list[str], version: int = 1) -> dict[str, Any]:
-    """Give one EndpointSlice of a Service."""
+    """Return one EndpointSlice of a Service."""
     namespace, name = name_of(index)
     return {
         "apiVersion": "discovery.k8s.io/v1",
@@ -107,7 +107,7 @@ def endpoint_slice(index: int, number: int, pods: list[str], version: int = 1) -
 
 
 def node() -> dict[str, Any]:
-    """Give the Node that the agent runs on."""
+    """Return the Node that the agent runs on."""
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -118,7 +118,7 @@ def node() -> dict[str, Any]:
 
 
 def objects(services: int, endpoints: int) -> Iterator[dict[str, Any]]:
-    """Give all objects: each Service with its slices, then the Node."""
+    """Return all objects: each Service with its slices, then the Node."""
     for index in range(services):
         yield service(index)
         yield from slices(index, pods_of(index, endpoints))
@@ -126,7 +126,7 @@ def objects(services: int, endpoints: int) -> Iterator[dict[str, Any]]:
 
 
 def restore_lines(services: int, endpoints: int) -> Iterator[str]:
-    """Give the same table for ``ipvsadm -R``."""
+    """Return the same table for ``ipvsadm -R``."""
     for index in range(services):
         vip = vip_of(index)
         yield f"-A -t {vip}:{PORT} -s rr\n"

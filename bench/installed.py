@@ -20,7 +20,7 @@ _PROGRAM = "opt/ipvs-proxy/bin/ipvs-proxy"
 
 
 def mount() -> None:
-    """Give the image what the kubelet gives a container, and this ``/tmp``; in a mount namespace of one's own."""
+    """Return the image what the kubelet gives a container, and this ``/tmp``; in a mount namespace of one's own."""
     if _is_there():
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         for place in ("proc", "sys", "dev", "tmp"):

@@ -71,7 +71,7 @@ class InMemory:
 
 @asynccontextmanager
 async def served(rig: Rig) -> AsyncIterator[int]:
-    """Serve what a running agent serves at its metrics address; give the port."""
+    """Serve what a running agent serves at its metrics address; return the port."""
     table, settings = InMemory(lambda: rig.programmer.actual.virtual_servers), Settings("node-0")
     rig.metrics.service_traffic = ServiceTraffic(
         rig.programmer.desired, lambda: table, detail=ServiceMetrics.ENDPOINTS
@@ -119,7 +119,7 @@ async def looked_at(port: int, answers: dict[str, list[float]]) -> AsyncIterator
 
 
 def look(port: int) -> dict[str, list[float]]:
-    """Ask for one page after the other until standard input ends; give the seconds of each answer."""
+    """Ask for one page after the other until standard input ends; return the seconds of each answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     answers: dict[str, list[float]] = {name: [] for name in PAGES}
     for turn in itertools.count(2):

@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def inside(measure: Callable[[], T]) -> T:
-    """Measure in a child process in new network and mount namespaces, with ``lo`` up; give what it gives."""
+    """Measure in a child process in new network and mount namespaces, with ``lo`` up; return what it gives."""
     with tempfile.TemporaryFile("w+") as answer:
         child = os.fork()
         if not child:
@@ -92,7 +92,7 @@ def _unshare() -> None:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Give the seconds that a call takes."""
+    """Return the seconds that a call takes."""
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
@@ -224,13 +224,13 @@ class Process:
         self.interpreter = installed.interpreter(process.pid)
 
     def memory(self, name: str) -> float:
-        """Give a size from the kernel's account of the process, in MiB."""
+        """Return a size from the kernel's account of the process, in MiB."""
         text = Path(f"/proc/{self._process.pid}/status").read_text()
         (kibibytes,) = re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
         return round(int(kibibytes) / 1024, 1)
 
     def processor_seconds(self) -> float:
-        """Give the processor time used so far by the agent and the programs that it ran."""
+        """Return the processor time used so far by the agent and the programs that it ran."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
@@ -254,7 +254,7 @@ def scrape() -> str:
 
 
 def loop_delays(text: str) -> dict[float, float]:
-    """Give how often the event loop was kept so long, by the upper bound of the bucket."""
+    """Return how often the event loop was kept so long, by the upper bound of the bucket."""
     counts: dict[float, float] = {}
     below = 0.0
     for bound, count in re.findall(
@@ -283,7 +283,7 @@ def process(config: Path) -> Iterator[Process]:
 
 
 async def changes(services: int, endpoints: int) -> dict[str, Any]:
-    """Add an endpoint to one Service after another; give seconds and messages of each."""
+    """Add an endpoint to one Service after another; return seconds and messages of each."""
     kernel = WithoutRules()
     rig = Rig(cluster.objects(services, endpoints), kernel)
     seconds, messages = [], set()

@@ -32,13 +32,13 @@ DAY = 43_200
 
 
 def measure_python(services: int, endpoints: int) -> dict[str, Any]:
-    """Measure in a process of its own; give the figures of one size."""
+    """Measure in a process of its own; return the figures of one size."""
     command = [sys.executable, "-m", "bench.native", str(services), str(endpoints)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)  # type: ignore[no-any-return]
 
 
 def growth() -> str:
-    """Measure a rolling update and a day of changes, each in a process of its own; give both tables."""
+    """Measure a rolling update and a day of changes, each in a process of its own; return both tables."""
     tables = []
     for what in ("rolling", "scraping", "looking", "churn"):
         command = [sys.executable, "-m", "bench.native", what]
@@ -65,7 +65,7 @@ async def changes(services: int, endpoints: int) -> dict[str, float]:
 
 
 async def rolling(endpoints: int) -> float:
-    """Replace ten endpoints in one slice after another of one Service; give the median seconds of an event."""
+    """Replace ten endpoints in one slice after another of one Service; return the median seconds of an event."""
     rig = Rig([cluster.service(0), *cluster.slices(0, cluster.pods_of(0, endpoints)), cluster.node()], NoKernel())
     seconds = []
     async with rig.running():
@@ -129,7 +129,7 @@ async def _add_endpoint(rig: Rig, number: int) -> float:
 
 
 async def churn(events: int) -> list[tuple[int, float]]:
-    """Let endpoints come and go in 1,000 Services for a day; give numbers of changes and MiB of memory on the way."""
+    """Let endpoints come and go in 1,000 Services for a day; return numbers of changes and MiB of memory on the way."""
     rig = Rig(cluster.objects(1_000, 10), NoKernel())
     sizes = []
     async with rig.running():
@@ -147,12 +147,12 @@ async def churn(events: int) -> list[tuple[int, float]]:
 
 
 def resident_mib() -> float:
-    """Give this process's resident memory."""
+    """Return this process's resident memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 def spread(measured: dict[str, list[float]]) -> str:
-    """Give a table of medians, of what one in a hundred exceeds, and of the longest, in milliseconds."""
+    """Return a table of medians, of what one in a hundred exceeds, and of the longest, in milliseconds."""
     lines = ["| | median | 99 % | longest |\n|---|--:|--:|--:|\n"]
     for label, seconds in measured.items():
         parts = (percentile(seconds, 0.5), percentile(seconds, 0.99), max(seconds))

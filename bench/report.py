@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 
 def rows(found: Figures, smallest: Figures) -> list[Row]:
-    """Give the lines of one size; ``smallest`` are the figures of the smallest, for what must not grow."""
+    """Return the lines of one size; ``smallest`` are the figures of the smallest, for what must not grow."""
     return [
         *_fill_rows(found),
         *_start_rows(found),
@@ -133,22 +133,22 @@ def _ratio(found: Figures, name: str, to: float, target: float | None, words: st
 
 
 def _is_judged(found: Figures) -> bool:
-    """Tell whether the targets of one size are for this one, at native speed as they are meant."""
+    """Return whether the targets of one size are for this one, at native speed as they are meant."""
     return (found["services"], found["endpoints"]) == TARGET_SIZE and not found["emulated"]
 
 
 def smallest(found: Sequence[Figures], figures: Figures) -> Figures:
-    """Give the figures of the smallest size on the same kernel."""
+    """Return the figures of the smallest size on the same kernel."""
     return next(other for other in found if other["emulated"] == figures["emulated"])
 
 
 def real_servers(found: Figures) -> int:
-    """Give the number of real servers of one size."""
+    """Return the number of real servers of one size."""
     return int(found["services"]) * int(found["endpoints"])
 
 
 def table(found: Sequence[Figures], machine: str) -> str:
-    """Give all sizes side by side as a Markdown table; a figure that misses its target is marked with ``(!)``."""
+    """Return all sizes side by side as a Markdown table; a figure that misses its target is marked with ``(!)``."""
     columns = [rows(figures, smallest(found, figures)) for figures in found]
     sizes = [
         f"{figures['services']:,} x {figures['endpoints']}{', emulated' if figures['emulated'] else ''}"

@@ -112,7 +112,7 @@ class _Body:
         self._start = start
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Give the list, then the events."""
+        """Return the list, then the events."""
         for start in range(0, len(self._start), PIECE):
             yield self._start[start : start + PIECE]
             await asyncio.sleep(0)
@@ -121,7 +121,7 @@ class _Body:
             yield await self.queue.get()
 
     async def read(self) -> bytes:
-        """Give nothing: the body never ends."""
+        """Return nothing: the body never ends."""
         raise AssertionError("not a list")
 
 
@@ -139,7 +139,7 @@ class _Transport:
         *,
         inactivity: float,  # noqa: ARG002
     ) -> AsyncIterator[Response]:
-        """Give the body of the path's kind."""
+        """Return the body of the path's kind."""
         yield self._bodies["Node" if "nodes" in path else "Service" if "services" in path else "EndpointSlice"]
 
     async def reauthenticate(self) -> None:
@@ -214,7 +214,7 @@ class Rig:
         await end_drains_for_ever(self.programmer, self.drains, connections, none_dead)
 
     async def change(self, item: dict[str, Any], kind: str = "MODIFIED") -> float:
-        """Let one event come; give the seconds from its bytes to the kernel's answer. It has to change something."""
+        """Let one event come; return the seconds from its bytes to the kernel's answer. It has to change something."""
         line = _line(item, kind)
         self.synced.clear()
         begun = time.perf_counter()
@@ -253,5 +253,5 @@ class KernelTime:
 
 
 def percentile(values: Collection[float], share: float) -> float:
-    """Give the value that ``share`` of all values do not exceed."""
+    """Return the value that ``share`` of all values do not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]

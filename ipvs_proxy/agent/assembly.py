@@ -166,7 +166,7 @@ class Agent:
         )
 
     def loops(self, config: Path | None, reread: Callable[[], Settings] | None) -> list[Loop]:
-        """Give the loops that make up the agent; each runs for ever."""
+        """Return the loops that make up the agent; each runs for ever."""
         started = self._controller.started
         loops: list[Loop] = [
             self._controller.run(),
@@ -266,7 +266,7 @@ class Agent:
             self._health.updated()
 
     def _health_check_addresses(self, family: Family) -> list[str] | None:
-        """Give where health checks of Services are served: as node ports are; ``None`` for all addresses."""
+        """Return where health checks of Services are served: as node ports are; ``None`` for all addresses."""
         if not self.settings.node_port_addresses:
             return None
         length = 4 if family is Family.IPV4 else 16
@@ -302,14 +302,14 @@ async def connect_to_api(settings: Settings) -> Client | None:
 
 
 def events_of(client: Client | None, node_name: str) -> Events | None:
-    """Give what posts events to the API."""
+    """Return what posts events to the API."""
     return None if client is None else Events(client.send, reporting_instance=f"ipvs-proxy-{node_name}")
 
 
 def sources(
     settings: Settings, controller: Controller, client: Client | None, observer: Observer = NOBODY
 ) -> list[Loop]:
-    """Give the loops that bring objects: of the manifests, or of the API, whose silence ``observer`` notices."""
+    """Return the loops that bring objects: of the manifests, or of the API, whose silence ``observer`` notices."""
     if settings.manifests is not None:
         return [follow_manifests(settings.manifests, settings.node_name, controller)]
     if client is None:
@@ -326,7 +326,7 @@ def resources_of(settings: Settings) -> tuple[Resource, ...]:
 
 
 def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:
-    """Give what tells which nodes are dead: the API; manifests say nothing of it."""
+    """Return what tells which nodes are dead: the API; manifests say nothing of it."""
     if client is not None:
         return DeadNodes(partial(get_node, client)).among
 

@@ -18,7 +18,7 @@ from ipvs_proxy.settings.merge import Settings
 
 
 def rule_settings(settings: Settings, family: Family, node: Node | None) -> RuleSettings:
-    """Give what the configuration and the own Node say about the rules of one family."""
+    """Return what the configuration and the own Node say about the rules of one family."""
     own_pods = pod_cidr(node, family)
     version = 4 if family is Family.IPV4 else 6
     local: IPv4Network | IPv6Network | Interface | None
@@ -40,7 +40,7 @@ def rule_settings(settings: Settings, family: Family, node: Node | None) -> Rule
 
 
 def adapt_rules(rules: Mapping[Family, Rules], settings: Settings, node: Node | None) -> bool:
-    """Have the rules follow the own Node; tell whether they must be written again."""
+    """Have the rules follow the own Node; return whether they must be written again."""
     changed = False
     for family, kept in rules.items():
         wanted = rule_settings(settings, family, node)

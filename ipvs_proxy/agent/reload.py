@@ -80,7 +80,7 @@ async def follow_configuration(
 async def _take(
     running: Settings, wanted: Settings, apply: Callable[[Settings], Awaitable[None]]
 ) -> tuple[Settings, Outcome]:
-    """Apply what can be applied; give what runs now, and whether that is all."""
+    """Apply what can be applied; return what runs now, and whether that is all."""
     changed = changes(running.fields, wanted.fields)
     live = changed & {setting.path for setting in _LIVE}
     left = sorted(changed - live)
@@ -95,7 +95,7 @@ async def _take(
 
 
 def merge(running: Settings, wanted: Settings) -> Settings:
-    """Give the running settings with those of ``wanted`` that may change while the agent runs."""
+    """Return the running settings with those of ``wanted`` that may change while the agent runs."""
     values = {setting.name: getattr(wanted, setting.name) for setting in _LIVE}
     fields = {setting.path: wanted.fields[setting.path] for setting in _LIVE if setting.path in wanted.fields}
     return replace(running, **values, fields={**running.fields, **fields})

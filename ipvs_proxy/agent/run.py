@@ -57,7 +57,7 @@ def initialize(settings: Settings) -> int:
 
 
 def run(settings: Settings, *, reread: Callable[[], Settings] | None = None, config: Path | None = None) -> int:
-    """Run the agent until SIGTERM or SIGINT; give the exit status: 0, or 1 with one line on standard error.
+    """Run the agent until SIGTERM or SIGINT; return the exit status: 0, or 1 with one line on standard error.
 
     ``config`` is the file that is followed, and ``reread`` gives the settings anew.
     """

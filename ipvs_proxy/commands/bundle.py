@@ -57,7 +57,7 @@ def masked(text: str) -> str:
 
 
 def write_bundle(agent: str, path: Path | None, proc: Path = Path("/proc")) -> Path:
-    """Write the archive (gzip, readable by its owner alone); give its path.
+    """Write the archive (gzip, readable by its owner alone); return its path.
 
     Raises:
         OSError: if it cannot be written, or if there is such a file already.

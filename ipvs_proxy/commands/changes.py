@@ -27,5 +27,5 @@ def changes_text(found: Differences) -> str:
 
 
 def _place(name: str) -> tuple[str, bool, str]:
-    """Give what orders objects: the real servers of a virtual server come behind it."""
+    """Return what orders objects: the real servers of a virtual server come behind it."""
     return name.partition(" ")[0], " -> " in name, name

@@ -17,7 +17,7 @@ _AT_WORK = "is running on this node and would put everything back: take it off t
 
 
 def run(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[cleanup.Network] = ()) -> int:
-    """Clean the node; give the exit status: 0 if it is clean (or could be), 1 with one line for each problem.
+    """Clean the node; return the exit status: 0 if it is clean (or could be), 1 with one line for each problem.
 
     ``kube_proxy``: also what kube-proxy left in any of its modes. ``exclude``: networks whose virtual servers stay.
     """

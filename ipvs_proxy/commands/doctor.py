@@ -76,7 +76,7 @@ def examine(agent: str) -> list[Finding]:
 
 
 def doctor(agent: str, output: str) -> int:
-    """Print the findings; give the exit status: FINE, PROBLEMS (a warning is none), or ERROR with one line."""
+    """Print the findings; return the exit status: FINE, PROBLEMS (a warning is none), or ERROR with one line."""
     try:
         findings = examine(agent)
     except (Unusable, OSError, ValueError) as error:

@@ -79,7 +79,7 @@ def find_route(agent: str, client: str, text: str) -> RouteState:
 
 
 def search_service(agent: str, text: str) -> list[str]:
-    """Give the names of Services that contain a text, for a hint."""
+    """Return the names of Services that contain a text, for a hint."""
     found = ask(agent, "/state", NodeState, search=text.rpartition("/")[2], limit=5)
     return [f"{service.namespace}/{service.name}" for service in found.services]
 

@@ -57,7 +57,7 @@ class Finding(NamedTuple):
 
 
 def check(config: Path | None, *, as_json: bool) -> int:
-    """Print the report; give the exit status: READY, OBSTRUCTED, or ERROR with one line on standard error.
+    """Print the report; return the exit status: READY, OBSTRUCTED, or ERROR with one line on standard error.
 
     ``config`` is kube-proxy's configuration, or the manifest of a ConfigMap that has it; ``-`` for standard input.
     """
@@ -77,7 +77,7 @@ def check(config: Path | None, *, as_json: bool) -> int:
 
 
 def judge_configuration(text: str, name: str) -> tuple[Settings, list[Finding]]:
-    """Read a configuration; give its settings (the defaults if it cannot be used) and what there is to say of it."""
+    """Read a configuration; return its settings (the defaults if it cannot be used) and what there is to say of it."""
     try:
         settings, notes = _load(text, name)
     except SettingsError as error:
@@ -105,7 +105,7 @@ def judge_node(found: Survey, settings: Settings, ports: dict[str, int]) -> list
 
 
 def report(findings: list[Finding]) -> str:
-    """Give the findings as aligned text, and the verdict."""
+    """Return the findings as aligned text, and the verdict."""
     width = max(len(finding.topic) for finding in findings) + 2
     lines = [f"ipvs-proxy {__version__}: migration of this node", ""]
     for standing in Standing:
@@ -206,7 +206,7 @@ def _judge_processes(found: Survey, ports: dict[str, int]) -> Iterator[Finding]:
 
 
 def _read(config: Path) -> tuple[str, str]:
-    """Give the text of the configuration, and what to call it."""
+    """Return the text of the configuration, and what to call it."""
     try:
         if str(config) == "-":
             return read_until_end(sys.stdin.fileno(), None if sys.stdin.isatty() else SILENCE), "standard input"
@@ -244,7 +244,7 @@ def read_until_end(descriptor: int, silence: float | None) -> str:
 
 
 def _load(text: str, name: str) -> tuple[Settings, list[tuple[str, dict[str, Any]]]]:
-    """Give the settings of a configuration, and what the agent would log of it.
+    """Return the settings of a configuration, and what the agent would log of it.
 
     Raises:
         SettingsError: if it cannot be used, with one line for each fault.
@@ -256,7 +256,7 @@ def _load(text: str, name: str) -> tuple[Settings, list[tuple[str, dict[str, Any
 
 
 def _unwrapped(text: str) -> str:
-    """Give the configuration in the manifest of a ConfigMap; anything else as it is."""
+    """Return the configuration in the manifest of a ConfigMap; anything else as it is."""
     try:
         documents = parse_yaml(text).documents
     except ParseError:

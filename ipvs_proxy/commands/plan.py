@@ -61,7 +61,7 @@ def assume(given: Mapping[str, Any], config: Path | None, agent: str) -> Assumed
 
 
 def plan(assumed: Assumed, output: str) -> int:
-    """Print what would change; give the exit status: NOTHING, DIFFERENT, or ERROR with one line on standard error.
+    """Print what would change; return the exit status: NOTHING, DIFFERENT, or ERROR with one line on standard error.
 
     Where the settings are from is said on standard error, too: a plan is only as right as they are.
     """

@@ -19,7 +19,7 @@ _UNITS: Final = ("", "k", "M", "G", "T", "P", "E")
 
 
 def terminal_width() -> int:
-    """Give how many columns the terminal has that standard output is; 0 if it is none: then nothing is shortened."""
+    """Return how many columns the terminal has that standard output is; 0 if it is none: then nothing is shortened."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 

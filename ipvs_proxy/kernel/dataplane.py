@@ -139,7 +139,7 @@ class Dataplane:
         return self.ipvs.connections(key)
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
-        """Carry operations out in their order; give those that failed.
+        """Carry operations out in their order; return those that failed.
 
         The members of sets that let connections reach a virtual server are held back where that virtual server could
         not be added, so that its address never leads to a port of the node itself; and a packet mark whose bits are not
@@ -164,12 +164,12 @@ class Dataplane:
         return failures
 
     def close(self) -> None:
-        """Give the sockets back."""
+        """Close the sockets."""
         for table in (self.ipvs, self.addresses, self.sets):
             table.close()
 
     def writes(self) -> int:
-        """Give how many messages and rule sets have been written."""
+        """Return how many messages and rule sets have been written."""
         messages = {id(table.traffic): table.traffic for table in (self.ipvs, self.addresses, self.sets)}
         return sum(traffic.writes for traffic in messages.values()) + sum(r.writes for r in self.rules.values())
 
@@ -197,7 +197,7 @@ def _leads_to(operation: Operation, missing: set[VirtualServerKey], torn: set[Se
 
 
 def _is_as_wanted(operation: Operation, code: int) -> bool:
-    """Tell whether a refusal means that the object is as the operation would have made it."""
+    """Return whether a refusal means that the object is as the operation would have made it."""
     if isinstance(operation, AddressOperation):
         return code == (EADDRNOTAVAIL if operation.verb is Verb.DELETE else EEXIST)
     return operation.verb is Verb.DELETE and code in {ENOENT, ESRCH}

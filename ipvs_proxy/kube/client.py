@@ -61,11 +61,11 @@ class Response:
         self.headers: Mapping[str, str] = response.headers
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Give the body in pieces as they arrive, decompressed."""
+        """Return the body in pieces as they arrive, decompressed."""
         return self._response.content.iter_any()
 
     async def read(self, limit: int) -> bytes:
-        """Give the first ``limit`` bytes of the body, decompressed."""
+        """Return the first ``limit`` bytes of the body, decompressed."""
         return await _read(self._response, limit)
 
 
@@ -104,7 +104,7 @@ class Client:
 
     @asynccontextmanager
     async def get(self, path: str, query: Mapping[str, str], *, inactivity: float) -> AsyncIterator[Response]:
-        """Send a GET and give the answer, whatever its status, as soon as its headers are there.
+        """Send a GET and return the answer, whatever its status, as soon as its headers are there.
 
         Args:
             path: absolute, for example ``/api/v1/services``.

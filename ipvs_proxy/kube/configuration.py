@@ -20,7 +20,7 @@ _LOADER: Final = f"{_LIBRARY}.config"
 
 
 def import_loader() -> Any:
-    """Give the module ``kubernetes_asyncio.config``.
+    """Return the module ``kubernetes_asyncio.config``.
 
     Raises:
         ImportError: if the library is not there.

@@ -140,7 +140,7 @@ def _decoder(struct: type[KubernetesObject]) -> msgspec.json.Decoder[KubernetesO
 
 
 def key_of(item: KubernetesObject) -> str:
-    """Give ``namespace/name``, or the name alone where there is no namespace."""
+    """Return ``namespace/name``, or the name alone where there is no namespace."""
     return _key(item.metadata.namespace, item.metadata.name)
 
 

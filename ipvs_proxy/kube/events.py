@@ -84,7 +84,7 @@ class TokenBucket:
         self._at = now
 
     def take(self, now: float) -> float:
-        """Take a token and give 0, or give the seconds until there is one."""
+        """Take a token and return 0, or give the seconds until there is one."""
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
         if self._tokens < 1 - 1e-9:  # what waited for a token gets it, also with rounding
@@ -120,7 +120,7 @@ class _Series:
     attempts: int = 0
 
     def next_due(self) -> float:
-        """Give when there is something to do: to write what is new, or to end the series."""
+        """Return when there is something to do: to write what is new, or to end the series."""
         if self.count == self.written:
             return self.seen_at + SERIES_END
         return self.written_at + SERIES_REFRESH if self.written > 1 else self.seen_at
@@ -216,7 +216,7 @@ class Events:
                 pass
 
     async def post_due(self) -> float | None:
-        """Write what is due now; give the seconds until something else is, ``None`` if nothing will be."""
+        """Write what is due now; return the seconds until something else is, ``None`` if nothing will be."""
         while self._heap:
             due, _, series = self._heap[0]
             now = self._clock()
@@ -264,7 +264,7 @@ class Events:
             self._give_up(series, f"HTTP {reply.status}: {reply.text}")
 
     def _request(self, series: _Series) -> tuple[str, bytes]:
-        """Give the path and the body of the request that writes a series."""
+        """Return the path and the body of the request that writes a series."""
         fact, regarding = series.fact, series.fact.regarding
         namespace = regarding.namespace or "default"
         path = f"/apis/events.k8s.io/v1/namespaces/{quote(namespace, safe='')}/events"
@@ -345,7 +345,7 @@ class Events:
             )
 
     def _object(self, regarding: Regarding, now: float) -> TokenBucket:
-        """Give the bucket of an object; the one that was silent for longest is forgotten first."""
+        """Return the bucket of an object; the one that was silent for longest is forgotten first."""
         bucket = self._objects.get(regarding)
         if bucket is None:
             bucket = self._objects[regarding] = TokenBucket(OBJECT_BURST, OBJECT_RATE, now)

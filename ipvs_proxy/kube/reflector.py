@@ -101,10 +101,10 @@ class Response(Protocol):
         """The HTTP headers."""
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Give the body's pieces as they arrive."""
+        """Return the body's pieces as they arrive."""
 
     async def read(self, limit: int) -> bytes:
-        """Give the first ``limit`` bytes of the body."""
+        """Return the first ``limit`` bytes of the body."""
 
 
 class Transport(Protocol):
@@ -255,7 +255,7 @@ class Reflector:
             raise ConnectionError("the watch ended at once, without an event")
 
     async def _events(self, query: Mapping[str, str]) -> AsyncIterator[list[Event]]:
-        """Give the events of one watch as they come, those of one chunk together; half a line at the end is dropped."""
+        """Return the events of one watch as they come, those of one chunk together; half a line at the end is lost."""
         seconds = str(int(self._timing.watch * (1 + self._jitter())) or 1)
         watch = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": seconds, **query}
         lines = LineSplitter()

@@ -48,5 +48,5 @@ ENDPOINT_SLICES = Resource(
 
 
 def own_node(name: str) -> Resource:
-    """Give the resource that is nothing but this node."""
+    """Return the resource that is nothing but this node."""
     return Resource("Node", "/api/v1/nodes", Node, field_selector=f"metadata.name={name}")

@@ -111,20 +111,20 @@ class NetlinkSocket:
         self.close()
 
     def close(self) -> None:
-        """Give the socket back; the next use opens a new one."""
+        """Return the socket back; the next use opens a new one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def execute(self, requests: Sequence[Request]) -> list[int]:
-        """Send requests in order; give for each 0, the errno of its failure, or UNKNOWN."""
+        """Send requests in order; return for each 0, the errno of its failure, or UNKNOWN."""
         failures = self.send(requests)
         if not failures:
             return [0] * len(requests)
         return [failures[index].error if index in failures else 0 for index in range(len(requests))]
 
     def send(self, requests: Sequence[Request]) -> dict[int, Outcome]:
-        """Send requests in order; give the outcomes of those that did not succeed, by index.
+        """Send requests in order; return the outcomes of those that did not succeed, by index.
 
         Never raises OSError: what could not be sent is UNKNOWN.
         """
@@ -135,7 +135,7 @@ class NetlinkSocket:
         return failures
 
     def ask(self, request: Request) -> bytes:
-        """Ask for one object; give the payload of the reply.
+        """Ask for one object; return the payload of the reply.
 
         Raises:
             OSError: with the errno of the kernel's refusal, or that of the socket.
@@ -154,7 +154,7 @@ class NetlinkSocket:
         return replies[0]
 
     def dump(self, request: Request) -> list[bytes]:
-        """Read a table; give the payloads of all replies. A dump during which the table changed is taken again.
+        """Read a table; return the payloads of all replies. A dump during which the table changed is taken again.
 
         Raises:
             OSError: with the errno of the kernel's refusal or that of the socket, or if the table keeps changing.
@@ -248,7 +248,7 @@ class NetlinkSocket:
         return interrupted
 
     def _reserve(self, count: int) -> int:
-        """Give the first of ``count`` sequence numbers that follow one another. 0 is left to notifications."""
+        """Return the first of ``count`` sequence numbers that follow one another. 0 is left to notifications."""
         if self._sequence + count > 0xFFFFFFFF:
             self._sequence = 0
         first = self._sequence + 1
@@ -262,7 +262,7 @@ class NetlinkSocket:
         self.traffic.bytes_sent += len(data)
 
     def _receive_datagram(self) -> bytes:
-        """Give the next datagram that the kernel itself sent."""
+        """Return the next datagram that the kernel itself sent."""
         while True:
             length, (port, _) = self._open().recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
             self.traffic.system_calls += 1

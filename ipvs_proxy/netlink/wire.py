@@ -87,13 +87,13 @@ Reply = Data | Outcome | Done | Overrun
 
 
 def frame(request: Request, *, sequence: int, flags: int = 0) -> bytes:
-    """Give the message with its header; ``flags`` are added to the request's own."""
+    """Return the message with its header; ``flags`` are added to the request's own."""
     kind, payload, own_flags = request
     return HEADER.pack(16 + len(payload), kind, own_flags | flags, sequence, 0) + payload
 
 
 def frame_batch(requests: Sequence[Request], *, sequence: int) -> bytes:
-    """Give the messages one behind the other, numbered from ``sequence`` on; the last asks for an acknowledgement."""
+    """Return the messages one behind the other, numbered from ``sequence`` on; the last asks for an acknowledgement."""
     last = sequence + len(requests) - 1
     parts: list[bytes] = []
     # One loop without calls of ours: a table has 100,000 messages.
@@ -104,7 +104,7 @@ def frame_batch(requests: Sequence[Request], *, sequence: int) -> bytes:
 
 
 def parse(datagram: bytes) -> Iterator[Reply]:
-    """Give the replies in a datagram, in order; NOOPs are left out.
+    """Return the replies in a datagram, in order; NOOPs are left out.
 
     Raises:
         MalformedMessage: on reaching a message whose lengths are wrong.
@@ -156,7 +156,7 @@ def _error_in(payload: bytes) -> int:
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """Give an attribute with its header, padded to 4 bytes.
+    """Return an attribute with its header, padded to 4 bytes.
 
     Raises:
         ValueError: if the payload is longer than an attribute can be.
@@ -169,12 +169,12 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def text_attribute(kind: int, text: str) -> bytes:
-    """Give an attribute whose payload is a string that ends with a zero byte."""
+    """Return an attribute whose payload is a string that ends with a zero byte."""
     return attribute(kind, text.encode() + b"\0")
 
 
 def walk(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """Give (type without its flags, first byte of the payload, byte behind the payload) of each attribute.
+    """Return (type without its flags, first byte of the payload, byte behind the payload) of each attribute.
 
     Raises:
         MalformedMessage: on reaching an attribute whose length is wrong.
@@ -191,7 +191,7 @@ def walk(data: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[
 
 
 def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
-    """Give the payloads of the attributes from ``start`` on by type; of a repeated one, the last.
+    """Return the payloads of the attributes from ``start`` on by type; of a repeated one, the last.
 
     Raises:
         MalformedMessage: if a length is wrong.
@@ -201,7 +201,7 @@ def attributes(data: bytes, start: int = 0) -> dict[int, bytes]:
 
 
 def integer(found: dict[int, bytes], kind: int, default: int | None = None) -> int:
-    """Give an unsigned integer attribute in host order, whatever its width.
+    """Return an unsigned integer attribute in host order, whatever its width.
 
     Raises:
         MalformedMessage: if it is absent without a default, or of no integer's length.
@@ -222,7 +222,7 @@ _INTEGERS: Final = {1: Struct("=B"), 2: Struct("=H"), 4: Struct("=I"), 8: Struct
 
 
 def text(payload: bytes) -> str:
-    """Give a string that may end with zero bytes.
+    """Return a string that may end with zero bytes.
 
     Raises:
         MalformedMessage: if it is not text.

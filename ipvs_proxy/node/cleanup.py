@@ -90,7 +90,7 @@ def _noting(result: Result, what: str) -> Iterator[None]:
 
 
 def _remove_virtual_servers(ledger: KernelTables, exclude: Sequence[Network], result: Result, *, write: bool) -> bool:
-    """Delete those that are ours; tell whether none of them is left.
+    """Delete those that are ours; return whether none of them is left.
 
     A list that is taken while somebody else deletes can leave out some, so the end is a list without any of ours.
     """

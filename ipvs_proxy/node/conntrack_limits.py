@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 
 def largest_table(max_per_core: int, minimum: int, cpus: int) -> int:
-    """Give the number of connections to have room for, 0 to leave it; the cap counts before the minimum."""
+    """Return the number of connections to have room for, 0 to leave it; the cap counts before the minimum."""
     if not max_per_core:
         return 0
     scaled = min(max_per_core * cpus, LARGEST)
@@ -86,7 +86,7 @@ def _number_in(path: Path) -> int:
 
 
 def _set(path: Path, wanted: str, outcome: Outcome) -> bool:
-    """Write a setting that differs; tell whether it is as wanted now."""
+    """Write a setting that differs; return whether it is as wanted now."""
     try:
         found = path.read_text(encoding="ascii", errors="replace").strip()
         if found == wanted:

@@ -105,7 +105,7 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
 
 
 def accepted_ahead(saved: str) -> list[str]:
-    """Give the rules of INPUT that accept new connections from elsewhere before our filter of ports is reached."""
+    """Return the rules of INPUT that accept new connections from elsewhere before our filter of ports is reached."""
     rules = [line for line in saved.splitlines() if line.startswith("-A INPUT ")]
     first = next((number for number, rule in enumerate(rules) if rule.endswith(f"-j {IPVS_FILTER}")), 0)
     return [rule for rule in rules[:first] if rule.endswith("-j ACCEPT") and not _HARMLESS.search(rule)]

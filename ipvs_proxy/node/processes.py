@@ -37,7 +37,7 @@ class Process(NamedTuple):
 
 
 def holder_of(port: int, proc: Path = PROC) -> Process | None:
-    """Give who listens on a TCP port, on whatever address; ``None`` if nobody does."""
+    """Return who listens on a TCP port, on whatever address; ``None`` if nobody does."""
     inodes = {inode for inode, number in _listening(proc) if number == port}
     if not inodes:
         return None
@@ -52,7 +52,7 @@ def holder_of(port: int, proc: Path = PROC) -> Process | None:
 
 
 def running_kube_proxy(proc: Path = PROC) -> Process | None:
-    """Give the kube-proxy of this network namespace; ``None`` if there is none, or if it cannot be seen from here.
+    """Return the kube-proxy of this network namespace; ``None`` if there is none, or if it cannot be seen from here.
 
     Any user of the node may call a process so: only one that is root's (or of the user who asks) can change networks.
     """
@@ -70,14 +70,14 @@ def running_kube_proxy(proc: Path = PROC) -> Process | None:
 
 
 def running(names: Collection[str], proc: Path = PROC) -> list[str]:
-    """Give which of some programs run on this host, as far as their processes can be seen from here, sorted."""
+    """Return which of some programs run on this host, as far as their processes can be seen from here, sorted."""
     with suppress(OSError):
         return sorted({process.name for process in _processes(proc) if process.name in names})
     return []
 
 
 def _listening(proc: Path) -> Iterator[tuple[str, int]]:
-    """Give the inode and the port of each listening TCP socket of this thread's network namespace."""
+    """Return the inode and the port of each listening TCP socket of this thread's network namespace."""
     for table in ("tcp", "tcp6"):
         with suppress(OSError):
             for line in (proc / "thread-self/net" / table).read_text(encoding="ascii", errors="replace").split("\n"):

@@ -139,7 +139,7 @@ def has_extension(name: str, family: Family) -> bool:
 
 
 def supported_families(iptables: Iptables, *, proc: Path = PROC) -> tuple[tuple[Family, ...], dict[Family, str]]:
-    """Give the families that can be served, IPv4 first, and for the others the reason why not.
+    """Return the families that can be served, IPv4 first, and for the others the reason why not.
 
     Raises:
         MissingPiece: if there is none.

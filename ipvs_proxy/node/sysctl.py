@@ -32,7 +32,7 @@ class Sysctl(NamedTuple):
     strict_arp: bool = False
 
     def applies(self, kernel: Version, *, strict_arp: bool) -> bool:
-        """Tell whether the setting is wanted on this kernel."""
+        """Return whether the setting is wanted on this kernel."""
         return (
             self.since <= kernel and (self.until is None or kernel < self.until) and (strict_arp or not self.strict_arp)
         )
@@ -63,7 +63,7 @@ class Change(NamedTuple):
 
 
 def drift(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[Change]:
-    """Give the settings that are not as they should be.
+    """Return the settings that are not as they should be.
 
     Raises:
         Unusable: if a setting or the kernel's version cannot be read.
@@ -80,7 +80,7 @@ def drift(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[Change]:
 
 
 def apply(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[Change]:
-    """Write the settings that are not as they should be; give what was changed.
+    """Write the settings that are not as they should be; return what was changed.
 
     Raises:
         Unusable: if a setting cannot be read or written. Those before it in the list are written then.
@@ -127,7 +127,7 @@ def forwarding_warnings(root: Path = PROC_SYS) -> list[str]:
 
 
 def kernel_version(root: Path = PROC_SYS) -> Version:
-    """Give the kernel's major and minor version.
+    """Return the kernel's major and minor version.
 
     Raises:
         Unusable: if it cannot be read.

@@ -54,12 +54,12 @@ def ordinary_address(text: str, family: Family) -> bytes | None:
 
 
 def is_of(address: bytes, family: Family) -> bool:
-    """Tell whether a packed address belongs to a family."""
+    """Return whether a packed address belongs to a family."""
     return len(address) == (4 if family is Family.IPV4 else 16)
 
 
 def is_special(address: bytes) -> bool:
-    """Tell whether a packed address can be nobody's on a network: unspecified, loopback, multicast or broadcast.
+    """Return whether a packed address can be nobody's on a network: unspecified, loopback, multicast or broadcast.
 
     IPv6 link-local addresses count too, as they mean nothing without an interface. The API's validation refuses these
     (``ValidateNonSpecialIP`` of Kubernetes), but objects of other origin have them.

@@ -68,11 +68,11 @@ class Choices:
         return frozenset(self._select("lingering", states))
 
     def local(self) -> Iterable[RealServerKey]:
-        """Give the endpoints on this node, used or not."""
+        """Return the endpoints on this node, used or not."""
         return self._select("local", {state for state in self._verdicts if state.local})
 
     def differing(self, other: dict[RealServerKey, RealServer]) -> frozenset[RealServerKey] | None:
-        """Give all keys in which ``real_servers`` may differ from those of an earlier plan; ``None``: not known."""
+        """Return all keys in which ``real_servers`` may differ from those of an earlier plan; ``None``: not known."""
         if self._memory is None:
             return None
         return self._memory.differing(f"{self._policy} used", self.real_servers, other)
@@ -143,7 +143,7 @@ def _judge(state: State, mode: Reason | None, node_name: str, zone: str) -> Verd
 
 
 def _topology(states: Iterable[State], *, node_name: str, zone: str) -> Reason | None:
-    """Give the reason for which endpoints will be left out by hints, ``None`` if hints do not apply."""
+    """Return the reason for which endpoints will be left out by hints, ``None`` if hints do not apply."""
     ready = [state for state in states if state.ready]
     if node_name and all(state.nodes for state in ready) and any(node_name in state.nodes for state in ready):
         return Reason.OTHER_NODE

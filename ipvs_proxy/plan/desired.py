@@ -138,7 +138,7 @@ class DesiredTables:
         return touched
 
     def conflicts_of(self, key: VirtualServerKey) -> list[Conflict]:
-        """Give the claims to one virtual server that lost, by name."""
+        """Return the claims to one virtual server that lost, by name."""
         winner = self.owners.get(key)
         return [
             Conflict(key, winner, name)
@@ -147,11 +147,11 @@ class DesiredTables:
         ]
 
     def conflicts(self) -> list[Conflict]:
-        """Give every claim that lost."""
+        """Return every claim that lost."""
         return [conflict for key in list(self._contested) for conflict in self.conflicts_of(key)]
 
     def internal(self) -> dict[VirtualServerKey, frozenset[RealServerKey]]:
-        """Give the real servers that clients in the cluster get at addresses where they are others: a snapshot."""
+        """Return the real servers that clients in the cluster get at addresses where they are others: a snapshot."""
         return {
             key: frozenset(internal.real_servers) | internal.lingering
             for key, server in self.virtual_servers.items()
@@ -159,16 +159,16 @@ class DesiredTables:
         }
 
     def services(self) -> Iterable[ServiceName]:
-        """Give the Services that ask for anything."""
+        """Return the Services that ask for anything."""
         return self._held.keys()
 
     def virtual_servers_of(self, name: ServiceName) -> tuple[VirtualServerKey, ...]:
-        """Give the virtual servers that a Service claims, also those that another one has."""
+        """Return the virtual servers that a Service claims, also those that another one has."""
         held = self._held.get(name)
         return () if held is None else tuple(held.virtual_servers)
 
     def _members(self, key: VirtualServerKey, name: ServiceName, held: _Held) -> tuple[Member, ...]:
-        """Give the members that go with a virtual server, by its owner; ``held`` is what the Service ``name`` has."""
+        """Return the members that go with a virtual server, by its owner; ``held`` is what the Service ``name`` has."""
         owner = self.owners.get(key)
         if owner is None:
             return _NO_MEMBERS
@@ -192,7 +192,7 @@ class DesiredTables:
 def _differing(
     before: _Held, after: _Held, key: VirtualServerKey, fragment: Fragment | None
 ) -> frozenset[RealServerKey] | None:
-    """Give all real servers in which a virtual server may differ from before; ``None`` if that is not known."""
+    """Return all real servers in which a virtual server may differ from before; ``None`` if that is not known."""
     old, new = before.virtual_servers.get(key), after.virtual_servers.get(key)
     if old is None or new is None or fragment is None:
         return None

@@ -90,7 +90,7 @@ def gather(slices: Iterable[EndpointSlice], family: Family, node_name: str) -> G
 
 
 def of_family(slices: Iterable[EndpointSlice], family: Family, omissions: list[Omission]) -> list[EndpointSlice]:
-    """Give the slices of a family in order of their names; omissions are those of no known address type.
+    """Return the slices of a family in order of their names; omissions are those of no known address type.
 
     So are those that are too much for one Service, counted by endpoints and ports.
     """

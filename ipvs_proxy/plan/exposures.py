@@ -106,7 +106,7 @@ def _source_ranges(
 
 
 def contains(network: Network, address: bytes) -> bool:
-    """Tell whether a network of the same family holds an address."""
+    """Return whether a network of the same family holds an address."""
     base, length = network
     shift = len(base) * 8 - length
     return int.from_bytes(address, "big") >> shift == int.from_bytes(base, "big") >> shift

@@ -47,7 +47,7 @@ def stale(
     *,
     also_allowed: Mapping[VirtualServerKey, Collection[RealServerKey]] = _NONE,
 ) -> bool:
-    """Tell whether a flow has to be deleted, so that its next packet is balanced anew.
+    """Return whether a flow has to be deleted, so that its next packet is balanced anew.
 
     ``gone`` are virtual servers that were ours; one that is also in ``virtual_servers`` is back. ``also_allowed`` are
     real servers that another virtual server, one of a firewall mark, gives the same destination.

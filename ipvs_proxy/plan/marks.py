@@ -146,13 +146,13 @@ class Marks:
 
 
 def mark_key(mark: int, family: Family) -> VirtualServerKey:
-    """Give the key of the virtual server of a mark of ours."""
+    """Return the key of the virtual server of a mark of ours."""
     protocol = _PROTOCOLS[mark & 3] if is_ours(mark) else Protocol.TCP
     return VirtualServerKey(bytes(4 if family is Family.IPV4 else 16), protocol, 0, mark)
 
 
 def is_ours(mark: int) -> bool:
-    """Tell whether a mark is one that this agent, or one before it, gave out."""
+    """Return whether a mark is one that this agent, or one before it, gave out."""
     return mark & CLASS_MASK == CLASS and bool(mark & 3) and bool(_number(mark))
 
 

@@ -41,7 +41,7 @@ class NodeIPs(NamedTuple):
     primary: Family = Family.IPV4
 
     def of(self, family: Family) -> bytes | None:
-        """Give the node IP of a family."""
+        """Return the node IP of a family."""
         return self.ipv4 if family is Family.IPV4 else self.ipv6
 
     @property
@@ -99,7 +99,7 @@ def node_port_addresses(
 
 
 def host_addresses(interfaces: Interfaces, family: Family) -> frozenset[bytes]:
-    """Give the addresses of one family on every interface except kube-ipvs0, without those of ``is_confined``.
+    """Return the addresses of one family on every interface except kube-ipvs0, without those of ``is_confined``.
 
     An address that is on kube-ipvs0 and on another interface is the node's own: the Service has to give it up.
     """
@@ -113,21 +113,21 @@ def host_addresses(interfaces: Interfaces, family: Family) -> frozenset[bytes]:
 
 
 def is_confined(address: bytes) -> bool:
-    """Tell whether an address means nothing beyond its host or link: IPv4 or IPv6 loopback, IPv6 link-local."""
+    """Return whether an address means nothing beyond its host or link: IPv4 or IPv6 loopback, IPv6 link-local."""
     if len(address) == 4:
         return address[0] == 127
     return address == _IPV6_LOOPBACK or (address[0] == 0xFE and address[1] & 0xC0 == 0x80)
 
 
 def pod_cidr(node: Node | None, family: Family) -> Network | None:
-    """Give the first of ``spec.podCIDRs`` of a family, for ``detectLocalMode: NodeCIDR``; bad ones are skipped."""
+    """Return the first of ``spec.podCIDRs`` of a family, for ``detectLocalMode: NodeCIDR``; bad ones are skipped."""
     texts = (node.spec.pod_cidrs or ()) if node is not None else ()
     networks = map(_parse_network, texts)
     return next((found for found in networks if found is not None and found.version == _VERSIONS[family]), None)
 
 
 def _status_addresses(node: Node | None) -> Iterator[bytes]:
-    """Give the addresses of a Node's status in the order of preference."""
+    """Return the addresses of a Node's status in the order of preference."""
     listed = (node.status.addresses or ()) if node is not None else ()
     for kind in _ADDRESS_TYPES:
         for entry in listed:

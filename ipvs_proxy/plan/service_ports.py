@@ -147,7 +147,7 @@ def plan_port(
 def _outside(
     port: ServicePort, protocol: Protocol, exposures: Exposures, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
-    """Give the virtual servers that clients outside the cluster use, with the kind of each; one can be of two kinds."""
+    """Return the virtual servers that clients outside the cluster use, with their kinds; one can have two."""
     if plan.budget.is_spent:
         plan.budget.left_out += bool(port.node_port or exposures.external_ips or exposures.load_balancer_ips)
         return []
@@ -317,7 +317,7 @@ def _add(
 
 
 def _settings(service: Service, port: ServicePort, context: Context, fragment: Fragment) -> tuple[str, int, int]:
-    """Give scheduler, flags and persistence timeout of a port's virtual servers."""
+    """Return scheduler, flags and persistence timeout of a port's virtual servers."""
     # ``mh`` hashes the source port too, as kube-proxy asks of it.
     flags = SCHED2 if context.scheduler == "mh" else 0
     if service.spec.session_affinity != "ClientIP":

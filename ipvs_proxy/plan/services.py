@@ -103,7 +103,7 @@ def _as_told(omissions: list[Omission]) -> list[Omission]:
 
 
 def _created(service: Service) -> datetime:
-    """Give the time of creation, always with a time zone: a manifest may leave it out, and UTC is meant."""
+    """Return the time of creation, always with a time zone: a manifest may leave it out, and UTC is meant."""
     created = service.metadata.creation_timestamp
     if created is None:
         return YOUNGEST

@@ -108,13 +108,13 @@ _OWN: Final = frozenset(base for base, _, _ in _OWN_SETS)
 
 
 def set_name(base: str, family: Family) -> str:
-    """Give the kernel's name of a set: ``KUBE-CLUSTER-IP``, ``KUBE-6-CLUSTER-IP``, ``IPVS-PROXY-6-INTERNAL``."""
+    """Return the kernel's name of a set: ``KUBE-CLUSTER-IP``, ``KUBE-6-CLUSTER-IP``, ``IPVS-PROXY-6-INTERNAL``."""
     prefix = "IPVS-PROXY-" if base in _OWN else "KUBE-"
     return f"{prefix}{base}" if family is Family.IPV4 else f"{prefix}6-{base}"[:31]
 
 
 def definitions(family: Family) -> dict[str, SetDefinition]:
-    """Give all sets of one family by the name without its prefix (``CLUSTER-IP``)."""
+    """Return all sets of one family by the name without its prefix (``CLUSTER-IP``)."""
     return {
         base: SetDefinition(set_name(base, family), kind, family, comment, marks=base == INTERNAL)
         for base, kind, comment in (*_SETS, *_OWN_SETS)
@@ -123,5 +123,5 @@ def definitions(family: Family) -> dict[str, SetDefinition]:
 
 @cache
 def names(family: Family) -> dict[str, str]:
-    """Give the kernel's names of all sets of one family by the name without its prefix."""
+    """Return the kernel's names of all sets of one family by the name without its prefix."""
     return {base: definition.name for base, definition in definitions(family).items()}

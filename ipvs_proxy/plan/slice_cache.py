@@ -58,7 +58,7 @@ class PortMemory:
                 self.states[state] += 1
 
     def select(self, purpose: str, states: frozenset[State]) -> Selected:
-        """Give the endpoints in some of the states; what was selected for the same purpose before is the start."""
+        """Return the endpoints in some of the states; what was selected for the same purpose before is the start."""
         before = self._selections.get(purpose)
         base: Selected | None = None
         if before is not None and before.states == states:
@@ -79,7 +79,7 @@ class PortMemory:
         return selected
 
     def differing(self, purpose: str, selected: Selected, other: Selected) -> frozenset[RealServerKey] | None:
-        """Give all keys in which what was ``selected`` may differ from ``other``; ``None`` if that is not known."""
+        """Return all keys in which what was ``selected`` may differ from ``other``; ``None`` if that is not known."""
         if selected is other:
             return frozenset()
         selection = self._selections.get(purpose)
@@ -96,7 +96,7 @@ class Memory:
         self._ports: dict[Family, dict[PortKey, PortMemory]] = {}
 
     def port(self, family: Family, port: PortKey) -> PortMemory | None:
-        """Give what is remembered of a port that has endpoints."""
+        """Return what is remembered of a port that has endpoints."""
         return self._ports.get(family, {}).get(port)
 
     def gather(self, slices: Iterable[EndpointSlice], family: Family, node_name: str) -> Gathered:
@@ -145,7 +145,7 @@ def _found(read: tuple[EndpointSlice, Gathered] | None) -> dict[PortKey, Endpoin
 
 
 def _winner(parts: Iterable[Endpoints], key: RealServerKey) -> State | None:
-    """Give the state of an endpoint that several slices may have, by the rule of ``endpoints.merge``."""
+    """Return the state of an endpoint that several slices may have, by the rule of ``endpoints.merge``."""
     winner: State | None = None
     for part in parts:
         state = part.get(key)

@@ -35,12 +35,12 @@ class Family(IntEnum):
 
 
 def family_of(address: bytes) -> Family:
-    """Give the family of a packed address."""
+    """Return the family of a packed address."""
     return Family.IPV4 if len(address) == 4 else Family.IPV6
 
 
 def text_of(address: bytes) -> str:
-    """Give the canonical text form of a packed address (RFC 5952 for IPv6)."""
+    """Return the canonical text form of a packed address (RFC 5952 for IPv6)."""
     return str(ip_address(address))
 
 

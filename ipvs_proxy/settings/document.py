@@ -16,7 +16,7 @@ from ipvs_proxy.settings.table import KUBE_PROXY, OWN, Document
 
 
 def document(settings: Settings, kind: Document) -> dict[str, Any]:
-    """Give one document of the effective settings, with its apiVersion and kind."""
+    """Return one document of the effective settings, with its apiVersion and kind."""
     found: dict[str, Any] = {"apiVersion": kind.api_version, "kind": kind.kind}
     for path, value in sorted(settings.fields.items()):
         name, *parts = path.split(".")
@@ -29,7 +29,7 @@ def document(settings: Settings, kind: Document) -> dict[str, Any]:
 
 
 def configz(settings: Settings) -> dict[str, Any]:
-    """Give what ``/configz`` answers: each document by its API group, as kube-proxy does."""
+    """Return what ``/configz`` answers: each document by its API group, as kube-proxy does."""
     return {kind.api_version.partition("/")[0]: document(settings, kind) for kind in (KUBE_PROXY, OWN)}
 
 
@@ -53,5 +53,5 @@ def _words(fields: Mapping[str, Any]) -> str:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> set[str]:
-    """Give the paths of the settings that differ."""
+    """Return the paths of the settings that differ."""
     return {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}

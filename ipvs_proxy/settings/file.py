@@ -33,7 +33,7 @@ Notes = list[tuple[str, dict[str, Any]]]
 
 
 def read_settings(flags: Mapping[str, Any], path: Path | None) -> Settings:
-    """Give the effective settings of the flags that were given, and of a file if there is one.
+    """Return the effective settings of the flags that were given, and of a file if there is one.
 
     Raises SettingsError with one line for each fault.
     """
@@ -43,7 +43,7 @@ def read_settings(flags: Mapping[str, Any], path: Path | None) -> Settings:
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], Notes]:
-    """Read a configuration file; give its fields by path, and what to log about the others.
+    """Read a configuration file; return its fields by path, and what to log about the others.
 
     Raises SettingsError if it is not there, neither YAML nor JSON, of another kind, or has a section of another type.
     """

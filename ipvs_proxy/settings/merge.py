@@ -176,7 +176,7 @@ def _finish(values: dict[str, Any], fields: dict[str, Any], faults: list[str]) -
 
 
 def _choose_addresses(values: dict[str, Any]) -> None:
-    """Give the two servers their addresses: of the family of the node's, with the ports of the deprecated flags."""
+    """Return the two servers their addresses: of the family of the node's, with the ports of the deprecated flags."""
     any_host, loopback = ("[::]", "[::1]") if ":" in values["bind_address"] else (ANY_IPV4, "127.0.0.1")
     healthz_port, metrics_port = values.pop("healthz_port", 10256), values.pop("metrics_port", 10249)
     values["healthz_bind_address"] = values["healthz_bind_address"] or f"{any_host}:{healthz_port}"

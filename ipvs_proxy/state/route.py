@@ -168,7 +168,7 @@ class _Walk:
         return (self._entry if entry is None else entry) in self._members(base)
 
     def _source_may(self) -> bool:
-        """Tell whether source ranges let the client in, if there are any."""
+        """Return whether source ranges let the client in, if there are any."""
         if not self._has(sets.LOAD_BALANCER_FW):
             return True
         networks = [
@@ -186,7 +186,7 @@ class _Walk:
         return allowed
 
     def _marked(self) -> VirtualServerKey | None:
-        """Give the virtual server of a mark, if this client gets one."""
+        """Return the virtual server of a mark, if this client gets one."""
         if self.origin is Origin.OUTSIDE:
             return None
         mark = next((member.mark for member in tuple(self._members(sets.INTERNAL)) if member[:3] == self._entry[:3]), 0)
@@ -211,7 +211,7 @@ class _Walk:
         )
 
     def _masquerade(self, *, marked: bool) -> tuple[bool, str]:
-        """Tell whether the client's address is replaced, and which rule decides."""
+        """Return whether the client's address is replaced, and which rule decides."""
         if marked:
             own = self._rules.own_pods
             if self.origin is Origin.CLUSTER and own is not None and ip_address(self._client) in own:

@@ -236,7 +236,7 @@ def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activit
 
 
 def _members(fragment: Fragment, desired: DesiredTables, actual: KernelTables) -> list[MemberState]:
-    """Give what goes with the virtual servers; not what goes with one that another Service has."""
+    """Return what goes with the virtual servers; not what goes with one that another Service has."""
     addresses = [
         MemberState(SERVICE_LINK, text_of(address), reason.value, address in actual.addresses)
         for address, reason in fragment.addresses.items()

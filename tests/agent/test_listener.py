@@ -45,7 +45,7 @@ class Counts(Doorkeeper):
 
 @asynccontextmanager
 async def serving(counts: Doorkeeper, limit: int = 4) -> AsyncIterator[int]:
-    """Serve ``/``, ``/slow``, which never answers, and ``/fault``, which fails; give the port."""
+    """Serve ``/``, ``/slow``, which never answers, and ``/fault``, which fails; return the port."""
 
     async def at_once(_: web.Request) -> web.Response:
         return web.Response(text="here")

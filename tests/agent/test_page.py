@@ -59,7 +59,7 @@ def cluster() -> Iterator[KubernetesObject]:
 async def opened(
     *objects: KubernetesObject, viewport: dict[str, int] | None = None, scheme: str = "light"
 ) -> AsyncIterator[tuple[Page, Rig, list[str]]]:
-    """Open the page; give it with the agent, and all requests that the browser made elsewhere, and its complaints."""
+    """Open the page; return it with the agent, and all requests that the browser made elsewhere, and its complaints."""
     assert CHROMIUM, "the browser is missing: make setup installs it"
     async with shown(*(objects or tuple(cluster()))) as (url, rig, ipvs), async_playwright() as playwright:
         ipvs.balanced = TRAFFIC

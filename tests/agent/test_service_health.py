@@ -72,7 +72,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def ask(port: int, request: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n", address: str = "127.0.0.1") -> bytes:
-    """Send a request that asks for the end of the connection, and give all bytes that come back."""
+    """Send a request that asks for the end of the connection, and return all bytes that come back."""
     reader, writer = await asyncio.open_connection(address, port)
     try:
         writer.write(request + b"Connection: close\r\n\r\n")

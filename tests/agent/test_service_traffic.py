@@ -61,7 +61,7 @@ def desired() -> DesiredTables:
 
 
 def exposed(traffic: ServiceTraffic) -> dict[str, float]:
-    """Give the series as a parser of Prometheus' reads them."""
+    """Return the series as a parser of Prometheus' reads them."""
     families = text_string_to_metric_families(traffic.expose(openmetrics=False))
     return {
         sample.name.removeprefix("ipvs_proxy_service_")
@@ -125,7 +125,7 @@ def test_nothing_is_read_or_exposed_while_it_is_off(desired: DesiredTables) -> N
 
 
 def endpoint_samples(traffic: ServiceTraffic) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Give the labels and values of each metric of endpoints."""
+    """Return the labels and values of each metric of endpoints."""
     families = text_string_to_metric_families(traffic.expose(openmetrics=False))
     return {
         family.name.removeprefix("ipvs_proxy_"): [(sample.labels, sample.value) for sample in family.samples]

@@ -86,7 +86,7 @@ ROUTE = RouteState(
 
 @contextmanager
 def agent(**pages: Document | bytes) -> Iterator[tuple[str, list[str]]]:
-    """Answer at the paths ``/state``, ``/state/route`` and so on; give the address and the questions."""
+    """Answer at the paths ``/state``, ``/state/route`` and so on; return the address and the questions."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

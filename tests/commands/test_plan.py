@@ -22,7 +22,7 @@ RUNNING = effective(
 
 @contextmanager
 def answering(body: bytes) -> Iterator[str]:
-    """Serve what an agent answers at /configz; give the address."""
+    """Serve what an agent answers at /configz; return the address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -47,7 +47,7 @@ def inside(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def files() -> Iterator[Path]:
-    """Give everything in the image, as its own paths."""
+    """Return everything in the image, as its own paths."""
     for folder, _, names in os.walk(ROOTFS):
         for name in names:
             yield Path("/") / Path(folder, name).relative_to(ROOTFS)
@@ -134,7 +134,7 @@ def test_archive_has_the_name_that_a_node_looks_for() -> None:
 
 
 def locked(name: str) -> dict[str, tuple[str, int]]:
-    """Give version and number of hashes of each distribution in a lock file."""
+    """Return version and number of hashes of each distribution in a lock file."""
     found = {}
     for block in re.split(r"\n(?=\S)", (ROOT / name).read_text()):
         match = re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)", block)

@@ -26,7 +26,7 @@ FILTERED, UNFILTERED = (encode_dump(Family.IPV4, Protocol.UDP, filtered=filtered
 
 
 def written(flow: Flow) -> bytes:
-    """Give the flow as the kernel writes it: the tuple of a delete, and the other way round."""
+    """Return the flow as the kernel writes it: the tuple of a delete, and the other way round."""
     turned = flow._replace(
         source=flow.reply_source,
         source_port=flow.reply_source_port,

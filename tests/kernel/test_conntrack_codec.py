@@ -72,7 +72,7 @@ def ports(flow: Flow, source: int, destination: int) -> list[bytes]:
 
 
 def entry(flow: Flow, *, turned: bool = False, zone_in_tuple: bool = False, status: bytes = bytes(4)) -> bytes:
-    """Give a flow as a kernel may write it; ``turned``: with its attributes in another order than Linux has."""
+    """Return a flow as a kernel may write it; ``turned``: with its attributes in another order than Linux has."""
     zone = flow.zone.to_bytes(2, "big") if flow.zone else None
     original = ports(flow, flow.source_port, flow.destination_port)
     reply = ports(flow, flow.reply_source_port, flow.reply_destination_port)

@@ -24,7 +24,7 @@ TEXT = "*nat\n:KX - [0:0]\n-A KX -m ipvs --vproto tcp -j RETURN\nCOMMIT\n"
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """Give a function that puts a program into an otherwise empty ``PATH``."""
+    """Return a function that puts a program into an otherwise empty ``PATH``."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def install(name: str, script: str) -> None:
@@ -59,7 +59,7 @@ RULES = "*nat\n-A A -j B\n-A A -j C\nCOMMIT"
 
 @pytest.fixture
 def both(programs, tmp_path, monkeypatch):
-    """Give a function that installs both variants, nf_tables as the default, by what each prints as saved."""
+    """Return a function that installs both variants, nf_tables as the default, by what each prints as saved."""
     net = tmp_path / "proc"
     net.mkdir()
     monkeypatch.setattr(module, "_PROC_NET", net)

@@ -26,7 +26,7 @@ OTHERS = {
 
 
 def saved(*, ours: bool = True, nat: tuple[str, ...] = (), bare: bool = False) -> str:
-    """Give what ``iptables-save`` prints for our rules between those of others; ``bare``: jumps without comments."""
+    """Return what ``iptables-save`` prints for our rules between those of others; ``bare``: jumps without comments."""
     rules = render(RuleSettings(), family=Family.IPV4, random_fully=True, bridge_netfilter=False)
     lines: list[str] = []
     for table, built_in in BUILT_IN.items():

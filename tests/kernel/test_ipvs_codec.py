@@ -146,7 +146,7 @@ def test_golden_bytes_of_questions():
 
 
 def oracle(command: int, service: list[tuple[str, object]], dest: list[tuple[str, object]] | None = None) -> bytes:
-    """Give the message's payload as pyroute2 encodes it."""
+    """Return the message's payload as pyroute2 encodes it."""
     message = ipvsmsg()
     message["cmd"], message["version"] = command, 1
     message["attrs"] = [("IPVS_CMD_ATTR_SERVICE", {"attrs": service})]
@@ -157,7 +157,7 @@ def oracle(command: int, service: list[tuple[str, object]], dest: list[tuple[str
 
 
 def contents(payload: bytes) -> tuple[bytes, dict[int, dict[int, bytes]]]:
-    """Give header and attributes; IPv4 addresses by 4 bytes, as pyroute2 writes them (the kernel takes both)."""
+    """Return header and attributes; IPv4 addresses by 4 bytes, as pyroute2 writes them (the kernel takes both)."""
     found = {kind: attributes(nested) for kind, nested in attributes(payload, 4).items()}
     for nested, address in ((1, 3), (2, 1)):
         if nested in found:
@@ -232,7 +232,7 @@ def test_real_servers_come_back(virtual, key, server):
 
 
 def dumped(key: RealServerKey, server: RealServer, connections: Connections, *, tunnel: bool = True) -> bytes:
-    """Give a reply as the kernel's ip_vs_genl_fill_dest lays it out."""
+    """Return a reply as the kernel's ip_vs_genl_fill_dest lays it out."""
     parts = [
         (1, key.address.ljust(16, b"\0")),
         (2, key.port.to_bytes(2, "big")),
@@ -267,7 +267,7 @@ def test_a_dump_of_this_layout_is_not_walked(monkeypatch):
 
 
 def listed(server: VirtualServer, *extra: tuple[int, bytes]) -> bytes:
-    """Give a reply as the kernel's ip_vs_genl_fill_service lays it out; ``extra`` comes behind the scheduler's name."""
+    """Return a reply as the kernel's ip_vs_genl_fill_service lays it out; ``extra`` comes behind the scheduler's name."""
     parts = [
         (1, pack("=H", 2 if len(server.key.address) == 4 else 10)),
         (2, pack("=H", server.key.protocol)),
@@ -300,7 +300,7 @@ RATES = (7, 8, 9, 10, 11)
 
 
 def statistics(counted: Counters) -> bytes:
-    """Give what ip_vs_genl_fill_stats writes, the only statistics before Linux 4.1: what has 32 bits wraps around."""
+    """Return what ip_vs_genl_fill_stats writes, the only statistics before Linux 4.1: what has 32 bits wraps around."""
     connections, packets_in, packets_out, bytes_in, bytes_out = counted
     low = 0xFFFFFFFF
     return b"".join(
@@ -317,13 +317,13 @@ def statistics(counted: Counters) -> bytes:
 
 
 def statistics_64(counted: Counters, *, aligned: bool) -> bytes:
-    """Give what ip_vs_genl_fill_stats64 writes; ``aligned`` as kernels do that need 64 bits at multiples of 8 bytes."""
+    """Return what ip_vs_genl_fill_stats64 writes; ``aligned`` as kernels do that need 64 bits at multiples of 8 bytes."""
     padding = attribute(11, b"") if aligned else b""
     return b"".join(padding + attribute(kind, pack("=Q", count)) for kind, count in enumerate((*counted, *RATES), 1))
 
 
 def counted(key: VirtualServerKey, *pieces: tuple[int, bytes], scheduler: str = "rr") -> bytes:
-    """Give a reply as the kernel's ip_vs_genl_fill_service lays it out, with these statistics."""
+    """Return a reply as the kernel's ip_vs_genl_fill_service lays it out, with these statistics."""
     mark = [(5, pack("=I", key.mark))]
     address = [
         (2, pack("=H", key.protocol)),

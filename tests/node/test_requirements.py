@@ -21,7 +21,7 @@ IPTABLES = Iptables(suffix="", backend=NF_TABLES, version=(1, 8, 9), reason="tes
 
 
 def in_namespace(code: str, *prefix: str) -> str:
-    """Run code in a network namespace of its own; give what it prints, or the text of its MissingPiece."""
+    """Run code in a network namespace of its own; return what it prints, or the text of its MissingPiece."""
     program = (
         "from ipvs_proxy.node import requirements\n"
         "from ipvs_proxy.netlink.errors import MissingPiece\n"
@@ -114,7 +114,7 @@ def test_a_kernel_without_the_set_match_is_named(monkeypatch):
 
 @pytest.fixture
 def proc(tmp_path):
-    """Give a ``/proc`` of a host with both families."""
+    """Return a ``/proc`` of a host with both families."""
     (tmp_path / "net").mkdir()
     (tmp_path / "net/if_inet6").touch()
     (tmp_path / "sys/net/ipv6/conf/all").mkdir(parents=True)
@@ -124,7 +124,7 @@ def proc(tmp_path):
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """Give a function that makes ``iptables`` and ``ip6tables`` end with a status and an error."""
+    """Return a function that makes ``iptables`` and ``ip6tables`` end with a status and an error."""
     directory = tmp_path / "bin"
     directory.mkdir()
     monkeypatch.setenv("PATH", str(directory))

@@ -28,7 +28,7 @@ WANTED = {
 
 @pytest.fixture
 def tree(tmp_path):
-    """Give a function that sets files below a root, which has a fresh namespace's defaults, and returns the root."""
+    """Return a function that sets files below a root, which has a fresh namespace's defaults, and returns the root."""
 
     def make(**values: str):
         for name, value in {**DEFAULTS, **{key.replace("__", "/"): value for key, value in values.items()}}.items():

@@ -37,11 +37,11 @@ class Agent:
         self._reader.start()
 
     def named(self, name: str) -> list[dict[str, Any]]:
-        """Give the events of one name."""
+        """Return the events of one name."""
         return [event for event in list(self.events) if event["event"] == name]
 
     def wait_for(self, name: str, count: int = 1) -> dict[str, Any]:
-        """Wait for the ``count``-th event of a name and give it."""
+        """Wait for the ``count``-th event of a name and return it."""
         with self._told:
             self._told.wait_for(lambda: len(self.named(name)) >= count or self._ended, PATIENCE)
         found = self.named(name)
@@ -49,7 +49,7 @@ class Agent:
         return found[count - 1]
 
     def stop(self) -> float:
-        """Send SIGTERM; give the seconds until the agent was gone. Its exit status must be 0."""
+        """Send SIGTERM; return the seconds until the agent was gone. Its exit status must be 0."""
         begun = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
         status = self._process.wait(PATIENCE)
@@ -109,7 +109,7 @@ def running_agent(
 
 
 def command(net: Topology, *arguments: str, status: int = 0) -> str:
-    """Run a command of the program on the node; give what it prints."""
+    """Run a command of the program on the node; return what it prints."""
     with net.inside("node"):
         done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr

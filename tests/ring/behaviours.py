@@ -140,7 +140,7 @@ real kernel that prove it and how many cases of them passed. `*`: deliberately d
 
 
 def document(results: Mapping[str, str]) -> str:
-    """Give the document from the outcome of every test by its id below ``tests/ring/``."""
+    """Return the document from the outcome of every test by its id below ``tests/ring/``."""
     lines = []
     for section, behaviour, tests in BEHAVIOURS:
         found = [outcome for name, outcome in results.items() if name.startswith(tests)]

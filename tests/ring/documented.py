@@ -32,7 +32,7 @@ _VARYING: Final = (
 
 
 def blocks(section: str) -> dict[str, str]:
-    """Give what the document shows in a section (the title of a heading): the output of each command."""
+    """Return what the document shows in a section (the title of a heading): the output of each command."""
     text = DOCUMENT.read_text()
     found = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert found is not None, f"{DOCUMENT.name} has no section {section!r}"
@@ -45,13 +45,13 @@ def blocks(section: str) -> dict[str, str]:
 
 
 def all_shown() -> set[tuple[str, str]]:
-    """Give the section and the command of every output that the document shows."""
+    """Return the section and the command of every output that the document shows."""
     titles = re.findall(r"^## (.*)$", DOCUMENT.read_text(), re.MULTILINE)
     return {(title, name) for title in titles for name in blocks(title)}
 
 
 def is_shown(documented: str, printed: str) -> bool:
-    """Tell whether the document shows what was printed."""
+    """Return whether the document shows what was printed."""
     pieces = _masked(documented).split(f"{LEFT_OUT}\n")
     return re.fullmatch(r"(?:.*\n)*".join(map(re.escape, pieces)), _masked(printed)) is not None
 

@@ -154,7 +154,7 @@ def leave_nftables_mode(net: Topology) -> None:
 
 
 def witnessed(net: Topology) -> dict[str, list[str]]:
-    """Give all that independent tools print of the node, without what tells nothing: counters, the built-in chains that
+    """Return all that independent tools print of the node, without what tells nothing: counters, the built-in chains that
     a variant of iptables makes at its first use, and the addresses that the kernel gives to links by itself."""
     found = {
         "ipvs": net.run("node", "ipvsadm", "-Sn").splitlines(),
@@ -175,7 +175,7 @@ def witnessed(net: Topology) -> dict[str, list[str]]:
 
 
 def _rules(saved: str) -> list[str]:
-    """Give the chains that somebody made and the rules, each with its table."""
+    """Return the chains that somebody made and the rules, each with its table."""
     lines: list[str] = []
     table = ""
     for line in saved.splitlines():

@@ -54,7 +54,7 @@ def served(net: Topology, address: str, count: int) -> bool:
 
 
 def reaches_end(connection: socket.socket) -> bool:
-    """Tell whether a connection was ended by the other side, or by the kernel."""
+    """Return whether a connection was ended by the other side, or by the kernel."""
     try:
         return not exchange(connection)[0]
     except (OSError, ValueError):
@@ -158,7 +158,7 @@ def listening(net: Topology, family: str) -> Iterator[socket.socket]:
 
 
 def states(net: Topology) -> list[str]:
-    """Give the state of each connection through IPVS."""
+    """Return the state of each connection through IPVS."""
     return [line.split()[2] for line in net.run("node", "ipvsadm", "-Lnc").splitlines()[2:]]
 
 

@@ -30,7 +30,7 @@ def delete(text: str) -> AddressOperation:
 
 
 def witnessed(link: str = "kube-ipvs0") -> dict[str, tuple[int, str]]:
-    """Give prefix length and scope of each address, as ``ip`` sees them."""
+    """Return prefix length and scope of each address, as ``ip`` sees them."""
     (found,) = json.loads(run("ip", "-json", "address", "show", "dev", link))
     return {info["local"]: (info["prefixlen"], info["scope"]) for info in found["addr_info"]}
 

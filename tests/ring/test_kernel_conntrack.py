@@ -37,7 +37,7 @@ Witnessed = set[tuple[str, int, str, int]]
 
 
 def witnessed(text: str) -> Witnessed:
-    """Give destination and port, and where answers come from and the client's port, of what ``conntrack -L`` prints."""
+    """Return destination and port, and where answers come from and the client's port, of what ``conntrack -L`` prints."""
     found = set()
     for _, destination, source_port, port, answers, *_ in LINE.findall(text):
         found.add((str(ip_address(destination)), int(port), str(ip_address(answers)), int(source_port)))
@@ -99,7 +99,7 @@ def tables(family: str, wanted: dict[VirtualServerKey, list[str]]) -> dict[Virtu
 def clean(
     net: Topology, desired: dict[VirtualServerKey, VirtualServer], changed: set[VirtualServerKey]
 ) -> tuple[Family, int]:
-    """Have the agent's part clean once, in the node; give the family and how many flows it deleted."""
+    """Have the agent's part clean once, in the node; return the family and how many flows it deleted."""
 
     async def once() -> tuple[Family, int]:
         done: asyncio.Future[tuple[Family, int]] = asyncio.get_running_loop().create_future()

@@ -33,7 +33,7 @@ def saved(family: Family) -> list[str]:
 
 
 def iptables_mode(family: Family) -> str:
-    """Give the rules as iptables mode has them in a family."""
+    """Return the rules as iptables mode has them in a family."""
     if family is Family.IPV4:
         return SAVED
     text = SAVED.replace("10.244.1.2:8080", "[fd00::2]:8080").replace("icmp-port", "icmp6-port")

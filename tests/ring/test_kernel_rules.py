@@ -116,7 +116,7 @@ def make(iptables: Iptables, family: Family = Family.IPV4, settings: RuleSetting
 
 
 def witnessed(iptables: Iptables, family: Family = Family.IPV4) -> dict[str, list[str]]:
-    """Give what ``iptables-save`` prints for each table: chains, then rules, without policies and counters."""
+    """Return what ``iptables-save`` prints for each table: chains, then rules, without policies and counters."""
     program = "iptables" if family is Family.IPV4 else "ip6tables"
     tables: dict[str, list[str]] = {}
     for line in run(f"{program}{iptables.suffix}-save").splitlines():
@@ -270,7 +270,7 @@ def test_a_held_lock_is_named_after_the_wait(monkeypatch, tmp_path):
 
 @pytest.fixture
 def wrap(monkeypatch, tmp_path):
-    """Give a function that puts a shell script before a program; ``REAL`` in it is the real one."""
+    """Return a function that puts a shell script before a program; ``REAL`` in it is the real one."""
     path = subprocess.run(["sh", "-c", "echo $PATH"], capture_output=True, text=True, check=True).stdout.strip()
     monkeypatch.setenv("PATH", f"{tmp_path}:{path}")
 

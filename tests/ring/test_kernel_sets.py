@@ -41,7 +41,7 @@ def delete(member: SetEntry, name: str = ONE.name) -> SetEntryOperation:
 
 
 def witnessed(name: str) -> set[str]:
-    """Give the members of a set as ``ipset save`` prints them."""
+    """Return the members of a set as ``ipset save`` prints them."""
     lines = run("ipset", "save", name).splitlines()
     return {line.split(maxsplit=2)[2] for line in lines if line.startswith("add ")}
 

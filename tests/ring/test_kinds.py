@@ -426,7 +426,7 @@ def witness(net: Topology) -> list[str]:
 
 
 def of_case(lines: list[str], number: int) -> set[str]:
-    """Give what belongs to a case: lines with one of its addresses or ports; marks without their number."""
+    """Return what belongs to a case: lines with one of its addresses or ports; marks without their number."""
     own = re.compile(
         rf"(10\.96\.3|203\.0\.11[24])\.{number}\b|fd00:10:96::3:{number}\b|:{9000 + number}\b|\b{31000 + number}\b|\b{32000 + number}\b"
     )

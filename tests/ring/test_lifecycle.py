@@ -226,7 +226,7 @@ def test_removed_link_is_back_at_once(net: Topology, directory: Path) -> None:
 
 
 def snapshot(net: Topology) -> tuple[str, ...]:
-    """Give all that the witnesses print, without packet counters."""
+    """Return all that the witnesses print, without packet counters."""
     commands = (("ipvsadm", "-Sn"), ("ipset", "save"), ("ip", "-o", "address", "show", "dev", "kube-ipvs0"))
     return (*(net.run("node", *command) for command in commands), *all_rules(net))
 

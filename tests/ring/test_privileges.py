@@ -29,7 +29,7 @@ def capabilities_of_the_chart() -> list[str]:
 
 
 def confined(capabilities: list[str]) -> tuple[str, ...]:
-    """Give what to put before a command for it to run with these capabilities only."""
+    """Return what to put before a command for it to run with these capabilities only."""
     launcher = str(ROOT / "tests/support/confined.py")
     return ("unshare", "--mount", sys.executable, launcher, ",".join(capabilities))
 

@@ -30,7 +30,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def get(net: Topology, place: str, address: str, path: str, port: int = 10249, host: str = "") -> tuple[int, bytes]:
-    """Ask a server of the agent; give the status and all that came."""
+    """Ask a server of the agent; return the status and all that came."""
     with net.connect(place, address, port) as client:
         client.sendall(f"GET {path} HTTP/1.0\r\nHost: {host or address}\r\n\r\n".encode())
         answer = b""

@@ -77,7 +77,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def begin(manifests: Path, shortage: Callable[[], AbstractContextManager[Shortage]]) -> int:
-    """Start as far as the loops, while there is a shortage; give how many calls that took."""
+    """Start as far as the loops, while there is a shortage; return how many calls that took."""
     settings = effective({"hostname_override": "node", "cluster_cidrs": "10.244.0.0/16", "manifests": str(manifests)})
     with shortage() as counted:
         host, dataplane = await start.prepare(settings)

@@ -19,7 +19,7 @@ PODS = ("pod1", "pod2")
 
 
 def explained(net: Topology) -> dict[str, Any]:
-    """Give what is said of the endpoints of the IPv4 virtual server, by address."""
+    """Return what is said of the endpoints of the IPv4 virtual server, by address."""
     state = json.loads(command(net, "explain", f"{VIPS['IPv4']}:80", "-o", "json"))
     assert (state["namespace"], state["name"]) == ("ring", "web")
     (server,) = [found for found in state["virtualServers"] if found["address"] == VIPS["IPv4"]]
@@ -89,7 +89,7 @@ def test_state_is_what_the_kernel_has_and_says_why(tmp_path: Path) -> None:
 
 
 def kernel(net: Topology) -> str:
-    """Give all that witnesses see of the node's tables."""
+    """Return all that witnesses see of the node's tables."""
     tables = net.run("node", "ipvsadm", "-Sn") + net.run("node", "ipset", "save") + net.run("node", "ip", "-br", "addr")
     return tables + net.run("node", "iptables-save") + net.run("node", "ip6tables-save")
 

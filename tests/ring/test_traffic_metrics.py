@@ -16,7 +16,7 @@ PODS = ("pod1", "pod2")
 
 
 def scrape(net: Topology) -> dict[str, int]:
-    """Give the series of the Service: connections, and packets and bytes by direction."""
+    """Return the series of the Service: connections, and packets and bytes by direction."""
     with net.inside("node"), urllib.request.urlopen("http://127.0.0.1:10249/metrics") as response:
         text = response.read().decode()
     found = {}
@@ -28,7 +28,7 @@ def scrape(net: Topology) -> dict[str, int]:
 
 
 def scrape_endpoints(net: Topology) -> dict[str, int]:
-    """Give the connections of each endpoint."""
+    """Return the connections of each endpoint."""
     with net.inside("node"), urllib.request.urlopen("http://127.0.0.1:10249/metrics") as response:
         text = response.read().decode()
     pattern = r'^ipvs_proxy_endpoint_connections_total\{.*endpoint="([^"]+)"\} (\d+)$'
@@ -36,7 +36,7 @@ def scrape_endpoints(net: Topology) -> dict[str, int]:
 
 
 def counted(net: Topology) -> dict[str, int]:
-    """Give the same as ipvsadm prints it, both families together."""
+    """Return the same as ipvsadm prints it, both families together."""
     sums = [0] * 5
     for line in net.run("node", "ipvsadm", "-Ln", "--stats", "--exact").splitlines():
         if line.startswith("TCP"):
@@ -45,7 +45,7 @@ def counted(net: Topology) -> dict[str, int]:
 
 
 def counted_endpoints(net: Topology) -> dict[str, int]:
-    """Give the same as ipvsadm prints it."""
+    """Return the same as ipvsadm prints it."""
     lines = net.run("node", "ipvsadm", "-Ln", "--stats", "--exact").splitlines()
     return {line.split()[1]: int(line.split()[2]) for line in lines if line.split()[0] == "->" and "Remote" not in line}
 

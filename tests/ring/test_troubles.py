@@ -208,7 +208,7 @@ def test_host_port_of_somebody_else(net: Topology) -> None:
 
 
 def stuck(net: Topology) -> socket.socket:
-    """Give a UDP socket whose questions go to the dead endpoint of the Service dns."""
+    """Return a UDP socket whose questions go to the dead endpoint of the Service dns."""
     for _ in range(4):
         client = net.connect("client", DNS, 53, "UDP", timeout=silence(net))
         try:

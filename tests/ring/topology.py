@@ -101,7 +101,7 @@ class Topology:
                 _checked(_libc.setns(home.fileno(), _CLONE_NEWNET))
 
     def run(self, place: str, *command: str, text: str | None = None) -> str:
-        """Run a command in a namespace; give what it prints. Fails with what the command says."""
+        """Run a command in a namespace; return what it prints. Fails with what the command says."""
         with self.inside(place):
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
@@ -123,13 +123,13 @@ class Topology:
         return client
 
     def ask(self, place: str, address: str, port: int, protocol: str = "TCP", timeout: float = 5.0) -> tuple[str, str]:
-        """Make one request; give the name of who answers and the source address that it saw."""
+        """Make one request; return the name of who answers and the source address that it saw."""
         with self.connect(place, address, port, protocol, timeout) as client:
             return exchange(client)
 
 
 def exchange(client: socket.socket) -> tuple[str, str]:
-    """Make a request on an open connection; give the name of who answers and the source address that it saw."""
+    """Make a request on an open connection; return the name of who answers and the source address that it saw."""
     client.sendall(b"who?")
     name, seen = client.recv(256).decode().split()
     return name, seen
@@ -233,7 +233,7 @@ def _links(names: dict[str, str]) -> list[str]:
 
 
 def _settings(place: str) -> list[str]:
-    """Give the ``ip`` commands for one namespace.
+    """Return the ``ip`` commands for one namespace.
 
     Every link of a hub has the hub's one address, which is the gateway of what hangs there: so it is also the address
     that a masqueraded packet gets, whichever way it leaves.
@@ -262,7 +262,7 @@ def _settings(place: str) -> list[str]:
 
 
 def _tunnel(kind: str, place: str, other: str) -> list[str]:
-    """Give the ``ip`` commands for one end of a tunnel, and the routes of the other's pods through it."""
+    """Return the ``ip`` commands for one end of a tunnel, and the routes of the other's pods through it."""
     own, ends = ADDRESSES[place], {family: (ADDRESSES[place][family], ADDRESSES[other][family]) for family in FAMILIES}
     # An end of one that carries Ethernet is a gateway. Linux 6.1 takes none for IPv6 to which another link leads.
     has_gateways = kind.startswith(("vxlan", "geneve"))
@@ -281,7 +281,7 @@ def _tunnel(kind: str, place: str, other: str) -> list[str]:
 
 
 def _connect_wireguard(net: Topology) -> None:
-    """Give the two ends of a WireGuard tunnel their keys, and each other's address."""
+    """Return the two ends of a WireGuard tunnel their keys, and each other's address."""
     for place, other in (("node", "peer"), ("peer", "node")):
         with net.inside(place), closing(WireGuard()) as wireguard:
             wireguard.set(

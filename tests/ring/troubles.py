@@ -92,7 +92,7 @@ def announcing(net: Topology, directory: Path) -> Iterator[None]:
 
 
 def answers_arp(net: Topology, address: str) -> bool:
-    """Tell whether the node answers a client that asks for a Service's address on their common network."""
+    """Return whether the node answers a client that asks for a Service's address on their common network."""
     net.run("client", "ip", "route", "replace", f"{address}/32", "dev", "uplink")
     try:
         return net.ask("client", address, 80, timeout=silence(net))[0].startswith("pod")

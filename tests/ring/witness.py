@@ -59,7 +59,7 @@ def assert_as_planned(net: Topology, directory: Path) -> None:
 
 
 def virtual_servers(net: Topology) -> dict[tuple[str, int, int], dict[tuple[str, int], int]]:
-    """Give what ``ipvsadm -Sn`` prints: real servers with their weights, without those at weight 0."""
+    """Return what ``ipvsadm -Sn`` prints: real servers with their weights, without those at weight 0."""
     found: dict[tuple[str, int, int], dict[tuple[str, int], int]] = {}
     for line in net.run("node", "ipvsadm", "-Sn").splitlines():
         words = line.split()
@@ -74,7 +74,7 @@ def virtual_servers(net: Topology) -> dict[tuple[str, int, int], dict[tuple[str,
 
 
 def weights(net: Topology, address: str, port: int, protocol: int = 6) -> dict[str, int]:
-    """Give the weight of each real server of a virtual server by its address, 0 for those that drain."""
+    """Return the weight of each real server of a virtual server by its address, 0 for those that drain."""
     found = {}
     for line in net.run("node", "ipvsadm", "-Sn").splitlines():
         words = line.split()
@@ -86,13 +86,13 @@ def weights(net: Topology, address: str, port: int, protocol: int = 6) -> dict[s
 
 
 def addresses(net: Topology) -> set[str]:
-    """Give the addresses that ``ip`` shows on kube-ipvs0."""
+    """Return the addresses that ``ip`` shows on kube-ipvs0."""
     printed = net.run("node", "ip", "-o", "address", "show", "dev", "kube-ipvs0")
     return {match.group(1) for match in re.finditer(r"inet6? ([0-9a-f:.]+)/", printed)}
 
 
 def set_members(net: Topology) -> dict[str, set[tuple[object, ...]]]:
-    """Give what ``ipset save`` prints."""
+    """Return what ``ipset save`` prints."""
     found: dict[str, set[tuple[object, ...]]] = {}
     for line in net.run("node", "ipset", "save").splitlines():
         verb, name, *rest = line.split()

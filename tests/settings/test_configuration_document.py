@@ -40,7 +40,7 @@ COMMANDS = {"--config", "--write-config-to", "--cleanup", "--init-only", "--vers
 
 
 def rows(heading: str) -> Iterator[list[str]]:
-    """Give the cells of the table below a heading of the behaviour document."""
+    """Return the cells of the table below a heading of the behaviour document."""
     if not BEHAVIOUR.exists():
         pytest.skip(f"{BEHAVIOUR} is not beside this checkout")
     section = BEHAVIOUR.read_text().split(f"## {heading} ", 1)[1].split("\n## ", 1)[0]
@@ -50,7 +50,7 @@ def rows(heading: str) -> Iterator[list[str]]:
 
 
 def names(cell: str) -> list[str]:
-    """Give the full names of ``a.b / c``; those in one section share its name."""
+    """Return the full names of ``a.b / c``; those in one section share its name."""
     if cell in UNUSUAL:
         return UNUSUAL[cell]
     first, *others = [part.strip().removesuffix(".*") for part in cell.split("/")]
@@ -59,7 +59,7 @@ def names(cell: str) -> list[str]:
 
 
 def defaults_of(cell: str, count: int) -> list[str]:
-    """Give the defaults of so many fields, as a flag writes them; the last one is for all that are left."""
+    """Return the defaults of so many fields, as a flag writes them; the last one is for all that are left."""
     parts = [re.sub(r"\(.*?\)|[*\"]", "", part).strip() for part in (cell.split("/") if count > 1 else [cell])]
     values = ["" if part in NOT_SET else part for part in parts]
     return values + values[-1:] * (count - len(values))

@@ -25,7 +25,7 @@ _PATTERNS: dict[str, dict[str, Any]] = {
 
 
 def table() -> str:
-    """Give every setting, group by group, as Markdown."""
+    """Return every setting, group by group, as Markdown."""
     lines = []
     for group, settings in SETTINGS_BY_GROUP.items():
         lines += [f"### {group}", "", "| field | flag | default | meaning | a changed file |", "|---|---|---|---|---|"]
@@ -46,7 +46,7 @@ def _row(setting: Setting) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """Give the JSON schema (2020-12) of our own document."""
+    """Return the JSON schema (2020-12) of our own document."""
     fields = {
         setting.field: {"description": setting.help, "default": setting.default, **_PATTERNS[setting.kind.name]}
         for setting in SETTINGS
@@ -64,12 +64,12 @@ def schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """Give the schema as it is published."""
+    """Return the schema as it is published."""
     return json.dumps(schema(), indent=2) + "\n"
 
 
 def renewed(text: str) -> str:
-    """Give a text with the table between its marks made anew."""
+    """Return a text with the table between its marks made anew."""
     before, _, rest = text.partition(BEGIN)
     return before + BEGIN + table() + END + rest.partition(END)[2]
 

@@ -37,7 +37,7 @@ _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | EPERM
 
 
 def seccomp_filter() -> bytes:
-    """Give the filter's program: ``struct sock_filter`` after ``struct sock_filter``."""
+    """Return the filter's program: ``struct sock_filter`` after ``struct sock_filter``."""
     numbers = sorted(REFUSED.values())
     steps = [(_LOAD, 0, 0, 0)]
     # A jump goes over the steps that are left, and over "allow".

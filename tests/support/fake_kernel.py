@@ -77,7 +77,7 @@ class FakeKernel:
         return code
 
     def read(self) -> KernelTables:
-        """Give a copy of everything, as a dump would."""
+        """Return a copy of everything, as a dump would."""
         servers = self.virtual_servers.items()
         return KernelTables(
             {key: replace(server, real_servers=dict(server.real_servers)) for key, server in servers},
@@ -174,7 +174,7 @@ class FakeKernel:
 
 
 def _fits(entry: SetEntry, definition: SetDefinition) -> bool:
-    """Tell whether a member has exactly the parts that the set's type has."""
+    """Return whether a member has exactly the parts that the set's type has."""
     length = _ADDRESS_LENGTH[definition.family]
     address, source = len(entry.address) == length, len(entry.source) == length
     flow = address and bool(entry.protocol) and 0 < entry.port < 65536

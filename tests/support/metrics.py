@@ -98,12 +98,12 @@ def exposed() -> str:
 
 
 def families() -> list[Metric]:
-    """Give them parsed."""
+    """Return them parsed."""
     return list(text_string_to_metric_families(exposed()))
 
 
 def tables() -> str:
-    """Give one table of Markdown for each group."""
+    """Return one table of Markdown for each group."""
     lines = []
     rest = [family for family in families() if family.name.startswith(tuple(_GROUPS))]
     for prefix, title in _GROUPS.items():
@@ -122,7 +122,7 @@ def tables() -> str:
 
 
 def current() -> str:
-    """Give the document with the tables that follow from the code."""
+    """Return the document with the tables that follow from the code."""
     text = DOCUMENT.read_text()
     return text.partition(BEGIN)[0] + BEGIN + tables() + END + text.partition(END)[2]
 

@@ -33,7 +33,7 @@ def fresh_namespace() -> Iterator[None]:
 
 
 def run(*command: str) -> str:
-    """Run a command in the namespace of this thread; give what it prints."""
+    """Run a command in the namespace of this thread; return what it prints."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
     return done.stdout

@@ -7,7 +7,7 @@ from ipvs_proxy.plan.difference import KernelTables
 
 
 def everything(desired: DesiredTables, actual: KernelTables) -> Touched:
-    """Give every key of both sides."""
+    """Return every key of both sides."""
     return Touched(
         desired.virtual_servers.keys() | actual.virtual_servers.keys(),
         desired.addresses.keys() | actual.addresses,

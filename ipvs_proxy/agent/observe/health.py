@@ -67,7 +67,7 @@ class HealthTracker:
         )
 
     def healthy(self) -> bool:
-        """Tell whether the agent keeps up."""
+        """Return whether the agent keeps up."""
         return self._queued is None or self._now() - self._queued < 2 * self.sync_period
 
     def healthz(self) -> tuple[int, bytes]:

@@ -43,7 +43,7 @@ class ServiceTrafficText(Protocol):
     """Gives the metrics of each Service as text, in one of two formats, without an end mark."""
 
     def __call__(self, *, openmetrics: bool) -> str:
-        """Give the text."""
+        """Return the text."""
 
 
 def _no_traffic(*, openmetrics: bool) -> str:  # noqa: ARG001
@@ -58,7 +58,7 @@ class _Totals:
         self._described = described
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """Give those that somebody counts, as a registry asks for them."""
+        """Return those that somebody counts, as a registry asks for them."""
         for name, read in self.reads.items():
             yield CounterMetricFamily(f"ipvs_proxy_{name}", self._described[name], value=read())
 
@@ -319,7 +319,7 @@ class Metrics:
         self._totals.reads[name] = read
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Give all metrics in the form that a scraper accepts, and its content type."""
+        """Return all metrics in the form that a scraper accepts, and its content type."""
         try:
             encode, content_type = choose_encoder(accept)
         except (TypeError, ValueError):  # a version that is none

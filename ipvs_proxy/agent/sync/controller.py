@@ -153,11 +153,11 @@ class Controller:
         return await self._plan_one(ServiceName(service.metadata.namespace, service.metadata.name), service, marks)
 
     def omissions_of(self, name: ServiceName) -> Sequence[Omission]:
-        """Give what the plan leaves out of a Service."""
+        """Return what the plan leaves out of a Service."""
         return self._findings.omissions_of(name)
 
     def node_of(self, address: bytes) -> str:
-        """Give the other node of an endpoint that has just left, or been left out; empty if it is not known."""
+        """Return the other node of an endpoint that has just left, or been left out; empty if it is not known."""
         for piece in self._departed:
             for endpoint in piece.endpoints or ():
                 if endpoint.node_name and endpoint.node_name != self._context.node_name and endpoint.addresses:
@@ -312,7 +312,7 @@ class Controller:
         )
 
     async def _sync(self) -> int:
-        """Plan and program the dirty Services, in batches; give the number of operations that succeeded."""
+        """Plan and program the dirty Services, in batches; return the number of operations that succeeded."""
         begun = time.monotonic()
         if self._rules_outdated:
             await self._write_rules()

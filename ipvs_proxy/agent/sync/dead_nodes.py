@@ -38,7 +38,7 @@ class DeadNodes:
         self._answers: dict[str, tuple[float, bool]] = {}
 
     async def among(self, names: Iterable[str]) -> set[str]:
-        """Give those of some nodes that are dead. One that cannot be asked about is not."""
+        """Return those of some nodes that are dead. One that cannot be asked about is not."""
         now = self._clock()
         self._answers = {name: answer for name, answer in self._answers.items() if now - answer[0] < ANSWER_AGE}
         wanted = set(names)
@@ -56,5 +56,5 @@ class DeadNodes:
 
 
 def is_dead(node: Node | None) -> bool:
-    """Tell whether a node is gone from the cluster, or lost."""
+    """Return whether a node is gone from the cluster, or lost."""
     return node is None or any(taint.key in _DEAD for taint in node.spec.taints or ())

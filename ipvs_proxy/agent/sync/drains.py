@@ -114,7 +114,7 @@ class Drains:
         return sum(len(servers) for servers in list(self._drains.values()))
 
     def virtual_servers(self) -> list[VirtualServerKey]:
-        """Give the virtual servers that have a drain."""
+        """Return the virtual servers that have a drain."""
         return list(self._drains)
 
     def states(self, keys: Iterable[VirtualServerKey], now: float, limit: int) -> list[DrainState]:
@@ -170,7 +170,7 @@ class Drains:
         dead: Collection[str] = (),
         over: Collection[Target] = (),
     ) -> list[Target]:
-        """Give the real servers of a virtual server whose drain ends now, by how many connections each has.
+        """Return the real servers of a virtual server whose drain ends now, by how many connections each has.
 
         ``dead`` are the names of nodes that are known to be dead, ``over`` real servers whose connections have all been
         closed by both sides.
@@ -204,7 +204,7 @@ class Drains:
         ]
 
     def suspects(self, now: float) -> set[str]:
-        """Give the nodes of endpoints that have not served for a while and still have connections."""
+        """Return the nodes of endpoints that have not served for a while and still have connections."""
         return {
             drain.node
             for servers in self._drains.values()

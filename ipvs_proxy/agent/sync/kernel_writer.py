@@ -93,10 +93,10 @@ class Kernel(Protocol):
         """Read the members of our sets."""
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
-        """Carry operations out; give those that failed."""
+        """Carry operations out; return those that failed."""
 
     def writes(self) -> int:
-        """Give how many messages and rule sets have been written."""
+        """Return how many messages and rule sets have been written."""
 
 
 class Programmer:
@@ -132,7 +132,7 @@ class Programmer:
         self._watchers.append(watcher)
 
     def kernel_writes(self) -> int:
-        """Give how many messages and rule sets have been written to the kernel so far."""
+        """Return how many messages and rule sets have been written to the kernel so far."""
         return self._kernel.writes()
 
     def close(self) -> None:
@@ -207,7 +207,7 @@ class Programmer:
         return is_ours
 
     async def program(self, touched: Touched) -> list[Operation]:
-        """Bring the touched objects to what is desired; give the operations that succeeded."""
+        """Bring the touched objects to what is desired; return the operations that succeeded."""
         async with self._lock:
             return await self._program(touched)
 
@@ -285,7 +285,7 @@ class Programmer:
         return await self._carry_out(await self._compare(touched), touched)
 
     async def _compare(self, touched: Touched) -> list[Operation]:
-        """Give the operations for what was touched; where that is much, the event loop goes on meanwhile."""
+        """Return the operations for what was touched; where that is much, the event loop goes on meanwhile."""
         if len(touched.entries) + sum(map(partial(self._size, touched), touched.virtual_servers)) <= AT_ONCE:
             return difference(self.desired, self.actual, touched)
         async with self.comparing:
@@ -388,13 +388,13 @@ class Programmer:
             failing.entries |= self._correct_entries(await self.work(self._kernel.read_entries))
 
     async def reread_small_tables(self) -> Touched:
-        """Correct the mirror of addresses and sets; give what it was wrong about. Only from within ``correct``."""
+        """Correct the mirror of addresses and sets; return what it was wrong about. Only from within ``correct``."""
         # Both are read before the mirror of either changes: what differs must not be lost with a fault.
         addresses, entries = await self.work(self._kernel.read_addresses), await self.work(self._kernel.read_entries)
         return Touched(addresses=self._correct_addresses(addresses), entries=self._correct_entries(entries))
 
     async def reread_addresses(self) -> set[bytes]:
-        """Correct the mirror of the addresses; give those it was wrong about. Only from within ``correct``."""
+        """Correct the mirror of the addresses; return those it was wrong about. Only from within ``correct``."""
         return self._correct_addresses(await self.work(self._kernel.read_addresses))
 
     def _correct_addresses(self, found: set[bytes]) -> set[bytes]:
@@ -414,7 +414,7 @@ class Programmer:
 
 
 def describe(operation: Operation) -> dict[str, str]:
-    """Give an operation's verb, table and object, for logs."""
+    """Return an operation's verb, table and object, for logs."""
     fields = {"verb": operation.verb.value, "table": table_of(operation)}
     match operation:
         case RealServerOperation(_, key, server, _):

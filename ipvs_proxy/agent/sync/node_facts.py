@@ -79,22 +79,22 @@ class NodeFacts:
         self._reading = asyncio.Lock()
 
     def update(self, node: Node | None) -> bool:
-        """Take the own Node, ``None`` if it is not known; tell whether a fact changed."""
+        """Take the own Node, ``None`` if it is not known; return whether a fact changed."""
         self._node = node
         return self._settle()
 
     def update_peers(self, peers: Collection[Peer]) -> bool:
-        """Take where the connections to the API server lead; tell whether a fact changed."""
+        """Take where the connections to the API server lead; return whether a fact changed."""
         self._peers = peers
         return self._settle()
 
     def update_api_slices(self, slices: Collection[EndpointSlice]) -> bool:
-        """Take the EndpointSlices of the API server's own Service; tell whether a fact changed."""
+        """Take the EndpointSlices of the API server's own Service; return whether a fact changed."""
         self._api_slices = slices
         return self._settle()
 
     async def refresh(self) -> bool:
-        """Read the interfaces anew; tell whether a fact changed.
+        """Read the interfaces anew; return whether a fact changed.
 
         Raises:
             OSError: if they cannot be read; the facts stay as they are.

@@ -41,15 +41,15 @@ class Cache:
         self._memories: dict[ServiceName, Memory] = {}
 
     def slices(self, name: ServiceName) -> Iterable[EndpointSlice]:
-        """Give the EndpointSlices of a Service."""
+        """Return the EndpointSlices of a Service."""
         return self._slices.get(name, {}).values()
 
     def has_slices(self, name: ServiceName) -> bool:
-        """Tell whether a Service has an EndpointSlice."""
+        """Return whether a Service has an EndpointSlice."""
         return name in self._slices
 
     def memory(self, name: ServiceName) -> Memory | None:
-        """Give the place for what is remembered of a Service; ``None`` for one with few slices, as most have."""
+        """Return the place for what is remembered of a Service; ``None`` for one with few slices, as most have."""
         if len(self._slices.get(name, ())) < MANY_SLICES:
             self._memories.pop(name, None)
             return None

@@ -14,7 +14,7 @@ _NAMESPACES = frozenset((API_SERVER.namespace, _SYSTEM))
 
 
 def goes_first(name: ServiceName, services: Mapping[ServiceName, Service]) -> bool:
-    """Tell whether a Service goes before the others."""
+    """Return whether a Service goes before the others."""
     if name == API_SERVER:
         return True
     service = services.get(name) if name.namespace == _SYSTEM else None
@@ -22,12 +22,12 @@ def goes_first(name: ServiceName, services: Mapping[ServiceName, Service]) -> bo
 
 
 def find_first(names: Iterable[ServiceName], services: Mapping[ServiceName, Service]) -> list[ServiceName]:
-    """Give those that go before the others, in their order: the API server, then the cluster's DNS."""
+    """Return those that go before the others, in their order: the API server, then the cluster's DNS."""
     first = [name for name in names if name[0] in _NAMESPACES and goes_first(name, services)]
     return sorted(first, key=lambda name: (name != API_SERVER, name))
 
 
 def _is_cluster_dns(service: Service) -> bool:
-    """Tell whether a Service is the cluster's DNS: the label that all installers keep, or the usual name."""
+    """Return whether a Service is the cluster's DNS: the label that all installers keep, or the usual name."""
     metadata = service.metadata
     return (metadata.labels or {}).get("k8s-app") == "kube-dns" or metadata.name in {"kube-dns", "coredns"}

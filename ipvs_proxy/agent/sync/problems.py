@@ -36,7 +36,7 @@ class Findings:
         self._losers: dict[VirtualServerKey, set[ServiceName]] = {}
 
     def omissions_of(self, name: ServiceName) -> Sequence[Omission]:
-        """Give what the plan leaves out of a Service."""
+        """Return what the plan leaves out of a Service."""
         return self._omissions.get(name, ())
 
     def take(self, name: ServiceName, fragment: Fragment | None, touched: Touched) -> None:

@@ -34,11 +34,11 @@ class RetryQueue:
         return key in self._attempts
 
     def waiting(self, limit: int) -> list[Key]:
-        """Give some of the keys. Safe in any thread."""
+        """Return some of the keys. Safe in any thread."""
         return list(islice(self._attempts.copy(), limit))
 
     def failed(self, touched: Touched, now: float) -> float:
-        """Note failures at ``now`` (seconds of a monotonic clock); give the longest delay until one is tried again."""
+        """Note failures at ``now`` (seconds of a monotonic clock); return the longest delay until a retry."""
         longest = 0.0
         for key in _keys(touched):
             attempts = self._attempts.get(key, 0)
@@ -55,7 +55,7 @@ class RetryQueue:
                 self._attempts.pop(key, None)
 
     def next_due(self) -> float | None:
-        """Give the time at which something is due, ``None`` if nothing is."""
+        """Return the time at which something is due, ``None`` if nothing is."""
         while self._heap and self._heap[0][2] not in self._attempts:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None

@@ -47,18 +47,18 @@ class FlowTable(Interface):
     """What this module needs of ``kernel.conntrack.table.Conntrack``."""
 
     def __enter__(self) -> Self:
-        """Give the table itself."""
+        """Return the table itself."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the socket back."""
+        """Return the socket back."""
 
     def read(self, family: Family, protocol: int, *, keep: Callable[[Flow], bool]) -> list[Flow]:
-        """Give the flows that ``keep`` wants."""
+        """Return the flows that ``keep`` wants."""
 
     def delete(self, flows: Sequence[Flow]) -> list[int]:
-        """Delete flows; give 0 or an error for each."""
+        """Delete flows; return 0 or an error for each."""
 
 
 def _nothing() -> RealServers:
@@ -115,7 +115,7 @@ class StaleFlows:
                 await asyncio.sleep(delay)
 
     async def _clean(self, family: Family) -> bool:
-        """Delete the family's stale flows; tell whether all of them are gone. If not, the changes stay remembered."""
+        """Delete the family's stale flows; return whether all of them are gone. If not, the changes stay remembered."""
         changed, self._changed[family] = self._changed[family], set()
         self._due[family].clear()
         desired = {key: server for key, server in self._desired().items() if key.protocol == Protocol.UDP}

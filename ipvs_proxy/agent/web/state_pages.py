@@ -134,7 +134,7 @@ def _question(request: web.Request) -> tuple[bytes, VirtualServerKey]:
 
 
 def paths_of(application: web.Application) -> list[str]:
-    """Give the fixed paths that a server answers."""
+    """Return the fixed paths that a server answers."""
     paths = {resource.canonical for resource in application.router.resources()}
     return sorted(path for path in paths if "{" not in path)
 

@@ -136,7 +136,7 @@ class View:
         return Differences(len(self._controller.cache.services), [*rules, *map(change_of, operations)])
 
     def _read(self) -> tuple[KernelTables, Touched, list[ChangeState]]:
-        """Read the kernel; give what it has, our keys that differ from what is desired, and the rules' drift."""
+        """Read the kernel; return what it has, our keys that differ from what is desired, and the rules' drift."""
         tables = self._open_tables()
         try:
             found = KernelTables(tables.read_virtual_servers(), tables.read_addresses(), tables.read_entries())
@@ -234,7 +234,7 @@ class View:
         )
 
     def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
-        """Give the names in order: what is almost in order from the last time is sorted in a moment.
+        """Return the names in order: what is almost in order from the last time is sorted in a moment.
 
         Sorting 10,000 names anew would keep Python from the event loop for ten milliseconds, which nothing interrupts.
         """

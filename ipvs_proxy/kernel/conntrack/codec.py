@@ -50,7 +50,7 @@ def encode_dump(family: Family, protocol: int, *, filtered: bool = True) -> Requ
 
 
 def encode_delete(flow: Flow) -> Request:
-    """Give the message that deletes a flow, and with an ``id`` no other that has taken its place (ENOENT then).
+    """Return the message that deletes a flow, and with an ``id`` no other that has taken its place (ENOENT then).
 
     Raises:
         ValueError: if an address has not 4 or 16 bytes, both are not of one family, or a number is outside its type.
@@ -101,7 +101,7 @@ def decode_flow(payload: bytes, keep: Callable[[Flow], bool] | None = None) -> F
 
 
 def _tuples(payload: bytes) -> tuple[Flow | None, int]:
-    """Give the flow without its identity, and the position from which to look for that."""
+    """Return the flow without its identity, and the position from which to look for that."""
     layout = _LAYOUTS.get(payload[:1])
     if layout is not None and len(payload) >= layout.values.size:
         a1, source, a2, destination, a3, protocol, a4, source_port, a5, destination_port, b1, *reply = (
@@ -171,7 +171,7 @@ class _Layout(NamedTuple):
 
 
 def _layout(length: int) -> _Layout:
-    """Give the layout for addresses of a length. Padding is zero, and belongs to the heading behind it."""
+    """Return the layout for addresses of a length. Padding is zero, and belongs to the heading behind it."""
     source, destination = _ADDRESSES[length]
     ip, proto = 4 + 2 * (4 + length), 4 + 3 * 8
     address = 4 + length

@@ -48,11 +48,11 @@ class Conntrack:
         self.close()
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Return the socket back."""
         self._socket.close()
 
     def read(self, family: Family, protocol: int, *, keep: Callable[[Flow], bool]) -> list[Flow]:
-        """Give the flows of a family and an IP protocol that ``keep`` wants; it is asked before ``zone`` and ``id``.
+        """Return the flows of a family and an IP protocol that ``keep`` wants; it is asked before ``zone`` and ``id``.
 
         A flow that cannot be understood is left out.
 
@@ -77,7 +77,7 @@ class Conntrack:
             raise _explained(error) from error
 
     def delete(self, flows: Sequence[Flow]) -> list[int]:
-        """Delete flows; give for each 0, also if it was gone already, the errno of its failure, or UNKNOWN.
+        """Delete flows; return for each 0, also if it was gone already, the errno of its failure, or UNKNOWN.
 
         Raises:
             ValueError: if something is no flow; nothing is deleted then.

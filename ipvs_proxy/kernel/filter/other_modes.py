@@ -88,7 +88,7 @@ class Leftovers:
 
 
 def chains_of(saved: str) -> dict[str, list[str]]:
-    """Give the chains of iptables mode by table, from the output of ``iptables-save``."""
+    """Return the chains of iptables mode by table, from the output of ``iptables-save``."""
     found: dict[str, list[str]] = {}
     table = ""
     for line in saved.split("\n"):
@@ -102,12 +102,12 @@ def chains_of(saved: str) -> dict[str, list[str]]:
 
 
 def is_of_iptables_mode(chain: Chain) -> bool:
-    """Tell whether a chain is one that only iptables mode has."""
+    """Return whether a chain is one that only iptables mode has."""
     return chain.table in _CHAINS and bool(_CHAINS[chain.table].fullmatch(chain.name))
 
 
 def removal(saved: str) -> str:
-    """Give the input of ``iptables-restore --noflush`` that removes iptables mode; empty if there is nothing."""
+    """Return the input of ``iptables-restore --noflush`` that removes iptables mode; empty if there is nothing."""
     chains = chains_of(saved)
     jumps = _jumps(saved, chains)
     lines: list[str] = []
@@ -123,7 +123,7 @@ def removal(saved: str) -> str:
 
 
 def _jumps(saved: str, chains: Mapping[str, list[str]]) -> dict[str, tuple[list[str], set[str]]]:
-    """Give by table the rules of built-in chains that lead to what goes, and the chains that others lead to."""
+    """Return by table the rules of built-in chains that lead to what goes, and the chains that others lead to."""
     found: dict[str, tuple[list[str], set[str]]] = {}
     table, gone, built_in = "", frozenset[str](), set[str]()
     for line in saved.split("\n"):
@@ -141,12 +141,12 @@ def _jumps(saved: str, chains: Mapping[str, list[str]]) -> dict[str, tuple[list[
 
 
 def _header(family: Family) -> bytes:
-    """Give a struct nfgenmsg: family, version, and for a batch the subsystem in network order."""
+    """Return a struct nfgenmsg: family, version, and for a batch the subsystem in network order."""
     return pack("=BB", family, 0) + pack(">H", _NFTABLES)
 
 
 def has_table(family: Family) -> bool:
-    """Tell whether a family has the table of nftables mode."""
+    """Return whether a family has the table of nftables mode."""
     request = Request(_GET_TABLE, _header(family) + text_attribute(_TABLE_NAME, _TABLE))
     with NetlinkSocket(NETLINK_NETFILTER) as socket:
         try:

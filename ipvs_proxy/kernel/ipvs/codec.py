@@ -177,7 +177,7 @@ class Timeouts(NamedTuple):
 
 
 def encode_key(key: VirtualServerKey) -> bytes:
-    """Give the nested attribute that names a virtual server, by its mark if it has one.
+    """Return the nested attribute that names a virtual server, by its mark if it has one.
 
     Raises:
         ValueError: if the address has not 4 or 16 bytes, the port not 16 bits or the mark not 32.
@@ -199,7 +199,7 @@ def encode_key(key: VirtualServerKey) -> bytes:
 
 
 def encode_virtual_server(operation: VirtualServerOperation, *, family_id: int) -> Request:
-    """Give the message that adds, sets or deletes a virtual server.
+    """Return the message that adds, sets or deletes a virtual server.
 
     Raises:
         ValueError: if a setting is outside what the kernel's types hold.
@@ -225,7 +225,7 @@ def encode_virtual_server(operation: VirtualServerOperation, *, family_id: int) 
 
 
 def encode_real_server(operation: RealServerOperation, *, family_id: int, server: bytes) -> Request:
-    """Give the message that adds, sets or deletes a real server; ``server`` is its virtual server's ``encode_key``.
+    """Return the message that adds, sets or deletes a real server; ``server`` is its virtual server's ``encode_key``.
 
     Raises:
         ValueError: if a setting is outside what the kernel's types hold.
@@ -260,33 +260,33 @@ def _numbered(settings: RealServer) -> tuple[int, ...]:
 
 
 def encode_dump_virtual_servers(*, family_id: int) -> Request:
-    """Give the request for all virtual servers."""
+    """Return the request for all virtual servers."""
     return Request(family_id, _GENERIC.pack(_GET_SERVICE, _VERSION))
 
 
 def encode_get_virtual_server(key: VirtualServerKey, *, family_id: int) -> Request:
-    """Give the request for one virtual server."""
+    """Return the request for one virtual server."""
     return Request(family_id, _GENERIC.pack(_GET_SERVICE, _VERSION) + encode_key(key))
 
 
 def encode_dump_real_servers(key: VirtualServerKey, *, family_id: int) -> Request:
-    """Give the request for the real servers of one virtual server."""
+    """Return the request for the real servers of one virtual server."""
     return Request(family_id, _GENERIC.pack(_GET_DESTINATION, _VERSION) + encode_key(key))
 
 
 def encode_set_timeouts(timeouts: Timeouts, *, family_id: int) -> Request:
-    """Give the message that sets IPVS's timeouts; the kernel leaves one that is 0 as it is."""
+    """Return the message that sets IPVS's timeouts; the kernel leaves one that is 0 as it is."""
     values = b"".join(attribute(4 + index, value.to_bytes(4, sys.byteorder)) for index, value in enumerate(timeouts))
     return Request(family_id, _GENERIC.pack(_SET_CONFIG, _VERSION) + values)
 
 
 def encode_get_timeouts(*, family_id: int) -> Request:
-    """Give the request for IPVS's timeouts."""
+    """Return the request for IPVS's timeouts."""
     return Request(family_id, _GENERIC.pack(_GET_CONFIG, _VERSION))
 
 
 def encode_get_version(*, family_id: int) -> Request:
-    """Give the request for IPVS's version."""
+    """Return the request for IPVS's version."""
     return Request(family_id, _GENERIC.pack(_GET_INFO, _VERSION))
 
 
@@ -405,7 +405,7 @@ def _walk_virtual_server(payload: bytes) -> VirtualServer | ForeignVirtualServer
 
 
 def _virtual_server_key(found: dict[int, bytes]) -> VirtualServerKey | None:
-    """Give what names a virtual server, ``None`` if it cannot be ours."""
+    """Return what names a virtual server, ``None`` if it cannot be ours."""
     af, fwmark, protocol = integer(found, _AF), integer(found, _FWMARK, 0), integer(found, _PROTOCOL, 0)
     if is_ours(fwmark) and af in {_AF_INET, _AF_INET6}:
         return mark_key(fwmark, Family(af))
@@ -493,7 +493,7 @@ def _real_server_key(found: dict[int, bytes], virtual_address: bytes) -> RealSer
 
 
 def _real_server(found: dict[int, bytes]) -> RealServer:
-    """Give the settings, the two usual ones as the shared values: they are most of a table."""
+    """Return the settings, the two usual ones as the shared values: they are most of a table."""
     settings = RealServer(
         integer(found, _D_WEIGHT),
         integer(found, _D_FORWARDING) & _FORWARDING_MASK,
@@ -533,7 +533,7 @@ def _decode_port(field: bytes) -> int:
 
 
 def _encode_netmask(prefix_length: int | None, *, ipv6: bool) -> bytes:
-    """Give a mask in network order for IPv4 and a prefix length in host order for IPv6, as the kernel wants them."""
+    """Return a mask in network order for IPv4 and a prefix length in host order for IPv6, as the kernel wants them."""
     if ipv6:
         return (128 if prefix_length is None else prefix_length).to_bytes(4, sys.byteorder)
     length = 32 if prefix_length is None else prefix_length
@@ -557,7 +557,7 @@ _FAMILY_NAME: Final = 2
 
 
 def encode_get_family() -> Request:
-    """Give the request for the number under which the kernel registered IPVS.
+    """Return the request for the number under which the kernel registered IPVS.
 
     It is one message, and asking for it through pyroute2 would cost the agent 0.3 s of imports at its start.
     """

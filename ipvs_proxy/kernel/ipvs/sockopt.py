@@ -53,11 +53,11 @@ class QuickLook:
         self._make_place(_FIRST_PLACE)
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Return the socket back."""
         self._socket.close()
 
     def confirms(self, key: VirtualServerKey, real_servers: Mapping[RealServerKey, RealServer]) -> bool:
-        """Tell whether a virtual server has exactly these real servers.
+        """Return whether a virtual server has exactly these real servers.
 
         False if it has others, if it does not exist, or if the kernel cannot be asked in this way, as for IPv6.
         """

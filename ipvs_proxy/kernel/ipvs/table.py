@@ -91,7 +91,7 @@ class Ipvs:
         return self._socket.traffic
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Return the socket back."""
         self._socket.close()
 
     def read(self, known: Mapping[VirtualServerKey, VirtualServer] = _NOTHING) -> IpvsTable:
@@ -187,7 +187,7 @@ class Ipvs:
         return found
 
     def apply(self, operations: Sequence[IpvsOperation]) -> list[int]:
-        """Carry operations out in order; give for each 0, the errno of its failure, or UNKNOWN (-1).
+        """Carry operations out in order; return for each 0, the errno of its failure, or UNKNOWN (-1).
 
         EEXIST: it exists already. ESRCH: no such virtual server. ENOENT: no such real server, or no such scheduler.
         EINVAL: values that the kernel does not take, among them those that do not fit its types.
@@ -258,7 +258,7 @@ class Ipvs:
         return [EINVAL if request is None else next(carried_out) for request in encoded]
 
     def _encode(self, operations: Sequence[IpvsOperation]) -> list[Request | None]:
-        """Give each operation's message, ``None`` for one that cannot be said in the kernel's types."""
+        """Return each operation's message, ``None`` for one that cannot be said in the kernel's types."""
         family_id = self._family_id
         requests: list[Request | None] = []
         named: VirtualServerKey | None = None
@@ -300,7 +300,7 @@ class Ipvs:
             raise
 
     def _complete(self, found: VirtualServer, same: VirtualServer | None, confirm: _Confirm) -> VirtualServer:
-        """Give a listed virtual server with its real servers: ``same`` if that is what it is, else with its keys."""
+        """Return a listed virtual server with its real servers: ``same`` if that is what it is, else with its keys."""
         if same is None:
             found.real_servers.update(self._read_real_servers(found.key))
             return found
@@ -346,7 +346,7 @@ class Ipvs:
 
 
 def _quick_look(stack: ExitStack, traffic: Traffic) -> _Confirm:
-    """Give what confirms real servers, until the stack is unwound; where there is no IPv4, all have to be read."""
+    """Return what confirms real servers, until the stack is unwound; where there is no IPv4, all have to be read."""
     # Only audits need it: importing ctypes takes a start some milliseconds.
     from ipvs_proxy.kernel.ipvs.sockopt import QuickLook  # noqa: PLC0415
 

@@ -52,11 +52,11 @@ class Addresses:
         return self._socket.traffic
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Return the socket back."""
         self._socket.close()
 
     def ensure_link(self) -> bool:
-        """Create the link if it is missing; tell whether it was.
+        """Create the link if it is missing; return whether it was.
 
         Raises:
             MissingPiece: if the kernel has no dummy links, or does not let us make one.
@@ -80,7 +80,7 @@ class Addresses:
         return True
 
     def has_link(self) -> bool:
-        """Tell whether there is the link.
+        """Return whether there is the link.
 
         Raises:
             Unusable: if there is a link of that name which is not a dummy: it is somebody else's.
@@ -137,7 +137,7 @@ class Addresses:
         return addresses
 
     def apply(self, operations: Sequence[AddressOperation]) -> list[int]:
-        """Carry operations out in order; give for each 0, the errno of its failure, or UNKNOWN (-1).
+        """Carry operations out in order; return for each 0, the errno of its failure, or UNKNOWN (-1).
 
         EEXIST: the address is there already. EADDRNOTAVAIL: the address to delete is not there. ENODEV: the link is
         missing. EINVAL: no address.

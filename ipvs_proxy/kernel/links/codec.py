@@ -64,34 +64,34 @@ class Address(NamedTuple):
 
 
 def encode_get_link(name: str) -> Request:
-    """Give the request for one link."""
+    """Return the request for one link."""
     return Request(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + text_attribute(_LINK_NAME, name))
 
 
 def encode_new_dummy(name: str) -> Request:
-    """Give the message that creates a dummy link, down."""
+    """Return the message that creates a dummy link, down."""
     kind = attribute(_LINK_INFO | NESTED, attribute(_INFO_KIND, b"dummy"))
     payload = _LINK.pack(0, 0, 0, 0, 0) + text_attribute(_LINK_NAME, name) + kind
     return Request(NEW_LINK, payload, REQUEST | CREATE | EXCLUSIVE)
 
 
 def encode_delete_link(ifindex: int) -> Request:
-    """Give the message that deletes a link, with all its addresses."""
+    """Return the message that deletes a link, with all its addresses."""
     return Request(DELETE_LINK, _LINK.pack(0, 0, ifindex, 0, 0))
 
 
 def encode_dump_links() -> Request:
-    """Give the request for all links."""
+    """Return the request for all links."""
     return Request(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0))
 
 
 def encode_dump_addresses(family: Family, *, ifindex: int = 0) -> Request:
-    """Give the request for the addresses of one family on one link (0: all); the filter needs a strict socket."""
+    """Return the request for the addresses of one family on one link (0: all); the filter needs a strict socket."""
     return Request(_GET_ADDRESS, _ADDRESS_HEADER.pack(family, 0, 0, 0, ifindex))
 
 
 def encode_address(operation: AddressOperation, *, ifindex: int) -> Request:
-    """Give the message that adds or deletes an address, /32 or /128 with global scope.
+    """Return the message that adds or deletes an address, /32 or /128 with global scope.
 
     IPv6 addresses are added without duplicate address detection: on a dummy link it has nobody to ask, and it would
     leave them tentative for a moment. In all else they are what kube-proxy adds.

@@ -26,7 +26,7 @@ class HostAddresses:
         self._socket = NetlinkSocket(NETLINK_ROUTE, traffic=traffic)
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Return the socket back."""
         self._socket.close()
 
     def read(self) -> dict[str, set[bytes]]:

@@ -81,7 +81,7 @@ class LinkState:
         self._changed.clear()
 
     def take(self, message: Data) -> Event | None:
-        """Take a notification in; give what it means for the dummy link.
+        """Take a notification in; return what it means for the dummy link.
 
         Raises:
             MalformedMessage: if it is garbage.
@@ -107,7 +107,7 @@ class LinkState:
         return None
 
     def host_addresses_changed(self) -> bool:
-        """Tell whether the host's addresses are others than when this was asked before."""
+        """Return whether the host's addresses are others than when this was asked before."""
         changed = bool(self._changed)
         self._changed.clear()
         return changed
@@ -164,7 +164,7 @@ class Monitor:
         self._socket.close()
 
     def read(self) -> list[Event]:
-        """Give the events that have happened so far, without waiting.
+        """Return the events that have happened so far, without waiting.
 
         Raises:
             OSError: if the socket is dead, or what was lost cannot be read.
@@ -191,7 +191,7 @@ class Monitor:
         return events
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:
-        """Give the events as they happen, those that come together in one list, until the socket fails or is closed."""
+        """Return the events as they happen, those that come together in one list, until the socket fails or closes."""
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(self._socket, readable.set)

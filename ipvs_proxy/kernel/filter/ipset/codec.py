@@ -193,7 +193,7 @@ def decode_header(payload: bytes) -> SetHeader:
 def encode_create(
     definition: SetDefinition, *, protocol: int, revision: int, hash_size: int, maximum_members: int
 ) -> Request:
-    """Give the message that creates a set; it fails if one of that name exists, whatever it is."""
+    """Return the message that creates a set; it fails if one of that name exists, whatever it is."""
     name, kind, family, _, marks = definition
     if kind is SetType.BITMAP_PORT:
         family_number = 0
@@ -219,12 +219,12 @@ def encode_create(
 
 
 def encode_destroy(name: str, *, protocol: int) -> Request:
-    """Give the message that destroys a set."""
+    """Return the message that destroys a set."""
     return Request(_DESTROY, _head(protocol, name=name))
 
 
 def encode_swap(one: str, other: str, *, protocol: int) -> Request:
-    """Give the message that lets two sets of one type change places: rules go on with the other's members at once."""
+    """Return the message that lets two sets of one type change places: rules go on with the other's members at once."""
     return Request(_SWAP, _head(protocol, name=one) + text_attribute(_A_OTHER_NAME, other))
 
 
@@ -234,7 +234,7 @@ def encode_list(name: str, *, protocol: int) -> Request:
 
 
 def encode_members(verb: Verb, name: str, members: Iterable[bytes], *, protocol: int) -> Request:
-    """Give the message that adds or deletes members (``encode_member``), which get the line numbers 1, 2, 3, ...
+    """Return the message that adds or deletes members (``encode_member``), which get the line numbers 1, 2, 3, ...
 
     Adding what is there and deleting what is not are successes.
     """
@@ -247,7 +247,7 @@ def encode_members(verb: Verb, name: str, members: Iterable[bytes], *, protocol:
 
 
 def encode_member(entry: SetEntry, kind: SetType) -> bytes:
-    """Give the attributes of a member, those that its set's type has.
+    """Return the attributes of a member, those that its set's type has.
 
     Raises:
         ValueError: if an address has not 4 or 16 bytes, or a number is outside its type.
@@ -290,7 +290,7 @@ def decode_maximum(payload: bytes) -> int:
 
 
 def decode_members(payload: bytes, kind: SetType) -> Iterator[SetEntry]:
-    """Give the members in one reply to ``encode_list``, as the plan writes them.
+    """Return the members in one reply to ``encode_list``, as the plan writes them.
 
     Raises:
         MalformedMessage: if it is no such reply.
@@ -308,7 +308,7 @@ def decode_members(payload: bytes, kind: SetType) -> Iterator[SetEntry]:
 
 
 def _decode_alike(members: bytes) -> list[SetEntry] | None:
-    """Give the members of ``hash:ip,port`` if each is as kernels list it; ``None`` if one has other parts.
+    """Return the members of ``hash:ip,port`` if each is as kernels list it; ``None`` if one has other parts.
 
     A large set is nearly always so, and read in a third of the time that it takes attribute by attribute.
     """
@@ -362,7 +362,7 @@ def _port_attribute(number: int, port: int) -> bytes:
 
 
 def _mark_attribute(mark: int) -> bytes:
-    """Give the mark with a mask that leaves nothing of the mark that a packet had: IPVS compares whole marks."""
+    """Return the mark with a mask that leaves nothing of the mark that a packet had: IPVS compares whole marks."""
     return ATTRIBUTE.pack(12, _SKBMARK | NETWORK_ORDER) + (mark << 32 | 0xFFFF_FFFF).to_bytes(8, "big")
 
 

@@ -89,11 +89,11 @@ class Sets:
         return self._socket.traffic
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Return the socket back."""
         self._socket.close()
 
     def ensure(self) -> list[str]:
-        """Create the sets that are missing; give their names.
+        """Create the sets that are missing; return their names.
 
         Raises:
             Unusable: naming each set that exists with another type or family, each that the kernel has no type for, and
@@ -121,7 +121,7 @@ class Sets:
         return created
 
     def missing(self) -> list[str]:
-        """Give the names of the sets that do not exist.
+        """Return the names of the sets that do not exist.
 
         Raises:
             OSError: if the kernel refuses.
@@ -130,7 +130,7 @@ class Sets:
         return [name for name in self._definitions if self._header(name) is None]
 
     def present(self) -> list[str]:
-        """Give the names of the sets that exist, whatever their type; also of one that was to take a full one's place.
+        """Return the names of the sets that exist, of any type; also of one that was to replace a full one.
 
         Raises:
             OSError: if the kernel refuses.
@@ -156,7 +156,7 @@ class Sets:
         return found
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
-        """Carry operations out; give for each 0, an errno or ipset's error (``describe_error``), or UNKNOWN (-1).
+        """Carry operations out; return for each 0, an errno or ipset's error (``describe_error``), or UNKNOWN (-1).
 
         Adding what is there and deleting what is not are successes. Operations on the same member keep their order;
         others are gathered by set and verb. ENOENT: the set is missing, or not one of ours. EINVAL: no member of such a
@@ -185,7 +185,7 @@ class Sets:
         return results
 
     def destroy(self, names: Iterable[str]) -> list[int]:
-        """Destroy sets; give for each 0 (also if it was missing), an errno or ipset's error, or UNKNOWN (-1)."""
+        """Destroy sets; return for each 0 (also if it was missing), an errno or ipset's error, or UNKNOWN (-1)."""
         codes = self._socket.execute([codec.encode_destroy(name, protocol=self._protocol) for name in names])
         return [0 if code == ENOENT else code for code in codes]
 
@@ -213,7 +213,7 @@ class Sets:
         return grown
 
     def _send(self, runs: list[_Run], results: list[int]) -> tuple[list[_Run], list[_Run]]:
-        """Send one message a run; give what the kernel did not look at, as it stops at a failing member.
+        """Send one message a run; return what the kernel did not look at, as it stops at a failing member.
 
         Apart from the others: what found its set full, with the member that failed.
         """
@@ -327,7 +327,7 @@ def _cut(runs: Iterable[_Run], length: int) -> list[_Run]:
 
 
 def _note(run: _Run, outcome: Outcome, results: list[int]) -> tuple[_Run, _Run]:
-    """Note the failure of one member; give those behind it, and those with it. Or of all, if no member is named."""
+    """Note the failure of one member; return those behind it, and those with it. Or of all, if no member is named."""
     line = 0 if outcome.error == UNKNOWN else codec.failed_line(outcome.request)
     if not 1 <= line <= len(run.indices):
         for index in run.indices:

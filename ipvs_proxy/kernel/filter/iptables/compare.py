@@ -35,7 +35,7 @@ _MEANINGFUL: Final = frozenset(
 
 
 def parse(saved: str) -> Ruleset:
-    """Give our chains and the rules that lead to them, from the output of ``iptables-save``."""
+    """Return our chains and the rules that lead to them, from the output of ``iptables-save``."""
     chains: dict[Chain, list[str]] = {}
     jumps: list[Rule] = []
     table = ""
@@ -82,7 +82,7 @@ def outdated(found: Ruleset) -> Ruleset:
 
 
 def missing_jumps(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN) -> list[Rule]:
-    """Give the jumps that are not there, in the order in which they are to be inserted."""
+    """Return the jumps that are not there, in the order in which they are to be inserted."""
     return [
         jump
         for jump in wanted.jumps
@@ -91,7 +91,7 @@ def missing_jumps(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN
 
 
 def payload(wanted: Ruleset, jumps: Iterable[Rule], *, former: Ruleset = _NOTHING) -> str:
-    """Give the input of ``iptables-restore --noflush`` that sets all our chains and inserts the given jumps.
+    """Return the input of ``iptables-restore --noflush`` that sets all our chains and inserts the given jumps.
 
     What is ``former`` goes; its chains stay, empty, as a rule of somebody else might lead there. A chain's header
     empties it in the same commit that fills it, so no packet meets a chain that is half done.
@@ -111,7 +111,7 @@ def payload(wanted: Ruleset, jumps: Iterable[Rule], *, former: Ruleset = _NOTHIN
 
 
 def printed_forms(wanted: Ruleset, *, before: Ruleset, after: Ruleset) -> dict[Rule, str]:
-    """Give the rules of a write that are printed otherwise than written, with what is printed.
+    """Return the rules of a write that are printed otherwise than written, with what is printed.
 
     ``before`` and ``after`` are what was read around the write.
     """
@@ -155,7 +155,7 @@ def _is_other_form(found: str, text: str) -> bool:
 
 
 def _meaning(rule: str) -> list[tuple[str, ...]]:
-    """Give the parts of a rule that every version prints, in one order."""
+    """Return the parts of a rule that every version prints, in one order."""
     words = _words(rule)
     parts: list[tuple[str, ...]] = []
     for position, word in enumerate(words):
@@ -170,7 +170,7 @@ def _meaning(rule: str) -> list[tuple[str, ...]]:
 
 
 def _words(rule: str) -> list[str]:
-    """Give a rule without what spaces and quotes may vary; nothing if its quotes do not match."""
+    """Return a rule without what spaces and quotes may vary; nothing if its quotes do not match."""
     try:
         # iptables escapes a single quote within double ones, which means nothing to a shell.
         return shlex.split(rule.replace("\\'", "'"))

@@ -100,7 +100,7 @@ class Iptables:
         return ("iptables" if family is Family.IPV4 else "ip6tables") + self.suffix
 
     def look(self, *tables: str) -> World:
-        """Give what is in this world, in both families. Nothing is loaded or created for it.
+        """Return what is in this world, in both families. Nothing is loaded or created for it.
 
         Without ``tables``, all are read, which takes a while where there are many rules.
         """
@@ -148,7 +148,7 @@ def choose_variant() -> Iptables:
 
 
 def _has_legacy_tables() -> bool:
-    """Tell whether there is a table: running the legacy programs is a reason for the kernel to load their modules."""
+    """Return whether there is a table: running the legacy programs is a reason for the kernel to load their modules."""
     for name in _LEGACY_TABLES:
         try:
             if (_PROC_NET / name).read_text(encoding="ascii").strip():
@@ -207,7 +207,7 @@ def _identify(suffix: str, *, reason: str) -> Iptables:
 
 
 def _run(command: list[str], *, text: str | None = None) -> str:
-    """Run a program; give what it printed.
+    """Run a program; return what it printed.
 
     Raises:
         MissingPiece: if the program, a module or a capability is missing.
@@ -249,7 +249,7 @@ def _missing_program(program: str) -> MissingPiece:
 
 
 def explain(program: str, *, status: int, printed: str, text: str) -> Unusable:
-    """Give the error for a program that ended with a status other than 0.
+    """Return the error for a program that ended with a status other than 0.
 
     ``printed`` is its error output, ``text`` what it was to restore. The messages are those of iptables 1.6 to 1.8.
     """

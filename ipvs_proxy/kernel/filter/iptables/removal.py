@@ -54,17 +54,17 @@ class Removal(NamedTuple):
 
 
 def is_ours(chain: Chain) -> bool:
-    """Tell whether a chain is one that this agent makes, or kube-proxy in its IPVS mode."""
+    """Return whether a chain is one that this agent makes, or kube-proxy in its IPVS mode."""
     return chain in _OURS
 
 
 def is_ours_beside_iptables_mode(chain: Chain) -> bool:
-    """Tell whether a chain is ours where kube-proxy's iptables mode is in use: what both have is its own then."""
+    """Return whether a chain is ours where kube-proxy's iptables mode is in use: what both have is its own then."""
     return chain in _OURS and chain not in _SHARED
 
 
 def removal(saved: str, goes: Choice) -> Removal:
-    """Give what takes the chains away that ``goes`` chooses, from the output of ``iptables-save``."""
+    """Return what takes the chains away that ``goes`` chooses, from the output of ``iptables-save``."""
     lines: list[str] = []
     kept: list[str] = []
     chains = jumps = 0
@@ -92,7 +92,7 @@ def removal(saved: str, goes: Choice) -> Removal:
 
 
 def _tables(saved: str) -> list[tuple[str, set[str], list[str], list[str]]]:
-    """Give of each table its name, its built-in chains, its other chains, and its rules."""
+    """Return of each table its name, its built-in chains, its other chains, and its rules."""
     tables: list[tuple[str, set[str], list[str], list[str]]] = []
     for line in saved.split("\n"):
         if line.startswith("*"):

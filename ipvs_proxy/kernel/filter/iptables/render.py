@@ -123,7 +123,7 @@ class Ruleset(NamedTuple):
 
 
 def render(settings: RuleSettings, *, family: Family, random_fully: bool, bridge_netfilter: bool) -> Ruleset:
-    """Give the rules of one family.
+    """Return the rules of one family.
 
     ``random_fully``: iptables knows the option (1.6.2). ``bridge_netfilter``: br_netfilter is loaded.
 

@@ -26,13 +26,13 @@ class World(NamedTuple):
 
 
 def look(saved: str) -> World:
-    """Give what an output of ``iptables-save`` shows."""
+    """Return what an output of ``iptables-save`` shows."""
     lines = saved.split("\n")
     return World(any(line.startswith(_HINTS) for line in lines), sum(line.startswith("-A ") for line in lines))
 
 
 def choose_backend(default: str, here: World, other: str, there: World) -> tuple[str, str]:
-    """Give the world to use, and why. ``here`` is what was seen in the default one, ``there`` in the other one."""
+    """Return the world to use, and why. ``here`` is what was seen in the default one, ``there`` in the other one."""
     if here.hint:
         return default, "the kubelet's hint is there"
     if there.hint:
