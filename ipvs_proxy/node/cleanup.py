@@ -27,7 +27,7 @@ from ipvs_proxy.kernel.ipvs.table import READ_ATTEMPTS, Ipvs
 from ipvs_proxy.kernel.links.addresses import LINK, Addresses
 from ipvs_proxy.netlink.errors import MissingPiece
 from ipvs_proxy.plan import ownership
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family, Verb, VirtualServerKey, VirtualServerOperation
 

@@ -23,7 +23,7 @@ from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import instances, processes, requirements, sysctl
 from ipvs_proxy.node.processes import Process
 from ipvs_proxy.plan import ownership
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of
 

@@ -10,47 +10,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family, RealServerKey, SetEntry, VirtualServer, VirtualServerKey, family_of
 
 T = TypeVar("T")
 #: A member of a set, with the set's name.
 Member = tuple[str, SetEntry]
-
-
-@dataclass(slots=True)
-class Touched:
-    """Keys of table objects that may have to change, whatever the change is.
-
-    ``only`` has, for virtual servers of which it is known, the real servers that may have to.
-    """
-
-    virtual_servers: set[VirtualServerKey] = field(default_factory=set)
-    addresses: set[bytes] = field(default_factory=set)
-    entries: set[tuple[str, SetEntry]] = field(default_factory=set)
-    only: dict[VirtualServerKey, frozenset[RealServerKey]] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.virtual_servers or self.addresses or self.entries)
-
-    def add(self, other: Touched) -> None:
-        """Take in the keys of another one."""
-        if self.only or other.only:
-            for key in other.virtual_servers & self.virtual_servers:
-                mine, theirs = self.only.pop(key, None), other.only.get(key)
-                if mine is not None and theirs is not None:
-                    self.only[key] = mine | theirs
-            for key in other.only.keys() - self.virtual_servers:
-                self.only[key] = other.only[key]
-        self.virtual_servers |= other.virtual_servers
-        self.addresses |= other.addresses
-        self.entries |= other.entries
 
 
 class Conflict(NamedTuple):
@@ -68,7 +39,7 @@ class _Claim(NamedTuple):
     name: ServiceName
 
 
-class _Held(NamedTuple):
+class _Contribution(NamedTuple):
     """What is kept of a fragment after it has been merged.
 
     ``members`` are those that go with a virtual server, ``entries`` the others; all are in the order of the plan, and
@@ -83,7 +54,7 @@ class _Held(NamedTuple):
     entries: tuple[Member, ...]
 
 
-_NOTHING = _Held(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, {}, (), ())
+_NOTHING = _Contribution(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, {}, (), ())
 _NO_MEMBERS: tuple[Member, ...] = ()
 #: What the sets of node ports are for.
 _NODE_PORT_SETS = {
@@ -102,22 +73,22 @@ class DesiredTables:
         self.addresses: Counter[bytes] = Counter()
         self.entries: Counter[Member] = Counter()
         self.owners: dict[VirtualServerKey, ServiceName] = {}
-        self._held: dict[ServiceName, _Held] = {}
+        self._contributions: dict[ServiceName, _Contribution] = {}
         self._contested: dict[VirtualServerKey, set[ServiceName]] = {}
 
-    def replace(self, name: ServiceName, fragment: Fragment | None) -> Touched:
+    def replace(self, name: ServiceName, fragment: Fragment | None) -> TableKeys:
         """Put a fragment in the place of the one that the Service had; ``None`` takes it out.
 
         Returns the keys that may differ from before: all of the old and the new fragment that are not the same in both.
         """
-        old = self._held.get(name)
-        new = None if fragment is None else _hold(name, fragment)
+        old = self._contributions.get(name)
+        new = None if fragment is None else _contribution_of(name, fragment)
         if new is not None and (new.virtual_servers or new.addresses or new.entries):
-            self._held[name] = new
+            self._contributions[name] = new
         else:
-            self._held.pop(name, None)
+            self._contributions.pop(name, None)
             new = None
-        touched = Touched()
+        touched = TableKeys()
         before, after = old or _NOTHING, new or _NOTHING
         _count(self.addresses, before.addresses, after.addresses, touched.addresses)
         _count(self.entries, before.entries, after.entries, touched.entries)
@@ -160,19 +131,19 @@ class DesiredTables:
 
     def services(self) -> Iterable[ServiceName]:
         """Return the Services that ask for anything."""
-        return self._held.keys()
+        return self._contributions.keys()
 
     def virtual_servers_of(self, name: ServiceName) -> tuple[VirtualServerKey, ...]:
         """Return the virtual servers that a Service claims, also those that another one has."""
-        held = self._held.get(name)
-        return () if held is None else tuple(held.virtual_servers)
+        contribution = self._contributions.get(name)
+        return () if contribution is None else tuple(contribution.virtual_servers)
 
-    def _members(self, key: VirtualServerKey, name: ServiceName, held: _Held) -> tuple[Member, ...]:
-        """Return the members that go with a virtual server, by its owner; ``held`` is what the Service ``name`` has."""
+    def _members(self, key: VirtualServerKey, name: ServiceName, contribution: _Contribution) -> tuple[Member, ...]:
+        """Return the members that go with a virtual server, by its owner; ``contribution`` is that of ``name``."""
         owner = self.owners.get(key)
         if owner is None:
             return _NO_MEMBERS
-        return (held if owner == name else self._held[owner]).members.get(key, _NO_MEMBERS)
+        return (contribution if owner == name else self._contributions[owner]).members.get(key, _NO_MEMBERS)
 
     def _settle(self, key: VirtualServerKey, name: ServiceName, *, claims: bool) -> None:
         """Decide anew who owns a virtual server after one Service's claim changed."""
@@ -182,15 +153,15 @@ class DesiredTables:
             self.virtual_servers.pop(key, None)
             self.owners.pop(key, None)
             return
-        winner = min(self._held[claimant].claim for claimant in claimants).name
+        winner = min(self._contributions[claimant].claim for claimant in claimants).name
         self.owners[key] = winner
-        self.virtual_servers[key] = self._held[winner].virtual_servers[key]
+        self.virtual_servers[key] = self._contributions[winner].virtual_servers[key]
         if len(claimants) > 1:
             self._contested[key] = claimants
 
 
 def _differing(
-    before: _Held, after: _Held, key: VirtualServerKey, fragment: Fragment | None
+    before: _Contribution, after: _Contribution, key: VirtualServerKey, fragment: Fragment | None
 ) -> frozenset[RealServerKey] | None:
     """Return all real servers in which a virtual server may differ from before; ``None`` if that is not known."""
     old, new = before.virtual_servers.get(key), after.virtual_servers.get(key)
@@ -225,7 +196,7 @@ def _count(counter: Counter[T], before: tuple[T, ...], after: tuple[T, ...], tou
             touched.add(item)
 
 
-def _hold(name: ServiceName, fragment: Fragment) -> _Held:
+def _contribution_of(name: ServiceName, fragment: Fragment) -> _Contribution:
     node_ports = {
         (family_of(key.address), key.protocol, key.port): key
         for key, (_, reason) in fragment.virtual_servers.items()
@@ -242,7 +213,7 @@ def _hold(name: ServiceName, fragment: Fragment) -> _Held:
             members.setdefault(key, []).append(member)
         else:
             others.append(member)
-    return _Held(
+    return _Contribution(
         claim=_Claim(fragment.created, name),
         virtual_servers={key: server for key, (server, _) in fragment.virtual_servers.items()},
         members={key: tuple(found) for key, found in members.items()},

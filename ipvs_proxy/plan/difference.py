@@ -16,7 +16,7 @@ The phases of one round, and why they come in this order:
    those go before their members, so what a crash leaves is still known as ours. The rest comes last.
 
 A virtual server that nobody wants any more drains: its real servers get weight 0, and it stays with what it needs (see
-``leaving``) until they are gone. New connections are refused meanwhile, because the members that let them pass go at
+``draining``) until they are gone. New connections are refused meanwhile, because the members that let them pass go at
 once.
 
 A port whose virtual server exists already, or whose address is not on our link, is let pass in phase 2: nothing is
@@ -27,12 +27,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.leaving import Leaving, is_external, ledger_entry, remains_of
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.draining import is_external, ledger_entry, remains_of
+from ipvs_proxy.plan.mirror import KernelTables, is_same
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import (
     DRAINING,
     AddressOperation,
@@ -40,7 +41,6 @@ from ipvs_proxy.plan.tables import (
     IpvsOperation,
     Operation,
     Protocol,
-    RealServer,
     RealServerKey,
     RealServerOperation,
     SetEntry,
@@ -81,63 +81,7 @@ _HEALTH = _of(sets.HEALTH_CHECK_NODE_PORT)
 _LEDGER = _of(sets.LEAVING)
 
 
-@dataclass(slots=True)
-class KernelTables:
-    """What the kernel holds, as far as it is ours, and which virtual servers of it are leaving.
-
-    First read from the kernel, then kept up to date with every operation that succeeded.
-    """
-
-    virtual_servers: dict[VirtualServerKey, VirtualServer] = field(default_factory=dict)
-    addresses: set[bytes] = field(default_factory=set)
-    entries: dict[str, set[SetEntry]] = field(default_factory=dict)
-    leaving: Leaving = field(default_factory=Leaving, compare=False)
-
-    def record(self, operations: Iterable[Operation]) -> None:
-        """Take note of operations that the kernel has carried out, in their order."""
-        named: VirtualServerKey | None = None
-        real_servers: dict[RealServerKey, RealServer] | None = None
-        for operation in operations:
-            if isinstance(operation, RealServerOperation):
-                verb, virtual_server, key, settings = operation
-                # Those of one virtual server follow one another.
-                if virtual_server is not named:
-                    known, named = self.virtual_servers.get(virtual_server), virtual_server
-                    # Absent if the virtual server went in the meantime: then its real servers went with it.
-                    real_servers = None if known is None else known.real_servers
-                if real_servers is not None and verb is not Verb.DELETE:
-                    real_servers[key] = settings
-                elif real_servers is not None:
-                    real_servers.pop(key, None)
-                continue
-            named = None
-            if isinstance(operation, VirtualServerOperation):
-                self._record_virtual_server(*operation)
-            elif isinstance(operation, AddressOperation):
-                _record_member(self.addresses, *operation)
-            else:
-                verb, name, entry = operation
-                _record_member(self.entries.setdefault(name, set()), verb, entry)
-
-    def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> None:
-        if verb is Verb.DELETE:
-            self.virtual_servers.pop(server.key, None)
-            self.leaving.release(server.key)
-            return
-        known = self.virtual_servers.get(server.key)
-        # A dictionary of its own: the desired one is another object, and real servers have operations of their own.
-        real_servers = {} if known is None or verb is Verb.ADD else known.real_servers
-        self.virtual_servers[server.key] = VirtualServer(server.key, *server.settings, real_servers)
-
-
-def _record_member(members: set[T], verb: Verb, member: T) -> None:
-    if verb is Verb.DELETE:
-        members.discard(member)
-    else:
-        members.add(member)
-
-
-def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -> list[Operation]:
+def difference(desired: DesiredTables, actual: KernelTables, touched: TableKeys) -> list[Operation]:
     """Return the operations that bring the touched objects from ``actual`` to ``desired``, in a safe order.
 
     Which virtual servers are leaving is noted in ``actual``. What stayed for one that nobody wants is touched with it.
@@ -145,14 +89,14 @@ def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -
     for key in list(touched.virtual_servers):
         _settle_leaving(key, desired, actual, touched)
     for address in [address for address in touched.addresses if address not in desired.addresses]:
-        for key in actual.leaving.external_at(address) - touched.virtual_servers:
+        for key in actual.draining.external_at(address) - touched.virtual_servers:
             touched.virtual_servers.add(key)
             _settle_leaving(key, desired, actual, touched)
     phases: defaultdict[int, list[Operation]] = defaultdict(list)
     for key in touched.virtual_servers:
         wanted = desired.virtual_servers.get(key)
         # What nobody wants is deleted, or it drains and then has operations on real servers only.
-        present, deleted = actual.virtual_servers.get(key), wanted is None and key not in actual.leaving
+        present, deleted = actual.virtual_servers.get(key), wanted is None and key not in actual.draining
         if deleted and present is not None:
             phases[70].append(VirtualServerOperation(Verb.DELETE, present))
         else:
@@ -171,21 +115,21 @@ def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -
     return [operation for phase in sorted(phases) for operation in phases[phase]]
 
 
-def _settle_leaving(key: VirtualServerKey, desired: DesiredTables, actual: KernelTables, touched: Touched) -> None:
+def _settle_leaving(key: VirtualServerKey, desired: DesiredTables, actual: KernelTables, touched: TableKeys) -> None:
     """Note whether a touched virtual server is leaving; what stayed for it is touched with it."""
     if key in desired.virtual_servers:
-        if key in actual.leaving:
+        if key in actual.draining:
             touched.entries.add(ledger_entry(key))
-            actual.leaving.release(key)
+            actual.draining.release(key)
         return
     touched.add(remains_of(key))
     touched.entries.add(ledger_entry(key))
-    external = key in actual.leaving.external_at(key.address) or is_external(key, actual.entries)
+    external = key in actual.draining.external_at(key.address) or is_external(key, actual.entries)
     goes_with_address = external and key.address in actual.addresses and key.address not in desired.addresses
     if _drains(actual.virtual_servers.get(key)) and not goes_with_address:
-        actual.leaving.hold(key, external=external)
+        actual.draining.hold(key, external=external)
     else:
-        actual.leaving.release(key)
+        actual.draining.release(key)
 
 
 def _with_marks(keys: set[tuple[str, SetEntry]], actual: KernelTables) -> set[tuple[str, SetEntry]]:
@@ -238,7 +182,7 @@ def virtual_server_difference(
     deleting and adding would cut its connections.
     """
     if desired is None:
-        return [] if actual is None else _take_leave(actual)
+        return [] if actual is None else _drain_or_delete(actual)
     operations: list[IpvsOperation] = []
     if actual is None:
         operations.append(VirtualServerOperation(Verb.ADD, desired))
@@ -270,7 +214,7 @@ def _drains(unwanted: VirtualServer | None) -> bool:
     return unwanted is not None and unwanted.key.protocol != Protocol.UDP and bool(unwanted.real_servers)
 
 
-def _take_leave(unwanted: VirtualServer) -> list[IpvsOperation]:
+def _drain_or_delete(unwanted: VirtualServer) -> list[IpvsOperation]:
     if not _drains(unwanted):
         return [VirtualServerOperation(Verb.DELETE, unwanted)]
     return [
@@ -280,25 +224,9 @@ def _take_leave(unwanted: VirtualServer) -> list[IpvsOperation]:
     ]
 
 
-def touch(operations: Iterable[Operation]) -> Touched:
-    """Return the keys that operations are about: to look at them again after a failure."""
-    touched = Touched()
-    for operation in operations:
-        match operation:
-            case RealServerOperation(_, key, _, _):
-                touched.virtual_servers.add(key)
-            case VirtualServerOperation(_, server):
-                touched.virtual_servers.add(server.key)
-            case AddressOperation(_, address):
-                touched.addresses.add(address)
-            case SetEntryOperation(_, name, entry):
-                touched.entries.add((name, entry))
-    return touched
-
-
-def unwanted(desired: DesiredTables, actual: KernelTables) -> Touched:
+def unwanted(desired: DesiredTables, actual: KernelTables) -> TableKeys:
     """Return the keys of what is there and nobody wants, whether there is something to do about it or it drains."""
-    return Touched(
+    return TableKeys(
         actual.virtual_servers.keys() - desired.virtual_servers.keys(),
         actual.addresses - desired.addresses.keys(),
         {
@@ -310,7 +238,7 @@ def unwanted(desired: DesiredTables, actual: KernelTables) -> Touched:
     )
 
 
-def unsettled(desired: DesiredTables, actual: KernelTables) -> Touched:
+def unsettled(desired: DesiredTables, actual: KernelTables) -> TableKeys:
     """Return the keys for which there is something to do: what is wanted and missing, and virtual servers that differ.
 
     It takes 20 ms for 10,000 Services of 10 endpoints, a quarter of ``difference`` with all keys.
@@ -329,20 +257,13 @@ def unsettled_among(
     return {key for key in suspects if virtual_server_difference(wanted.get(key), known.get(key))}
 
 
-def unsettled_members(desired: DesiredTables, actual: KernelTables) -> Touched:
+def unsettled_members(desired: DesiredTables, actual: KernelTables) -> TableKeys:
     """Return the addresses and members of sets that are wanted and missing."""
-    return Touched(
+    return TableKeys(
         set(),
         desired.addresses.keys() - actual.addresses,
         {(name, entry) for name, entry in desired.entries if entry not in actual.entries.get(name, ())},
     )
-
-
-def is_same(one: VirtualServer | None, other: VirtualServer | None) -> bool:
-    """Return whether two virtual servers are the same in all that the kernel holds."""
-    if one is None or other is None or one is other:
-        return one is other
-    return one.settings == other.settings and one.real_servers == other.real_servers
 
 
 def _entry_difference(
@@ -350,7 +271,7 @@ def _entry_difference(
 ) -> Iterable[SetEntryOperation]:
     for name, entry in keys:
         wanted, present = (name, entry) in desired.entries, entry in actual.entries.get(name, ())
-        held = actual.leaving.holds((name, entry))
+        held = actual.draining.holds((name, entry))
         # What somebody else took away is put back as long as it guards an address, or says what is ours.
         if held and (name in _LEDGER or (name in _ADDRESSES and entry.address in actual.addresses)):
             wanted = True
@@ -363,5 +284,5 @@ def _address_difference(
 ) -> Iterable[AddressOperation]:
     for address in keys:
         wanted, present = address in desired.addresses, address in actual.addresses
-        if wanted != present and (wanted or not actual.leaving.holds(address)):
+        if wanted != present and (wanted or not actual.draining.holds(address)):
             yield AddressOperation(Verb.ADD if wanted else Verb.DELETE, address)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 
 from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, VirtualServerKey, family_of
 
 _EXTERNAL = (sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)

@@ -15,12 +15,12 @@ from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.budget import Budget
 from ipvs_proxy.plan.choices import Choices, choose_cluster, choose_local
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey, State
-from ipvs_proxy.plan.exposures import Exposures, contains
+from ipvs_proxy.plan.family_spec import FamilySpec, contains
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks, mark_key, spelling
 from ipvs_proxy.plan.reach import takes_place
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.slice_cache import Memory, PortMemory
+from ipvs_proxy.plan.slice_cache import PortCache, SliceCache
 from ipvs_proxy.plan.tables import (
     PERSISTENT,
     SCHED2,
@@ -47,7 +47,7 @@ class FamilyPlan:
         *,
         marks: Marks,
         marked: set[PortKey],
-        memory: Memory | None,
+        cache: SliceCache | None,
         drain_timeout: float | None,
         budget: Budget,
     ) -> None:
@@ -56,7 +56,7 @@ class FamilyPlan:
         self.marks = marks
         self.fragment = fragment
         self.marked = marked
-        self.memory = memory
+        self.cache = cache
         self.drain_timeout = drain_timeout
         self.budget = budget
         self._names = sets.names(family)
@@ -79,24 +79,24 @@ class FamilyPlan:
 class _Chosen:
     """The endpoints of a port that each traffic policy chooses."""
 
-    def __init__(self, endpoints: Endpoints, context: Context, memory: PortMemory | None) -> None:
+    def __init__(self, endpoints: Endpoints, context: Context, cache: PortCache | None) -> None:
         self._endpoints = endpoints
         self._context = context
-        self._memory = memory
+        self._cache = cache
 
     @cached_property
     def cluster(self) -> Choices:
         context = self._context
-        return choose_cluster(self._endpoints, node_name=context.node_name, zone=context.zone, memory=self._memory)
+        return choose_cluster(self._endpoints, node_name=context.node_name, zone=context.zone, cache=self._cache)
 
     @cached_property
     def local(self) -> Choices:
-        return choose_local(self._endpoints, memory=self._memory)
+        return choose_local(self._endpoints, cache=self._cache)
 
     @property
     def has_any(self) -> bool:
         """Whether any endpoint, here or elsewhere, could be used."""
-        states: Iterable[State] = self._endpoints.values() if self._memory is None else self._memory.states
+        states: Iterable[State] = self._endpoints.values() if self._cache is None else self._cache.states
         return any(state.ready or state.fallback for state in states)
 
 
@@ -106,7 +106,7 @@ def plan_port(
     cluster_ip: bytes,
     endpoints: Endpoints,
     *,
-    exposures: Exposures,
+    spec: FamilySpec,
     plan: FamilyPlan,
 ) -> None:
     """Add what one port asks for; its protocol and number are known to be good."""
@@ -120,14 +120,14 @@ def plan_port(
         return
     if not plan.budget.take_inside(len(endpoints)):
         return
-    memory = None if plan.memory is None else plan.memory.port(plan.family, PortKey(port.name, protocol))
-    chosen = _Chosen(endpoints, context, memory)
-    free = _unclaimed(_outside(port, protocol, exposures, plan), key, port, plan)
-    outside = _affordable(free, len(endpoints), exposures, plan)
+    cache = None if plan.cache is None else plan.cache.port(plan.family, PortKey(port.name, protocol))
+    chosen = _Chosen(endpoints, context, cache)
+    free = _unclaimed(_outside(port, protocol, spec, plan), key, port, plan)
+    outside = _affordable(free, len(endpoints), spec, plan)
     settings = _settings(service, port, context, fragment)
 
-    choices = chosen.local if exposures.internal_local else chosen.cluster
-    if exposures.internal_local and not choices.any_used:
+    choices = chosen.local if spec.internal_local else chosen.cluster
+    if spec.internal_local and not choices.any_used:
         if chosen.has_any:
             fragment.no_local.add(("internal", plan.family))
         if context.compatible and outside:
@@ -137,7 +137,7 @@ def plan_port(
     plan.add_address(cluster_ip, Reason.CLUSTER_IP)
     plan.add_entry(sets.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
     if outside:
-        _serve_outside(port, outside, chosen, settings, exposures=exposures, plan=plan)
+        _serve_outside(port, outside, chosen, settings, spec=spec, plan=plan)
     local = list(choices.local())
     for address, number in local if plan.budget.take_local(len(local)) else ():
         # Whatever its condition: a connection of a pod to itself that exists must find its way.
@@ -145,17 +145,16 @@ def plan_port(
 
 
 def _outside(
-    port: ServicePort, protocol: Protocol, exposures: Exposures, plan: FamilyPlan
+    port: ServicePort, protocol: Protocol, spec: FamilySpec, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
     """Return the virtual servers that clients outside the cluster use, with their kinds; one can have two."""
     if plan.budget.is_spent:
-        plan.budget.left_out += bool(port.node_port or exposures.external_ips or exposures.load_balancer_ips)
+        plan.budget.left_out += bool(port.node_port or spec.external_ips or spec.load_balancer_ips)
         return []
     length = 4 if plan.family is Family.IPV4 else 16
-    found = [(VirtualServerKey(address, protocol, port.port), Reason.EXTERNAL_IP) for address in exposures.external_ips]
+    found = [(VirtualServerKey(address, protocol, port.port), Reason.EXTERNAL_IP) for address in spec.external_ips]
     found += [
-        (VirtualServerKey(address, protocol, port.port), Reason.LOAD_BALANCER)
-        for address in exposures.load_balancer_ips
+        (VirtualServerKey(address, protocol, port.port), Reason.LOAD_BALANCER) for address in spec.load_balancer_ips
     ]
     if port.node_port:
         found += [
@@ -167,13 +166,13 @@ def _outside(
 
 
 def _affordable(
-    outside: list[tuple[VirtualServerKey, Reason]], endpoints: int, exposures: Exposures, plan: FamilyPlan
+    outside: list[tuple[VirtualServerKey, Reason]], endpoints: int, spec: FamilySpec, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
     """Return these virtual servers if the Service may have all of them, and the one for clients in the cluster."""
     if not outside:
         return outside
-    number = len(outside) + (exposures.external_local and not plan.context.compatible)
-    ranges = len(exposures.source_ranges) * len(exposures.load_balancer_ips)
+    number = len(outside) + (spec.external_local and not plan.context.compatible)
+    ranges = len(spec.source_ranges) * len(spec.load_balancer_ips)
     return outside if plan.budget.take_outside(number, number * endpoints, ranges) else []
 
 
@@ -204,7 +203,7 @@ def _serve_outside(
     chosen: _Chosen,
     settings: tuple[str, int, int],
     *,
-    exposures: Exposures,
+    spec: FamilySpec,
     plan: FamilyPlan,
 ) -> None:
     """Add the virtual servers for clients outside the cluster.
@@ -214,7 +213,7 @@ def _serve_outside(
     ``compatible`` all get the local endpoints, or all endpoints if there is none.
     """
     fragment = plan.fragment
-    local = exposures.external_local
+    local = spec.external_local
     internal: VirtualServerKey | None = None
     choices = chosen.local if local else chosen.cluster
     empty = local and not choices.any_used
@@ -236,7 +235,7 @@ def _serve_outside(
     for key, kind in outside:
         _add(plan, key, kind, choices, settings, internal=internal)
         entry = SetEntry(*key[:3])
-        _add_members(plan, port, entry, kind, exposures)
+        _add_members(plan, port, entry, kind, spec)
         _turn_away(plan, key, choices, chosen)
         if internal is not None:
             plan.add_entry(sets.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
@@ -259,9 +258,9 @@ def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen
         plan.add_entry(sets.NO_ENDPOINT, entry, Reason.NO_ENDPOINT)
 
 
-def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Reason, exposures: Exposures) -> None:
+def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Reason, spec: FamilySpec) -> None:
     """Add the address and the set members of one virtual server, by its kind."""
-    local = exposures.external_local
+    local = spec.external_local
     if kind is Reason.NODE_PORT:
         protocol = Protocol(entry.protocol)
         member = entry if protocol is Protocol.SCTP else SetEntry(port=port.node_port)
@@ -276,14 +275,14 @@ def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Rea
     plan.add_entry(sets.LOAD_BALANCER, entry, kind)
     if local:
         plan.add_entry(sets.LOAD_BALANCER_LOCAL, entry, kind)
-    if exposures.source_ranges:
+    if spec.source_ranges:
         plan.add_entry(sets.LOAD_BALANCER_FW, entry, Reason.SOURCE_RANGE)
-        for network, length in exposures.source_ranges:
+        for network, length in spec.source_ranges:
             member = entry._replace(source=network, prefix_length=length)
             plan.add_entry(sets.LOAD_BALANCER_SOURCE_CIDR, member, Reason.SOURCE_RANGE)
         if any(
             len(node_ip) == len(entry.address) and contains(network, node_ip)
-            for network in exposures.source_ranges
+            for network in spec.source_ranges
             for node_ip in plan.context.node_ips
         ):
             # The node's own connections have the virtual server's address as their source.

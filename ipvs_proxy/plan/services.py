@@ -17,13 +17,13 @@ from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
 from ipvs_proxy.plan.budget import Budget
 from ipvs_proxy.plan.durations import duration
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Gathered, Omission, PortKey, gather
-from ipvs_proxy.plan.exposures import expose
+from ipvs_proxy.plan.family_spec import read_family_spec
 from ipvs_proxy.plan.fragment import YOUNGEST, Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reach import may_be_cluster_ip
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.service_ports import FamilyPlan, plan_port
-from ipvs_proxy.plan.slice_cache import Memory
+from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.tables import Family, Protocol, text_of
 
 #: Label that hands a Service to another proxy, with whatever value (Kubernetes documentation, "well-known labels").
@@ -41,12 +41,12 @@ def plan_service(
     slices: Iterable[EndpointSlice],
     context: Context,
     marks: Marks,
-    memory: Memory | None = None,
+    cache: SliceCache | None = None,
 ) -> Fragment:
     """Compute the fragment of a Service. Never fails: what cannot be planned is an omission with its reason.
 
     Nothing is remembered but in ``marks``, which holds the marks of this Service as long as it needs them, and in
-    ``memory``, which a Service with many slices can have.
+    ``cache``, which a Service with many slices can have.
     """
     name = ServiceName(service.metadata.namespace, service.metadata.name)
     skipped = _skip_reason(service)
@@ -70,13 +70,13 @@ def plan_service(
         else:
             _plan_family(
                 service,
-                (gather if memory is None else memory.gather)(pieces, family, context.node_name),
+                (gather if cache is None else cache.gather)(pieces, family, context.node_name),
                 address,
                 FamilyPlan(
                     *(family, context, fragment),
                     marks=marks,
                     marked=marked,
-                    memory=memory,
+                    cache=cache,
                     drain_timeout=drain_timeout,
                     budget=budget,
                 ),
@@ -163,7 +163,7 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
     """Add what a Service asks for in one family."""
     fragment = plan.fragment
     fragment.omissions.extend(gathered.omissions)
-    exposures = expose(service, plan.family, plan.context, fragment.omissions)
+    spec = read_family_spec(service, plan.family, plan.context, fragment.omissions)
     counted: set[PortKey] = set()
     ready: set[bytes] = set()
     for port in service.spec.ports or ():
@@ -177,12 +177,12 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
             continue
         key = PortKey(port.name, protocol)
         endpoints = gathered.endpoints.get(key, {})
-        if exposures.health_check_port and key not in counted:
+        if spec.health_check_port and key not in counted:
             counted.add(key)
             ready.update(found.address for found, state in endpoints.items() if state.local and state.ready)
-        plan_port(service, port, address, endpoints, exposures=exposures, plan=plan)
-    if exposures.health_check_port:
-        _check_health(exposures.health_check_port, len(ready), plan)
+        plan_port(service, port, address, endpoints, spec=spec, plan=plan)
+    if spec.health_check_port:
+        _check_health(spec.health_check_port, len(ready), plan)
 
 
 def _check_health(port: int, local_endpoints: int, plan: FamilyPlan) -> None:

@@ -30,7 +30,7 @@ class _Selection(NamedTuple):
     differing: frozenset[RealServerKey]
 
 
-class PortMemory:
+class PortCache:
     """The endpoints of one port, how many are in each state, and what was selected among them."""
 
     def __init__(self, endpoints: Endpoints) -> None:
@@ -88,14 +88,14 @@ class PortMemory:
         return selection.differing
 
 
-class Memory:
+class SliceCache:
     """What is remembered of one Service, for each family."""
 
     def __init__(self) -> None:
         self._read: dict[Family, dict[str, tuple[EndpointSlice, Gathered]]] = {}
-        self._ports: dict[Family, dict[PortKey, PortMemory]] = {}
+        self._ports: dict[Family, dict[PortKey, PortCache]] = {}
 
-    def port(self, family: Family, port: PortKey) -> PortMemory | None:
+    def port(self, family: Family, port: PortKey) -> PortCache | None:
         """Return what is remembered of a port that has endpoints."""
         return self._ports.get(family, {}).get(port)
 
@@ -113,7 +113,7 @@ class Memory:
         changed = [name for name in before.keys() | after.keys() if before.get(name) is not after.get(name)]
         readings = [gathered for _, gathered in after.values()]
         if len(changed) * 2 > len(after):
-            self._ports[family] = {port: PortMemory(found) for port, found in merge(readings).items()}
+            self._ports[family] = {port: PortCache(found) for port, found in merge(readings).items()}
         else:
             self._change(family, readings, [(_found(before.get(name)), _found(after.get(name))) for name in changed])
         ports = self._ports.get(family, {})
@@ -134,7 +134,7 @@ class Memory:
         ports = self._ports.setdefault(family, {})
         for port, keys in candidates.items():
             parts = [gathered.endpoints[port] for gathered in readings if port in gathered.endpoints]
-            found = ports.setdefault(port, PortMemory({}))
+            found = ports.setdefault(port, PortCache({}))
             found.change({key: _winner(parts, key) for key in keys})
             if not found.endpoints:
                 del ports[port]

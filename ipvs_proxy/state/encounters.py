@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.filter.iptables.foreign_rules import WAYS, Destinations, Effect, Encounter, look
 from ipvs_proxy.kernel.filter.iptables.rule_text import OUTPUT, PREROUTING
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import VirtualServerKey
 
 #: So many rules that end nothing are told.

@@ -17,9 +17,9 @@ from typing import Final
 
 from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
 from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import mark_key
 from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.node_addresses import is_confined
 from ipvs_proxy.plan.tables import Protocol, RealServerKey, SetEntry, VirtualServerKey, family_of, text_of
 from ipvs_proxy.state.encounters import meet

@@ -13,9 +13,9 @@ from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import virtual_endpoints
 from ipvs_proxy.plan.choices import Choice
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
 from ipvs_proxy.plan.reasons import SERVED_OTHERWISE
 from ipvs_proxy.plan.tables import (

@@ -21,7 +21,7 @@ from ipvs_proxy.agent.web.state_pages import add_state, flagz, statusz
 from ipvs_proxy.agent.web.view import LARGEST, View
 from ipvs_proxy.commands.ask import ask_for_services
 from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
-from ipvs_proxy.plan.desired import Touched
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Family,
@@ -219,7 +219,7 @@ async def test_drains_and_refused_objects_are_named() -> None:
     async with shown(WEB, WEB_SLICE) as (url, rig, _):
         rig.replace(WEB_SLICE, endpoint_slice(endpoint("10.244.0.3")))
         await rig.until(lambda: len(rig.drains))
-        rig.programmer.retries.failed(Touched(addresses={packed("10.96.0.10")}), 0.0)
+        rig.programmer.retries.failed(TableKeys(addresses={packed("10.96.0.10")}), 0.0)
         _, state = await answer(f"{url}/state")
         _, web = await answer(f"{url}/state/services/default/web")
     assert (state["waiting"], state["refused"]) == (1, ["10.96.0.10 on kube-ipvs0"])

@@ -14,7 +14,7 @@ from ipvs_proxy.node.host_facts import Checkup
 from ipvs_proxy.node.inventory import Survey
 from ipvs_proxy.node.processes import Process
 from ipvs_proxy.node.sysctl import Change
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import Protocol, VirtualServerKey
 from tests.commands.test_cli import NODE, NOW
 

@@ -7,8 +7,8 @@ import pytest
 from ipvs_proxy.commands.interference import interferences
 from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
 from ipvs_proxy.node.inventory import Survey
-from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import mark_key
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import Family
 from tests.kernel.test_foreign_rules import (
     ADDRESSES,

@@ -18,14 +18,16 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, touch, unsettled, unwanted
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.difference import difference, unsettled, unwanted
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks, corrections
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.sets import INTERNAL, set_name
-from ipvs_proxy.plan.slice_cache import Memory
+from ipvs_proxy.plan.slice_cache import SliceCache
+from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     AddressOperation,
@@ -142,9 +144,9 @@ class Convergence(RuleBasedStateMachine):
         self.kernel = FakeKernel()
         self.mirror = KernelTables()
         self.marks = Marks()
-        self.memories: dict[ServiceName, Memory] = {}
+        self.caches: dict[ServiceName, SliceCache] = {}
         self.trusted = True
-        self.pending = Touched()
+        self.pending = TableKeys()
         #: Bit n: the n-th operation of the next round is refused.
         self.refusals = 0
 
@@ -215,7 +217,7 @@ class Convergence(RuleBasedStateMachine):
     @rule()
     def retry(self) -> None:
         """Try again what was refused, after having read again what it was about."""
-        pending, self.pending = self.pending, Touched()
+        pending, self.pending = self.pending, TableKeys()
         fresh = self.kernel.read()
         for key in pending.virtual_servers:
             self.mirror.virtual_servers.pop(key, None)
@@ -228,7 +230,7 @@ class Convergence(RuleBasedStateMachine):
     def audit(self) -> None:
         self.mirror = self.kernel.read()
         self.trusted = True
-        self.pending = Touched()
+        self.pending = TableKeys()
         self.run_round(everything(self.desired, self.mirror))
 
     @rule(order=st.permutations(NAMES))
@@ -236,16 +238,16 @@ class Convergence(RuleBasedStateMachine):
         """Start anew with nothing but the objects and what the kernel holds."""
         was_settled = self.trusted and not self.pending
         self.refusals = 0
-        self.desired, self.marks, self.memories = DesiredTables(), Marks(), {}
+        self.desired, self.marks, self.caches = DesiredTables(), Marks(), {}
         for family in Family:
             self.marks.restore(self.kernel.sets[set_name(INTERNAL, family)])
-        self.mirror, self.trusted, self.pending = self.kernel.read(), True, Touched()
+        self.mirror, self.trusted, self.pending = self.kernel.read(), True, TableKeys()
         before = len(self.kernel.log)
         # First of all, marks that were written in part are spelled right, as ``Programmer.take_over_frame`` does.
         for operation in corrections(self.mirror.entries):
             assert self.kernel.apply(operation) == 0, operation
             self.mirror.record([operation])
-        touched = Touched()
+        touched = TableKeys()
         for name in order:
             if name in self.services:
                 # Not as before: of two Services with the same address only one has its mark in a set.
@@ -295,7 +297,7 @@ class Convergence(RuleBasedStateMachine):
 
     def finish_drains(self) -> None:
         """Do as the drain manager does with virtual servers that nobody wants: they go, and then what stayed for them."""
-        for key in [key for key in self.kernel.virtual_servers if key in self.mirror.leaving]:
+        for key in [key for key in self.kernel.virtual_servers if key in self.mirror.draining]:
             server = self.mirror.virtual_servers[key]
             if any(settings.weight for settings in server.real_servers.values()):
                 assert key in self.pending.virtual_servers
@@ -303,9 +305,9 @@ class Convergence(RuleBasedStateMachine):
             operation = VirtualServerOperation(Verb.DELETE, server)
             assert self.kernel.apply(operation) == 0
             self.mirror.record([operation])
-            self.run_round(Touched({key}))
+            self.run_round(TableKeys({key}))
 
-    def everything_that_differs(self) -> Touched:
+    def everything_that_differs(self) -> TableKeys:
         """Look for it as a start does."""
         touched = unsettled(self.desired, self.mirror)
         touched.add(unwanted(self.desired, self.mirror))
@@ -315,8 +317,8 @@ class Convergence(RuleBasedStateMachine):
 
     def plan(self, name: ServiceName) -> Fragment:
         """Plan with what is remembered of earlier plans, as for Services with many slices."""
-        memory = self.memories.setdefault(name, Memory())
-        return plan_service(self.services[name], self.slices[name].values(), HERE, self.marks, memory)
+        cache = self.caches.setdefault(name, SliceCache())
+        return plan_service(self.services[name], self.slices[name].values(), HERE, self.marks, cache)
 
     def follow(self, name: ServiceName) -> None:
         """Plan one Service anew and bring the kernel to it; nothing of another Service may change."""
@@ -331,10 +333,10 @@ class Convergence(RuleBasedStateMachine):
         for key in touched.only.keys() & self.pending.virtual_servers:
             del touched.only[key]
         before = len(self.kernel.log)
-        leaving = {key for key in self.kernel.virtual_servers if key in self.mirror.leaving}
+        leaving = {key for key in self.kernel.virtual_servers if key in self.mirror.draining}
         self.run_round(touched, from_converged=self.trusted and settled)
         for operation, _ in self.kernel.log[before:]:
-            for key in touch([operation]).virtual_servers:
+            for key in keys_of([operation]).virtual_servers:
                 if key in leaving and key not in claimed:
                     # It drained at an address that this Service was the last one to have.
                     if not settled and isinstance(operation, RealServerOperation):
@@ -347,7 +349,7 @@ class Convergence(RuleBasedStateMachine):
                 # What another Service owns may at most have its own refused operations tried again.
                 assert not settled or name in {owned.get(key), self.desired.owners.get(key)}, operation
 
-    def run_round(self, touched: Touched, *, from_converged: bool = False) -> None:
+    def run_round(self, touched: TableKeys, *, from_converged: bool = False) -> None:
         """Apply the difference as the agent does: record what succeeded, keep what failed for a retry."""
         refusals, self.refusals = self.refusals, 0
         strict = self.trusted and not self.pending
@@ -363,7 +365,7 @@ class Convergence(RuleBasedStateMachine):
                 self.mirror.record([operation])
                 if from_converged and not failed:
                     self.check_step(operation)
-        self.pending.add(touch(failed))
+        self.pending.add(keys_of(failed))
         if not failed:
             assert difference(self.desired, self.mirror, touched) == []
 
@@ -442,7 +444,7 @@ class Convergence(RuleBasedStateMachine):
         short_way = difference(self.desired, self.mirror, self.everything_that_differs())
         assert sorted(map(repr, short_way)) == sorted(map(repr, missing))
         found = unsettled(self.desired, self.mirror)
-        assert touch(missing).virtual_servers == found.virtual_servers
+        assert keys_of(missing).virtual_servers == found.virtual_servers
         assert all(one in found.addresses or one in found.entries for one in added(missing))
 
     def teardown(self) -> None:
@@ -450,7 +452,7 @@ class Convergence(RuleBasedStateMachine):
         self.audit()
         assert not self.pending
         self.finish_drains()
-        assert not any(key in self.mirror.leaving for key in self.kernel.virtual_servers)
+        assert not any(key in self.mirror.draining for key in self.kernel.virtual_servers)
         self.check_converged()
 
     def expected(self) -> Expected:
@@ -458,7 +460,7 @@ class Convergence(RuleBasedStateMachine):
         return union(plans)
 
     def check_converged(self) -> None:
-        expected, kernel, leaving = self.expected(), self.kernel, self.mirror.leaving
+        expected, kernel, leaving = self.expected(), self.kernel, self.mirror.draining
         entries = {(name, entry) for name, entries in kernel.sets.items() for entry in entries}
         assert {address for address in kernel.addresses if not leaving.holds(address)} <= expected.addresses
         assert {entry for entry in entries if not leaving.holds(entry)} <= expected.entries

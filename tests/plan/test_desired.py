@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
-from ipvs_proxy.plan.desired import Conflict, DesiredTables, Touched
+from ipvs_proxy.plan.desired import Conflict, DesiredTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import ACTIVE, Protocol, SetEntry
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 
@@ -59,7 +60,7 @@ def young(**more: object) -> Fragment:
 def test_a_first_fragment_touches_all_of_it() -> None:
     desired, wanted = DesiredTables(), old()
     touched = desired.replace(OLD, wanted)
-    assert touched == Touched(set(wanted.virtual_servers), set(wanted.addresses), set(wanted.entries))
+    assert touched == TableKeys(set(wanted.virtual_servers), set(wanted.addresses), set(wanted.entries))
     assert desired.virtual_servers[KEY].real_servers == {real("10.0.0.1"): ACTIVE}
     assert desired.owners == {KEY: OLD}
     assert set(desired.services()) == {OLD}
@@ -74,7 +75,7 @@ def test_a_change_of_one_port_touches_only_that_port() -> None:
     ports = [ServicePort(80, "http"), ServicePort(443, "https")]
     desired = tables(old(ports=ports))
     touched = desired.replace(OLD, old(ports=[ports[0], ServicePort(8443, "https")]))
-    assert touched == Touched(
+    assert touched == TableKeys(
         {virtual("10.96.0.10", 443), virtual("10.96.0.10", 8443)},
         set(),
         {
@@ -97,7 +98,7 @@ def test_taking_a_fragment_out_leaves_nothing() -> None:
     for nothing in (None, fragment(service("old", cluster_ip="None"))):
         desired = tables(old())
         touched = desired.replace(OLD, nothing)
-        assert touched == Touched(set(old().virtual_servers), set(old().addresses), set(old().entries))
+        assert touched == TableKeys(set(old().virtual_servers), set(old().addresses), set(old().entries))
         assert snapshot(desired) == snapshot(DesiredTables())
 
 

@@ -6,19 +6,13 @@ import pytest
 from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointPort, ServicePort
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import (
-    KernelTables,
-    difference,
-    remains_of,
-    touch,
-    unsettled,
-    unwanted,
-    virtual_server_difference,
-)
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.difference import difference, remains_of, unsettled, unwanted, virtual_server_difference
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
@@ -243,7 +237,7 @@ def plan(name: str, address: str, *ports: ServicePort, pods: tuple[str, ...] = (
     return plan_service(wanted, [piece], Context("here"), Marks())
 
 
-def rounds(desired: DesiredTables, kernel: FakeKernel, mirror: KernelTables, touched: Touched) -> list[Operation]:
+def rounds(desired: DesiredTables, kernel: FakeKernel, mirror: KernelTables, touched: TableKeys) -> list[Operation]:
     operations = difference(desired, mirror, touched)
     for operation in operations:
         assert kernel.apply(operation) == 0, operation
@@ -294,15 +288,15 @@ def test_a_set_that_is_missing_in_the_kernel_is_filled() -> None:
 
 def test_touch_gives_the_keys_of_operations() -> None:
     entry = SetEntry(packed("10.96.0.1"))
-    assert touch(
+    assert keys_of(
         [
             on(UDP, SET, A, ACTIVE),
             VirtualServerOperation(ADD, BARE),
             AddressOperation(ADD, b"1234"),
             SetEntryOperation(DELETE, "KUBE-IPVS-IPS", entry),
         ]
-    ) == Touched({UDP, TCP}, {b"1234"}, {("KUBE-IPVS-IPS", entry)})
-    assert not touch([])
+    ) == TableKeys({UDP, TCP}, {b"1234"}, {("KUBE-IPVS-IPS", entry)})
+    assert not keys_of([])
 
 
 # The order of a round.
@@ -368,7 +362,7 @@ def test_a_service_that_comes_back_while_it_drains_gets_its_weights_back(
     found = steps(rounds(desired, kernel, mirror, desired.replace(one.name, one)))
     assert sorted(found) == ["KUBE-CLUSTER-IP add", "KUBE-LOOP-BACK add", "real server set"]
     assert found[-1] == "real server set"
-    assert virtual("10.96.0.1") not in mirror.leaving
+    assert virtual("10.96.0.1") not in mirror.draining
 
 
 def test_a_service_of_udp_goes_at_once(before: tuple[DesiredTables, FakeKernel, KernelTables]) -> None:

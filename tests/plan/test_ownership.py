@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import CLASS, mark_key
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.ownership import ledger
 from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, VirtualServerKey
 from tests.support.objects import packed, virtual

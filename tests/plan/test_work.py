@@ -11,11 +11,13 @@ from typing import Any, NoReturn
 import pytest
 
 from ipvs_proxy.plan import endpoints, services
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.difference import difference
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
@@ -155,7 +157,7 @@ def test_a_change_walks_through_no_whole_table() -> None:
     desired, actual = settled(20)
     desired.virtual_servers = UnwalkableDict(desired.virtual_servers)
     desired.owners = UnwalkableDict(desired.owners)
-    desired._held = UnwalkableDict(desired._held)
+    desired._contributions = UnwalkableDict(desired._contributions)
     desired._contested = UnwalkableDict(desired._contested)
     for name in ("addresses", "entries"):
         guarded = UnwalkableCounter()
@@ -193,8 +195,8 @@ def test_a_plan_parses_each_address_once_per_family(monkeypatch: pytest.MonkeyPa
 
 
 def test_touched_keys_add_up_without_looking_at_the_tables(many: tuple[DesiredTables, KernelTables]) -> None:
-    touched = Touched()
+    touched = TableKeys()
     for number in (1, 2, 1):
         touched.add(many[0].replace(fragment(number).name, fragment(number, pods=6)))
-    assert touched == Touched({virtual("10.96.0.1"), virtual("10.96.0.2")}, set(), set())
+    assert touched == TableKeys({virtual("10.96.0.1"), virtual("10.96.0.2")}, set(), set())
     assert len(difference(*many, touched)) == 2

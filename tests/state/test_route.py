@@ -7,9 +7,9 @@ from ipaddress import ip_network
 import pytest
 
 from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import CLASS, mark_key
 from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, Family, SetEntry, VirtualServer
 from ipvs_proxy.state.route import Origin, Route, Verdict, trace
 from tests.support.objects import packed, real, virtual

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, SetEntry, VirtualServer
 from ipvs_proxy.state.documents import ServiceState, Traffic

@@ -21,7 +21,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import (
     AddressOperation,

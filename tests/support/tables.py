@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.mirror import KernelTables
+from ipvs_proxy.plan.table_keys import TableKeys
 
 
-def everything(desired: DesiredTables, actual: KernelTables) -> Touched:
+def everything(desired: DesiredTables, actual: KernelTables) -> TableKeys:
     """Return every key of both sides."""
-    return Touched(
+    return TableKeys(
         desired.virtual_servers.keys() | actual.virtual_servers.keys(),
         desired.addresses.keys() | actual.addresses,
         desired.entries.keys() | {(name, entry) for name, entries in actual.entries.items() for entry in entries},

@@ -27,10 +27,11 @@ from ipvs_proxy.kernel.ipvs.table import Balanced, Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import ownership
-from ipvs_proxy.plan.desired import Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, is_same
+from ipvs_proxy.plan.difference import difference
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.plan.mirror import KernelTables, is_same
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of, text_of
 from ipvs_proxy.settings.merge import Settings
 from ipvs_proxy.state.changes import change_of, name_of
@@ -135,7 +136,7 @@ class View:
         operations = difference(self._programmer.desired, found, suspects)
         return Differences(len(self._controller.cache.services), [*rules, *map(change_of, operations)])
 
-    def _read(self) -> tuple[KernelTables, Touched, list[ChangeState]]:
+    def _read(self) -> tuple[KernelTables, TableKeys, list[ChangeState]]:
         """Read the kernel; return what it has, our keys that differ from what is desired, and the rules' drift."""
         tables = self._open_tables()
         try:
@@ -156,7 +157,7 @@ class View:
             if not is_same(wanted.get(key), found.virtual_servers.get(key)) and (key in wanted or is_ours(key))
         }
         entries = {(name, entry) for name, members in found.entries.items() for entry in members}
-        suspects = Touched(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
+        suspects = TableKeys(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
         return found, suspects, rules
 
     def _ownership(self, found: KernelTables) -> Callable[[VirtualServerKey], bool]:

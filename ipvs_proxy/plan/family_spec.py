@@ -19,7 +19,7 @@ from ipvs_proxy.plan.tables import Family
 Network = tuple[bytes, int]
 
 
-class Exposures(NamedTuple):
+class FamilySpec(NamedTuple):
     """What holds for all ports of a Service in one family.
 
     ``source_ranges`` are the networks (packed address, prefix length) that may use the load balancer's addresses; none
@@ -35,7 +35,7 @@ class Exposures(NamedTuple):
     health_check_port: int
 
 
-def expose(service: Service, family: Family, context: Context, omissions: list[Omission]) -> Exposures:
+def read_family_spec(service: Service, family: Family, context: Context, omissions: list[Omission]) -> FamilySpec:
     """Read where a Service can be reached; what is malformed or not allowed becomes an omission."""
     spec = service.spec
     where = f"service {service.metadata.namespace}/{service.metadata.name}"
@@ -52,7 +52,7 @@ def expose(service: Service, family: Family, context: Context, omissions: list[O
     if external_ips and not context.external_ips:
         omissions.append(Omission(f"{where} externalIPs", Reason.EXTERNAL_IPS_OFF))
         external_ips = ()
-    return Exposures(
+    return FamilySpec(
         external_ips=_addresses(external_ips, family, f"{where} externalIPs", context, omissions),
         load_balancer_ips=_addresses(
             # An ingress of mode Proxy is answered by the load balancer itself; one without address is a host name.

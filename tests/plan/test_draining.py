@@ -6,9 +6,10 @@ from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import KernelTables, difference, unwanted
+from ipvs_proxy.plan.difference import difference, unwanted
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.ownership import ledger
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import ACTIVE, Operation
@@ -73,7 +74,7 @@ def test_what_drains_at_a_shared_external_ip_is_known_after_a_restart() -> None:
     found = kernel.read()
     assert ledger(found)(virtual(OUTSIDE, 8001))
     assert difference(desired, found, unwanted(desired, found)) == []
-    assert virtual(OUTSIDE, 8001) in found.leaving
+    assert virtual(OUTSIDE, 8001) in found.draining
     # Wanted again, it needs no entry in the ledger.
     again = plan_service(SHARED_BY["s1"], [endpoint_slice(endpoint("10.0.0.1"), of="s1")], Context("here"), Marks())
     carry_out(difference(desired, found, desired.replace(again.name, again)), kernel, found)

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 
 from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.desired import Touched
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServerKey, family_of
 
 #: An address, or a member of a set.
@@ -22,11 +22,11 @@ Anchor = bytes | tuple[str, SetEntry]
 _EXTERNAL_SETS = (sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL, sets.LEAVING)
 
 
-class Leaving:
+class DrainingVirtualServers:
     """The virtual servers that drain although nobody wants them, and what has to stay with them."""
 
     def __init__(self) -> None:
-        self._keys: dict[VirtualServerKey, Touched] = {}
+        self._keys: dict[VirtualServerKey, TableKeys] = {}
         self._held: Counter[Anchor] = Counter()
         self._external: dict[bytes, set[VirtualServerKey]] = {}
 
@@ -36,7 +36,7 @@ class Leaving:
             return
         if external:
             self._external.setdefault(key.address, set()).add(key)
-        self._keys[key] = remains = Touched(entries={ledger_entry(key)}) if external else remains_of(key)
+        self._keys[key] = remains = TableKeys(entries={ledger_entry(key)}) if external else remains_of(key)
         self._held.update(remains.addresses)
         self._held.update(remains.entries)
 
@@ -67,16 +67,16 @@ class Leaving:
         return key in self._keys
 
 
-def remains_of(key: VirtualServerKey) -> Touched:
+def remains_of(key: VirtualServerKey) -> TableKeys:
     """Return what may outlast a virtual server: its address, and what says that it is ours (see ``ownership``)."""
     if key.mark:
-        return Touched()
+        return TableKeys()
     names = sets.names(family_of(key.address))
     exact = SetEntry(key.address, key.protocol, key.port)
     node_port = (names[sets.NODE_PORT_SETS[Protocol(key.protocol)]], exact)
     if key.protocol != Protocol.SCTP:
         node_port = (node_port[0], SetEntry(port=key.port))
-    return Touched(addresses={key.address}, entries={(names[sets.IPVS_IPS], SetEntry(key.address)), node_port})
+    return TableKeys(addresses={key.address}, entries={(names[sets.IPVS_IPS], SetEntry(key.address)), node_port})
 
 
 def ledger_entry(key: VirtualServerKey) -> tuple[str, SetEntry]:
