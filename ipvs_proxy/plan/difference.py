@@ -1,38 +1,34 @@
 """The difference between what is desired and what the kernel holds, as operations in a safe order.
 
-The phases of one round, and why they come in this order:
+**The invariant: after every single operation of a round, whatever has its way still has it, and nothing leads where it
+should not.** A round can end anywhere: the kernel refuses an operation, or the agent is killed. Packets come in
+between all the same. So at every point
 
-1. What keeps the client's address or leads to a mark's virtual server ends before real servers elsewhere come in. Only
-   then do the bits of a mark change: whoever is led to a mark finds all of its bits.
-2. What has to hold when the first packet comes: a local endpoint is in the hairpin set and a node port is masqueraded
-   before there is a real server, because the first packet decides for its connection; new source ranges are there
-   before the old ones go, and before the set that says that there are any.
-3. Virtual and real servers are added and set.
-4. What needs them: the members by which the filter chains let a port pass, so that the address never leads to a port of
-   the node itself; the policy Local; the marks.
-5. The addresses, which attract connections.
-6. Removals in the opposite order. Where an address stays, the members that let connections pass go first, so that new
-   ones are refused, and then the virtual servers. An address that goes is off the link before its virtual servers, and
-   those go before their members, so what a crash leaves is still known as ours. The rest comes last.
+* an address that is on our link has its virtual server, or something that refuses what comes to it: an address without
+  either would lead connections to ports of the node itself;
+* a connection that is balanced meets what its first packet decides on for ever: masquerading, its mark, source ranges;
+* an established connection is not cut: a real server that may still have some gets weight 0 and is deleted only when
+  they have ended (the agent's drains), and what nobody wants any more drains as a whole;
+* what is ours can be told from what is not, by the members of sets that name it (see ``ownership``).
+
+The order that keeps this is that of ``Phase``, each with its reason: first what prepares, then virtual and real
+servers, then what opens the way to them, addresses last; and in the opposite order on the way out. Inside a phase the
+order does not matter.
 
 A virtual server that nobody wants any more drains: its real servers get weight 0, and it stays with what it needs (see
 ``draining``) until they are gone. New connections are refused meanwhile, because the members that let them pass go at
 once.
-
-A port whose virtual server exists already, or whose address is not on our link, is let pass in phase 2: nothing is
-exposed by that, and a change of policy has its masquerading before it has remote real servers.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
-from typing import TypeVar
+from enum import IntEnum, auto
 
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.draining import is_external, ledger_entry, remains_of
-from ipvs_proxy.plan.mirror import KernelTables, is_same
+from ipvs_proxy.plan.draining import drains
+from ipvs_proxy.plan.mirror import CompleteKeys, KernelTables, is_same
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import (
     DRAINING,
@@ -51,8 +47,6 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
     family_of,
 )
-
-T = TypeVar("T")
 
 _BOTH_FAMILIES = tuple(Family)
 
@@ -79,57 +73,80 @@ _RANGES = _of(sets.LOAD_BALANCER_SOURCE_CIDR, sets.LOAD_BALANCER_SOURCE_IP)
 _ADDRESSES = _of(sets.IPVS_IPS)
 _HEALTH = _of(sets.HEALTH_CHECK_NODE_PORT)
 _LEDGER = _of(sets.LEAVING)
+#: Members that come only when there is something behind them.
+_NEEDING_SERVERS = _KEEPING | _ADDRESSES | _HEALTH
 
 
-def difference(desired: DesiredTables, actual: KernelTables, touched: TableKeys) -> list[Operation]:
-    """Return the operations that bring the touched objects from ``actual`` to ``desired``, in a safe order.
+class Phase(IntEnum):
+    """When an operation has its turn in a round: phases follow one another in this order."""
 
-    Which virtual servers are leaving is noted in ``actual``. What stayed for one that nobody wants is touched with it.
+    #: Members go that keep a client's address, or lead to the virtual server of a mark, before real servers elsewhere
+    #: come in: those could not answer the client.
+    KEEPING_ENDS = 0
+    #: Bits of a mark go. Nobody is led to that mark any more; whoever is led to one finds all of its bits.
+    MARK_BITS_GO = auto()
+    #: What has to hold when the first packet comes, because that decides for its connection: a local endpoint is in
+    #: the hairpin set and a node port is masqueraded before there is a real server, and source ranges are there before
+    #: the old ones go. A member that lets connections pass comes this early if it exposes nothing: where the virtual
+    #: server exists already, a change of policy has its masquerading before it has remote real servers.
+    PREPARATIONS = auto()
+    #: What says that there are source ranges: without a range it would refuse everybody.
+    RANGES_APPLY = auto()
+    #: Virtual and real servers are added and set. What drains gets weight 0.
+    SERVERS = auto()
+    #: What needs them: members by which the filter chains let a port pass, so that the address never leads to a port of
+    #: the node itself; the policy Local; marks; health checks.
+    WAYS_OPEN = auto()
+    #: Addresses come, which attract connections: all that is to happen to these is in place.
+    ADDRESSES_COME = auto()
+    #: What drains is named as ours, before the members go that have said so until now.
+    DRAINING_IS_NAMED = auto()
+    #: Where an address stays, members that let connections pass go before the virtual servers, so that new connections
+    #: are refused.
+    WAYS_CLOSE = auto()
+    #: An address that goes is off the link before its virtual servers: connections go to whoever else has it.
+    ADDRESSES_GO = auto()
+    #: Virtual servers go with their real servers.
+    VIRTUAL_SERVERS_GO = auto()
+    #: Members that let connections to them pass go after them where the address has gone: what a crash leaves is still
+    #: known as ours.
+    GONE_IS_FORGOTTEN = auto()
+    #: All other members go.
+    MEMBERS_GO = auto()
+    #: Source ranges go last, after what says that there are any.
+    RANGES_GO = auto()
+
+
+def difference(desired: DesiredTables, actual: KernelTables, keys: CompleteKeys) -> list[Operation]:
+    """Return the operations that bring the objects of these keys from ``actual`` to ``desired``, in a safe order.
+
+    A pure function: neither table changes. ``KernelTables.note_draining`` completes the keys before, and
+    ``KernelTables.record`` takes in what the kernel has carried out afterwards.
     """
-    for key in list(touched.virtual_servers):
-        _settle_leaving(key, desired, actual, touched)
-    for address in [address for address in touched.addresses if address not in desired.addresses]:
-        for key in actual.draining.external_at(address) - touched.virtual_servers:
-            touched.virtual_servers.add(key)
-            _settle_leaving(key, desired, actual, touched)
-    phases: defaultdict[int, list[Operation]] = defaultdict(list)
-    for key in touched.virtual_servers:
-        wanted = desired.virtual_servers.get(key)
+    phases: list[list[Operation]] = [[] for _ in Phase]
+    servers, gone = phases[Phase.SERVERS], phases[Phase.VIRTUAL_SERVERS_GO]
+    for key in keys.virtual_servers:
+        wanted, present = desired.virtual_servers.get(key), actual.virtual_servers.get(key)
         # What nobody wants is deleted, or it drains and then has operations on real servers only.
-        present, deleted = actual.virtual_servers.get(key), wanted is None and key not in actual.draining
-        if deleted and present is not None:
-            phases[70].append(VirtualServerOperation(Verb.DELETE, present))
+        if wanted is not None or key in actual.draining:
+            servers += virtual_server_difference(wanted, present, keys.only.get(key))
+        elif present is not None:
+            gone.append(VirtualServerOperation(Verb.DELETE, present))
+    leaving: set[bytes] = set()
+    for address_operation in _address_difference(desired, actual, keys.addresses):
+        if address_operation.verb is Verb.DELETE:
+            leaving.add(address_operation.address)
+            phases[Phase.ADDRESSES_GO].append(address_operation)
         else:
-            phases[30] += virtual_server_difference(wanted, present, touched.only.get(key))
-    address_operations = list(_address_difference(desired, actual, touched.addresses))
-    leaving = {address for verb, address in address_operations if verb is Verb.DELETE}
-    for address_operation in address_operations:
-        phases[65 if address_operation.verb is Verb.DELETE else 50].append(address_operation)
-    for entry_operation in _entry_difference(desired, actual, _with_marks(touched.entries, actual)):
+            phases[Phase.ADDRESSES_COME].append(address_operation)
+    for entry_operation in _entry_difference(desired, actual, _with_marks(keys.entries, actual)):
         verb, name, entry = entry_operation
         if verb is Verb.DELETE:
             phase = _phase_of_deleted(name, stays=entry.address in actual.addresses and entry.address not in leaving)
         else:
             phase = _phase_of_added(name, entry, desired, actual)
         phases[phase].append(entry_operation)
-    return [operation for phase in sorted(phases) for operation in phases[phase]]
-
-
-def _settle_leaving(key: VirtualServerKey, desired: DesiredTables, actual: KernelTables, touched: TableKeys) -> None:
-    """Note whether a touched virtual server is leaving; what stayed for it is touched with it."""
-    if key in desired.virtual_servers:
-        if key in actual.draining:
-            touched.entries.add(ledger_entry(key))
-            actual.draining.release(key)
-        return
-    touched.add(remains_of(key))
-    touched.entries.add(ledger_entry(key))
-    external = key in actual.draining.external_at(key.address) or is_external(key, actual.entries)
-    goes_with_address = external and key.address in actual.addresses and key.address not in desired.addresses
-    if _drains(actual.virtual_servers.get(key)) and not goes_with_address:
-        actual.draining.hold(key, external=external)
-    else:
-        actual.draining.release(key)
+    return [operation for phase in phases for operation in phase]
 
 
 def _with_marks(keys: set[tuple[str, SetEntry]], actual: KernelTables) -> set[tuple[str, SetEntry]]:
@@ -145,30 +162,30 @@ def _with_marks(keys: set[tuple[str, SetEntry]], actual: KernelTables) -> set[tu
     return keys | more if more else keys
 
 
-def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> int:
+def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> Phase:
     if name in _FIREWALLED:
-        return 20
+        return Phase.RANGES_APPLY
     if name in _LEDGER:
-        return 55
+        return Phase.DRAINING_IS_NAMED
     if name in _DOORS:
         exposes_nothing = (
             VirtualServerKey(*entry[:3]) in actual.virtual_servers or entry.address not in desired.addresses
         )
-        return 10 if exposes_nothing else 40
-    return 40 if name in _KEEPING or name in _ADDRESSES or name in _HEALTH else 10
+        return Phase.PREPARATIONS if exposes_nothing else Phase.WAYS_OPEN
+    return Phase.WAYS_OPEN if name in _NEEDING_SERVERS else Phase.PREPARATIONS
 
 
-def _phase_of_deleted(name: str, *, stays: bool) -> int:
+def _phase_of_deleted(name: str, *, stays: bool) -> Phase:
     """Return the phase of a deleted member; ``stays``: its address is on our link and stays there."""
     if name in _KEEPING:
-        return 0
+        return Phase.KEEPING_ENDS
     if name in _SPELLING:
-        return 5
+        return Phase.MARK_BITS_GO
     if name in _HEALTH:
-        return 60
+        return Phase.WAYS_CLOSE
     if name in _DOORS:
-        return 60 if stays else 75
-    return 100 if name in _RANGES else 90
+        return Phase.WAYS_CLOSE if stays else Phase.GONE_IS_FORGOTTEN
+    return Phase.RANGES_GO if name in _RANGES else Phase.MEMBERS_GO
 
 
 def virtual_server_difference(
@@ -209,13 +226,8 @@ def virtual_server_difference(
     return operations
 
 
-def _drains(unwanted: VirtualServer | None) -> bool:
-    """Return whether a virtual server that nobody wants has real servers that may have connections to finish."""
-    return unwanted is not None and unwanted.key.protocol != Protocol.UDP and bool(unwanted.real_servers)
-
-
 def _drain_or_delete(unwanted: VirtualServer) -> list[IpvsOperation]:
-    if not _drains(unwanted):
+    if not drains(unwanted):
         return [VirtualServerOperation(Verb.DELETE, unwanted)]
     return [
         RealServerOperation(Verb.SET, unwanted.key, key, DRAINING)

@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServer, VirtualServerKey, family_of
 
 #: An address, or a member of a set.
 Anchor = bytes | tuple[str, SetEntry]
@@ -63,6 +63,10 @@ class DrainingVirtualServers:
         """Return those at an external or load balancer address."""
         return self._external.get(address, frozenset())
 
+    def keys(self) -> AbstractSet[VirtualServerKey]:
+        """Return all of them: a view that follows changes."""
+        return self._keys.keys()
+
     def __contains__(self, key: VirtualServerKey) -> bool:
         return key in self._keys
 
@@ -92,3 +96,8 @@ def is_external(key: VirtualServerKey, entries: Mapping[str, Collection[SetEntry
     if exact in entries.get(names[sets.CLUSTER_IP], ()):
         return False
     return any(exact in entries.get(names[base], ()) for base in _EXTERNAL_SETS)
+
+
+def drains(unwanted: VirtualServer) -> bool:
+    """Return whether a virtual server that nobody wants has real servers that may have connections to finish."""
+    return unwanted.key.protocol != Protocol.UDP and bool(unwanted.real_servers)

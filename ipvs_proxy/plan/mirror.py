@@ -1,12 +1,22 @@
-"""What the kernel holds, as far as it is ours and we know: read once, then kept up to date with what succeeded."""
+"""What the kernel holds, as far as it is ours: read from it once, then kept up to date with what is written.
+
+**The invariant: the mirror is what a read of the kernel would find, but for what others have written since the last
+one.** So only operations that the kernel has carried out are recorded, and what failed is read again. Whoever finds the
+two to differ corrects the mirror, never the other way round: the difference to what is desired does the rest.
+
+One thing the kernel holds in no form of its own, so it is noted here: which virtual servers drain although nobody wants
+them. A start finds it out again from the members of sets that name them (see ``draining``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NewType, TypeVar
 
-from ipvs_proxy.plan.draining import DrainingVirtualServers
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.draining import DrainingVirtualServers, drains, is_external, ledger_entry, remains_of
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Operation,
@@ -22,12 +32,16 @@ from ipvs_proxy.plan.tables import (
 
 T = TypeVar("T")
 
+#: Keys with all that stays or goes along with virtual servers that nobody wants: ``KernelTables.note_draining`` makes
+#: them. Without that, ``difference`` would delete a virtual server that has connections to finish.
+CompleteKeys = NewType("CompleteKeys", TableKeys)
+
 
 @dataclass(slots=True)
 class KernelTables:
-    """What the kernel holds, as far as it is ours, and which virtual servers of it are leaving.
+    """The kernel's tables, and which virtual servers in them drain although nobody wants them.
 
-    First read from the kernel, then kept up to date with every operation that succeeded.
+    ``entries`` has the members of sets by the set's name; ``addresses`` are those of our link, packed.
     """
 
     virtual_servers: dict[VirtualServerKey, VirtualServer] = field(default_factory=dict)
@@ -36,7 +50,7 @@ class KernelTables:
     draining: DrainingVirtualServers = field(default_factory=DrainingVirtualServers, compare=False)
 
     def record(self, operations: Iterable[Operation]) -> None:
-        """Take note of operations that the kernel has carried out, in their order."""
+        """Take in operations that the kernel has carried out, in their order."""
         named: VirtualServerKey | None = None
         real_servers: dict[RealServerKey, RealServer] | None = None
         for operation in operations:
@@ -60,6 +74,39 @@ class KernelTables:
             else:
                 verb, name, entry = operation
                 _record_member(self.entries.setdefault(name, set()), verb, entry)
+
+    def note_draining(self, desired: DesiredTables, keys: TableKeys) -> CompleteKeys:
+        """Note which virtual servers of ``keys`` drain from now on, and which no longer do.
+
+        Returns the keys with those of what has to stay for them or may go with them; ``keys`` itself is left as it is.
+        An external or load balancer address that goes takes the virtual servers along that drain at it.
+        """
+        more = TableKeys()
+        # A set minus the keys of a dictionary would walk through the whole dictionary.
+        for key in [key for key in keys.virtual_servers if key not in desired.virtual_servers]:
+            self._note_unwanted(key, desired, more)
+        for key in [key for key in self.draining.keys() & keys.virtual_servers if key in desired.virtual_servers]:
+            more.entries.add(ledger_entry(key))
+            self.draining.release(key)
+        for address in [address for address in keys.addresses | more.addresses if address not in desired.addresses]:
+            for key in self.draining.external_at(address) - keys.virtual_servers:
+                more.virtual_servers.add(key)
+                self._note_unwanted(key, desired, more)
+        if not more:
+            return CompleteKeys(keys)
+        more.add(keys)
+        return CompleteKeys(more)
+
+    def _note_unwanted(self, key: VirtualServerKey, desired: DesiredTables, more: TableKeys) -> None:
+        more.add(remains_of(key))
+        more.entries.add(ledger_entry(key))
+        known = self.virtual_servers.get(key)
+        external = key in self.draining.external_at(key.address) or is_external(key, self.entries)
+        goes_with_address = external and key.address in self.addresses and key.address not in desired.addresses
+        if known is not None and drains(known) and not goes_with_address:
+            self.draining.hold(key, external=external)
+        else:
+            self.draining.release(key)
 
     def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> None:
         if verb is Verb.DELETE:

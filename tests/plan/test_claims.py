@@ -18,14 +18,13 @@ from ipvs_proxy.kube.objects import (
     ServiceStatus,
 )
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
-from tests.support.tables import everything
+from tests.support.tables import everything, round_of
 
 NODE = "192.0.2.1"
 CLUSTER_IP = "10.96.0.10"
@@ -181,7 +180,7 @@ def test_what_services_ask_for_can_be_written_and_is_what_the_kernel_then_holds(
         assert again.entries == fragment.entries, "a second plan is another"
         desired.replace(fragment.name, fragment)
     first = kernel.read()
-    for operation in difference(desired, first, everything(desired, first)):
+    for operation in round_of(desired, first, everything(desired, first)):
         assert kernel.apply(operation) == 0, f"the kernel refuses {operation}"
     found = kernel.read()
-    assert difference(desired, found, everything(desired, found)) == [], "an audit right after writes"
+    assert round_of(desired, found, everything(desired, found)) == [], "an audit right after writes"

@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointPort, ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference, remains_of, unsettled, unwanted, virtual_server_difference
+from ipvs_proxy.plan.difference import unsettled, unwanted, virtual_server_difference
+from ipvs_proxy.plan.draining import remains_of
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.mirror import KernelTables
@@ -32,7 +33,7 @@ from ipvs_proxy.plan.tables import (
 )
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
-from tests.support.tables import everything
+from tests.support.tables import everything, round_of
 
 ADD, SET, DELETE = Verb.ADD, Verb.SET, Verb.DELETE
 A, B = real("10.0.0.1"), real("10.0.0.2")
@@ -238,7 +239,7 @@ def plan(name: str, address: str, *ports: ServicePort, pods: tuple[str, ...] = (
 
 
 def rounds(desired: DesiredTables, kernel: FakeKernel, mirror: KernelTables, touched: TableKeys) -> list[Operation]:
-    operations = difference(desired, mirror, touched)
+    operations = round_of(desired, mirror, touched)
     for operation in operations:
         assert kernel.apply(operation) == 0, operation
         mirror.record([operation])
@@ -272,13 +273,13 @@ def test_what_nobody_wants_goes_and_what_is_missing_comes() -> None:
         "KUBE-IPVS-IPS": {SetEntry(packed("10.96.0.1"))},
         "KUBE-LOOP-BACK": {SetEntry(packed("10.0.0.1"), Protocol.TCP, 8080, packed("10.0.0.1"))},
     }
-    assert difference(desired, mirror, everything(desired, mirror)) == []
+    assert round_of(desired, mirror, everything(desired, mirror)) == []
 
 
 def test_a_set_that_is_missing_in_the_kernel_is_filled() -> None:
     desired = DesiredTables()
     touched = desired.replace(plan("a", "10.96.0.1").name, plan("a", "10.96.0.1"))
-    added = [operation for operation in difference(desired, KernelTables(), touched) if operation.verb is ADD]
+    added = [operation for operation in round_of(desired, KernelTables(), touched) if operation.verb is ADD]
     assert {operation.set_name for operation in added if isinstance(operation, SetEntryOperation)} == {
         "KUBE-CLUSTER-IP",
         "KUBE-IPVS-IPS",
@@ -334,7 +335,7 @@ def before() -> tuple[DesiredTables, FakeKernel, KernelTables]:
 def test_a_new_service_is_complete_before_its_address_attracts_connections() -> None:
     desired = DesiredTables()
     one = plan("a", "10.96.0.1", pods=("10.0.0.1",))
-    found = steps(difference(desired, KernelTables(), desired.replace(one.name, one)))
+    found = steps(round_of(desired, KernelTables(), desired.replace(one.name, one)))
     assert sorted(found[-3:-1]) == ["KUBE-CLUSTER-IP add", "KUBE-IPVS-IPS add"]
     del found[-3:-1]
     assert found == ["KUBE-LOOP-BACK add", "virtual server add", "real server add", "address add"]
@@ -348,9 +349,9 @@ def test_a_service_that_goes_is_shut_before_it_is_taken_down(
     # Its connections go on: virtual server and address stay until they are drained.
     assert found == ["real server set", "KUBE-CLUSTER-IP delete", "KUBE-LOOP-BACK delete"]
     key = virtual("10.96.0.1")
-    assert difference(desired, mirror, everything(desired, mirror)) == []
+    assert round_of(desired, mirror, everything(desired, mirror)) == []
     mirror.record([VirtualServerOperation(Verb.DELETE, mirror.virtual_servers[key])])
-    assert steps(difference(desired, mirror, remains_of(key))) == ["address delete", "KUBE-IPVS-IPS delete"]
+    assert steps(round_of(desired, mirror, remains_of(key))) == ["address delete", "KUBE-IPVS-IPS delete"]
 
 
 def test_a_service_that_comes_back_while_it_drains_gets_its_weights_back(

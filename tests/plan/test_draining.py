@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference, unwanted
+from ipvs_proxy.plan.difference import unwanted
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.mirror import KernelTables
@@ -15,7 +15,7 @@ from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import ACTIVE, Operation
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
-from tests.support.tables import everything
+from tests.support.tables import everything, round_of
 
 OUTSIDE = "203.0.113.1"
 #: Three Services that share an external IP (kubernetes/kubernetes#80158).
@@ -38,7 +38,7 @@ def shared() -> tuple[DesiredTables, FakeKernel, KernelTables]:
         fragment = plan_service(one, [endpoint_slice(endpoint("10.0.0.1"), of=name)], Context("here"), Marks())
         desired.replace(fragment.name, fragment)
     mirror = kernel.read()
-    carry_out(difference(desired, mirror, everything(desired, mirror)), kernel, mirror)
+    carry_out(round_of(desired, mirror, everything(desired, mirror)), kernel, mirror)
     return desired, kernel, mirror
 
 
@@ -49,7 +49,7 @@ def carry_out(operations: list[Operation], kernel: FakeKernel, mirror: KernelTab
 
 
 def let_go(name: str, desired: DesiredTables, kernel: FakeKernel, mirror: KernelTables) -> list[Operation]:
-    operations = difference(desired, mirror, desired.replace(ServiceName("default", name), None))
+    operations = round_of(desired, mirror, desired.replace(ServiceName("default", name), None))
     carry_out(operations, kernel, mirror)
     return operations
 
@@ -73,11 +73,11 @@ def test_what_drains_at_a_shared_external_ip_is_known_after_a_restart() -> None:
     let_go("s1", desired, kernel, mirror)
     found = kernel.read()
     assert ledger(found)(virtual(OUTSIDE, 8001))
-    assert difference(desired, found, unwanted(desired, found)) == []
+    assert round_of(desired, found, unwanted(desired, found)) == []
     assert virtual(OUTSIDE, 8001) in found.draining
     # Wanted again, it needs no entry in the ledger.
     again = plan_service(SHARED_BY["s1"], [endpoint_slice(endpoint("10.0.0.1"), of="s1")], Context("here"), Marks())
-    carry_out(difference(desired, found, desired.replace(again.name, again)), kernel, found)
+    carry_out(round_of(desired, found, desired.replace(again.name, again)), kernel, found)
     assert not kernel.sets["IPVS-PROXY-LEAVING"]
     assert kernel.virtual_servers[virtual(OUTSIDE, 8001)].real_servers == {real("10.0.0.1"): ACTIVE}
 
@@ -86,7 +86,7 @@ def test_a_crash_while_an_address_goes_leaves_nothing_that_is_not_known_as_ours(
     desired, kernel, mirror = shared()
     for name in ("s1", "s2"):
         let_go(name, desired, kernel, mirror)
-    for operation in difference(desired, mirror, desired.replace(ServiceName("default", "s3"), None)):
+    for operation in round_of(desired, mirror, desired.replace(ServiceName("default", "s3"), None)):
         is_ours = ledger(kernel.read())
         assert all(map(is_ours, kernel.virtual_servers)), f"before {operation}"
         assert kernel.apply(operation) == 0

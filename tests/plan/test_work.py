@@ -12,7 +12,6 @@ import pytest
 
 from ipvs_proxy.plan import endpoints, services
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.mirror import KernelTables
@@ -30,7 +29,7 @@ from ipvs_proxy.plan.tables import (
     Verb,
 )
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
-from tests.support.tables import everything
+from tests.support.tables import everything, round_of
 
 HERE = Context("here")
 MANY = 2_000
@@ -55,14 +54,14 @@ def settled(count: int) -> tuple[DesiredTables, KernelTables]:
     for number in range(1, count + 1):
         one = fragment(number)
         desired.replace(one.name, one)
-    for operation in difference(desired, actual, everything(desired, actual)):
+    for operation in round_of(desired, actual, everything(desired, actual)):
         actual.record([operation])
     return desired, actual
 
 
 def follow(desired: DesiredTables, actual: KernelTables, new: Fragment | None) -> list[Operation]:
     """The path of a change: from a new fragment to operations carried out."""
-    operations = difference(desired, actual, desired.replace(CHANGED, new))
+    operations = round_of(desired, actual, desired.replace(CHANGED, new))
     for operation in operations:
         actual.record([operation])
     return operations
@@ -199,4 +198,4 @@ def test_touched_keys_add_up_without_looking_at_the_tables(many: tuple[DesiredTa
     for number in (1, 2, 1):
         touched.add(many[0].replace(fragment(number).name, fragment(number, pods=6)))
     assert touched == TableKeys({virtual("10.96.0.1"), virtual("10.96.0.2")}, set(), set())
-    assert len(difference(*many, touched)) == 2
+    assert len(round_of(*many, touched)) == 2

@@ -276,14 +276,19 @@ class Programmer:
         # Of what failed before, more may differ than what changed now.
         for key in [key for key in touched.only if key in self.retries]:
             del touched.only[key]
-        return await self._carry_out(await self._compare(touched), touched)
+        return await self._carry_out(*await self._compare(touched))
 
-    async def _compare(self, touched: TableKeys) -> list[Operation]:
-        """Return the operations for what was touched; where that is much, the event loop goes on meanwhile."""
+    async def _compare(self, touched: TableKeys) -> tuple[list[Operation], TableKeys]:
+        """As ``_difference``; where much was touched, the event loop goes on meanwhile."""
         if len(touched.entries) + sum(map(partial(self._size, touched), touched.virtual_servers)) <= AT_ONCE:
-            return difference(self.desired, self.actual, touched)
+            return self._difference(touched)
         async with self.comparing:
-            return await self.work(difference, self.desired, self.actual, touched)
+            return await self.work(self._difference, touched)
+
+    def _difference(self, touched: TableKeys) -> tuple[list[Operation], TableKeys]:
+        """Return the operations for what was touched, and what that is with all that drains or goes along."""
+        keys = self.actual.note_draining(self.desired, touched)
+        return difference(self.desired, self.actual, keys), keys
 
     def _size(self, touched: TableKeys, key: VirtualServerKey) -> int:
         """Return how many real servers of a virtual server have to be looked at."""

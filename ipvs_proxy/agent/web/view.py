@@ -133,7 +133,8 @@ class View:
         async with self._one_look:
             found, suspects, rules = await asyncio.to_thread(self._read)
         # The few that look different are compared here, on the event loop, where the tables stand still.
-        operations = difference(self._programmer.desired, found, suspects)
+        desired = self._programmer.desired
+        operations = difference(desired, found, found.note_draining(desired, suspects))
         return Differences(len(self._controller.cache.services), [*rules, *map(change_of, operations)])
 
     def _read(self) -> tuple[KernelTables, TableKeys, list[ChangeState]]:
