@@ -172,13 +172,11 @@ def _differing(
 
 
 def _same(old: VirtualServer | None, new: VirtualServer | None, only: frozenset[RealServerKey] | None) -> bool:
-    if old is None or new is None or only is None:
-        return old == new
-    return not only and (old.settings, old.internal, old.drain_timeout) == (
-        new.settings,
-        new.internal,
-        new.drain_timeout,
-    )
+    """Return whether two virtual servers are the same in everything; ``only`` as ``_differing`` returns it.
+
+    Where it is empty, both have the very same dictionary of real servers, which a comparison of both does not walk.
+    """
+    return not only and old == new
 
 
 def _count(counter: Counter[T], before: tuple[T, ...], after: tuple[T, ...], touched: set[T]) -> None:

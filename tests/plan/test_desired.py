@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -13,8 +14,9 @@ from ipvs_proxy.plan.desired import Conflict, DesiredTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import ACTIVE, Protocol, SetEntry
+from ipvs_proxy.plan.tables import ACTIVE, Protocol, SetEntry, VirtualServer
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 
 HERE = Context("node-a")
@@ -69,6 +71,34 @@ def test_a_first_fragment_touches_all_of_it() -> None:
 def test_the_same_fragment_again_touches_nothing() -> None:
     desired = tables(old())
     assert not desired.replace(OLD, old())
+
+
+#: Another value of each field of a virtual server than the default; a new field needs one, too.
+OTHERWISE: dict[str, object] = {
+    "scheduler": "lc",
+    "flags": 1,
+    "timeout": 600,
+    "netmask": 24,
+    "real_servers": {real("10.0.0.9"): ACTIVE},
+    "lingering": frozenset({real("10.0.0.9")}),
+    "internal": virtual("10.96.0.99"),
+    "drain_timeout": 300.0,
+}
+
+
+@pytest.mark.parametrize("field", [field for field in VirtualServer.__struct_fields__ if field != "key"])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_virtual_server_that_differs_in_anything_is_touched(field: str, known: bool) -> None:
+    """``known``: that its endpoints are the same as before is known, and they are not compared again."""
+    cache = SliceCache() if known else None
+    pieces = [endpoint_slice(endpoint(f"10.0.0.{number}"), of="old", name=f"old-{number}") for number in (1, 2)]
+    before, after = (plan_service(service("old"), pieces, HERE, Marks(), cache) for _ in range(2))
+    changed, reason = after.virtual_servers[KEY]
+    after.virtual_servers[KEY] = replace(changed, **{field: OTHERWISE[field]}), reason
+    desired = tables(before)
+    assert desired.replace(OLD, after).virtual_servers == {KEY}
+    assert desired.virtual_servers[KEY] == after.virtual_servers[KEY][0]
+    assert not desired.replace(OLD, after)
 
 
 def test_a_change_of_one_port_touches_only_that_port() -> None:

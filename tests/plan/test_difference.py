@@ -11,7 +11,7 @@ from ipvs_proxy.plan.difference import unsettled, unwanted, virtual_server_diffe
 from ipvs_proxy.plan.draining import remains_of
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.mirror import KernelTables
+from ipvs_proxy.plan.mirror import KernelTables, is_same
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
@@ -166,6 +166,23 @@ def test_virtual_server_difference(
     desired: VirtualServer | None, actual: VirtualServer | None, operations: list[IpvsOperation]
 ) -> None:
     assert virtual_server_difference(desired, actual) == operations
+
+
+#: What a plan knows of a virtual server and the kernel does not.
+OF_THE_PLAN = {"key", "real_servers", "lingering", "internal", "drain_timeout"}
+
+
+@pytest.mark.parametrize(("field", "value"), [("scheduler", "lc"), ("flags", 1), ("timeout", 600), ("netmask", 24)])
+def test_a_setting_that_differs_is_set(field: str, value: object) -> None:
+    desired = replace(FULL, **{field: value})
+    assert virtual_server_difference(desired, FULL) == [VirtualServerOperation(SET, desired)]
+    assert not is_same(desired, FULL)
+
+
+def test_every_field_is_a_setting_or_the_plans_own() -> None:
+    settings = {"scheduler", "flags", "timeout", "netmask"}
+    assert set(VirtualServer.__struct_fields__) == settings | OF_THE_PLAN
+    assert is_same(replace(FULL, internal=UDP, drain_timeout=1.0, lingering=frozenset({B})), FULL)
 
 
 @pytest.mark.parametrize(("desired", "actual", "operations"), TABLE.values(), ids=TABLE)
