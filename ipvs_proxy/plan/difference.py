@@ -30,55 +30,53 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.desired import DesiredTables, Touched
 from ipvs_proxy.plan.leaving import Leaving, is_external, ledger_entry, remains_of
+from ipvs_proxy.plan.roles import Roles
 from ipvs_proxy.plan.tables import (
     DRAINING,
     AddressOperation,
-    Family,
     IpvsOperation,
     Operation,
     Protocol,
     RealServer,
     RealServerKey,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     Verb,
     VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
-    family_of,
 )
 
 T = TypeVar("T")
 
-_BOTH_FAMILIES = tuple(Family)
 
-
-def _of(*bases: str) -> frozenset[str]:
-    return frozenset(sets.set_name(base, family) for base in bases for family in _BOTH_FAMILIES)
+def _of(*both: Roles) -> frozenset[Role]:
+    return frozenset(role for one in both for role in one.values())
 
 
 #: Members that keep the client's address, or lead to a mark: they end first and begin late.
 _KEEPING = _of(
-    sets.LOAD_BALANCER_LOCAL,
-    sets.NODE_PORT_LOCAL_TCP,
-    sets.NODE_PORT_LOCAL_UDP,
-    sets.NODE_PORT_LOCAL_SCTP,
-    sets.INTERNAL,
+    roles.LOAD_BALANCER_LOCAL,
+    roles.NODE_PORT_LOCAL_TCP,
+    roles.NODE_PORT_LOCAL_UDP,
+    roles.NODE_PORT_LOCAL_SCTP,
+    roles.INTERNAL,
 )
 #: Members that say which bits a mark has.
-_SPELLING = _of(*sets.MARK_BITS.values())
+_SPELLING = _of(*roles.MARK_BITS.values())
 #: Members that let connections to a virtual server pass.
-_DOORS = _of(sets.CLUSTER_IP, sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
+_DOORS = _of(roles.CLUSTER_IP, roles.LOAD_BALANCER, roles.EXTERNAL_IP, roles.EXTERNAL_IP_LOCAL)
 #: Members that say which of them have source ranges, and those ranges.
-_FIREWALLED = _of(sets.LOAD_BALANCER_FW)
-_RANGES = _of(sets.LOAD_BALANCER_SOURCE_CIDR, sets.LOAD_BALANCER_SOURCE_IP)
-_ADDRESSES = _of(sets.IPVS_IPS)
-_HEALTH = _of(sets.HEALTH_CHECK_NODE_PORT)
-_LEDGER = _of(sets.LEAVING)
+_FIREWALLED = _of(roles.LOAD_BALANCER_FW)
+_RANGES = _of(roles.LOAD_BALANCER_SOURCE_CIDR, roles.LOAD_BALANCER_SOURCE_IP)
+_ADDRESSES = _of(roles.IPVS_IPS)
+_HEALTH = _of(roles.HEALTH_CHECK_NODE_PORT)
+_LEDGER = _of(roles.LEAVING)
 
 
 @dataclass(slots=True)
@@ -90,7 +88,7 @@ class KernelTables:
 
     virtual_servers: dict[VirtualServerKey, VirtualServer] = field(default_factory=dict)
     addresses: set[bytes] = field(default_factory=set)
-    entries: dict[str, set[SetEntry]] = field(default_factory=dict)
+    entries: dict[Role, set[SetEntry]] = field(default_factory=dict)
     leaving: Leaving = field(default_factory=Leaving, compare=False)
 
     def record(self, operations: Iterable[Operation]) -> None:
@@ -116,8 +114,8 @@ class KernelTables:
             elif isinstance(operation, AddressOperation):
                 _record_member(self.addresses, *operation)
             else:
-                verb, name, entry = operation
-                _record_member(self.entries.setdefault(name, set()), verb, entry)
+                verb, role, entry = operation
+                _record_member(self.entries.setdefault(role, set()), verb, entry)
 
     def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> None:
         if verb is Verb.DELETE:
@@ -162,11 +160,11 @@ def difference(desired: DesiredTables, actual: KernelTables, touched: Touched) -
     for address_operation in address_operations:
         phases[65 if address_operation.verb is Verb.DELETE else 50].append(address_operation)
     for entry_operation in _entry_difference(desired, actual, _with_marks(touched.entries, actual)):
-        verb, name, entry = entry_operation
+        verb, role, entry = entry_operation
         if verb is Verb.DELETE:
-            phase = _phase_of_deleted(name, stays=entry.address in actual.addresses and entry.address not in leaving)
+            phase = _phase_of_deleted(role, stays=entry.address in actual.addresses and entry.address not in leaving)
         else:
-            phase = _phase_of_added(name, entry, desired, actual)
+            phase = _phase_of_added(role, entry, desired, actual)
         phases[phase].append(entry_operation)
     return [operation for phase in sorted(phases) for operation in phases[phase]]
 
@@ -188,43 +186,42 @@ def _settle_leaving(key: VirtualServerKey, desired: DesiredTables, actual: Kerne
         actual.leaving.release(key)
 
 
-def _with_marks(keys: set[tuple[str, SetEntry]], actual: KernelTables) -> set[tuple[str, SetEntry]]:
+def _with_marks(keys: set[tuple[Role, SetEntry]], actual: KernelTables) -> set[tuple[Role, SetEntry]]:
     """Return the members with all that decides which mark their address and port has: its bits, and a former mark."""
-    more: set[tuple[str, SetEntry]] = set()
-    for name, entry in keys:
+    more: set[tuple[Role, SetEntry]] = set()
+    for role, entry in keys:
         if entry.mark:
-            names = sets.names(family_of(entry.address))
             bare = entry._replace(mark=0)
-            bits = {bit: (names[base], bare) for bit, base in sets.MARK_BITS.items()}
-            present = sum(bit for bit, (base, _) in bits.items() if bare in actual.entries.get(base, ()))
-            more |= {*bits.values(), (name, entry._replace(mark=entry.mark & ~sum(bits) | present))}
+            bits = {bit: (of_bit[role.family], bare) for bit, of_bit in roles.MARK_BITS.items()}
+            present = sum(bit for bit, (of_bit, _) in bits.items() if bare in actual.entries.get(of_bit, ()))
+            more |= {*bits.values(), (role, entry._replace(mark=entry.mark & ~sum(bits) | present))}
     return keys | more if more else keys
 
 
-def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> int:
-    if name in _FIREWALLED:
+def _phase_of_added(role: Role, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> int:
+    if role in _FIREWALLED:
         return 20
-    if name in _LEDGER:
+    if role in _LEDGER:
         return 55
-    if name in _DOORS:
+    if role in _DOORS:
         exposes_nothing = (
             VirtualServerKey(*entry[:3]) in actual.virtual_servers or entry.address not in desired.addresses
         )
         return 10 if exposes_nothing else 40
-    return 40 if name in _KEEPING or name in _ADDRESSES or name in _HEALTH else 10
+    return 40 if role in _KEEPING or role in _ADDRESSES or role in _HEALTH else 10
 
 
-def _phase_of_deleted(name: str, *, stays: bool) -> int:
+def _phase_of_deleted(role: Role, *, stays: bool) -> int:
     """Return the phase of a deleted member; ``stays``: its address is on our link and stays there."""
-    if name in _KEEPING:
+    if role in _KEEPING:
         return 0
-    if name in _SPELLING:
+    if role in _SPELLING:
         return 5
-    if name in _HEALTH:
+    if role in _HEALTH:
         return 60
-    if name in _DOORS:
+    if role in _DOORS:
         return 60 if stays else 75
-    return 100 if name in _RANGES else 90
+    return 100 if role in _RANGES else 90
 
 
 def virtual_server_difference(
@@ -291,8 +288,8 @@ def touch(operations: Iterable[Operation]) -> Touched:
                 touched.virtual_servers.add(server.key)
             case AddressOperation(_, address):
                 touched.addresses.add(address)
-            case SetEntryOperation(_, name, entry):
-                touched.entries.add((name, entry))
+            case SetEntryOperation(_, role, entry):
+                touched.entries.add((role, entry))
     return touched
 
 
@@ -302,10 +299,10 @@ def unwanted(desired: DesiredTables, actual: KernelTables) -> Touched:
         actual.virtual_servers.keys() - desired.virtual_servers.keys(),
         actual.addresses - desired.addresses.keys(),
         {
-            (name, entry)
-            for name, entries in actual.entries.items()
+            (role, entry)
+            for role, entries in actual.entries.items()
             for entry in entries
-            if (name, entry) not in desired.entries
+            if (role, entry) not in desired.entries
         },
     )
 
@@ -334,7 +331,7 @@ def unsettled_members(desired: DesiredTables, actual: KernelTables) -> Touched:
     return Touched(
         set(),
         desired.addresses.keys() - actual.addresses,
-        {(name, entry) for name, entry in desired.entries if entry not in actual.entries.get(name, ())},
+        {(role, entry) for role, entry in desired.entries if entry not in actual.entries.get(role, ())},
     )
 
 
@@ -346,16 +343,16 @@ def is_same(one: VirtualServer | None, other: VirtualServer | None) -> bool:
 
 
 def _entry_difference(
-    desired: DesiredTables, actual: KernelTables, keys: Iterable[tuple[str, SetEntry]]
+    desired: DesiredTables, actual: KernelTables, keys: Iterable[tuple[Role, SetEntry]]
 ) -> Iterable[SetEntryOperation]:
-    for name, entry in keys:
-        wanted, present = (name, entry) in desired.entries, entry in actual.entries.get(name, ())
-        held = actual.leaving.holds((name, entry))
+    for role, entry in keys:
+        wanted, present = (role, entry) in desired.entries, entry in actual.entries.get(role, ())
+        held = actual.leaving.holds((role, entry))
         # What somebody else took away is put back as long as it guards an address, or says what is ours.
-        if held and (name in _LEDGER or (name in _ADDRESSES and entry.address in actual.addresses)):
+        if held and (role in _LEDGER or (role in _ADDRESSES and entry.address in actual.addresses)):
             wanted = True
         if wanted != present and (wanted or not held):
-            yield SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, name, entry)
+            yield SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, role, entry)
 
 
 def _address_difference(

@@ -6,6 +6,7 @@ from ipvs_proxy.agent.sync.retries import FIRST_DELAY, LONGEST_DELAY, RetryQueue
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import SetEntry
 from tests.support.objects import packed, virtual
+from tests.support.roles import role
 
 A, B = virtual("10.96.0.1"), virtual("10.96.0.2")
 
@@ -61,6 +62,6 @@ def test_what_succeeded_meanwhile_is_not_due() -> None:
 
 def test_keys_of_all_tables_come_back_as_what_they_are() -> None:
     queue = RetryQueue()
-    touched = Touched({A}, {packed("10.96.0.1")}, {("KUBE-CLUSTER-IP", SetEntry(packed("10.96.0.1"), 6, 80))})
+    touched = Touched({A}, {packed("10.96.0.1")}, {(role("KUBE-CLUSTER-IP"), SetEntry(packed("10.96.0.1"), 6, 80))})
     queue.failed(touched, 0.0)
     assert queue.take_due(FIRST_DELAY) == touched

@@ -22,6 +22,7 @@ from ipvs_proxy.agent.sync.drains import Drains
 from ipvs_proxy.agent.sync.kernel_writer import Programmer
 from ipvs_proxy.agent.web.reader_thread import read
 from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.kernel.filter.iptables.programs import read_all_rules
 from ipvs_proxy.kernel.ipvs.table import Balanced, Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
@@ -63,10 +64,11 @@ class View:
         drains: Drains,
         history: History,
         open_tables: Callable[[], Dataplane],
+        name_of_role: NameOfRole,
         open_ipvs: Callable[[], Ipvs] = Ipvs,
         read_rules: Callable[[Family], Mapping[str, str]] = read_all_rules,
     ) -> None:
-        """Take the parts of the agent, and what opens the kernel's tables beside the programmer's."""
+        """Take the parts of the agent, what opens the kernel's tables beside the programmer's, and what names sets."""
         self.started = datetime.now(UTC)
         self.settings = settings
         self._controller = controller
@@ -78,6 +80,7 @@ class View:
         self._drains = drains
         self._history = history
         self._open_tables = open_tables
+        self._name_of_role = name_of_role
         self._open_ipvs = open_ipvs
         self._read_rules = read_rules
         self._names: list[ServiceName] = []
@@ -133,7 +136,10 @@ class View:
             found, suspects, rules = await asyncio.to_thread(self._read)
         # The few that look different are compared here, on the event loop, where the tables stand still.
         operations = difference(self._programmer.desired, found, suspects)
-        return Differences(len(self._controller.cache.services), [*rules, *map(change_of, operations)])
+        return Differences(
+            len(self._controller.cache.services),
+            [*rules, *(change_of(operation, self._name_of_role) for operation in operations)],
+        )
 
     def _read(self) -> tuple[KernelTables, Touched, list[ChangeState]]:
         """Read the kernel; return what it has, our keys that differ from what is desired, and the rules' drift."""
@@ -155,7 +161,7 @@ class View:
             for key in wanted.keys() | found.virtual_servers.keys()
             if not is_same(wanted.get(key), found.virtual_servers.get(key)) and (key in wanted or is_ours(key))
         }
-        entries = {(name, entry) for name, members in found.entries.items() for entry in members}
+        entries = {(role, entry) for role, members in found.entries.items() for entry in members}
         suspects = Touched(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
         return found, suspects, rules
 
@@ -172,6 +178,7 @@ class View:
             rules=self._rules().get(family_of(client), RuleSettings()),
             host_addresses=self._host_addresses(),
             others=self._read_rules(family_of(client)),
+            name_of_role=self._name_of_role,
         )
         owners = self._programmer.desired.owners
         return RouteState(
@@ -230,7 +237,7 @@ class View:
             changes=list(self._history.changes.copy()),
             repairs=list(self._history.repairs.copy()),
             drains=self._drains.states(self._drains.virtual_servers(), time.monotonic(), _NAMED),
-            refused=list(map(name_of, self._programmer.retries.waiting(_NAMED))),
+            refused=[name_of(key, self._name_of_role) for key in self._programmer.retries.waiting(_NAMED)],
         )
 
     def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
@@ -259,6 +266,7 @@ class View:
             actual=self._programmer.actual,
             observed=self._observe(fragment.virtual_servers, real_servers=True),
             drains=self._drains.states(fragment.virtual_servers, time.monotonic(), _NAMED),
+            name_of_role=self._name_of_role,
             nodes={
                 endpoint.addresses[0]: quote(endpoint.node_name)
                 for piece in slices
