@@ -26,6 +26,7 @@ from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.web.server import metrics_application
 from ipvs_proxy.agent.web.state_pages import add_state
 from ipvs_proxy.agent.web.view import View
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey
 from ipvs_proxy.settings.merge import Settings
@@ -87,6 +88,7 @@ async def served(rig: Rig) -> AsyncIterator[int]:
         drains=rig.drains,
         history=History(),
         open_tables=_no_tables,
+        name_of_role=name_of,
         open_ipvs=lambda: table,  # type: ignore[arg-type,return-value]
     )
     application = metrics_application(rig.metrics, settings=lambda: settings)

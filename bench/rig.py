@@ -33,6 +33,7 @@ from ipvs_proxy.agent.sync.kernel_writer import Kernel, Programmer
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
+from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
 from ipvs_proxy.kernel.ipvs.table import Ipvs
@@ -42,8 +43,7 @@ from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.netlink.socket import NetlinkSocket
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.plan.tables import Family, Operation, RealServerKey, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Family, Operation, RealServerKey, Role, SetEntry, VirtualServer, VirtualServerKey
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 
@@ -75,7 +75,11 @@ class NoKernel:
         """Read nothing."""
         return set()
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
+    def name_of_role(self, role: Role) -> str:
+        """Name the set of a role."""
+        return name_of(role)
+
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read nothing."""
         return {}
 
@@ -92,10 +96,11 @@ class WithoutRules(Dataplane):
     """The kernel's tables in this network namespace, without the packet rules."""
 
     def __init__(self) -> None:
-        sets = [definition for family in FAMILIES for definition in definitions(family).values()]
         # Nothing is looked for, so nobody is needed who looks.
         leftovers = cast("Leftovers", None)
-        super().__init__(ipvs=Ipvs(), addresses=Addresses(), sets=Sets(sets), rules={}, leftovers=leftovers)
+        super().__init__(
+            ipvs=Ipvs(), addresses=Addresses(), sets=Sets(definitions(FAMILIES)), rules={}, leftovers=leftovers
+        )
 
     def find_leftovers(self) -> list[str]:
         """Find nothing, as nothing else runs here."""

@@ -163,6 +163,7 @@ class Agent:
             drains=self._drains,
             history=self._history,
             open_tables=self._open_tables,
+            name_of_role=self._dataplane.name_of_role,
         )
 
     def loops(self, config: Path | None, reread: Callable[[], Settings] | None) -> list[Loop]:

@@ -6,6 +6,7 @@ import structlog
 
 from ipvs_proxy.agent.local_detection import rule_settings
 from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.filter.ipset.names import definitions
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
@@ -14,7 +15,6 @@ from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.node import conntrack_limits, sysctl
 from ipvs_proxy.node.requirements import Host
-from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.settings.merge import Settings
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = 
     return Dataplane(
         ipvs=ipvs,
         addresses=Addresses(),
-        sets=Sets([definition for family in host.families for definition in definitions(family).values()]),
+        sets=Sets(definitions(host.families)),
         rules={
             family: IptablesRules(family, rule_settings(settings, family, node), iptables=host.iptables)
             for family in host.families

@@ -31,7 +31,7 @@ from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
-from ipvs_proxy.plan.tables import Operation, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Operation, Role, SetEntry, VirtualServer, VirtualServerKey
 from ipvs_proxy.settings.merge import Settings
 from ipvs_proxy.state.changes import change_of
 from ipvs_proxy.state.documents import ChangeState, Differences
@@ -87,9 +87,13 @@ class ReadOnlyKernel:
         """Read the addresses of our link; none if it is missing."""
         return self._dataplane.read_addresses() if self._dataplane.addresses.has_link() else set()
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
-        """Read the members of our sets."""
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read the members of our sets by role."""
         return self._dataplane.read_entries()
+
+    def name_of_role(self, role: Role) -> str:
+        """Return what the kernel calls the set of a role."""
+        return self._dataplane.name_of_role(role)
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """Note the operations."""
@@ -160,5 +164,6 @@ async def _find_changes(settings: Settings) -> Differences:
         ChangeState("set", "sysctls", f"{change.name.replace('/', '.')} from {change.found} to {change.wanted}")
         for change in sysctl.drift(strict_arp=settings.strict_arp)
     ]
-    changes = [*settings_of_kernel, *dict.fromkeys(kernel.frame), *map(change_of, kernel.operations)]
+    operations = [change_of(operation, dataplane.name_of_role) for operation in kernel.operations]
+    changes = [*settings_of_kernel, *dict.fromkeys(kernel.frame), *operations]
     return Differences(services=len(controller.cache.services), changes=changes)

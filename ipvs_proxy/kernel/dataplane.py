@@ -13,6 +13,7 @@ from errno import EADDRNOTAVAIL, ECANCELED, EEXIST, ENOENT, ESRCH
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
 from ipvs_proxy.kernel.filter.iptables.rules import Rules
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
@@ -24,6 +25,7 @@ from ipvs_proxy.plan.tables import (
     Operation,
     RealServerKey,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     Verb,
@@ -126,9 +128,13 @@ class Dataplane:
         """Read the addresses of our link."""
         return self.addresses.read()
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
-        """Read the members of our sets; a set that is missing is left out."""
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read the members of our sets by role; a set that is missing is left out."""
         return self.sets.read()
+
+    def name_of_role(self, role: Role) -> str:
+        """Return what the kernel calls the set of a role."""
+        return name_of(role)
 
     def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
         """Read one virtual server with its real servers."""

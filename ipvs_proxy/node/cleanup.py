@@ -18,6 +18,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ipvs_proxy.kernel.filter.ipset.names import definitions
 from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables, MissingNfTables, installed_variants
 from ipvs_proxy.kernel.filter.iptables.removal import Choice, is_ours_beside_iptables_mode, removal
@@ -28,15 +29,12 @@ from ipvs_proxy.kernel.links.addresses import LINK, Addresses
 from ipvs_proxy.netlink.errors import MissingPiece
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.mirror import KernelTables
-from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family, Verb, VirtualServerKey, VirtualServerOperation
 
 #: Exists while IPVS is loaded, in the network namespace of the thread that looks.
 IPVS_LOADED: Final = Path("/proc/thread-self/net/ip_vs")
 #: So many of what cannot be removed are named; of the rest, the number.
 _NAMED: Final = 5
-
-_DEFINITIONS: Final = tuple(entry for family in Family for entry in definitions(family).values())
 
 Network = IPv4Network | IPv6Network
 
@@ -60,7 +58,7 @@ def clean(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[Network] = ()) -
     with closing(Addresses()) as addresses, ExitStack() as stack:
         sets: Sets | None = None
         with _noting(result, "the sets"), suppress(MissingPiece):
-            sets = stack.enter_context(closing(Sets(_DEFINITIONS)))
+            sets = stack.enter_context(closing(Sets(definitions())))
         all_gone = False
         with _noting(result, "the virtual servers"):
             ledger = KernelTables(addresses=addresses.read(), entries={} if sets is None else sets.read())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables, MissingNfTables, choose_variant, installed_variants
 from ipvs_proxy.kernel.filter.iptables.removal import is_ours_beside_iptables_mode, removal
@@ -24,12 +25,10 @@ from ipvs_proxy.node import instances, processes, requirements, sysctl
 from ipvs_proxy.node.processes import Process
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.mirror import KernelTables
-from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of
 
 #: The chain of a port of a Service in kube-proxy's iptables mode.
 _SERVICE_CHAIN: Final = "\n:KUBE-SVC-"
-_DEFINITIONS: Final = tuple(entry for family in Family for entry in definitions(family).values())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,11 +116,11 @@ def _read_ledger(found: Survey) -> KernelTables:
             found.link = addresses.has_link()
 
     def read_sets() -> None:
-        with closing(Sets(_DEFINITIONS)) as sets:
+        with closing(Sets(definitions())) as sets:
             present = sets.present()
             ledger.entries = sets.read()
             found.sets = len(present)
-            unfit = [name for name in present if name not in ledger.entries]
+            unfit = [name for name in present if name not in map(name_of, ledger.entries)]
         found.missing += [
             f"the set {name} is of another type than kube-proxy's: delete it (ipset destroy {name})" for name in unfit
         ]

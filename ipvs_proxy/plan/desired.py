@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import Family, RealServerKey, SetEntry, VirtualServer, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import RealServerKey, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
 
 T = TypeVar("T")
-#: A member of a set, with the set's name.
-Member = tuple[str, SetEntry]
+#: A member of a set, with its role.
+Member = tuple[Role, SetEntry]
 
 
 class Conflict(NamedTuple):
@@ -56,12 +56,12 @@ class _Contribution(NamedTuple):
 
 _NOTHING = _Contribution(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, {}, (), ())
 _NO_MEMBERS: tuple[Member, ...] = ()
-#: What the sets of node ports are for.
-_NODE_PORT_SETS = {
-    sets.set_name(base, family): (family, protocol)
-    for of_protocols in (sets.NODE_PORT_SETS, sets.LOCAL_NODE_PORT_SETS)
-    for protocol, base in of_protocols.items()
-    for family in Family
+#: The family and protocol of each role of node ports.
+_NODE_PORTS = {
+    role: (family, protocol)
+    for of_protocols in (roles.NODE_PORTS, roles.LOCAL_NODE_PORTS)
+    for protocol, both in of_protocols.items()
+    for family, role in both.items()
 }
 
 
@@ -203,10 +203,10 @@ def _contribution_of(name: ServiceName, fragment: Fragment) -> _Contribution:
     members: dict[VirtualServerKey, list[Member]] = {}
     others: list[Member] = []
     for member in fragment.entries:
-        set_name, entry = member
+        role, entry = member
         key: VirtualServerKey | None = VirtualServerKey(*entry[:3])
-        if not entry.address and set_name in _NODE_PORT_SETS:
-            key = node_ports.get((*_NODE_PORT_SETS[set_name], entry.port))
+        if not entry.address and role in _NODE_PORTS:
+            key = node_ports.get((*_NODE_PORTS[role], entry.port))
         if key in fragment.virtual_servers:
             members.setdefault(key, []).append(member)
         else:

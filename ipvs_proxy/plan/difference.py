@@ -9,7 +9,7 @@ between all the same. So at every point
 * a connection that is balanced meets what its first packet decides on for ever: masquerading, its mark, source ranges;
 * an established connection is not cut: a real server that may still have some gets weight 0 and is deleted only when
   they have ended (the agent's drains), and what nobody wants any more drains as a whole;
-* what is ours can be told from what is not, by the members of sets that name it (see ``ownership``).
+* what is ours can be told from what is not, by the members of sets that role it (see ``ownership``).
 
 The order that keeps this is that of ``Phase``, each with its reason: first what prepares, then virtual and real
 servers, then what opens the way to them, addresses last; and in the opposite order on the way out. Inside a phase the
@@ -25,54 +25,52 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import IntEnum, auto
 
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.draining import drains
 from ipvs_proxy.plan.mirror import CompleteKeys, KernelTables, is_same
+from ipvs_proxy.plan.roles import Roles
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import (
     DRAINING,
     AddressOperation,
-    Family,
     IpvsOperation,
     Operation,
     Protocol,
     RealServerKey,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     Verb,
     VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
-    family_of,
 )
 
-_BOTH_FAMILIES = tuple(Family)
 
-
-def _of(*bases: str) -> frozenset[str]:
-    return frozenset(sets.set_name(base, family) for base in bases for family in _BOTH_FAMILIES)
+def _of(*both: Roles) -> frozenset[Role]:
+    return frozenset(role for one in both for role in one.values())
 
 
 #: Members that keep the client's address, or lead to a mark: they end first and begin late.
 _KEEPING = _of(
-    sets.LOAD_BALANCER_LOCAL,
-    sets.NODE_PORT_LOCAL_TCP,
-    sets.NODE_PORT_LOCAL_UDP,
-    sets.NODE_PORT_LOCAL_SCTP,
-    sets.INTERNAL,
+    roles.LOAD_BALANCER_LOCAL,
+    roles.NODE_PORT_LOCAL_TCP,
+    roles.NODE_PORT_LOCAL_UDP,
+    roles.NODE_PORT_LOCAL_SCTP,
+    roles.INTERNAL,
 )
 #: Members that say which bits a mark has.
-_SPELLING = _of(*sets.MARK_BITS.values())
+_SPELLING = _of(*roles.MARK_BITS.values())
 #: Members that let connections to a virtual server pass.
-_DOORS = _of(sets.CLUSTER_IP, sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
+_DOORS = _of(roles.CLUSTER_IP, roles.LOAD_BALANCER, roles.EXTERNAL_IP, roles.EXTERNAL_IP_LOCAL)
 #: Members that say which of them have source ranges, and those ranges.
-_FIREWALLED = _of(sets.LOAD_BALANCER_FW)
-_RANGES = _of(sets.LOAD_BALANCER_SOURCE_CIDR, sets.LOAD_BALANCER_SOURCE_IP)
-_ADDRESSES = _of(sets.IPVS_IPS)
-_HEALTH = _of(sets.HEALTH_CHECK_NODE_PORT)
-_LEDGER = _of(sets.LEAVING)
+_FIREWALLED = _of(roles.LOAD_BALANCER_FW)
+_RANGES = _of(roles.LOAD_BALANCER_SOURCE_CIDR, roles.LOAD_BALANCER_SOURCE_IP)
+_ADDRESSES = _of(roles.IPVS_IPS)
+_HEALTH = _of(roles.HEALTH_CHECK_NODE_PORT)
+_LEDGER = _of(roles.LEAVING)
 #: Members that come only when there is something behind them.
 _NEEDING_SERVERS = _KEEPING | _ADDRESSES | _HEALTH
 
@@ -140,52 +138,51 @@ def difference(desired: DesiredTables, actual: KernelTables, keys: CompleteKeys)
         else:
             phases[Phase.ADDRESSES_COME].append(address_operation)
     for entry_operation in _entry_difference(desired, actual, _with_marks(keys.entries, actual)):
-        verb, name, entry = entry_operation
+        verb, role, entry = entry_operation
         if verb is Verb.DELETE:
-            phase = _phase_of_deleted(name, stays=entry.address in actual.addresses and entry.address not in leaving)
+            phase = _phase_of_deleted(role, stays=entry.address in actual.addresses and entry.address not in leaving)
         else:
-            phase = _phase_of_added(name, entry, desired, actual)
+            phase = _phase_of_added(role, entry, desired, actual)
         phases[phase].append(entry_operation)
     return [operation for phase in phases for operation in phase]
 
 
-def _with_marks(keys: set[tuple[str, SetEntry]], actual: KernelTables) -> set[tuple[str, SetEntry]]:
+def _with_marks(keys: set[tuple[Role, SetEntry]], actual: KernelTables) -> set[tuple[Role, SetEntry]]:
     """Return the members with all that decides which mark their address and port has: its bits, and a former mark."""
-    more: set[tuple[str, SetEntry]] = set()
-    for name, entry in keys:
+    more: set[tuple[Role, SetEntry]] = set()
+    for role, entry in keys:
         if entry.mark:
-            names = sets.names(family_of(entry.address))
             bare = entry._replace(mark=0)
-            bits = {bit: (names[base], bare) for bit, base in sets.MARK_BITS.items()}
-            present = sum(bit for bit, (base, _) in bits.items() if bare in actual.entries.get(base, ()))
-            more |= {*bits.values(), (name, entry._replace(mark=entry.mark & ~sum(bits) | present))}
+            bits = {bit: (of_bit[role.family], bare) for bit, of_bit in roles.MARK_BITS.items()}
+            present = sum(bit for bit, (of_bit, _) in bits.items() if bare in actual.entries.get(of_bit, ()))
+            more |= {*bits.values(), (role, entry._replace(mark=entry.mark & ~sum(bits) | present))}
     return keys | more if more else keys
 
 
-def _phase_of_added(name: str, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> Phase:
-    if name in _FIREWALLED:
+def _phase_of_added(role: Role, entry: SetEntry, desired: DesiredTables, actual: KernelTables) -> Phase:
+    if role in _FIREWALLED:
         return Phase.RANGES_APPLY
-    if name in _LEDGER:
+    if role in _LEDGER:
         return Phase.DRAINING_IS_NAMED
-    if name in _DOORS:
+    if role in _DOORS:
         exposes_nothing = (
             VirtualServerKey(*entry[:3]) in actual.virtual_servers or entry.address not in desired.addresses
         )
         return Phase.PREPARATIONS if exposes_nothing else Phase.WAYS_OPEN
-    return Phase.WAYS_OPEN if name in _NEEDING_SERVERS else Phase.PREPARATIONS
+    return Phase.WAYS_OPEN if role in _NEEDING_SERVERS else Phase.PREPARATIONS
 
 
-def _phase_of_deleted(name: str, *, stays: bool) -> Phase:
+def _phase_of_deleted(role: Role, *, stays: bool) -> Phase:
     """Return the phase of a deleted member; ``stays``: its address is on our link and stays there."""
-    if name in _KEEPING:
+    if role in _KEEPING:
         return Phase.KEEPING_ENDS
-    if name in _SPELLING:
+    if role in _SPELLING:
         return Phase.MARK_BITS_GO
-    if name in _HEALTH:
+    if role in _HEALTH:
         return Phase.WAYS_CLOSE
-    if name in _DOORS:
+    if role in _DOORS:
         return Phase.WAYS_CLOSE if stays else Phase.GONE_IS_FORGOTTEN
-    return Phase.RANGES_GO if name in _RANGES else Phase.MEMBERS_GO
+    return Phase.RANGES_GO if role in _RANGES else Phase.MEMBERS_GO
 
 
 def virtual_server_difference(
@@ -203,8 +200,8 @@ def virtual_server_difference(
     operations: list[IpvsOperation] = []
     if actual is None:
         operations.append(VirtualServerOperation(Verb.ADD, desired))
-        name, add = desired.key, Verb.ADD
-        operations += [RealServerOperation(add, name, key, server) for key, server in desired.real_servers.items()]
+        role, add = desired.key, Verb.ADD
+        operations += [RealServerOperation(add, role, key, server) for key, server in desired.real_servers.items()]
         return operations
     if actual.settings != desired.settings:
         operations.append(VirtualServerOperation(Verb.SET, desired))
@@ -242,10 +239,10 @@ def unwanted(desired: DesiredTables, actual: KernelTables) -> TableKeys:
         actual.virtual_servers.keys() - desired.virtual_servers.keys(),
         actual.addresses - desired.addresses.keys(),
         {
-            (name, entry)
-            for name, entries in actual.entries.items()
+            (role, entry)
+            for role, entries in actual.entries.items()
             for entry in entries
-            if (name, entry) not in desired.entries
+            if (role, entry) not in desired.entries
         },
     )
 
@@ -274,21 +271,21 @@ def unsettled_members(desired: DesiredTables, actual: KernelTables) -> TableKeys
     return TableKeys(
         set(),
         desired.addresses.keys() - actual.addresses,
-        {(name, entry) for name, entry in desired.entries if entry not in actual.entries.get(name, ())},
+        {(role, entry) for role, entry in desired.entries if entry not in actual.entries.get(role, ())},
     )
 
 
 def _entry_difference(
-    desired: DesiredTables, actual: KernelTables, keys: Iterable[tuple[str, SetEntry]]
+    desired: DesiredTables, actual: KernelTables, keys: Iterable[tuple[Role, SetEntry]]
 ) -> Iterable[SetEntryOperation]:
-    for name, entry in keys:
-        wanted, present = (name, entry) in desired.entries, entry in actual.entries.get(name, ())
-        held = actual.draining.holds((name, entry))
+    for role, entry in keys:
+        wanted, present = (role, entry) in desired.entries, entry in actual.entries.get(role, ())
+        held = actual.draining.holds((role, entry))
         # What somebody else took away is put back as long as it guards an address, or says what is ours.
-        if held and (name in _LEDGER or (name in _ADDRESSES and entry.address in actual.addresses)):
+        if held and (role in _LEDGER or (role in _ADDRESSES and entry.address in actual.addresses)):
             wanted = True
         if wanted != present and (wanted or not held):
-            yield SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, name, entry)
+            yield SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, role, entry)
 
 
 def _address_difference(

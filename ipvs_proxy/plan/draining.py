@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServer, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import Protocol, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
 
-#: An address, or a member of a set.
-Anchor = bytes | tuple[str, SetEntry]
+#: An address, or a member with its role.
+Anchor = bytes | tuple[Role, SetEntry]
 
-_EXTERNAL_SETS = (sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL, sets.LEAVING)
+_EXTERNAL = (roles.LOAD_BALANCER, roles.EXTERNAL_IP, roles.EXTERNAL_IP_LOCAL, roles.LEAVING)
 
 
 class DrainingVirtualServers:
@@ -75,27 +75,27 @@ def remains_of(key: VirtualServerKey) -> TableKeys:
     """Return what may outlast a virtual server: its address, and what says that it is ours (see ``ownership``)."""
     if key.mark:
         return TableKeys()
-    names = sets.names(family_of(key.address))
+    family = family_of(key.address)
     exact = SetEntry(key.address, key.protocol, key.port)
-    node_port = (names[sets.NODE_PORT_SETS[Protocol(key.protocol)]], exact)
+    node_port = (roles.NODE_PORTS[Protocol(key.protocol)][family], exact)
     if key.protocol != Protocol.SCTP:
         node_port = (node_port[0], SetEntry(port=key.port))
-    return TableKeys(addresses={key.address}, entries={(names[sets.IPVS_IPS], SetEntry(key.address)), node_port})
+    return TableKeys(addresses={key.address}, entries={(roles.IPVS_IPS[family], SetEntry(key.address)), node_port})
 
 
-def ledger_entry(key: VirtualServerKey) -> tuple[str, SetEntry]:
+def ledger_entry(key: VirtualServerKey) -> tuple[Role, SetEntry]:
     """Return the member that says that a leaving virtual server is ours."""
-    return sets.set_name(sets.LEAVING, family_of(key.address)), SetEntry(key.address, key.protocol, key.port)
+    return roles.LEAVING[family_of(key.address)], SetEntry(key.address, key.protocol, key.port)
 
 
-def is_external(key: VirtualServerKey, entries: Mapping[str, Collection[SetEntry]]) -> bool:
+def is_external(key: VirtualServerKey, entries: Mapping[Role, Collection[SetEntry]]) -> bool:
     """Return whether the members of sets name a virtual server as one at an external or load balancer address."""
     if key.mark:
         return False
-    names, exact = sets.names(family_of(key.address)), SetEntry(key.address, key.protocol, key.port)
-    if exact in entries.get(names[sets.CLUSTER_IP], ()):
+    family, exact = family_of(key.address), SetEntry(key.address, key.protocol, key.port)
+    if exact in entries.get(roles.CLUSTER_IP[family], ()):
         return False
-    return any(exact in entries.get(names[base], ()) for base in _EXTERNAL_SETS)
+    return any(exact in entries.get(role[family], ()) for role in _EXTERNAL)
 
 
 def drains(unwanted: VirtualServer) -> bool:

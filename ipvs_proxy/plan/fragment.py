@@ -12,7 +12,7 @@ import msgspec
 from ipvs_proxy.plan.choices import Choices
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import Family, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Family, Role, SetEntry, VirtualServer, VirtualServerKey
 
 #: When a Service of unknown age counts as created: after all others.
 YOUNGEST = datetime.max.replace(tzinfo=UTC)
@@ -65,7 +65,7 @@ class HealthCheck(NamedTuple):
 class Fragment(msgspec.Struct, frozen=True, gc=False):
     """What one Service asks of the kernel, everything with the reason it is there.
 
-    ``created`` orders Services that claim the same virtual server. ``entries`` are keyed by (set name, entry).
+    ``created`` orders Services that claim the same virtual server. ``entries`` are keyed by (role, entry).
     ``choices`` has the decision about every endpoint of every virtual server; ``no_local`` tells for which policy
     (``internal``, ``external``) ``Local`` finds no endpoint here although there are some.
     """
@@ -74,7 +74,7 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
     created: datetime = YOUNGEST
     virtual_servers: dict[VirtualServerKey, tuple[VirtualServer, Reason]] = msgspec.field(default_factory=dict)
     addresses: dict[bytes, Reason] = msgspec.field(default_factory=dict)
-    entries: dict[tuple[str, SetEntry], Reason] = msgspec.field(default_factory=dict)
+    entries: dict[tuple[Role, SetEntry], Reason] = msgspec.field(default_factory=dict)
     choices: dict[VirtualServerKey, Choices] = msgspec.field(default_factory=dict)
     omissions: list[Omission] = msgspec.field(default_factory=list)
     no_local: set[tuple[str, Family]] = msgspec.field(default_factory=set)

@@ -43,9 +43,10 @@ from collections.abc import Collection, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.endpoints import PortKey
-from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, SetEntryOperation, Verb, VirtualServerKey
+from ipvs_proxy.plan.roles import Roles
+from ipvs_proxy.plan.tables import Family, Protocol, Role, SetEntry, SetEntryOperation, Verb, VirtualServerKey
 
 #: The bit that all our marks have.
 CLASS_BIT: Final = 13
@@ -156,25 +157,24 @@ def is_ours(mark: int) -> bool:
     return mark & CLASS_MASK == CLASS and bool(mark & 3) and bool(_number(mark))
 
 
-def spelling(mark: int) -> list[str]:
-    """Return the sets, by their names without the prefix, that have the addresses and ports of a mark of ours."""
-    return [base for bit, base in sets.MARK_BITS.items() if mark & bit]
+def spelling(mark: int) -> list[Roles]:
+    """Return the roles of the bits that a mark of ours has: its addresses and ports are members in each."""
+    return [of_bit for bit, of_bit in roles.MARK_BITS.items() if mark & bit]
 
 
-def corrections(entries: Mapping[str, Collection[SetEntry]]) -> list[SetEntryOperation]:
-    """Return what makes the sets of bits right for the marks in ``entries``, which has members by the kernel's names.
+def corrections(entries: Mapping[Role, Collection[SetEntry]]) -> list[SetEntryOperation]:
+    """Return what makes the sets of bits right for the marks in ``entries``, which has members by their roles.
 
     An agent of an earlier version, or one that was killed in between, may have left marks without their bits.
     """
     operations = []
     for family in Family:
-        names = sets.names(family)
-        for entry in entries.get(names[sets.INTERNAL], ()):
+        for entry in entries.get(roles.INTERNAL[family], ()):
             bare = entry._replace(mark=0)
-            for bit, base in sets.MARK_BITS.items():
+            for bit, of_bit in roles.MARK_BITS.items():
                 wanted = bool(entry.mark & bit)
-                if wanted != (bare in entries.get(names[base], ())):
-                    operations.append(SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, names[base], bare))
+                if wanted != (bare in entries.get(of_bit[family], ())):
+                    operations.append(SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, of_bit[family], bare))
     return operations
 
 

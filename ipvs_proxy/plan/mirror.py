@@ -23,6 +23,7 @@ from ipvs_proxy.plan.tables import (
     RealServer,
     RealServerKey,
     RealServerOperation,
+    Role,
     SetEntry,
     Verb,
     VirtualServer,
@@ -41,12 +42,12 @@ CompleteKeys = NewType("CompleteKeys", TableKeys)
 class KernelTables:
     """The kernel's tables, and which virtual servers in them drain although nobody wants them.
 
-    ``entries`` has the members of sets by the set's name; ``addresses`` are those of our link, packed.
+    ``entries`` has the members of sets by their role; ``addresses`` are those of our link, packed.
     """
 
     virtual_servers: dict[VirtualServerKey, VirtualServer] = field(default_factory=dict)
     addresses: set[bytes] = field(default_factory=set)
-    entries: dict[str, set[SetEntry]] = field(default_factory=dict)
+    entries: dict[Role, set[SetEntry]] = field(default_factory=dict)
     draining: DrainingVirtualServers = field(default_factory=DrainingVirtualServers, compare=False)
 
     def record(self, operations: Iterable[Operation]) -> None:
@@ -72,8 +73,8 @@ class KernelTables:
             elif isinstance(operation, AddressOperation):
                 _record_member(self.addresses, *operation)
             else:
-                verb, name, entry = operation
-                _record_member(self.entries.setdefault(name, set()), verb, entry)
+                verb, role, entry = operation
+                _record_member(self.entries.setdefault(role, set()), verb, entry)
 
     def note_draining(self, desired: DesiredTables, keys: TableKeys) -> CompleteKeys:
         """Note which virtual servers of ``keys`` drain from now on, and which no longer do.

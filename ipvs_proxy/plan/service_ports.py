@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from ipvs_proxy.kube.objects import Service, ServicePort
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.budget import Budget
 from ipvs_proxy.plan.choices import Choices, choose_cluster, choose_local
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey, State
@@ -20,6 +20,7 @@ from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks, mark_key, spelling
 from ipvs_proxy.plan.reach import takes_place
 from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.roles import Roles
 from ipvs_proxy.plan.slice_cache import PortCache, SliceCache
 from ipvs_proxy.plan.tables import (
     PERSISTENT,
@@ -59,21 +60,20 @@ class FamilyPlan:
         self.cache = cache
         self.drain_timeout = drain_timeout
         self.budget = budget
-        self._names = sets.names(family)
 
-    def add_entry(self, base: str, entry: SetEntry, reason: Reason) -> None:
-        """Add a member to the set of this family."""
-        self.fragment.entries[self._names[base], entry] = reason
+    def add_entry(self, role: Roles, entry: SetEntry, reason: Reason) -> None:
+        """Add a member in a role of this family."""
+        self.fragment.entries[role[self.family], entry] = reason
 
     def add_address(self, address: bytes, reason: Reason) -> None:
         """Have an address put on our link, unless another link has it."""
         if reason is Reason.CLUSTER_IP or address not in self.context.host_addresses:
             self.fragment.addresses[address] = reason
-            self.add_entry(sets.IPVS_IPS, SetEntry(address), reason)
+            self.add_entry(roles.IPVS_IPS, SetEntry(address), reason)
 
     def admit_health_checks(self, port: int) -> None:
         """Let health checks through to the node's own port."""
-        self.add_entry(sets.HEALTH_CHECK_NODE_PORT, SetEntry(port=port), Reason.HEALTH_CHECK)
+        self.add_entry(roles.HEALTH_CHECK_NODE_PORT, SetEntry(port=port), Reason.HEALTH_CHECK)
 
 
 class _Chosen:
@@ -135,13 +135,13 @@ def plan_port(
     _add(plan, key, Reason.CLUSTER_IP, choices, settings)
     _turn_away(plan, key, choices, chosen)
     plan.add_address(cluster_ip, Reason.CLUSTER_IP)
-    plan.add_entry(sets.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
+    plan.add_entry(roles.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
     if outside:
         _serve_outside(port, outside, chosen, settings, spec=spec, plan=plan)
     local = list(choices.local())
     for address, number in local if plan.budget.take_local(len(local)) else ():
         # Whatever its condition: a connection of a pod to itself that exists must find its way.
-        plan.add_entry(sets.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
+        plan.add_entry(roles.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
 
 
 def _outside(
@@ -238,9 +238,9 @@ def _serve_outside(
         _add_members(plan, port, entry, kind, spec)
         _turn_away(plan, key, choices, chosen)
         if internal is not None:
-            plan.add_entry(sets.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
-            for base in spelling(internal.mark):
-                plan.add_entry(base, entry, Reason.CLUSTER_CLIENT)
+            plan.add_entry(roles.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
+            for role in spelling(internal.mark):
+                plan.add_entry(role, entry, Reason.CLUSTER_CLIENT)
 
 
 def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen: _Chosen) -> None:
@@ -253,9 +253,9 @@ def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen
         return
     entry = SetEntry(*key[:3])
     if chosen.cluster.any_used:
-        plan.add_entry(sets.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
+        plan.add_entry(roles.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
     else:
-        plan.add_entry(sets.NO_ENDPOINT, entry, Reason.NO_ENDPOINT)
+        plan.add_entry(roles.NO_ENDPOINT, entry, Reason.NO_ENDPOINT)
 
 
 def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Reason, spec: FamilySpec) -> None:
@@ -264,29 +264,29 @@ def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Rea
     if kind is Reason.NODE_PORT:
         protocol = Protocol(entry.protocol)
         member = entry if protocol is Protocol.SCTP else SetEntry(port=port.node_port)
-        plan.add_entry(sets.NODE_PORT_SETS[protocol], member, kind)
+        plan.add_entry(roles.NODE_PORTS[protocol], member, kind)
         if local:
-            plan.add_entry(sets.LOCAL_NODE_PORT_SETS[protocol], member, kind)
+            plan.add_entry(roles.LOCAL_NODE_PORTS[protocol], member, kind)
         return
     plan.add_address(entry.address, kind)
     if kind is Reason.EXTERNAL_IP:
-        plan.add_entry(sets.EXTERNAL_IP_LOCAL if local else sets.EXTERNAL_IP, entry, kind)
+        plan.add_entry(roles.EXTERNAL_IP_LOCAL if local else roles.EXTERNAL_IP, entry, kind)
         return
-    plan.add_entry(sets.LOAD_BALANCER, entry, kind)
+    plan.add_entry(roles.LOAD_BALANCER, entry, kind)
     if local:
-        plan.add_entry(sets.LOAD_BALANCER_LOCAL, entry, kind)
+        plan.add_entry(roles.LOAD_BALANCER_LOCAL, entry, kind)
     if spec.source_ranges:
-        plan.add_entry(sets.LOAD_BALANCER_FW, entry, Reason.SOURCE_RANGE)
+        plan.add_entry(roles.LOAD_BALANCER_FW, entry, Reason.SOURCE_RANGE)
         for network, length in spec.source_ranges:
             member = entry._replace(source=network, prefix_length=length)
-            plan.add_entry(sets.LOAD_BALANCER_SOURCE_CIDR, member, Reason.SOURCE_RANGE)
+            plan.add_entry(roles.LOAD_BALANCER_SOURCE_CIDR, member, Reason.SOURCE_RANGE)
         if any(
             len(node_ip) == len(entry.address) and contains(network, node_ip)
             for network in spec.source_ranges
             for node_ip in plan.context.node_ips
         ):
             # The node's own connections have the virtual server's address as their source.
-            plan.add_entry(sets.LOAD_BALANCER_SOURCE_IP, entry._replace(source=entry.address), Reason.SOURCE_RANGE)
+            plan.add_entry(roles.LOAD_BALANCER_SOURCE_IP, entry._replace(source=entry.address), Reason.SOURCE_RANGE)
 
 
 def _add(

@@ -10,6 +10,7 @@ from ipvs_proxy.plan.tables import (
     Operation,
     RealServerKey,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     VirtualServerKey,
@@ -26,7 +27,7 @@ class TableKeys:
 
     virtual_servers: set[VirtualServerKey] = field(default_factory=set)
     addresses: set[bytes] = field(default_factory=set)
-    entries: set[tuple[str, SetEntry]] = field(default_factory=set)
+    entries: set[tuple[Role, SetEntry]] = field(default_factory=set)
     only: dict[VirtualServerKey, frozenset[RealServerKey]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
@@ -57,6 +58,6 @@ def keys_of(operations: Iterable[Operation]) -> TableKeys:
                 touched.virtual_servers.add(server.key)
             case AddressOperation(_, address):
                 touched.addresses.add(address)
-            case SetEntryOperation(_, name, entry):
-                touched.entries.add((name, entry))
+            case SetEntryOperation(_, role, entry):
+                touched.entries.add((role, entry))
     return touched

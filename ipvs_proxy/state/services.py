@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Counters, Observation
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.kube.texts import quote
@@ -65,17 +66,19 @@ def service_state(
     observed: Mapping[VirtualServerKey, Observation | None],
     nodes: Mapping[str, str],
     drains: list[DrainState],
+    name_of_role: NameOfRole,
 ) -> ServiceState:
     """Say all about one Service.
 
     ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes``
-    the node of each endpoint's address, ``drains`` are those of its virtual servers.
+    the node of each endpoint's address, ``drains`` are those of its virtual servers. ``name_of_role`` tells what the
+    kernel calls the set of a role.
     """
     servers = [
         _virtual_server_state(fragment, key, desired=desired, observation=observed.get(key), nodes=nodes)
         for key in fragment.virtual_servers
     ]
-    members = _members(fragment, desired, actual)
+    members = _members(fragment, desired, actual, name_of_role)
     virtual = virtual_endpoints.at_virtual_ips(
         (server for server, _ in fragment.virtual_servers.values()), desired.addresses
     )
@@ -235,16 +238,18 @@ def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activit
     )
 
 
-def _members(fragment: Fragment, desired: DesiredTables, actual: KernelTables) -> list[MemberState]:
+def _members(
+    fragment: Fragment, desired: DesiredTables, actual: KernelTables, name_of_role: NameOfRole
+) -> list[MemberState]:
     """Return what goes with the virtual servers; not what goes with one that another Service has."""
     addresses = [
         MemberState(SERVICE_LINK, text_of(address), reason.value, address in actual.addresses)
         for address, reason in fragment.addresses.items()
     ]
     return addresses + [
-        MemberState(name, member_text(entry), reason.value, entry in actual.entries.get(name, ()))
-        for (name, entry), reason in fragment.entries.items()
-        if (name, entry) in desired.entries
+        MemberState(name_of_role(role), member_text(entry), reason.value, entry in actual.entries.get(role, ()))
+        for (role, entry), reason in fragment.entries.items()
+        if (role, entry) in desired.entries
     ]
 
 

@@ -87,6 +87,7 @@ async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
             drains=rig.drains,
             history=rig.history,
             open_tables=lambda: plane,  # type: ignore[arg-type,return-value]
+            name_of_role=plane.name_of_role,
             open_ipvs=ipvs,  # type: ignore[arg-type]
             read_rules=lambda family: OTHERS if family is Family.IPV4 else {},
         )

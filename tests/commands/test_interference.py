@@ -22,6 +22,7 @@ from tests.kernel.test_foreign_rules import (
     many,
     saved,
 )
+from tests.support.roles import role
 
 OUR_RULES = [OURS.format("PREROUTING"), SERVICES]
 MARKED = [OUR_MARKS.format("PREROUTING", "PREROUTING"), GIVEN]
@@ -29,7 +30,7 @@ MARKED = [OUR_MARKS.format("PREROUTING", "PREROUTING"), GIVEN]
 
 def told(text: str, *, variant: str = "nf_tables", marks: bool = False) -> list[tuple[str, Effect, str]]:
     served = [*KEYS, *([mark_key(0x2005, Family.IPV4)] if marks else [])]
-    tables = KernelTables(addresses=ADDRESSES, entries=MEMBERS)
+    tables = KernelTables(addresses=ADDRESSES, entries={role(name): members for name, members in MEMBERS.items()})
     found = Survey(served=served, tables=tables, rules={(Family.IPV4, variant): text, (Family.IPV6, variant): text})
     return [(one.table, one.effect, one.text) for one in interferences(found)]
 

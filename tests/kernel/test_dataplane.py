@@ -13,6 +13,7 @@ from ipvs_proxy.kernel.filter.other_modes import Leftovers
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.tables import Family, SetEntry, SetEntryOperation, Verb
 from tests.support.objects import virtual
+from tests.support.roles import role
 
 SEEN = "*nat\n:KUBE-SVC-0123456789ABCDEF - [0:0]\nCOMMIT\n"
 
@@ -104,9 +105,9 @@ class Refusing:
 
 def test_a_mark_waits_until_the_kernel_has_all_of_its_bits() -> None:
     bare = SetEntry(*virtual("203.0.113.5")[:3])
-    first, second = (SetEntryOperation(Verb.ADD, f"IPVS-PROXY-MARK-{bit}", bare) for bit in ("0x4", "0x8"))
-    other = SetEntryOperation(Verb.ADD, "IPVS-PROXY-INTERNAL", SetEntry(*virtual("203.0.113.6")[:3], mark=0x2009))
-    marked = SetEntryOperation(Verb.ADD, "IPVS-PROXY-INTERNAL", bare._replace(mark=0x200D))
+    first, second = (SetEntryOperation(Verb.ADD, role(f"IPVS-PROXY-MARK-{bit}"), bare) for bit in ("0x4", "0x8"))
+    other = SetEntryOperation(Verb.ADD, role("IPVS-PROXY-INTERNAL"), SetEntry(*virtual("203.0.113.6")[:3], mark=0x2009))
+    marked = SetEntryOperation(Verb.ADD, role("IPVS-PROXY-INTERNAL"), bare._replace(mark=0x200D))
     refusing = Refusing(second)
     parts: dict[str, Any] = {"ipvs": None, "addresses": None, "sets": refusing, "leftovers": None, "rules": {}}
     failures = Dataplane(**parts).apply([first, second, other, marked])

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from ipvs_proxy.kernel.filter.ipset.names import SetType, definitions, name_of
 from ipvs_proxy.kernel.filter.iptables.compare import payload
 from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, SERVICES, Chain, Ruleset, render
 from ipvs_proxy.plan.masquerading import Interface, RuleSettings
-from ipvs_proxy.plan.sets import LEAVING, definitions, set_name
-from ipvs_proxy.plan.tables import Family, SetType
+from ipvs_proxy.plan.roles import LEAVING
+from ipvs_proxy.plan.tables import Family
 
 GOLDEN = Path(__file__).parent / "golden"
 POD_NETWORKS = {Family.IPV4: ip_network("10.244.0.0/16"), Family.IPV6: ip_network("fd00:10:244::/56")}
@@ -66,7 +67,7 @@ def test_rendering_is_deterministic(family, name):
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_rules_refer_only_to_sets_of_their_family_and_with_the_dimensions_of_their_types(family, name):
     dimensions = {SetType.BITMAP_PORT: {1}, SetType.HASH_IP: {1}, SetType.HASH_IP_PORT: {2}}
-    known = {definition.name: definition.type for definition in definitions(family).values()}
+    known = {definition.name: definition.type for definition in definitions([family])}
     references = [
         reference
         for rules in rendered(family, name).chains.values()
@@ -75,7 +76,7 @@ def test_rules_refer_only_to_sets_of_their_family_and_with_the_dimensions_of_the
     ]
     for referred, directions in references:
         assert len(directions.split(",")) in dimensions.get(known[referred], {3}), referred
-    ledger = {set_name(LEAVING, family)}
+    ledger = {name_of(LEAVING[family])}
     assert {name for name, _ in references} == set(known) - ledger, "every set but the ledger has a rule"
 
 

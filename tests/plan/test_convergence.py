@@ -18,6 +18,7 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import difference, unsettled, unwanted
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
@@ -25,7 +26,6 @@ from ipvs_proxy.plan.marks import Marks, corrections
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.sets import INTERNAL, set_name
 from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
@@ -36,12 +36,14 @@ from ipvs_proxy.plan.tables import (
     Protocol,
     RealServer,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     Verb,
     VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
+    family_of,
 )
 from tests.support.fake_kernel import FakeKernel
 from tests.support.histories import (
@@ -75,7 +77,7 @@ class Expected(NamedTuple):
 
     virtual_servers: dict[VirtualServerKey, VirtualServer]
     addresses: set[bytes]
-    entries: set[tuple[str, SetEntry]]
+    entries: set[tuple[Role, SetEntry]]
     owners: dict[VirtualServerKey, ServiceName]
 
 
@@ -103,19 +105,23 @@ def union(fragments: list[Fragment]) -> Expected:
     return expected
 
 
-def members_of(key: VirtualServerKey, fragment: Fragment) -> Iterable[tuple[str, SetEntry]]:
+NODE_PORTS = (roles.NODE_PORTS, roles.LOCAL_NODE_PORTS)
+HOLDING = {*roles.IPVS_IPS.values(), *roles.LEAVING.values()}
+
+
+def members_of(key: VirtualServerKey, fragment: Fragment) -> Iterable[tuple[Role, SetEntry]]:
     """The members of sets that name a virtual server, or its node port."""
-    for name, entry in fragment.entries:
+    for role, entry in fragment.entries:
         if entry.address:
-            if key == (*entry[:3], 0) and "LOOP-BACK" not in name:
-                yield name, entry
+            if key == (*entry[:3], 0) and role not in roles.LOOP_BACK.values():
+                yield role, entry
         elif (
             entry.port == key.port
             and fragment.virtual_servers[key][1] is Reason.NODE_PORT
-            and Protocol(key.protocol).name in name
-            and ("-6-" in name) == (len(key.address) == 16)
+            and role.family is family_of(key.address)
+            and role in {ports[Protocol(key.protocol)][role.family] for ports in NODE_PORTS}
         ):
-            yield name, entry
+            yield role, entry
 
 
 def added(operations: list[Operation]) -> list[object]:
@@ -123,11 +129,9 @@ def added(operations: list[Operation]) -> list[object]:
     return [
         *(one.address for one in operations if isinstance(one, AddressOperation) and one.verb is Verb.ADD),
         *(
-            (one.set_name, one.entry)
+            (one.role, one.entry)
             for one in operations
-            if isinstance(one, SetEntryOperation)
-            and one.verb is Verb.ADD
-            and not one.set_name.endswith(("IPVS-IPS", "LEAVING"))
+            if isinstance(one, SetEntryOperation) and one.verb is Verb.ADD and one.role not in HOLDING
         ),
     ]
 
@@ -240,7 +244,7 @@ class Convergence(RuleBasedStateMachine):
         self.refusals = 0
         self.desired, self.marks, self.caches = DesiredTables(), Marks(), {}
         for family in Family:
-            self.marks.restore(self.kernel.sets[set_name(INTERNAL, family)])
+            self.marks.restore(self.kernel.entries()[roles.INTERNAL[family]])
         self.mirror, self.trusted, self.pending = self.kernel.read(), True, TableKeys()
         before = len(self.kernel.log)
         # First of all, marks that were written in part are spelled right, as ``Programmer.take_over_frame`` does.
@@ -376,10 +380,10 @@ class Convergence(RuleBasedStateMachine):
             return
         if isinstance(operation, SetEntryOperation) and operation.verb is Verb.ADD:
             # A member with another mark is in its place, as its deletion was refused.
-            name, member = operation.set_name, operation.entry._replace(mark=0)
+            role, member = operation.role, operation.entry._replace(mark=0)
             assert any(
                 isinstance(earlier, SetEntryOperation)
-                and (earlier.verb, earlier.set_name, earlier.entry._replace(mark=0)) == (Verb.DELETE, name, member)
+                and (earlier.verb, earlier.role, earlier.entry._replace(mark=0)) == (Verb.DELETE, role, member)
                 for earlier in failed
             ), operation
             return
@@ -394,10 +398,10 @@ class Convergence(RuleBasedStateMachine):
 
     def check_step(self, operation: Operation) -> None:
         """After every single operation the kernel is in a state that a crash may leave."""
-        kernel, sets = self.kernel, self.kernel.sets
-        guarded = sets["KUBE-IPVS-IPS"] | sets["KUBE-6-IPVS-IPS"]
-        doors = ("CLUSTER-IP", "LOAD-BALANCER", "EXTERNAL-IP", "EXTERNAL-IP-LOCAL")
-        opened = set().union(*(sets[set_name(door, family)] for door in doors for family in Family))
+        kernel, entries = self.kernel, self.kernel.entries()
+        guarded = set().union(*(entries[role] for role in roles.IPVS_IPS.values()))
+        doors = (roles.CLUSTER_IP, roles.LOAD_BALANCER, roles.EXTERNAL_IP, roles.EXTERNAL_IP_LOCAL)
+        opened = set().union(*(entries[role] for door in doors for role in door.values()))
         # Every address of the link is guarded, and no port is open that has no virtual server to take it.
         assert all(SetEntry(address) in guarded for address in kernel.addresses), operation
         for entry in opened:
@@ -416,9 +420,9 @@ class Convergence(RuleBasedStateMachine):
                 assert server not in self.desired.virtual_servers[key].lingering, operation
             # A local pod reaches itself from its first connection.
             case RealServerOperation(Verb.ADD, key, server, _):
-                loop_back = "KUBE-LOOP-BACK" if len(key.address) == 4 else "KUBE-6-LOOP-BACK"
+                loop_back = roles.LOOP_BACK[family_of(key.address)]
                 hairpin = SetEntry(server.address, key.protocol, server.port, server.address)
-                assert (loop_back, hairpin) not in self.desired.entries or hairpin in sets[loop_back]
+                assert (loop_back, hairpin) not in self.desired.entries or hairpin in entries[loop_back]
 
     # What always holds.
 
@@ -462,7 +466,7 @@ class Convergence(RuleBasedStateMachine):
 
     def check_converged(self) -> None:
         expected, kernel, leaving = self.expected(), self.kernel, self.mirror.draining
-        entries = {(name, entry) for name, entries in kernel.sets.items() for entry in entries}
+        entries = {(name, entry) for name, entries in kernel.entries().items() for entry in entries}
         assert {address for address in kernel.addresses if not leaving.holds(address)} <= expected.addresses
         assert {entry for entry in entries if not leaving.holds(entry)} <= expected.entries
         assert {key for key in kernel.virtual_servers if key not in leaving} == expected.virtual_servers.keys()

@@ -18,6 +18,7 @@ from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import ACTIVE, Protocol, SetEntry, VirtualServer
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.roles import role
 
 HERE = Context("node-a")
 ADDRESS = packed("10.96.0.10")
@@ -109,7 +110,7 @@ def test_a_change_of_one_port_touches_only_that_port() -> None:
         {virtual("10.96.0.10", 443), virtual("10.96.0.10", 8443)},
         set(),
         {
-            (name, SetEntry(ADDRESS, Protocol.TCP, port))
+            (role(name), SetEntry(ADDRESS, Protocol.TCP, port))
             for name in ("KUBE-CLUSTER-IP", "IPVS-PROXY-NO-ENDPOINT")
             for port in (443, 8443)
         },
@@ -148,12 +149,12 @@ def test_a_shared_address_stays_until_the_last_service_lets_go() -> None:
     assert desired.addresses == {ADDRESS: 2}
     touched = desired.replace(OLD, None)
     assert touched.addresses == set()
-    assert ("KUBE-IPVS-IPS", SetEntry(ADDRESS)) not in touched.entries
-    assert ("KUBE-CLUSTER-IP", SetEntry(ADDRESS, Protocol.TCP, 80)) in touched.entries
+    assert (role("KUBE-IPVS-IPS"), SetEntry(ADDRESS)) not in touched.entries
+    assert (role("KUBE-CLUSTER-IP"), SetEntry(ADDRESS, Protocol.TCP, 80)) in touched.entries
     assert desired.addresses == {ADDRESS: 1}
     touched = desired.replace(YOUNG, None)
     assert touched.addresses == {ADDRESS}
-    assert ("KUBE-IPVS-IPS", SetEntry(ADDRESS)) in touched.entries
+    assert (role("KUBE-IPVS-IPS"), SetEntry(ADDRESS)) in touched.entries
     assert desired.addresses == {}
 
 

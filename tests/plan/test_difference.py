@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kube.objects import EndpointPort, ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import unsettled, unwanted, virtual_server_difference
@@ -33,6 +34,7 @@ from ipvs_proxy.plan.tables import (
 )
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.roles import role
 from tests.support.tables import everything, round_of
 
 ADD, SET, DELETE = Verb.ADD, Verb.SET, Verb.DELETE
@@ -236,10 +238,10 @@ def test_deletions_of_what_is_unknown_are_harmless() -> None:
     for operation in (
         VirtualServerOperation(DELETE, BARE),
         AddressOperation(DELETE, b"\0\0\0\0"),
-        SetEntryOperation(DELETE, "KUBE-IPVS-IPS", entry),
+        SetEntryOperation(DELETE, role("KUBE-IPVS-IPS"), entry),
     ):
         mirror.record([operation])
-    assert (mirror.virtual_servers, mirror.addresses, mirror.entries) == ({}, set(), {"KUBE-IPVS-IPS": set()})
+    assert (mirror.virtual_servers, mirror.addresses, mirror.entries) == ({}, set(), {role("KUBE-IPVS-IPS"): set()})
 
 
 # What is looked at.
@@ -297,7 +299,7 @@ def test_a_set_that_is_missing_in_the_kernel_is_filled() -> None:
     desired = DesiredTables()
     touched = desired.replace(plan("a", "10.96.0.1").name, plan("a", "10.96.0.1"))
     added = [operation for operation in round_of(desired, KernelTables(), touched) if operation.verb is ADD]
-    assert {operation.set_name for operation in added if isinstance(operation, SetEntryOperation)} == {
+    assert {name_of(operation.role) for operation in added if isinstance(operation, SetEntryOperation)} == {
         "KUBE-CLUSTER-IP",
         "KUBE-IPVS-IPS",
         "IPVS-PROXY-NO-ENDPOINT",
@@ -311,9 +313,9 @@ def test_touch_gives_the_keys_of_operations() -> None:
             on(UDP, SET, A, ACTIVE),
             VirtualServerOperation(ADD, BARE),
             AddressOperation(ADD, b"1234"),
-            SetEntryOperation(DELETE, "KUBE-IPVS-IPS", entry),
+            SetEntryOperation(DELETE, role("KUBE-IPVS-IPS"), entry),
         ]
-    ) == TableKeys({UDP, TCP}, {b"1234"}, {("KUBE-IPVS-IPS", entry)})
+    ) == TableKeys({UDP, TCP}, {b"1234"}, {(role("KUBE-IPVS-IPS"), entry)})
     assert not keys_of([])
 
 
@@ -329,8 +331,8 @@ def rank(operation: Operation) -> str:
             return f"virtual server {verb.value}"
         case AddressOperation(verb):
             return f"address {verb.value}"
-        case SetEntryOperation(verb, name):
-            return f"{name} {verb.value}"
+        case SetEntryOperation(verb, role):
+            return f"{name_of(role)} {verb.value}"
 
 
 def steps(operations: list[Operation]) -> list[str]:

@@ -17,8 +17,10 @@ from ipvs_proxy.plan.marks import (
     mark_key,
     spelling,
 )
+from ipvs_proxy.plan.roles import MARK_BITS
 from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, SetEntryOperation, Verb
 from tests.support.objects import virtual
+from tests.support.roles import role
 
 WEB, API = ("default", "web"), ("default", "api")
 HTTP, DNS = PortKey("http", Protocol.TCP), PortKey("dns", Protocol.UDP)
@@ -121,19 +123,19 @@ def test_a_restart_takes_no_mark_away_from_who_has_more_than_its_share() -> None
 @pytest.mark.parametrize("number", [1, 2, 3, 1024, 2047])
 def test_the_sets_of_bits_spell_the_number(number: int) -> None:
     mark = CLASS | number << 2 | 3
-    assert sum(int(base.removeprefix("MARK-"), 16) for base in spelling(mark)) == number << 2
+    assert sum(bit for bit, of_bit in MARK_BITS.items() if of_bit in spelling(mark)) == number << 2
 
 
 def test_marks_without_their_bits_or_with_others_are_corrected() -> None:
     bare, other = SetEntry(*VIP[:3]), SetEntry(*virtual("203.0.113.6")[:3])
     entries = {
-        "IPVS-PROXY-INTERNAL": {bare._replace(mark=CLASS | 0b101 << 2 | 1)},
-        "IPVS-PROXY-MARK-0x4": {bare},
-        "IPVS-PROXY-MARK-0x8": {bare, other},
+        role("IPVS-PROXY-INTERNAL"): {bare._replace(mark=CLASS | 0b101 << 2 | 1)},
+        role("IPVS-PROXY-MARK-0x4"): {bare},
+        role("IPVS-PROXY-MARK-0x8"): {bare, other},
     }
     assert corrections(entries) == [
-        SetEntryOperation(Verb.DELETE, "IPVS-PROXY-MARK-0x8", bare),
-        SetEntryOperation(Verb.ADD, "IPVS-PROXY-MARK-0x10", bare),
+        SetEntryOperation(Verb.DELETE, role("IPVS-PROXY-MARK-0x8"), bare),
+        SetEntryOperation(Verb.ADD, role("IPVS-PROXY-MARK-0x10"), bare),
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kube.objects import LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceStatus
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck
@@ -15,6 +16,7 @@ from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, text_of
 from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, packed, service
+from tests.support.roles import role
 
 NODE, NODE6 = "192.0.2.1", "2001:db8:1::1"
 HERE = Context(
@@ -57,7 +59,7 @@ def entry_text(entry: SetEntry) -> str:
 def shown(fragment: Fragment) -> set[str]:
     """Everything that a fragment asks for, a line each, without the cluster IP's own."""
     lines = {f"ADDRESS {text_of(address)}" for address in fragment.addresses}
-    lines |= {f"{name} {entry_text(entry)}" for name, entry in fragment.entries}
+    lines |= {f"{name_of(role)} {entry_text(entry)}" for role, entry in fragment.entries}
     for key, (server, _) in fragment.virtual_servers.items():
         name = "marked" if key.mark else str(key)
         settings = f" {server.flags:#x} {server.timeout}" * bool(server.flags)
@@ -219,12 +221,12 @@ def test_all_addresses_of_a_port_share_one_mark_in_both_families() -> None:
         external_ips=["203.0.113.6"],
     )
     fragment = plan(wanted, LOCAL)
-    marks = {entry.mark for name, entry in fragment.entries if "INTERNAL" in name}
+    marks = {entry.mark for _, entry in fragment.entries if entry.mark}
     assert len(marks) == 1
     assert all(mark & CLASS for mark in marks)
     assert sum(bool(key.mark) for key in fragment.virtual_servers) == 2
-    spelled = {(name, entry) for name, entry in fragment.entries if "-MARK-" in name}
-    internal = {entry for name, entry in fragment.entries if "INTERNAL" in name}
+    spelled = {(role, entry) for role, entry in fragment.entries if "-MARK-" in name_of(role)}
+    internal = {entry for _, entry in fragment.entries if entry.mark}
     assert len(spelled) == len(internal) * len(spelling(marks.pop())), (
         "each address and node port is in the set of each bit"
     )
@@ -342,7 +344,7 @@ def test_worked_example() -> None:
     compatible = plan(EXAMPLE, LOCAL, REMOTE, context=COMPATIBLE)
     assert shown(compatible) == lines(EXAMPLE_LINES)
     assert (
-        "KUBE-LOOP-BACK",
+        role("KUBE-LOOP-BACK"),
         SetEntry(packed("10.244.0.7"), Protocol.TCP, 8080, packed("10.244.0.7")),
     ) in compatible.entries
     assert len(compatible.virtual_servers) == 3

@@ -29,6 +29,7 @@ from ipvs_proxy.plan.tables import (
     Verb,
 )
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.roles import role
 from tests.support.tables import everything, round_of
 
 HERE = Context("here")
@@ -85,9 +86,9 @@ def test_a_local_endpoint_is_one_operation_more(many: tuple[DesiredTables, Kerne
     pod = packed("10.0.7.7")
     hairpin = SetEntry(pod, Protocol.TCP, 8080, pod)
     assert follow(*many, fragment(7, pods=7, local=True))[:1] == [
-        SetEntryOperation(Verb.ADD, "KUBE-LOOP-BACK", hairpin)
+        SetEntryOperation(Verb.ADD, role("KUBE-LOOP-BACK"), hairpin)
     ]
-    assert SetEntryOperation(Verb.DELETE, "KUBE-LOOP-BACK", hairpin) in follow(*many, fragment(7, pods=5))
+    assert SetEntryOperation(Verb.DELETE, role("KUBE-LOOP-BACK"), hairpin) in follow(*many, fragment(7, pods=5))
 
 
 def test_a_service_that_goes_and_comes_back_is_its_own_operations(many: tuple[DesiredTables, KernelTables]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from ipvs_proxy.kernel.filter.ipset.names import definitions
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables import programs as iptables_module
 from ipvs_proxy.kernel.filter.iptables import rules
@@ -23,7 +24,6 @@ from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import requirements, sysctl
 from ipvs_proxy.plan.masquerading import Interface, RuleSettings
-from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 
@@ -94,7 +94,7 @@ COMMIT
 def namespace():
     """Run in a fresh namespace that has the sets."""
     with fresh_namespace():
-        with closing(Sets([entry for family in Family for entry in definitions(family).values()])) as sets:
+        with closing(Sets(definitions())) as sets:
             sets.ensure()
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables
@@ -9,7 +10,7 @@ from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, SetEntry, VirtualServer
+from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, Role, SetEntry, VirtualServer
 from ipvs_proxy.state.documents import ServiceState, Traffic
 from ipvs_proxy.state.services import differences_of, member_text, service_state, summarize
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
@@ -45,6 +46,7 @@ def state_of(observation: Observation | None, actual: KernelTables | None = None
         observed={VIP: observation},
         nodes={"10.244.0.1": "node-a"},
         drains=[],
+        name_of_role=name_of,
     )
 
 
@@ -62,9 +64,9 @@ def test_each_endpoint_is_in_or_out_with_its_reason_and_what_the_kernel_has() ->
 def test_service_is_in_sync_only_if_the_kernel_has_all_of_it() -> None:
     observation = Observation(VirtualServer(VIP, "rr"), QUIET, in_kernel(pod1=1))
     fragment, _ = planned(service(), endpoint_slice(endpoint("10.244.0.1")))
-    entries: dict[str, set[SetEntry]] = {}
-    for name, entry in fragment.entries:
-        entries.setdefault(name, set()).add(entry)
+    entries: dict[Role, set[SetEntry]] = {}
+    for role, entry in fragment.entries:
+        entries.setdefault(role, set()).add(entry)
     whole = KernelTables(addresses={VIP.address}, entries=entries)
     assert state_of(observation, whole).in_sync
     assert not state_of(None, whole).in_sync
@@ -78,9 +80,9 @@ def test_nothing_of_the_kernel_is_told_of_a_virtual_server_that_an_older_service
     fragment, desired = planned(web, endpoint_slice(endpoint("10.244.0.1")))
     winner = plan_service(older, [endpoint_slice(endpoint("10.244.0.3"), of="older")], Context("node"), Marks())
     desired.replace(winner.name, winner)
-    entries: dict[str, set[SetEntry]] = {}
-    for name, entry in desired.entries:
-        entries.setdefault(name, set()).add(entry)
+    entries: dict[Role, set[SetEntry]] = {}
+    for role, entry in desired.entries:
+        entries.setdefault(role, set()).add(entry)
     state = service_state(
         web,
         fragment,
@@ -91,6 +93,7 @@ def test_nothing_of_the_kernel_is_told_of_a_virtual_server_that_an_older_service
         },
         nodes={},
         drains=[],
+        name_of_role=name_of,
     )
     (server,) = state.virtual_servers
     assert (server.owner, server.in_kernel, server.total) == ("default/older", False, Traffic())
@@ -139,7 +142,14 @@ def test_endpoint_that_is_a_virtual_ip_is_named() -> None:
     web = service()
     fragment, desired = planned(web, endpoint_slice(endpoint("10.244.0.1"), endpoint("10.96.0.10")))
     state = service_state(
-        web, fragment, desired=desired, actual=KernelTables(), observed={VIP: None}, nodes={}, drains=[]
+        web,
+        fragment,
+        desired=desired,
+        actual=KernelTables(),
+        observed={VIP: None},
+        nodes={},
+        drains=[],
+        name_of_role=name_of,
     )
     [omission] = state.omissions
     assert (omission.where, omission.reason) == ("service default/web endpoint 10.96.0.10", "endpoint-is-a-virtual-ip")

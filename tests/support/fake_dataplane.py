@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from errno import EADDRNOTAVAIL, EEXIST
 
 from ipvs_proxy.kernel.dataplane import Failure
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kernel.filter.iptables.rules import Rules
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Family,
     Operation,
+    Role,
     SetEntry,
     SetEntryOperation,
     VirtualServer,
@@ -69,9 +71,12 @@ class FakeDataplane:
         self.calls["read_addresses"] += 1
         return set(self.kernel.addresses)
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
         self.calls["read_entries"] += 1
-        return {name: set(members) for name, members in self.kernel.sets.items()}
+        return self.kernel.entries()
+
+    def name_of_role(self, role: Role) -> str:
+        return name_of(role)
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         self.calls["apply"] += 1

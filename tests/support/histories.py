@@ -28,6 +28,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
 )
 from tests.support.objects import endpoint, endpoint_slice, packed, service, virtual
+from tests.support.roles import role
 
 Conditions = tuple[bool | None, bool | None, bool | None]
 #: Whether IPv6; the pods with conditions and whether local; the ports.
@@ -119,11 +120,11 @@ come_or_go = st.sampled_from([Verb.ADD, Verb.DELETE])
 foreign_operations = st.one_of(
     st.builds(VirtualServerOperation, st.sampled_from(Verb), foreign_servers),
     st.builds(AddressOperation, come_or_go, members),
-    st.builds(SetEntryOperation, come_or_go, st.just("KUBE-IPVS-IPS"), members.map(SetEntry)),
+    st.builds(SetEntryOperation, come_or_go, st.just(role("KUBE-IPVS-IPS")), members.map(SetEntry)),
     st.builds(
         SetEntryOperation,
         come_or_go,
-        st.just("KUBE-CLUSTER-IP"),
+        st.just(role("KUBE-CLUSTER-IP")),
         st.builds(SetEntry, members, st.sampled_from(Protocol), st.sampled_from([53, 80])),
     ),
 )

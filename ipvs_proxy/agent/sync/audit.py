@@ -21,7 +21,7 @@ from ipvs_proxy.agent.sync.kernel_writer import Programmer
 from ipvs_proxy.kernel.links.monitor import Change, Event
 from ipvs_proxy.plan.mirror import KernelTables, is_same
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey, text_of
+from ipvs_proxy.plan.tables import Role, VirtualServer, VirtualServerKey, text_of
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +46,9 @@ class Kernel(Protocol):
 
     def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
         """Read one virtual server."""
+
+    def name_of_role(self, role: Role) -> str:
+        """Return what the kernel calls the set of a role."""
 
 
 class Audit:
@@ -80,8 +83,8 @@ class Audit:
         except FAULTS:
             # The next round is to find it again, when it knows the virtual servers that it belongs to.
             self._programmer.actual.addresses -= unwanted.addresses
-            for name, entry in unwanted.entries:
-                self._programmer.actual.entries.get(name, set()).discard(entry)
+            for role, entry in unwanted.entries:
+                self._programmer.actual.entries.get(role, set()).discard(entry)
             raise
         await self._programmer.program(unwanted)
         await self._programmer.program_unsettled()
@@ -106,7 +109,7 @@ class Audit:
         self._report("tables", missing)
         touched = await self._programmer.reread_small_tables()
         self._report("addresses", [text_of(address) for address in touched.addresses])
-        self._report("sets", [f"{name} {entry}" for name, entry in touched.entries])
+        self._report("sets", [f"{self._kernel.name_of_role(role)} {entry}" for role, entry in touched.entries])
         unwanted.addresses = {address for address in touched.addresses if not self._is_wanted(address)}
         unwanted.entries = {entry for entry in touched.entries if entry not in self._programmer.desired.entries}
         return TableKeys(addresses=touched.addresses - unwanted.addresses, entries=touched.entries - unwanted.entries)

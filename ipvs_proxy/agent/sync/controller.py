@@ -36,8 +36,8 @@ from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reach import concerned
+from ipvs_proxy.plan.roles import INTERNAL
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.sets import INTERNAL, set_name
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family
 
@@ -272,7 +272,7 @@ class Controller:
 
     def _restore_marks(self) -> None:
         for family in Family:
-            self._marks.restore(self._programmer.actual.entries.get(set_name(INTERNAL, family), ()))
+            self._marks.restore(self._programmer.actual.entries.get(INTERNAL[family], ()))
 
     async def _take_over(self) -> None:
         """Read what is in the kernel and make its frame right. Of the objects, the rules need only the own Node."""

@@ -22,6 +22,7 @@ import structlog
 
 from ipvs_proxy.agent.sync.retries import RetryQueue
 from ipvs_proxy.kernel.dataplane import TABLES, Failure, table_of
+from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.netlink.errors import UNKNOWN
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables
@@ -34,6 +35,7 @@ from ipvs_proxy.plan.tables import (
     Operation,
     RealServerKey,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     Verb,
@@ -83,8 +85,11 @@ class Kernel(Protocol):
     def read_addresses(self) -> set[bytes]:
         """Read the addresses of our link."""
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
-        """Read the members of our sets."""
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read the members of our sets by role."""
+
+    def name_of_role(self, role: Role) -> str:
+        """Return what the kernel calls the set of a role."""
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """Carry operations out; return those that failed."""
@@ -361,7 +366,12 @@ class Programmer:
         delay = self.retries.failed(failing, self._clock())
         self._retry_soon.set()
         for failure in failures[:LOGGED_FAILURES]:
-            log.warning("operation_failed", **describe(failure.operation), error=failure.text, retry_in_seconds=delay)
+            log.warning(
+                "operation_failed",
+                **describe(failure.operation, self._kernel.name_of_role),
+                error=failure.text,
+                retry_in_seconds=delay,
+            )
         if len(failures) > LOGGED_FAILURES:
             log.warning("operations_failed", **Counter(table_of(failure.operation) for failure in failures))
 
@@ -401,18 +411,18 @@ class Programmer:
         self.actual.addresses = found
         return wrong
 
-    def _correct_entries(self, found: dict[str, set[SetEntry]]) -> set[tuple[str, SetEntry]]:
+    def _correct_entries(self, found: dict[Role, set[SetEntry]]) -> set[tuple[Role, SetEntry]]:
         known = self.actual.entries
         wrong = {
-            (name, entry)
-            for name in found.keys() | known.keys()
-            for entry in found.get(name, set()) ^ known.get(name, set())
+            (role, entry)
+            for role in found.keys() | known.keys()
+            for entry in found.get(role, set()) ^ known.get(role, set())
         }
         self.actual.entries = found
         return wrong
 
 
-def describe(operation: Operation) -> dict[str, str]:
+def describe(operation: Operation, name_of_role: NameOfRole) -> dict[str, str]:
     """Return an operation's verb, table and object, for logs."""
     fields = {"verb": operation.verb.value, "table": table_of(operation)}
     match operation:
@@ -422,5 +432,5 @@ def describe(operation: Operation) -> dict[str, str]:
             return fields | {"virtual_server": str(server.key)}
         case AddressOperation(_, address):
             return fields | {"address": text_of(address)}
-        case SetEntryOperation(_, name, entry):
-            return fields | {"set": name, "entry": str(entry)}
+        case SetEntryOperation(_, role, entry):
+            return fields | {"set": name_of_role(role), "entry": str(entry)}

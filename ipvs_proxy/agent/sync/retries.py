@@ -10,13 +10,13 @@ import heapq
 from itertools import count, islice
 
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import SetEntry, VirtualServerKey
+from ipvs_proxy.plan.tables import Role, SetEntry, VirtualServerKey
 
 #: Delays in seconds: the first one, and the longest.
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 30.0
 
-Key = VirtualServerKey | bytes | tuple[str, SetEntry]
+Key = VirtualServerKey | bytes | tuple[Role, SetEntry]
 
 
 class RetryQueue:

@@ -22,6 +22,7 @@ from ipvs_proxy.agent.sync.drains import Drains
 from ipvs_proxy.agent.sync.kernel_writer import Programmer
 from ipvs_proxy.agent.web.reader_thread import read
 from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.kernel.filter.iptables.programs import read_all_rules
 from ipvs_proxy.kernel.ipvs.table import Balanced, Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
@@ -64,10 +65,11 @@ class View:
         drains: Drains,
         history: History,
         open_tables: Callable[[], Dataplane],
+        name_of_role: NameOfRole,
         open_ipvs: Callable[[], Ipvs] = Ipvs,
         read_rules: Callable[[Family], Mapping[str, str]] = read_all_rules,
     ) -> None:
-        """Take the parts of the agent, and what opens the kernel's tables beside the programmer's."""
+        """Take the parts of the agent, what opens the kernel's tables beside the programmer's, and what names sets."""
         self.started = datetime.now(UTC)
         self.settings = settings
         self._controller = controller
@@ -79,6 +81,7 @@ class View:
         self._drains = drains
         self._history = history
         self._open_tables = open_tables
+        self._name_of_role = name_of_role
         self._open_ipvs = open_ipvs
         self._read_rules = read_rules
         self._names: list[ServiceName] = []
@@ -135,7 +138,10 @@ class View:
         # The few that look different are compared here, on the event loop, where the tables stand still.
         desired = self._programmer.desired
         operations = difference(desired, found, found.note_draining(desired, suspects))
-        return Differences(len(self._controller.cache.services), [*rules, *map(change_of, operations)])
+        return Differences(
+            len(self._controller.cache.services),
+            [*rules, *(change_of(operation, self._name_of_role) for operation in operations)],
+        )
 
     def _read(self) -> tuple[KernelTables, TableKeys, list[ChangeState]]:
         """Read the kernel; return what it has, our keys that differ from what is desired, and the rules' drift."""
@@ -174,6 +180,7 @@ class View:
             rules=self._rules().get(family_of(client), RuleSettings()),
             host_addresses=self._host_addresses(),
             others=self._read_rules(family_of(client)),
+            name_of_role=self._name_of_role,
         )
         owners = self._programmer.desired.owners
         return RouteState(
@@ -232,7 +239,7 @@ class View:
             changes=list(self._history.changes.copy()),
             repairs=list(self._history.repairs.copy()),
             drains=self._drains.states(self._drains.virtual_servers(), time.monotonic(), _NAMED),
-            refused=list(map(name_of, self._programmer.retries.waiting(_NAMED))),
+            refused=[name_of(key, self._name_of_role) for key in self._programmer.retries.waiting(_NAMED)],
         )
 
     def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
@@ -261,6 +268,7 @@ class View:
             actual=self._programmer.actual,
             observed=self._observe(fragment.virtual_servers, real_servers=True),
             drains=self._drains.states(fragment.virtual_servers, time.monotonic(), _NAMED),
+            name_of_role=self._name_of_role,
             nodes={
                 endpoint.addresses[0]: quote(endpoint.node_name)
                 for piece in slices

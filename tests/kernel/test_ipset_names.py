@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_proxy.plan.sets import definitions, set_name
-from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.kernel.filter.ipset.names import definition_of, definitions, name_of
+from ipvs_proxy.plan import roles
+from ipvs_proxy.plan.roles import Roles
+from ipvs_proxy.plan.tables import Family, Role
 
 # Name of IPv4, name of IPv6, type, comment of the rules.
 TABLE = """
@@ -43,16 +45,23 @@ ROWS = [line.split(" | ") for line in TABLE.strip().splitlines()]
 
 @pytest.mark.parametrize(("ipv4", "ipv6", "kind", "comment"), ROWS, ids=[row[0] for row in ROWS])
 def test_each_set_is_that_of_kube_proxy(ipv4: str, ipv6: str, kind: str, comment: str) -> None:
-    base = ipv4.removeprefix("KUBE-")
+    role: Roles = getattr(roles, ipv4.removeprefix("KUBE-").removesuffix("-HASH").replace("-", "_"))
     for family, name in ((Family.IPV4, ipv4), (Family.IPV6, ipv6)):
-        found = definitions(family)[base]
+        found = definition_of(role[family])
         assert (found.name, found.type.value, found.family, found.comment) == (name, kind, family, comment)
-        assert set_name(base, family) == name
+        assert name_of(role[family]) == name
+
+
+def test_each_role_has_a_set_in_each_family() -> None:
+    """Roles are told from everything else in their module by what they are."""
+    named = [one for one in vars(roles).values() if isinstance(one, dict) and isinstance(one.get(Family.IPV4), Role)]
+    every = {role for one in (*named, *roles.MARK_BITS.values()) for role in one.values()}
+    assert {definition.role for definition in definitions()} == every
 
 
 @pytest.mark.parametrize("family", Family)
 def test_other_sets_are_named_as_ours_and_no_name_is_too_long_or_twice(family: Family) -> None:
-    names = [definition.name for definition in definitions(family).values()]
+    names = [definition.name for definition in definitions([family])]
     own = [name for name in names if not name.startswith("KUBE-")]
     assert len(names) - len(own) == len(ROWS) == 17
     assert all(name.startswith("IPVS-PROXY-") for name in own)
@@ -62,4 +71,4 @@ def test_other_sets_are_named_as_ours_and_no_name_is_too_long_or_twice(family: F
 
 @pytest.mark.parametrize("family", Family)
 def test_one_set_has_marks(family: Family) -> None:
-    assert [base for base, definition in definitions(family).items() if definition.marks] == ["INTERNAL"]
+    assert [found.role for found in definitions([family]) if found.marks] == [roles.INTERNAL[family]]
