@@ -23,8 +23,8 @@ from tests.ring.kube_proxy import (
     witnessed,
 )
 from tests.ring.manifests import TARGET_PORTS
-from tests.ring.test_lifecycle import PODS, continuous_requests, set_endpoints
 from tests.ring.topology import Topology, exchange, servers, topology
+from tests.ring.web_service import PODS, continuous_requests, set_endpoints
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "migration.md"
 #: What the document has run on a node, in its order.

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import struct
 import subprocess
 import sys
 from errno import EPERM
+from pathlib import Path
 
 #: What the profile refuses to a container without CAP_SYS_ADMIN and its like (Docker's documentation, "Seccomp security
 #: profiles", significant syscalls blocked; the same list is containerd's), by the numbers of x86-64.
@@ -34,6 +36,18 @@ REFUSED = {
 _SET_NO_NEW_PRIVILEGES, _SET_SECCOMP, _FILTER = 38, 22, 2
 _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | EPERM
+
+
+def capabilities_of_the_chart() -> list[str]:
+    """Return what the chart gives to the agent."""
+    text = (Path(__file__).parents[2] / "helm/ipvs-proxy/templates/daemonset.yaml").read_text()
+    (added,) = re.findall(r"drop: \[ALL\]\n(?:\s*#.*\n)*\s*add: \[(.*)\]", text)
+    return [name.strip() for name in added.split(",")]
+
+
+def confined(capabilities: list[str]) -> tuple[str, ...]:
+    """Return what to put before a command for it to run with these capabilities only."""
+    return ("unshare", "--mount", sys.executable, __file__, ",".join(capabilities))
 
 
 def seccomp_filter() -> bytes:
