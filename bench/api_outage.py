@@ -122,7 +122,7 @@ class _Broken:
         yield event_line({"metadata": metadata}, SERVICES.kind, event="BOOKMARK")
         raise ConnectionResetError
 
-    async def read(self) -> bytes:
+    async def read(self, limit: int) -> bytes:  # noqa: ARG002
         raise AssertionError
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -101,7 +102,7 @@ async def served(rig: Rig) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-def _no_tables() -> None:
+def _no_tables() -> NoReturn:
     raise AssertionError("nobody asks for differences")
 
 

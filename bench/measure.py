@@ -7,7 +7,6 @@ All figures are seconds unless their name says otherwise.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import json
 import os
@@ -38,6 +37,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServerKey,
     VirtualServerOperation,
 )
+from lab.namespaces import MOUNT, NETWORK, unshare
 
 T = TypeVar("T")
 API_PORT, METRICS_PORT = 18080, 10249
@@ -68,7 +68,7 @@ def inside(measure: Callable[[], T]) -> T:
         if not child:
             status = 1
             try:
-                _unshare()
+                unshare(NETWORK | MOUNT)
                 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
                 json.dump(measure(), answer)
                 answer.flush()
@@ -83,12 +83,6 @@ def inside(measure: Callable[[], T]) -> T:
             sys.exit("a measurement failed, see above")
         answer.seek(0)
         return json.load(answer)  # type: ignore[no-any-return]
-
-
-def _unshare() -> None:
-    # Python 3.11 has no os.unshare. CLONE_NEWNET and CLONE_NEWNS of linux/sched.h:
-    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000 | 0x00020000):
-        raise OSError(ctypes.get_errno(), "unshare")
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,8 @@ async def churn(events: int) -> list[tuple[int, float]]:
                 gc.collect()
                 sizes.append((number + 1, resident_mib()))
         drains.cancel()
+        with suppress(asyncio.CancelledError):
+            await drains
     return sizes
 
 

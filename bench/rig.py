@@ -28,7 +28,7 @@ from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
 from ipvs_proxy.agent.run import START_GC_THRESHOLD, SWITCH_INTERVAL
 from ipvs_proxy.agent.sync.controller import Controller
-from ipvs_proxy.agent.sync.drains import Drains, end_drains_for_ever, watch_writes
+from ipvs_proxy.agent.sync.drains import Drains, Looks, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.sync.kernel_writer import Kernel, Programmer
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.agent.sync.stale_flows import StaleFlows
@@ -120,7 +120,7 @@ class _Body:
         while True:
             yield await self.queue.get()
 
-    async def read(self) -> bytes:
+    async def read(self, limit: int) -> bytes:  # noqa: ARG002
         """Return nothing: the body never ends."""
         raise AssertionError("not a list")
 
@@ -211,7 +211,7 @@ class Rig:
         async def none_dead(_: set[str]) -> Collection[str]:
             return ()
 
-        await end_drains_for_ever(self.programmer, self.drains, connections, none_dead)
+        await end_drains_for_ever(self.programmer, self.drains, connections, none_dead, Looks(lambda _: set()))
 
     async def change(self, item: dict[str, Any], kind: str = "MODIFIED") -> float:
         """Let one event come; return the seconds from its bytes to the kernel's answer. It has to change something."""
@@ -245,7 +245,7 @@ class KernelTime:
             transmit(netlink, data)
             self.seconds += time.perf_counter() - begun
 
-        NetlinkSocket._transmit = timed  # type: ignore[method-assign]  # noqa: SLF001
+        NetlinkSocket._transmit = timed  # type: ignore[assignment,method-assign]  # noqa: SLF001
         return self
 
     def __exit__(self, *_: object) -> None:

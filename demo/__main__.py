@@ -12,9 +12,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.ring.agent import PROGRAM, eventually, running_agent
-from tests.ring.topology import ADDRESSES, Topology, exchange, servers, topology
-from tests.ring.witness import weights
+from lab.agent import PROGRAM, eventually, running_agent
+from lab.topology import ADDRESSES, Topology, exchange, servers, topology
+from lab.witness import weights
 
 MANIFESTS = Path(__file__).parent / "manifests"
 PODS = ("pod1", "pod2", "pod3")

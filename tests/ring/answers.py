@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.manifests import PORTS, endpoint
+from lab import manifests
+from lab.manifests import PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology
 from tests.ring.silence import Outcome, Request, outcomes, silence
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology
 
 CLIENTS = {"pod": "pod1", "node": "node", "remote pod": "pod4", "other node": "peer", "outside": "client"}
 ENDPOINTS = {"here+there": ("pod2", "pod4"), "there": ("pod4",), "none": ()}

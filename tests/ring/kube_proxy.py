@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.ring.topology import ADDRESSES, Topology
+from lab.topology import ADDRESSES, Topology
 from tests.support.other_modes import SAVED
 
 #: The virtual server that IPVS mode has here, and its endpoint.

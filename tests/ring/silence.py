@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Final, Literal, NamedTuple
 
-from tests.ring.topology import ADDRESSES, Topology, server
+from lab.topology import ADDRESSES, Topology, server
 
 #: So many times what a request takes is silence.
 TIMES: Final = 30

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import eventually, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS
-from tests.ring.topology import ADDRESSES, Topology, exchange, servers, topology
+from lab import manifests
+from lab.agent import eventually, running_agent
+from lab.manifests import PORTS, TARGET_PORTS
+from lab.topology import ADDRESSES, Topology, exchange, servers, topology
+from lab.witness import addresses, assert_as_planned, virtual_servers, weights
 from tests.ring.web_service import PODS, VIPS, continuous_requests, set_endpoints
-from tests.ring.witness import addresses, assert_as_planned, virtual_servers, weights
 
 SYNC = ("--ipvs-sync-period", "300ms")
 

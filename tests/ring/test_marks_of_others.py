@@ -13,10 +13,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.ring import answers, manifests, witness
-from tests.ring.agent import Agent, running_agent
-from tests.ring.manifests import TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+from lab import manifests, witness
+from lab.agent import Agent, running_agent
+from lab.manifests import TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+from tests.ring import answers
 
 CLIENTS = ("pod", "node", "remote pod")
 ROWS = [row for row in answers.ROWS if row.policy == "Local" and row.kind != "ClusterIP" and row.endpoints != "none"]

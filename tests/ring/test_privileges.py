@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import eventually, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, servers, topology
-from tests.ring.witness import assert_as_planned
+from lab import manifests
+from lab.agent import eventually, running_agent
+from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, servers, topology
+from lab.witness import assert_as_planned
 from tests.support.confined import capabilities_of_the_chart, confined
 
 VIPS = {"IPv4": "10.96.0.70", "IPv6": "fd00:10:96::70"}

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ring.agent import Agent, running_agent
+from lab.agent import Agent, running_agent
+from lab.manifests import TARGET_PORTS
+from lab.topology import FAMILIES, Topology, servers, topology
 from tests.ring.answers import ROWS, Row, check, problems, request, write_services
-from tests.ring.manifests import TARGET_PORTS
 from tests.ring.silence import Outcome, Request, outcomes
-from tests.ring.topology import FAMILIES, Topology, servers, topology
 
 
 @pytest.fixture(scope="module")

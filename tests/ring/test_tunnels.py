@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab.agent import Agent, running_agent
+from lab.manifests import TARGET_PORTS
+from lab.topology import FAMILIES, TUNNELS, Topology, servers, topology
 from tests.ring import answers
-from tests.ring.agent import Agent, running_agent
-from tests.ring.manifests import TARGET_PORTS
-from tests.ring.topology import FAMILIES, TUNNELS, Topology, servers, topology
 
 #: What does not go to the other node does not meet a tunnel.
 ROWS = [row for row in answers.ROWS if row.endpoints != "none"]

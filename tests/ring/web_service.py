@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.ring import manifests
-from tests.ring.manifests import endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology
+from lab import manifests
+from lab.manifests import endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology
 
 PODS = ("pod1", "pod2", "pod3")
 VIPS = {"IPv4": "10.96.0.30", "IPv6": "fd00:10:96::30"}

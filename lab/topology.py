@@ -10,11 +10,11 @@
      pod4 10.244.2.4  fd00:10:244:2::4
 
 ``node`` routes between all of them; pods hang on veth pairs of their own, as with a routed pod network. ``peer`` is
-another node with a pod. ``client`` is outside the cluster. Everything that is not the node's own network goes through
-the node, so that the service addresses do.
+another node with a pod. ``client`` is outside the cluster. Every default route leads to the node, and so do Service
+addresses.
 
-Processes are slow in an emulated machine: the whole topology is made by one ``ip`` process for each namespace, and
-clients and servers are threads of the caller whose sockets are opened in the namespace.
+Starting a process is slow in an emulated machine. So one ``ip`` process sets up each namespace, and clients and servers
+are threads of the caller that open their sockets in the namespace.
 
 With a tunnel, packets between ``pod4`` and the node's pods travel inside packets between ``node`` and ``peer``, as with
 network plugins that build an overlay.
@@ -22,7 +22,6 @@ network plugins that build an overlay.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import subprocess
@@ -33,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyroute2.netlink.generic.wireguard import WireGuard
+
+from lab.namespaces import enter_network
 
 FAMILIES = ("IPv4", "IPv6")
 PODS = ("pod1", "pod2", "pod3")
@@ -75,13 +76,11 @@ _WIREGUARD_KEYS = {
     "peer": ("AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=", "zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk="),
 }
 
-_CLONE_NEWNET = 0x40000000
 _PROTOCOLS = {
     "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
     "UDP": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
     "SCTP": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +93,18 @@ class Topology:
     def inside(self, place: str) -> Iterator[None]:
         """Have this thread open its sockets, and start its processes, in a namespace."""
         with Path("/proc/thread-self/ns/net").open() as home:
-            _enter(Path("/run/netns", self.namespaces[place]))
+            with Path("/run/netns", self.namespaces[place]).open() as namespace:
+                enter_network(namespace.fileno())
             try:
                 yield
             finally:
-                _checked(_libc.setns(home.fileno(), _CLONE_NEWNET))
+                enter_network(home.fileno())
 
     def run(self, place: str, *command: str, text: str | None = None) -> str:
-        """Run a command in a namespace; return what it prints. Fails with what the command says."""
+        """Run a command in a namespace and return its output.
+
+        Raises AssertionError with what the command wrote to standard error if it failed.
+        """
         with self.inside(place):
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
@@ -123,13 +126,13 @@ class Topology:
         return client
 
     def ask(self, place: str, address: str, port: int, protocol: str = "TCP", timeout: float = 5.0) -> tuple[str, str]:
-        """Make one request; return the name of who answers and the source address that it saw."""
+        """Make one request; return the name of the place that answered and the source address that it saw."""
         with self.connect(place, address, port, protocol, timeout) as client:
             return exchange(client)
 
 
 def exchange(client: socket.socket) -> tuple[str, str]:
-    """Make a request on an open connection; return the name of who answers and the source address that it saw."""
+    """Make a request on an open connection; return who answered and the source address that it saw."""
     client.sendall(b"who?")
     name, seen = client.recv(256).decode().split()
     return name, seen
@@ -137,9 +140,9 @@ def exchange(client: socket.socket) -> tuple[str, str]:
 
 @contextmanager
 def topology(tunnel: str = "") -> Iterator[Topology]:
-    """Make the namespaces, links, addresses and routes; take everything away at the end.
+    """Make the namespaces, links, addresses and routes; remove everything at the end.
 
-    ``tunnel`` is a kind of ``TUNNELS`` that carries what goes between ``pod4`` and the node's pods.
+    ``tunnel`` is a key of ``TUNNELS``: that kind of tunnel carries what goes between ``pod4`` and the node's pods.
     """
     mark = os.urandom(3).hex()
     names = {place: f"ring-{mark}-{place}" for place in ADDRESSES}
@@ -281,7 +284,7 @@ def _tunnel(kind: str, place: str, other: str) -> list[str]:
 
 
 def _connect_wireguard(net: Topology) -> None:
-    """Return the two ends of a WireGuard tunnel their keys, and each other's address."""
+    """Give each end of a WireGuard tunnel its key, and the other's key and address."""
     for place, other in (("node", "peer"), ("peer", "node")):
         with net.inside(place), closing(WireGuard()) as wireguard:
             wireguard.set(
@@ -311,14 +314,3 @@ def _ip(commands: list[str], *, namespace: str = "", check: bool = True) -> None
         ["ip", *where, "-batch", "-"], input="\n".join(commands), capture_output=True, text=True, check=False
     )
     assert not check or done.returncode == 0, f"{done.stderr}\n{commands}"
-
-
-def _enter(path: Path) -> None:
-    with path.open() as namespace:
-        _checked(_libc.setns(namespace.fileno(), _CLONE_NEWNET))
-
-
-def _checked(result: int) -> None:
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

@@ -1,4 +1,7 @@
-"""What independent tools say the kernel holds, in the plan's terms: they are witnesses, never the implementation."""
+"""What the kernel holds according to ``ipvsadm``, ``ip`` and ``ipset``, in the plan's terms.
+
+These tools are witnesses: they share no code with the agent, so that a fault in its codecs cannot hide itself.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import text_of
-from tests.ring.topology import Topology
+from lab.topology import Topology
 
 _PROTOCOL_FLAGS = {"-t": 6, "-u": 17, "--sctp-service": 132}
 _PROTOCOL_NAMES = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -37,8 +40,10 @@ def planned(directory: Path, node: str = "node") -> DesiredTables:
 
 
 def assert_as_planned(net: Topology, directory: Path) -> None:
-    """Let ``ipvsadm``, ``ip`` and ``ipset`` say whether the node is as planned. Draining real servers are passed
-    over."""
+    """Compare the node's virtual servers, addresses and sets with the plan; draining real servers are ignored.
+
+    Raises AssertionError if they differ.
+    """
     tables = planned(directory)
     wanted = {
         (text_of(key.address), key.protocol, key.port): {
@@ -51,7 +56,7 @@ def assert_as_planned(net: Topology, directory: Path) -> None:
     assert addresses(net) == {text_of(address) for address in tables.addresses}
     wanted_members: dict[str, set[tuple[object, ...]]] = {}
     for name, entry in tables.entries:
-        texts = [text_of(entry.address)] if entry.address else []
+        texts: list[object] = [text_of(entry.address)] if entry.address else []
         texts += [entry.protocol, entry.port] if entry.port else []
         texts += [text_of(entry.source)] if entry.source else []
         wanted_members.setdefault(name, set()).add(tuple(texts))
@@ -121,7 +126,7 @@ def _canonical(text: str) -> str:
 
 
 def marks(net: Topology) -> set[int]:
-    """The packet marks that the node gives to addresses and ports."""
+    """Return the packet marks that the node's sets give to addresses and ports."""
     saved = net.run("node", "ipset", "save")
     return {
         int(mark, 16)
