@@ -4,25 +4,22 @@ The objects are those of ``bench.api_objects``; what the server sends of them fo
 what they cost the agent from its real decoder, how a restart of the API server spreads from its real reflector on a
 clock of its own. All tables but the last two are the same on every machine.
 
-Usage: python -m bench.api_load [--write]     (--write renews the tables of docs/scale.md)
+    python -m bench.api_load     prints them; ``python -m tools scale`` writes them to docs/scale.md
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from bench.api_cost import measured_text
 from bench.api_objects import SLICE_SIZE, Shape, bookmark_line
 from bench.api_outage import Outage, reconnects
 from bench.api_rollout import Controller, Rollout, rolling_update
 from bench.api_survey import MODIFIED_MORE, Sent, Survey, churn, passed, slice_line, survey
-from bench.api_text import bits, percent, rate, renewed, size, table
+from bench.api_text import bits, percent, rate, size, table
 from ipvs_proxy.kube.reflector import DEFAULT_TIMING
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"
 AGENTS = 5_000
 KINDS = (SERVICES, ENDPOINT_SLICES, own_node("any"))
 #: Seconds between bookmarks (the API server's watch cache) and between two reports of a Node that does not change (the
@@ -209,18 +206,17 @@ def exact_tables(cluster: Survey) -> Iterator[tuple[str, str]]:
     yield "outage", outage_table()
 
 
+def measured_tables(cluster: Survey) -> Iterator[tuple[str, str]]:
+    """Return the tables that depend on this machine, by name; the survey must be one with encodings."""
+    yield "encodings", encodings_table(cluster)
+    yield "measured", measured_text(cluster)
+
+
 def main() -> None:
-    """Print all tables; with ``--write`` also put them into the document."""
+    """Print all tables."""
     cluster = survey(Shape(), encodings=True)
-    tables = [
-        *exact_tables(cluster),
-        ("encodings", encodings_table(cluster)),
-        ("measured", measured_text(cluster)),
-    ]
-    for name, text in tables:
+    for name, text in (*exact_tables(cluster), *measured_tables(cluster)):
         print(f"{name}\n{text}\n")
-    if "--write" in sys.argv[1:]:
-        DOCUMENT.write_text(renewed(DOCUMENT.read_text(), tables))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Figures and tables as text, and the places in a document that they are put into."""
+"""Figures and tables as text."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 
@@ -34,18 +33,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Write a table in Markdown; the first column is text, the others are figures."""
     lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def renewed(document: str, tables: Iterable[tuple[str, str]]) -> str:
-    """Put tables into a document, between their markers.
-
-    Raises ValueError if a marker is not there exactly once.
-    """
-    for name, text in tables:
-        pattern = rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)"
-        parts = re.split(pattern, document, flags=re.DOTALL)
-        if len(parts) != 4:
-            raise ValueError(f"the document has {len(parts) // 3} places for the table {name!r}, not one")
-        before, begin, end, after = parts
-        document = f"{before}{begin}{text}\n{end}{after}"
-    return document

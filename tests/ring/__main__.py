@@ -25,6 +25,7 @@ from pathlib import Path
 
 from lab.machine import CHECKOUT, Machine, choose, running
 from lab.native import Guest, scratch_directory
+from tools.compatibility import RESULTS
 
 #: Sockets of namespaces that are gone are left to the garbage collector, which would be told of a later test.
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
@@ -84,7 +85,7 @@ def run_all(machine: Machine) -> int:
         for _, thread in guests:
             thread.join()
         results, problems = gather(shared, count)
-        statuses.append(compare_with_the_document(shared, results, problems))
+        statuses.append(compare_with_the_document(results, problems))
     counts = Counter(results.values())
     for problem in problems:
         say(f"ring: {problem}")
@@ -125,14 +126,17 @@ def gather(shared: Path, count: int) -> tuple[dict[str, str], list[str]]:
     return results, problems
 
 
-def compare_with_the_document(shared: Path, results: dict[str, str], problems: Sequence[str]) -> int:
-    """Compare docs/compatibility.md with the results; return pytest's status and add its test to the results."""
+def compare_with_the_document(results: dict[str, str], problems: Sequence[str]) -> int:
+    """Compare docs/compatibility.md with the results; return pytest's status and add its test to the results.
+
+    The results stay for ``python -m tools compatibility``.
+    """
     if problems:
         return 1
-    file = shared / "results.json"
-    file.write_text(json.dumps(results))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results))
     command = [*PYTEST, "-q", COMPATIBILITY]
-    status = subprocess.run(command, cwd=CHECKOUT, env=os.environ | {"RING_RESULTS": str(file)}, check=False).returncode
+    status = subprocess.run(command, cwd=CHECKOUT, env=os.environ | {"RING_IS_DONE": "1"}, check=False).returncode
     results[COMPATIBILITY] = "failed" if status else "passed"
     return status
 

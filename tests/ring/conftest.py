@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import Final
 
 import pytest
 
-from tests.ring.behaviours import RESULTS
 from tests.ring.sharing import in_order, run_claimed, shared_directory, tell
 from tests.support.namespaces import missing_piece
 
+#: The outcome of every test of this run by its id.
+RESULTS: Final = pytest.StashKey[dict[str, str]]()
 #: Compares a document with results that are there already.
 WITHOUT_KERNEL = "test_compatibility.py"
 
