@@ -18,7 +18,7 @@ DOCUMENT: Final = DOCS / "compatibility.md"
 RESULTS: Final = ROOT / ".cache" / "ring-results.json"
 
 _KINDS: Final = "test_kinds.py::test_kernel_holds_what_a_service_asks_for"
-_WHO: Final = "test_traffic_outside.py::test_who_answers_and_which_source_it_sees"
+_WHO: Final = "test_every_address.py::test_who_answers_and_which_source_it_sees"
 _RULES: Final = "test_kernel_rules.py"
 
 
@@ -89,7 +89,7 @@ BEHAVIOURS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
      (*_kinds("a load balancer", "source ranges", "source ranges with the node's address in one"), *_who("loadbalancer-cluster"))),
     ("3.2", "Node port: a virtual server for each address, members by protocol and policy",
      (*_kinds("a node port", "a node port of UDP", "a node port of SCTP", "a node port with the policy Local"), *_who("nodeport-cluster"))),
-    ("3.2", "UDP and SCTP on every kind", ("test_traffic_outside.py::test_other_protocols_take_the_same_way",)),
+    ("3.2", "UDP and SCTP on every kind", ("test_every_address.py::test_other_protocols_take_the_same_way",)),
     ("3.2", "Every local endpoint, whatever its condition, is in the hairpin set; a pod reaches itself",
      (*_kinds("an endpoint that is not ready"), "test_traffic.py::test_pod_reaches_itself_through_its_service_and_sees_the_node")),
     ("3.2", "kube-ipvs0 is a dummy that stays down", ("test_kinds.py::test_the_link_is_a_dummy_that_stays_down", "test_kernel_addresses.py::test_the_link_is_made_once_and_stays_down")),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 #: Files that take longer than their size tells: a parameter of a fixture, or a loop, makes much of few lines.
-_LONG = frozenset(("test_tunnels.py", "test_start.py", "test_marks_of_others.py", "test_traffic_outside.py"))
+_LONG = frozenset(("test_tunnels.py", "test_shortages.py", "test_marks_of_others.py", "test_every_address.py"))
 
 
 def shared_directory() -> Path | None:
