@@ -40,7 +40,7 @@ def main(words: Sequence[str]) -> None:
 
 def figures(sizes: Sequence[str]) -> list[Figures]:
     """Measure these sizes, and small ones in the emulated machine too if they are ``SIZES``; return their figures."""
-    # As it is installed in an image: modules are compiled beforehand, and these kernels cannot write the result down.
+    # Compiled beforehand, as in an image: the guests see these files read-only and could not keep byte code.
     compileall.compile_dir(Path(__file__).parents[1] / "ipvs_proxy", quiet=1)
     found = []
     for emulated, size in [(False, size) for size in sizes] + [(True, size) for size in _emulated(sizes)]:
@@ -62,7 +62,7 @@ def _emulated(sizes: Sequence[str]) -> tuple[str, ...]:
 
 
 def measure(services: str, endpoints: str, *, emulated: bool) -> Figures:
-    """Measure one size where there is IPVS; return its figures."""
+    """Measure one size in a kernel with IPVS; return its figures."""
     where = "lab" if emulated or has_ipvs() else "bench.user_mode"
     command = [sys.executable, "-m", where, sys.executable, "-m", "bench.measure", services, endpoints]
     environment = os.environ | {"RING_WITH_API": "1"} | ({"RING_KERNEL": "stock"} if emulated else {})

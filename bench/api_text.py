@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 
 def size(amount: float) -> str:
-    """Write an amount of bytes with three digits."""
+    """Format a number of bytes with three digits."""
     for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if amount >= factor * 0.9995:
             value = amount / factor
@@ -15,21 +15,21 @@ def size(amount: float) -> str:
 
 
 def rate(amount: float) -> str:
-    """Write bytes for each second."""
+    """Format bytes a second."""
     return f"{size(amount)}/s"
 
 
 def bits(amount: float) -> str:
-    """Write bytes for each second as bits on the wire."""
+    """Format bytes a second as bits on the wire."""
     return f"{size(amount * 8)[:-1]}bit/s"
 
 
 def percent(part: float) -> str:
-    """Write a part of one."""
+    """Format a part of one."""
     return f"{part * 100:.0f} %"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table in Markdown; the first column is text, the others are figures."""
+    """Return a Markdown table; the first column is text, the others are figures."""
     lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

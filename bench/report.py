@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 Figures = dict[str, Any]
-#: Targets that do not hold for any number of Services are for 10,000 of 10 endpoints.
+#: The size (Services and endpoints of each) that targets are for, unless they hold for any size.
 TARGET_SIZE = (10_000, 10)
 
 
 class Row(NamedTuple):
-    """One line: what it is, the target in words, how the cell reads, whether it holds (``None``: no target here)."""
+    """One line: label, target in words, text of the cell, and whether the target is met (``None``: there is none)."""
 
     label: str
     target: str
@@ -20,7 +20,7 @@ class Row(NamedTuple):
 
 
 def rows(found: Figures, smallest: Figures) -> list[Row]:
-    """Return the lines of one size; ``smallest`` are the figures of the smallest, for what must not grow."""
+    """Return the lines of one size; ``smallest`` has the figures of the smallest size, for what must not grow."""
     return [
         *_fill_rows(found),
         *_start_rows(found),
@@ -132,7 +132,7 @@ def _ratio(found: Figures, name: str, to: float, target: float | None, words: st
 
 
 def _is_judged(found: Figures) -> bool:
-    """Return whether the targets of one size are for this one, at native speed as they are meant."""
+    """Return whether these figures are of the size and at the speed that targets are for."""
     return (found["services"], found["endpoints"]) == TARGET_SIZE and not found["emulated"]
 
 

@@ -1,4 +1,4 @@
-"""The agent's own parts in one process, fed with bytes as a watch brings them: what a change costs, and where.
+"""The agent's parts in one process, fed with the bytes of a watch: what a change costs, and where.
 
 The path is the agent's from the bytes of an event to the kernel's answer: reflector, decoder, store, controller, plan,
 difference, programmer, codec, socket. Left out are the HTTP connection and, as they do not depend on Services, the
@@ -56,7 +56,7 @@ class Idle(NamedTuple):
 
 
 class NoKernel:
-    """A kernel that takes everything and holds nothing: what is left is the cost of Python."""
+    """A kernel that accepts everything and holds nothing, which leaves the cost of Python."""
 
     def ensure_tables(self) -> list[str]:
         """Find nothing missing."""
@@ -80,7 +80,7 @@ class NoKernel:
         return {}
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:  # noqa: ARG002
-        """Take everything."""
+        """Accept everything."""
         return []
 
     def writes(self) -> int:
@@ -93,7 +93,7 @@ class WithoutRules(Dataplane):
 
     def __init__(self) -> None:
         sets = [definition for family in FAMILIES for definition in definitions(family).values()]
-        # Nothing is looked for, so nobody is needed who looks.
+        # Nothing looks for leftovers here.
         leftovers = cast("Leftovers", None)
         super().__init__(ipvs=Ipvs(), addresses=Addresses(), sets=Sets(sets), rules={}, leftovers=leftovers)
 
@@ -103,7 +103,7 @@ class WithoutRules(Dataplane):
 
 
 class _Body:
-    """An answer that goes on as long as somebody puts bytes into ``queue``."""
+    """An answer that never ends: the list, then the bytes that are put into ``queue``."""
 
     status, headers = 200, dict[str, str]()
 
@@ -112,7 +112,7 @@ class _Body:
         self._start = start
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Return the list, then the events."""
+        """Yield the list, then the events."""
         for start in range(0, len(self._start), PIECE):
             yield self._start[start : start + PIECE]
             await asyncio.sleep(0)
@@ -121,7 +121,7 @@ class _Body:
             yield await self.queue.get()
 
     async def read(self, limit: int) -> bytes:  # noqa: ARG002
-        """Return nothing: the body never ends."""
+        """Refuse: the body never ends."""
         raise AssertionError("not a list")
 
 
@@ -139,7 +139,7 @@ class _Transport:
         *,
         inactivity: float,  # noqa: ARG002
     ) -> AsyncIterator[Response]:
-        """Return the body of the path's kind."""
+        """Yield the body of the path's kind."""
         yield self._bodies["Node" if "nodes" in path else "Service" if "services" in path else "EndpointSlice"]
 
     async def reauthenticate(self) -> None:
@@ -183,7 +183,7 @@ class Rig:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run until everything is programmed, then give control, then stop."""
+        """Run until everything is programmed, then hand over control, then stop."""
         transport = _Transport(self.bodies)
         resources = (SERVICES, ENDPOINT_SLICES, own_node(NODE))
         tasks = [asyncio.create_task(reflect(resource, transport, self.controller)) for resource in resources]
@@ -214,7 +214,7 @@ class Rig:
         await end_drains_for_ever(self.programmer, self.drains, connections, none_dead, Looks(lambda _: set()))
 
     async def change(self, item: dict[str, Any], kind: str = "MODIFIED") -> float:
-        """Let one event come; return the seconds from its bytes to the kernel's answer. It has to change something."""
+        """Send one event, which must change something; return the seconds from its bytes to the kernel's answer."""
         line = _line(item, kind)
         self.synced.clear()
         begun = time.perf_counter()
@@ -223,7 +223,7 @@ class Rig:
         return time.perf_counter() - begun
 
     def send(self, item: dict[str, Any], kind: str = "MODIFIED") -> None:
-        """Let one event come without waiting for anything."""
+        """Send one event without waiting for its effect."""
         self.bodies[item["kind"]].queue.put_nowait(_line(item, kind))
 
 
@@ -232,7 +232,7 @@ def _line(item: dict[str, Any], kind: str) -> bytes:
 
 
 class KernelTime:
-    """Adds up the seconds that ``sendmsg`` of netlink takes: the kernel's own work on our messages."""
+    """Adds up the seconds in netlink's ``sendmsg``: the kernel's own work on our messages."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -253,5 +253,5 @@ class KernelTime:
 
 
 def percentile(values: Collection[float], share: float) -> float:
-    """Return the value that ``share`` of all values do not exceed."""
+    """Return the percentile of values for a share between 0 and 1."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]

@@ -67,10 +67,10 @@ TUNNELS = {
     "gre": {"both": "gre remote {IPv4[1]} local {IPv4[0]}"},
     "wireguard": {"both": "wireguard"},
 }
-#: Of the two ends of a tunnel.
+#: Link-local addresses of the two ends of a tunnel.
 _LINK_LOCAL = {"node": "fe80::77:1", "peer": "fe80::77:2"}
 _WIREGUARD_PORT = 51820
-#: Private and public key of each end: the private ones are 32 ones and 32 twos, which keeps nothing secret.
+#: Private and public key of each end. The private keys are 32 bytes of 1 and of 2, since nothing here is secret.
 _WIREGUARD_KEYS = {
     "node": ("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk="),
     "peer": ("AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=", "zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk="),
@@ -85,7 +85,7 @@ _PROTOCOLS = {
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The names of the namespaces, by place."""
+    """The namespaces of a running topology: their names, by place."""
 
     namespaces: dict[str, str]
 
@@ -267,7 +267,7 @@ def _settings(place: str) -> list[str]:
 def _tunnel(kind: str, place: str, other: str) -> list[str]:
     """Return the ``ip`` commands for one end of a tunnel, and the routes of the other's pods through it."""
     own, ends = ADDRESSES[place], {family: (ADDRESSES[place][family], ADDRESSES[other][family]) for family in FAMILIES}
-    # An end of one that carries Ethernet is a gateway. Linux 6.1 takes none for IPv6 to which another link leads.
+    # With Ethernet inside, the other end is the gateway. Linux 6.1 refuses an IPv6 gateway that another link leads to.
     has_gateways = kind.startswith(("vxlan", "geneve"))
     gateways = {"IPv4": f"via {ADDRESSES[other]['IPv4']} onlink", "IPv6": f"via {_LINK_LOCAL[other]}"}
     commands = []
