@@ -3,9 +3,9 @@
     python -m tests.ring                     the whole ring, in several guests beside each other
     python -m tests.ring [PYTEST ARGUMENT ...]   some of it, in one guest: -k drift, tests/ring/test_drains.py, -x
 
-The whole ring is shared out by files: each guest has all tests and takes the next file that no other has taken
-(``tests/ring/sharing.py``). At the end every test must have run exactly once, whatever happened to a guest, and the
-table of compatibility is compared with what they have shown.
+The whole ring is divided by files: each guest has all tests and takes the next file that no other has taken
+(``tests/ring/sharing.py``). At the end every test must have run exactly once, whatever happened to a guest, and
+``docs/compatibility.md`` must agree with the results.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lab.machine import CHECKOUT, Machine, choose, running
 from lab.native import Guest, scratch_directory
 from tools.compatibility import RESULTS
 
-#: Sockets of namespaces that are gone are left to the garbage collector, which would be told of a later test.
+#: Sockets of removed namespaces are closed by the garbage collector, and pytest would blame a later test.
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 #: Native guests wait as much as they work; the emulator keeps a processor busy for each.
 GUESTS_PER_PROCESSOR = {"native": 2, "stock": 1}
 COMPATIBILITY = "tests/ring/test_compatibility.py"
-#: What pytest prints of a file, of its rest on further lines, and of the session before and between them.
+#: What pytest prints of a file; and what it prints of the session, and of the rest of a file on further lines.
 _FILE = re.compile(r"^(tests/ring/\S+ \S+)")
 _UNREMARKABLE = re.compile(
     r"^([.sFE]*\s+\[ *\d+%\]|=+ test session|platform |rootdir|configfile|plugins|asyncio|timeout|collect|$)"
@@ -96,7 +96,7 @@ def run_all(machine: Machine) -> int:
 
 
 def follow(guest: Guest, number: int) -> None:
-    """Print a guest's lines of files as they come, and the rest, such as tracebacks, in one piece at its end."""
+    """Print a guest's lines about files as they come, and the rest, such as tracebacks, in one piece at its end."""
     rest: list[str] = []
     assert guest.process.stdout is not None
     for raw in guest.process.stdout:

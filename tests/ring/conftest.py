@@ -1,4 +1,4 @@
-"""The ring needs a kernel with IPVS and root. Where they are missing it is skipped, or refused if it was asked for."""
+"""The ring needs root and a kernel with IPVS. Without them it is skipped; with ``REQUIRE_RING`` it fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.namespaces import missing_piece
 
 #: The outcome of every test of this run by its id.
 RESULTS: Final = pytest.StashKey[dict[str, str]]()
-#: Compares a document with results that are there already.
+#: The test that compares a document with existing results.
 WITHOUT_KERNEL = "test_compatibility.py"
 
 

@@ -1,4 +1,4 @@
-"""Causes of troubles: what an operator, or another program, does to a node; each is undone at the end."""
+"""Causes of trouble: what an operator or another program does to a node. Each is undone at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP server that answers as the agent does, with documents that tests choose, and the program that asks it."""
+"""An HTTP server that answers as the agent does, with documents of the test's choice; and the program to ask it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ ROUTE = RouteState(
 
 @contextmanager
 def agent(**pages: Document | bytes) -> Iterator[tuple[str, list[str]]]:
-    """Answer at the paths ``/state``, ``/state/route`` and so on; return the address and the questions."""
+    """Answer at ``/state``, ``/state/route`` and so on; yield the address, and the paths that were asked for."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

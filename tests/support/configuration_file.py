@@ -1,4 +1,4 @@
-"""A configuration file that is followed."""
+"""Follows a configuration file as the agent does, and records what comes of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfigurati
 
 
 class Followed:
-    """What a following agent was told."""
+    """What follows from a configuration file: the settings in effect, and the outcome of each reading."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Rules of others beside ours, as ``iptables-save`` prints them, and the Services that they meet."""
+"""Rules of other programs beside ours, as ``iptables-save`` prints them, and the Services that they affect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServerKey
 
 OURS = '-A {} -m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
-#: What decides that the chain is of IPVS mode.
+#: The rule by which the chain is recognized as one of IPVS mode.
 SERVICES = "-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
 OUR_MARKS = '-A {} -m comment --comment "ipvs-proxy clients in the cluster" -j IPVS-PROXY-{}'
 GIVEN = "-A IPVS-PROXY-PREROUTING -j SET --map-set IPVS-PROXY-INTERNAL dst,dst --map-mark"

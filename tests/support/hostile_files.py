@@ -1,4 +1,4 @@
-"""Files that must not be read as others are: they block, never end, or stand for too much."""
+"""Files that would harm a careless reader: they block, never end, or expand to too much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects as the API sends them, whole and with garbage in any place, for hypothesis."""
+"""Whole objects as the API sends them, every place in them, and arbitrary JSON to put there."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ WHOLE = {
 
 
 def paths(value: object, before: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
-    """Every place in an object."""
+    """Return the path of every place in an object."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path for key, inner in items for path in [(*before, key), *paths(inner, (*before, key))]]

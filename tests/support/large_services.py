@@ -1,4 +1,4 @@
-"""Services that ask for as much as the API lets anybody write, and their EndpointSlices."""
+"""Services as large as the API server accepts them, with their EndpointSlices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ports(count: int) -> list[dict[str, Any]]:
     ]
 
 
-#: Endpoints of each slice that are on this node.
+#: The number of endpoints of each slice that are on this node.
 LOCAL = 100
 
 

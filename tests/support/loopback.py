@@ -1,4 +1,4 @@
-"""HTTP applications that are served on the loopback, and questions to them."""
+"""Serves HTTP applications on the loopback, and asks them."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def plan_of(found: Content, context: Context = CONTEXT) -> Fragment:
 
 
 def served(fragment: Fragment) -> dict[str, int]:
-    """The virtual servers with their numbers of real servers, but for those that go by mark."""
+    """Return the number of real servers of each virtual server, except for those found by a mark."""
     return {
         str(key): len(server.real_servers)
         for key, (server, _) in fragment.virtual_servers.items()

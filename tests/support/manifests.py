@@ -1,4 +1,4 @@
-"""Files of manifests that are followed, and short ways to write them."""
+"""Follows a directory of manifests as the agent does, and short ways to write them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ipvs_proxy.kube.store import Change
 
 
 class Recorder:
-    """The sink: keeps what is known by kind and key, and all that was told."""
+    """A sink that keeps the objects by kind and key, and everything that it received."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], KubernetesObject] = {}
@@ -48,7 +48,7 @@ class Recorder:
 
 
 class Follower:
-    """A running ``follow_manifests``; ``passes`` lets it look at the directory so often."""
+    """A running ``follow_manifests``; ``passes`` lets it read the directory a number of times."""
 
     def __init__(self) -> None:
         self.sink = Recorder()

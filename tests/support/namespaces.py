@@ -38,7 +38,7 @@ def run(*command: str) -> str:
 
 @cache
 def missing_piece() -> str | None:
-    """Say what this host lacks for the tests of the kernel layer; ``None`` if it lacks nothing."""
+    """Return what this host lacks for the tests of the kernel layer, ``None`` if nothing."""
     try:
         with fresh_namespace():
             Ipvs().close()

@@ -1,4 +1,4 @@
-"""A sink and observer of a reflector that remembers what it is told."""
+"""Records what a reflector reports to its sink and its observer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ipvs_proxy.kube.store import Change
 
 
 class Recorder:
-    """A sink that keeps what is known by name, and every change; and an observer that counts."""
+    """A sink that keeps objects by name, and every change; and an observer that counts."""
 
     def __init__(self) -> None:
         self.known: dict[str, KubernetesObject] = {}

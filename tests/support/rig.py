@@ -92,7 +92,7 @@ class Rig:
 async def running(
     plane: FakeDataplane, *objects: KubernetesObject, exclude: tuple[str, ...] = ()
 ) -> AsyncIterator[Rig]:
-    """Run an agent that has been told of some objects, all kinds known, until it has started."""
+    """Run an agent that knows these objects, wait until it has started, and end it afterwards."""
     rig = Rig(plane, exclude)
     tasks = [asyncio.create_task(rig.controller.run()), asyncio.create_task(rig.programmer.retry_for_ever())]
     rig.add(*objects)

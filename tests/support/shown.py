@@ -20,7 +20,7 @@ from tests.support.rig import Rig, running
 
 
 class FakeIpvs:
-    """Reads the fake kernel, counts, and can be told to fail."""
+    """Reads the fake kernel, records what it reads, and fails on demand."""
 
     def __init__(self, plane: FakeDataplane) -> None:
         self.plane = plane
@@ -43,7 +43,7 @@ class FakeIpvs:
         return Observation(found, self.balanced, activity)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 @asynccontextmanager

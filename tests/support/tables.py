@@ -1,4 +1,4 @@
-"""All keys of both tables: the long way to what differs, as an oracle for the short ones."""
+"""All keys of both tables: the slow way to find differences, as an oracle for the fast ones."""
 
 from __future__ import annotations
 
