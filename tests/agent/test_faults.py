@@ -24,9 +24,9 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerKey,
 )
-from tests.agent.test_controller import POD1, SLICE, VIP, WEB, Rig, running
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import endpoint, endpoint_slice, real, service, virtual
+from tests.support.rig import POD1, SLICE, VIP, WEB, Rig, running
 
 T = TypeVar("T")
 OTHER = virtual("10.96.0.11")

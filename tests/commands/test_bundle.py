@@ -11,7 +11,7 @@ import pytest
 from ipvs_proxy.commands import bundle
 from ipvs_proxy.commands.doctor import Finding, Level
 from ipvs_proxy.state.documents import Differences
-from tests.commands.test_cli import NODE, agent, run
+from tests.support.answering_agent import NODE, agent, run
 
 
 def members(path: Path) -> dict[str, str]:

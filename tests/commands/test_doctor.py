@@ -16,7 +16,7 @@ from ipvs_proxy.node.processes import Process
 from ipvs_proxy.node.sysctl import Change
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import Protocol, VirtualServerKey
-from tests.commands.test_cli import NODE, NOW
+from tests.support.answering_agent import NODE, NOW
 
 CLUSTER_IP = VirtualServerKey(bytes((10, 96, 0, 1)), Protocol.UDP, 30080)
 NODE_PORT = VirtualServerKey(bytes((192, 0, 2, 1)), Protocol.TCP, 30080)

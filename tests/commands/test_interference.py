@@ -10,7 +10,7 @@ from ipvs_proxy.node.inventory import Survey
 from ipvs_proxy.plan.marks import mark_key
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import Family
-from tests.kernel.test_foreign_rules import (
+from tests.support.foreign_rules import (
     ADDRESSES,
     GIVEN,
     HOST_PORT,

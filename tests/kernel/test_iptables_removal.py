@@ -9,7 +9,7 @@ from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, Chain, rende
 from ipvs_proxy.kernel.filter.other_modes import is_of_iptables_mode
 from ipvs_proxy.plan.masquerading import RuleSettings
 from ipvs_proxy.plan.tables import Family
-from tests.kernel.test_other_modes import SAVED
+from tests.support.other_modes import SAVED
 
 BUILT_IN = {
     "raw": "PREROUTING OUTPUT",

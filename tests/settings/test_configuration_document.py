@@ -14,7 +14,7 @@ from ipvs_proxy.settings.document import document
 from ipvs_proxy.settings.file import read_file
 from ipvs_proxy.settings.merge import effective
 from ipvs_proxy.settings.table import KUBE_PROXY, OWN, SETTINGS
-from tests.support.configuration import DOCUMENT, SCHEMA, renewed, schema, schema_text
+from tools.configuration import DOCUMENT, schema
 
 BEHAVIOUR = Path(__file__).parents[3] / "shared/docs/kube-proxy-ipvs-behaviour.md"
 #: Defaults that the behaviour document gives in prose, and what stands here for them.
@@ -88,11 +88,6 @@ def test_every_flag_of_kube_proxy_is_there() -> None:
     assert flags - known == COMMANDS
     own = {"--drain-timeout", "--compat", "--manifests", "--service-metrics", "--expose-state"}
     assert known - flags - own == {""}
-
-
-def test_document_and_schema_are_current() -> None:
-    assert DOCUMENT.read_text() == renewed(DOCUMENT.read_text())
-    assert SCHEMA.read_text() == schema_text()
 
 
 def test_schema_holds_for_what_is_written_and_the_example_and_not_for_others(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from ipvs_proxy.settings.document import configz, note_lines, write_file
 from ipvs_proxy.settings.file import read_settings
 from ipvs_proxy.settings.merge import SettingsError
 from ipvs_proxy.settings.table import KUBE_PROXY, OWN, SETTINGS
-from tests.agent.test_reload import HEAD, following
-from tests.kube.test_manifests_kept import BOMB, make_huge, make_pipe, make_socket
+from tests.support.configuration_file import HEAD, following
+from tests.support.hostile_files import BOMB, make_huge, make_pipe, make_socket
 
 #: Seconds of this process for one file of some kilobytes.
 PATIENCE = 1.0

@@ -1,4 +1,4 @@
-"""What can happen to a few Services that share addresses and ports: strategies, and the objects they stand for."""
+"""Histories of a few Services that share addresses and ports: strategies, and the objects that they stand for."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ names = st.sampled_from(NAMES)
 
 
 class Wish(NamedTuple):
-    """What varies of a Service."""
+    """The parts of a Service that vary."""
 
     families: int
     ipv4: int
@@ -116,7 +116,7 @@ foreign_servers = st.builds(
 )
 members = st.sampled_from([*IPV4, "10.96.0.9"]).map(packed)
 come_or_go = st.sampled_from([Verb.ADD, Verb.DELETE])
-#: What others do to the kernel, as far as it accepts it.
+#: What other programs do to the kernel, if it accepts it.
 foreign_operations = st.one_of(
     st.builds(VirtualServerOperation, st.sampled_from(Verb), foreign_servers),
     st.builds(AddressOperation, come_or_go, members),

@@ -10,11 +10,11 @@
      pod4 10.244.2.4  fd00:10:244:2::4
 
 ``node`` routes between all of them; pods hang on veth pairs of their own, as with a routed pod network. ``peer`` is
-another node with a pod. ``client`` is outside the cluster. Everything that is not the node's own network goes through
-the node, so that the service addresses do.
+another node with a pod. ``client`` is outside the cluster. Every default route leads to the node, and so do Service
+addresses.
 
-Processes are slow in an emulated machine: the whole topology is made by one ``ip`` process for each namespace, and
-clients and servers are threads of the caller whose sockets are opened in the namespace.
+Starting a process is slow in an emulated machine. So one ``ip`` process sets up each namespace, and clients and servers
+are threads of the caller that open their sockets in the namespace.
 
 With a tunnel, packets between ``pod4`` and the node's pods travel inside packets between ``node`` and ``peer``, as with
 network plugins that build an overlay.
@@ -22,7 +22,6 @@ network plugins that build an overlay.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import subprocess
@@ -33,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyroute2.netlink.generic.wireguard import WireGuard
+
+from lab.namespaces import enter_network
 
 FAMILIES = ("IPv4", "IPv6")
 PODS = ("pod1", "pod2", "pod3")
@@ -66,27 +67,25 @@ TUNNELS = {
     "gre": {"both": "gre remote {IPv4[1]} local {IPv4[0]}"},
     "wireguard": {"both": "wireguard"},
 }
-#: Of the two ends of a tunnel.
+#: Link-local addresses of the two ends of a tunnel.
 _LINK_LOCAL = {"node": "fe80::77:1", "peer": "fe80::77:2"}
 _WIREGUARD_PORT = 51820
-#: Private and public key of each end: the private ones are 32 ones and 32 twos, which keeps nothing secret.
+#: Private and public key of each end. The private keys are 32 bytes of 1 and of 2, since nothing here is secret.
 _WIREGUARD_KEYS = {
     "node": ("AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=", "pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk="),
     "peer": ("AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=", "zo060cy2M+x7cMF4FKXHbs0CloUFDTRHRboFhw5YfVk="),
 }
 
-_CLONE_NEWNET = 0x40000000
 _PROTOCOLS = {
     "TCP": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
     "UDP": (socket.SOCK_DGRAM, socket.IPPROTO_UDP),
     "SCTP": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The names of the namespaces, by place."""
+    """The namespaces of a running topology: their names, by place."""
 
     namespaces: dict[str, str]
 
@@ -94,14 +93,18 @@ class Topology:
     def inside(self, place: str) -> Iterator[None]:
         """Have this thread open its sockets, and start its processes, in a namespace."""
         with Path("/proc/thread-self/ns/net").open() as home:
-            _enter(Path("/run/netns", self.namespaces[place]))
+            with Path("/run/netns", self.namespaces[place]).open() as namespace:
+                enter_network(namespace.fileno())
             try:
                 yield
             finally:
-                _checked(_libc.setns(home.fileno(), _CLONE_NEWNET))
+                enter_network(home.fileno())
 
     def run(self, place: str, *command: str, text: str | None = None) -> str:
-        """Run a command in a namespace; return what it prints. Fails with what the command says."""
+        """Run a command in a namespace and return its output.
+
+        Raises AssertionError with what the command wrote to standard error if it failed.
+        """
         with self.inside(place):
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
@@ -123,13 +126,13 @@ class Topology:
         return client
 
     def ask(self, place: str, address: str, port: int, protocol: str = "TCP", timeout: float = 5.0) -> tuple[str, str]:
-        """Make one request; return the name of who answers and the source address that it saw."""
+        """Make one request; return the name of the place that answered and the source address that it saw."""
         with self.connect(place, address, port, protocol, timeout) as client:
             return exchange(client)
 
 
 def exchange(client: socket.socket) -> tuple[str, str]:
-    """Make a request on an open connection; return the name of who answers and the source address that it saw."""
+    """Make a request on an open connection; return who answered and the source address that it saw."""
     client.sendall(b"who?")
     name, seen = client.recv(256).decode().split()
     return name, seen
@@ -137,9 +140,9 @@ def exchange(client: socket.socket) -> tuple[str, str]:
 
 @contextmanager
 def topology(tunnel: str = "") -> Iterator[Topology]:
-    """Make the namespaces, links, addresses and routes; take everything away at the end.
+    """Make the namespaces, links, addresses and routes; remove everything at the end.
 
-    ``tunnel`` is a kind of ``TUNNELS`` that carries what goes between ``pod4`` and the node's pods.
+    ``tunnel`` is a key of ``TUNNELS``: that kind of tunnel carries what goes between ``pod4`` and the node's pods.
     """
     mark = os.urandom(3).hex()
     names = {place: f"ring-{mark}-{place}" for place in ADDRESSES}
@@ -264,7 +267,7 @@ def _settings(place: str) -> list[str]:
 def _tunnel(kind: str, place: str, other: str) -> list[str]:
     """Return the ``ip`` commands for one end of a tunnel, and the routes of the other's pods through it."""
     own, ends = ADDRESSES[place], {family: (ADDRESSES[place][family], ADDRESSES[other][family]) for family in FAMILIES}
-    # An end of one that carries Ethernet is a gateway. Linux 6.1 takes none for IPv6 to which another link leads.
+    # With Ethernet inside, the other end is the gateway. Linux 6.1 refuses an IPv6 gateway that another link leads to.
     has_gateways = kind.startswith(("vxlan", "geneve"))
     gateways = {"IPv4": f"via {ADDRESSES[other]['IPv4']} onlink", "IPv6": f"via {_LINK_LOCAL[other]}"}
     commands = []
@@ -281,7 +284,7 @@ def _tunnel(kind: str, place: str, other: str) -> list[str]:
 
 
 def _connect_wireguard(net: Topology) -> None:
-    """Return the two ends of a WireGuard tunnel their keys, and each other's address."""
+    """Give each end of a WireGuard tunnel its key, and the other's key and address."""
     for place, other in (("node", "peer"), ("peer", "node")):
         with net.inside(place), closing(WireGuard()) as wireguard:
             wireguard.set(
@@ -311,14 +314,3 @@ def _ip(commands: list[str], *, namespace: str = "", check: bool = True) -> None
         ["ip", *where, "-batch", "-"], input="\n".join(commands), capture_output=True, text=True, check=False
     )
     assert not check or done.returncode == 0, f"{done.stderr}\n{commands}"
-
-
-def _enter(path: Path) -> None:
-    with path.open() as namespace:
-        _checked(_libc.setns(namespace.fileno(), _CLONE_NEWNET))
-
-
-def _checked(result: int) -> None:
-    if result:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

@@ -1,12 +1,8 @@
-"""All metrics that the agent can expose, and ``docs/metrics.md`` from them.
-
-python -m tests.support.metrics     writes the document anew
-"""
+"""All metrics that the agent can expose, and the tables in ``docs/metrics.md``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,18 +11,21 @@ from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.reload import Outcome
 from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kube.decode import convert_object
+from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.reflector import Interruption
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import Family, Verb, VirtualServer, VirtualServerKey
 from ipvs_proxy.settings.values import ServiceMetrics
-from tests.support.objects import endpoint, endpoint_slice, service
+from lab import manifests
+from tools.documents import DOCS, Texts, filled
 
-DOCUMENT = Path(__file__).parents[2] / "docs/metrics.md"
-BEGIN, END = "<!-- begin: tables -->\n", "<!-- end: tables -->\n"
-#: Labels that come with the format, not from us.
+DOCUMENT = DOCS / "metrics.md"
+#: Labels that come with the format, not from the agent.
 _FORMAT = {"le", "quantile"}
 _SOME = Balanced(Counters(1, 1, 1, 1, 1), Counters(1, 1, 1, 1, 1))
 _GROUPS = {
@@ -38,15 +37,17 @@ _GROUPS = {
 
 
 class Balancing:
-    """A kernel that has what is desired, each virtual and real server with a little traffic."""
+    """A kernel that holds what is desired, with a little traffic at each virtual and real server."""
 
     def __init__(self, virtual_servers: Mapping[VirtualServerKey, VirtualServer]) -> None:
         self._virtual_servers = virtual_servers
 
     def read_counters(self) -> dict[VirtualServerKey, Counters]:
+        """Return a little traffic for each virtual server."""
         return dict.fromkeys(self._virtual_servers, _SOME.total)
 
     def observe(self, key: VirtualServerKey) -> Observation:
+        """Return a virtual server as it is desired, with a little traffic everywhere."""
         server = self._virtual_servers[key]
         found = {
             real: Activity(settings, Connections(1, 0, 0), _SOME) for real, settings in server.real_servers.items()
@@ -58,7 +59,7 @@ class Balancing:
 
 
 def exposed() -> str:
-    """What the agent exposes once everything has happened to it, as each labelled metric appears with its first use."""
+    """Return what an agent exposes to which everything has happened: a labelled metric appears with its first use."""
     metrics = Metrics((Family.IPV4, Family.IPV6))
     metrics.changed("Service", 1, pending=1)
     metrics.changed("EndpointSlice", 1, pending=1)
@@ -89,8 +90,12 @@ def exposed() -> str:
     for state in ("serving", "draining"):
         metrics.watch("real_servers", lambda: 1, state=state)
     desired = DesiredTables()
-    endpoints = [endpoint_slice(endpoint("10.244.0.1"))]
-    desired.replace(ServiceName("ns", "web"), plan_service(service("web"), endpoints, Context("node"), Marks()))
+    service = convert_object(manifests.service("web", "10.96.0.10"), SERVICES)
+    (slice_,) = manifests.slices("web", [manifests.endpoint("10.244.0.1")])
+    endpoint_slice = convert_object(slice_, ENDPOINT_SLICES)
+    assert isinstance(service, Service)
+    assert isinstance(endpoint_slice, EndpointSlice)
+    desired.replace(ServiceName("ring", "web"), plan_service(service, [endpoint_slice], Context("node"), Marks()))
     metrics.service_traffic = ServiceTraffic(
         desired, lambda: Balancing(desired.virtual_servers), detail=ServiceMetrics.ENDPOINTS
     ).expose
@@ -98,12 +103,12 @@ def exposed() -> str:
 
 
 def families() -> list[Metric]:
-    """Return them parsed."""
+    """Return all metrics that the agent can expose."""
     return list(text_string_to_metric_families(exposed()))
 
 
 def tables() -> str:
-    """Return one table of Markdown for each group."""
+    """Return a Markdown table for each group of metrics."""
     lines = []
     rest = [family for family in families() if family.name.startswith(tuple(_GROUPS))]
     for prefix, title in _GROUPS.items():
@@ -121,11 +126,6 @@ def tables() -> str:
     return "\n".join(lines)
 
 
-def current() -> str:
-    """Return the document with the tables that follow from the code."""
-    text = DOCUMENT.read_text()
-    return text.partition(BEGIN)[0] + BEGIN + tables() + END + text.partition(END)[2]
-
-
-if __name__ == "__main__":
-    DOCUMENT.write_text(current())
+def written() -> Texts:
+    """Return the document."""
+    return {DOCUMENT: filled(DOCUMENT.read_text(), [("tables", tables())])}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import PATIENCE, PROGRAM, command, eventually, running_agent
-from tests.ring.topology import ADDRESSES, CLUSTER_CIDR, Topology, topology
+from lab import manifests
+from lab.agent import PATIENCE, PROGRAM, command, eventually, running_agent
+from lab.topology import ADDRESSES, CLUSTER_CIDR, Topology, topology
 
 NODE = ADDRESSES["node"]["IPv4"]
 EVERYWHERE = ("--metrics-bind-address", "0.0.0.0:10249")

@@ -1,26 +1,27 @@
-"""The agent, more attentive: what it looks at every second on a node (manifests, the configuration file, connections of
-endpoints that drain) it looks at twenty times a second. A test then waits for what follows a change, not for the look.
+"""The agent with shorter polling intervals, so that tests need not wait for its next look.
 
-The intervals are no settings, as nobody else needs other ones; all else is the agent's own.
+On a node the agent polls manifests, its configuration file and the connections of draining endpoints once a second;
+here it polls them twenty times a second. The intervals are not settings, because only tests need others.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from ipvs_proxy.agent.reload import follow_configuration
 from ipvs_proxy.agent.sync import drains
 from ipvs_proxy.cli import main
 from ipvs_proxy.kube.manifests import follow_manifests
 
-#: Seconds between two looks.
+#: The interval here, in seconds.
 INTERVAL: Final = 0.05
 
 
 def shorten_intervals() -> None:
-    """Have the agent of this process look more often."""
+    """Shorten the polling intervals of the agent that runs in this process."""
     for follow in (follow_manifests, follow_configuration):
-        defaults: dict[str, Any] = follow.__kwdefaults__
+        defaults = follow.__kwdefaults__
+        assert defaults is not None
         assert defaults["interval"] > INTERVAL
         defaults["interval"] = INTERVAL
     assert drains.INTERVAL > INTERVAL

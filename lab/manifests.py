@@ -1,4 +1,4 @@
-"""Manifest files for the kernel ring: written as ``kubectl get -o json`` prints them, replaced atomically."""
+"""Manifest files as ``kubectl get -o json`` prints them, for agents that run in a topology."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.ring.topology import ADDRESSES, POD_CIDRS
+from lab.topology import ADDRESSES, POD_CIDRS
 
 PORTS = {"TCP": 80, "UDP": 53, "SCTP": 132}
 TARGET_PORTS = {"TCP": 8080, "UDP": 8053, "SCTP": 8132}
 
 
 def write(directory: Path, name: str, *items: dict[str, Any]) -> None:
-    """Write a List of objects as one file, by rename, as an editor or a volume does."""
+    """Write objects as one file with a List, by rename, as editors and volumes do."""
     scratch = directory / f".{name}.tmp"
     scratch.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(items)}))
     scratch.replace(directory / f"{name}.json")
 
 
 def node(name: str = "node") -> dict[str, Any]:
-    """The own Node with the networks of its pods and its addresses."""
+    """Return the node's Node, with its addresses and the networks of its pods."""
     addresses = [{"type": "InternalIP", "address": address} for address in ADDRESSES["node"].values()]
     return {
         "apiVersion": "v1",
@@ -41,7 +41,7 @@ def service(
     ingress: Iterable[str] = (),
     **spec_fields: Any,
 ) -> dict[str, Any]:
-    """A Service, dual-stack if it has two addresses; its port names are the protocols.
+    """Return a Service, dual-stack if it has two addresses; its port names are the protocols.
 
     ``spec_fields`` are further fields of the spec under their API names.
     """
@@ -64,11 +64,12 @@ def service(
 
 
 def endpoint(address: str, node_name: str = "node", **conditions: bool) -> dict[str, Any]:
+    """Return an endpoint of an EndpointSlice, ready unless ``conditions`` are given."""
     return {"addresses": [address], "nodeName": node_name, "conditions": conditions or {"ready": True}}
 
 
 def slices(name: str, endpoints: list[dict[str, Any]], protocols: tuple[str, ...] = ("TCP",)) -> list[dict[str, Any]]:
-    """The EndpointSlices of a Service, one for each family that has an endpoint."""
+    """Return the EndpointSlices of a Service, one for each family that has an endpoint."""
     result = []
     for family, colon in (("IPv4", False), ("IPv6", True)):
         of_family = [e for e in endpoints if (":" in e["addresses"][0]) == colon]

@@ -1,22 +1,24 @@
-"""The behaviours of kube-proxy's IPVS mode that an operator relies on, and the tests of this ring that prove each.
+"""``docs/compatibility.md``: the behaviours of kube-proxy's IPVS mode that an operator relies on, and their proof.
 
-Sections are those of kube-proxy's behaviour: 1 inputs, 2 endpoint choice, 3 objects of each kind of Service, 4 rules,
-6 graceful termination. A test is named by the beginning of its id; what it proves is counted from real results. ``*``
-after a behaviour: deliberately different, see ``differences.md``.
+The proof is a run of the whole kernel ring. Sections are those of kube-proxy's behaviour: 1 inputs, 2 endpoint choice,
+3 objects of each kind of Service, 4 rules, 6 graceful termination. A test is named by the beginning of its id; the
+number of cases is counted from the results. ``*`` after a behaviour: deliberately different, see ``differences.md``.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import pytest
+from tools.documents import DOCS, ROOT, Texts
 
-#: The outcome of every test of this run by its id.
-RESULTS: Final = pytest.StashKey[dict[str, str]]()
+DOCUMENT: Final = DOCS / "compatibility.md"
+#: The outcome of every test of the ring by its id; a run of the whole ring leaves it here.
+RESULTS: Final = ROOT / ".cache" / "ring-results.json"
 
 _KINDS: Final = "test_kinds.py::test_kernel_holds_what_a_service_asks_for"
-_WHO: Final = "test_traffic_outside.py::test_who_answers_and_which_source_it_sees"
+_WHO: Final = "test_every_address.py::test_who_answers_and_which_source_it_sees"
 _RULES: Final = "test_kernel_rules.py"
 
 
@@ -87,7 +89,7 @@ BEHAVIOURS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
      (*_kinds("a load balancer", "source ranges", "source ranges with the node's address in one"), *_who("loadbalancer-cluster"))),
     ("3.2", "Node port: a virtual server for each address, members by protocol and policy",
      (*_kinds("a node port", "a node port of UDP", "a node port of SCTP", "a node port with the policy Local"), *_who("nodeport-cluster"))),
-    ("3.2", "UDP and SCTP on every kind", ("test_traffic_outside.py::test_other_protocols_take_the_same_way",)),
+    ("3.2", "UDP and SCTP on every kind", ("test_every_address.py::test_other_protocols_take_the_same_way",)),
     ("3.2", "Every local endpoint, whatever its condition, is in the hairpin set; a pod reaches itself",
      (*_kinds("an endpoint that is not ready"), "test_traffic.py::test_pod_reaches_itself_through_its_service_and_sees_the_node")),
     ("3.2", "kube-ipvs0 is a dummy that stays down", ("test_kinds.py::test_the_link_is_a_dummy_that_stays_down", "test_kernel_addresses.py::test_the_link_is_made_once_and_stays_down")),
@@ -131,12 +133,22 @@ BEHAVIOURS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
 HEADING: Final = """\
 # Compatibility with kube-proxy's IPVS mode
 
-Written by the kernel ring from its results (`make test` fails if it is out of date): one row for each behaviour of kube-proxy's IPVS mode, with the tests in a
-real kernel that prove it and how many cases of them passed. `*`: deliberately different, see [differences](differences.md).
+Made from the results of the kernel ring (`make test` fails if it is out of date): one row for each behaviour of
+kube-proxy's IPVS mode, with the tests in a real kernel that prove it and the number of cases of them that passed.
+`*`: deliberately different, see [differences](differences.md).
 
 | section | behaviour | proven by | cases |
 |---|---|---|---|
 """
+
+
+def written() -> Texts:
+    """Return the document from the results of the last run of the whole ring.
+
+    Raises OSError if there was none.
+    """
+    results = json.loads(RESULTS.read_text())
+    return {DOCUMENT: document({name.removeprefix("tests/ring/"): outcome for name, outcome in results.items()})}
 
 
 def document(results: Mapping[str, str]) -> str:

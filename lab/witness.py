@@ -1,4 +1,7 @@
-"""What independent tools say the kernel holds, in the plan's terms: they are witnesses, never the implementation."""
+"""What the kernel holds according to ``ipvsadm``, ``ip`` and ``ipset``, in the plan's terms.
+
+These tools are witnesses: they share no code with the agent, so that a fault in its codecs cannot hide itself.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.desired import DesiredTables
@@ -14,7 +18,7 @@ from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import text_of
-from tests.ring.topology import Topology
+from lab.topology import Topology
 
 _PROTOCOL_FLAGS = {"-t": 6, "-u": 17, "--sctp-service": 132}
 _PROTOCOL_NAMES = {"tcp": 6, "udp": 17, "sctp": 132}
@@ -37,8 +41,10 @@ def planned(directory: Path, node: str = "node") -> DesiredTables:
 
 
 def assert_as_planned(net: Topology, directory: Path) -> None:
-    """Let ``ipvsadm``, ``ip`` and ``ipset`` say whether the node is as planned. Draining real servers are passed
-    over."""
+    """Compare the node's virtual servers, addresses and sets with the plan; draining real servers are ignored.
+
+    Raises AssertionError if they differ.
+    """
     tables = planned(directory)
     wanted = {
         (text_of(key.address), key.protocol, key.port): {
@@ -50,11 +56,11 @@ def assert_as_planned(net: Topology, directory: Path) -> None:
     assert found == wanted, f"{found} is not {wanted}"
     assert addresses(net) == {text_of(address) for address in tables.addresses}
     wanted_members: dict[str, set[tuple[object, ...]]] = {}
-    for name, entry in tables.entries:
-        texts = [text_of(entry.address)] if entry.address else []
+    for role, entry in tables.entries:
+        texts: list[object] = [text_of(entry.address)] if entry.address else []
         texts += [entry.protocol, entry.port] if entry.port else []
         texts += [text_of(entry.source)] if entry.source else []
-        wanted_members.setdefault(name, set()).add(tuple(texts))
+        wanted_members.setdefault(name_of(role), set()).add(tuple(texts))
     assert {name: members for name, members in set_members(net).items() if members} == wanted_members
 
 
@@ -121,7 +127,7 @@ def _canonical(text: str) -> str:
 
 
 def marks(net: Topology) -> set[int]:
-    """The packet marks that the node gives to addresses and ports."""
+    """Return the packet marks that the node's sets give to addresses and ports."""
     saved = net.run("node", "ipset", "save")
     return {
         int(mark, 16)

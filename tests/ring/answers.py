@@ -1,7 +1,7 @@
-"""Every kind of address with real packets: who answers, and which source address it sees.
+"""Who answers at every kind of address, and which source address it sees; and whether that is so, with real packets.
 
-One agent serves all of it. ``TABLE`` is the documentation: a row for each kind of address and traffic policy, and for
-where the endpoints are; a column for each place that a client can be. ``pod2`` runs on the node, ``pod4`` on the peer.
+``TABLE`` is the documentation: a row for each kind of address, traffic policy and place of the endpoints; a column for
+each place that a client can be. ``pod2`` runs on the node, ``pod4`` on the peer.
 
 =========  ===========================================================================================================
 ``a b``    these answer, and see the client's own address
@@ -18,17 +18,16 @@ address then, while the node itself and a pod that is not certainly the node's c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import Agent, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
+from lab import manifests
+from lab.manifests import PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology
 from tests.ring.silence import Outcome, Request, outcomes, silence
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, servers, topology
 
 CLIENTS = {"pod": "pod1", "node": "node", "remote pod": "pod4", "other node": "peer", "outside": "client"}
 ENDPOINTS = {"here+there": ("pod2", "pod4"), "there": ("pod4",), "none": ()}
@@ -138,27 +137,6 @@ def write_services(directory: Path) -> None:
         manifests.write(directory, row.name, row.manifest(), *slices)
 
 
-@pytest.fixture(scope="module")
-def net() -> Iterator[Topology]:
-    with topology() as net, servers(net, ("pod2", "pod4"), TARGET_PORTS):
-        yield net
-
-
-@pytest.fixture(scope="module", autouse=True)
-def agent(net: Topology, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    directory = tmp_path_factory.mktemp("manifests")
-    write_services(directory)
-    with running_agent(net, directory) as agent:
-        yield agent
-
-
-@pytest.fixture(scope="module")
-def refused_late(net: Topology, agent: Agent) -> dict[Request, Outcome]:
-    """What becomes of the node's own requests over IPv6 that are to be refused: all at once, as each takes a second."""
-    requests = [request(row, "node", "IPv6") for row in ROWS if row.cells["node"] == "refused"]
-    return outcomes(net, requests, 2.5)
-
-
 def request(row: Row, column: str, family: str) -> Request:
     return Request(CLIENTS[column], row.address(family), row.port("TCP"))
 
@@ -175,10 +153,12 @@ def check(net: Topology, row: Row, column: str, family: str, protocol: str = "TC
         return
     pods = cell.rstrip("*").split()
     answers = [net.ask(place, address, port, protocol) for _ in range(2 * len(pods))]
-    assert {name for name, _ in answers} == set(pods)
+    names = {name for name, _ in answers}
+    assert names == set(pods), f"{names} answered"
     expected = ADDRESSES["node" if cell.endswith("*") else place][family]
     # A pod that answers itself sees the node, or it would answer past it.
-    assert {source for name, source in answers if name != place} <= {expected}
+    sources = {source for name, source in answers if name != place}
+    assert sources <= {expected}, f"they saw {sources}"
 
 
 def problems(
@@ -210,22 +190,3 @@ def problems(
         except (AssertionError, OSError, pytest.fail.Exception) as error:
             found.append(f"{where} {error!r}")
     return found
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_who_answers_and_which_source_it_sees(
-    net: Topology, row: Row, family: str, refused_late: dict[Request, Outcome]
-) -> None:
-    found = problems(net, row, family, refused_late=refused_late)
-    assert not found, "\n".join(found)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("protocol", ["UDP", "SCTP"])
-@pytest.mark.parametrize("kind", ["NodePort", "LoadBalancer", "ExternalIP"])
-def test_other_protocols_take_the_same_way(net: Topology, kind: str, protocol: str, family: str) -> None:
-    for row in ROWS:
-        if row.kind == kind and row.endpoints == "here+there":
-            for column in ("pod", "outside"):
-                check(net, row, column, family, protocol)

@@ -1,29 +1,29 @@
-"""Makes the table of values in the chart's README: ``python -m tests.helm.readme``."""
+"""The table of values in the chart's README, from the comments in ``values.yaml``."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-CHART = Path(__file__).parents[2] / "helm" / "ipvs-proxy"
+from tools.documents import ROOT, Texts, filled
+
+CHART = ROOT / "helm" / "ipvs-proxy"
 README = CHART / "README.md"
-TABLE = re.compile(r"(<!-- values: [^\n]*-->\n).*(<!-- end of values -->)", re.DOTALL)
 
 
-def current() -> str:
-    """The README as it should be."""
+def written() -> Texts:
+    """Return the README."""
     rows = [f"| `{name}` | `{default}` | {comment} |" for name, default, comment in values()]
     table = "\n".join(["| value | default | what it is |", "|---|---|---|", *rows])
-    return TABLE.sub(lambda found: f"{found[1]}{table}\n{found[2]}", README.read_text())
+    return {README: filled(README.read_text(), [("values", table)])}
 
 
 def values() -> Iterator[tuple[str, str, str]]:
-    """Each value that has a comment right above it: its path, its default as JSON, and the comment."""
+    """Yield each value with a comment right above it: its path, its default as JSON, and the comment."""
     text = (CHART / "values.yaml").read_text()
     defaults = yaml.safe_load(text)
     path: list[str] = []
@@ -43,7 +43,3 @@ def _at(defaults: Any, path: list[str]) -> Any:
     for name in path:
         defaults = defaults[name]
     return defaults
-
-
-if __name__ == "__main__":
-    README.write_text(current())

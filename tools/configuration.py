@@ -1,21 +1,16 @@
-"""``docs/configuration.md``'s table and the JSON schema of our own document, from the table of settings.
-
-python -m tests.support.configuration     writes both anew
-"""
+"""The table in ``docs/configuration.md``, and the JSON schema of our own document, from the table of settings."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from ipvs_proxy.settings.table import OWN, SETTINGS, SETTINGS_BY_GROUP, Setting
+from tools.documents import DOCS, Texts, filled
 
-DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT = DOCS / "configuration.md"
 SCHEMA = DOCS / "ipvs-proxy-configuration.schema.json"
-BEGIN, END = "<!-- begin: table -->\n", "<!-- end: table -->\n"
-#: What a field of our own may hold, for the schema: by the name of its kind.
+#: The schema of a field of our own, by the name of its kind.
 _PATTERNS: dict[str, dict[str, Any]] = {
     "DURATION": {"type": "string", "pattern": r"^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)?$"},
     "off|all|endpoints": {"type": "string", "enum": ["off", "all", "endpoints"]},
@@ -63,17 +58,9 @@ def schema() -> dict[str, Any]:
     }
 
 
-def schema_text() -> str:
-    """Return the schema as it is published."""
-    return json.dumps(schema(), indent=2) + "\n"
-
-
-def renewed(text: str) -> str:
-    """Return a text with the table between its marks made anew."""
-    before, _, rest = text.partition(BEGIN)
-    return before + BEGIN + table() + END + rest.partition(END)[2]
-
-
-if __name__ == "__main__":
-    DOCUMENT.write_text(renewed(DOCUMENT.read_text()))
-    SCHEMA.write_text(schema_text())
+def written() -> Texts:
+    """Return the document and the schema."""
+    return {
+        DOCUMENT: filled(DOCUMENT.read_text(), [("table", table())]),
+        SCHEMA: json.dumps(schema(), indent=2) + "\n",
+    }

@@ -13,8 +13,8 @@ from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
 from ipvs_proxy.plan.masquerading import RuleSettings
 from ipvs_proxy.plan.tables import Family
-from tests.kernel.test_other_modes import SAVED
 from tests.support.namespaces import fresh_namespace, missing_piece, run
+from tests.support.other_modes import SAVED
 
 pytestmark = pytest.mark.skipif(missing_piece() is not None, reason=str(missing_piece()))
 

@@ -1,5 +1,7 @@
-"""The agent as the ring runs it: a process of its own in the node's namespace, fed by manifest files, watched by its
-log."""
+"""Runs the agent as a process in the node's namespace, and follows it by its log.
+
+Its objects come from manifest files or from an API server.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.ring.topology import CLUSTER_CIDR, Topology
+from lab.topology import CLUSTER_CIDR, Topology
 
-#: How long anything may take, in seconds; an emulated machine needs half a minute to import the agent.
+#: The longest that anything may take, in seconds. An emulated machine needs half a minute to import the agent.
 PATIENCE = 120.0
 PROGRAM = (sys.executable, "-m", "ipvs_proxy")
-ATTENTIVE = (sys.executable, "-m", "tests.ring.attentive")
-#: The shortest and the longest time between two looks at a condition, in seconds.
+ATTENTIVE = (sys.executable, "-m", "lab.attentive")
+#: The shortest and the longest pause between two checks of a condition, in seconds.
 SOONEST, LATEST = 0.01, 0.1
 
 
@@ -58,7 +60,7 @@ class Agent:
         return time.monotonic() - begun
 
     def kill(self) -> None:
-        """End the agent as a crash would."""
+        """Kill the agent, as a crash would."""
         self._process.kill()
         self._process.wait(PATIENCE)
         self._reader.join(PATIENCE)
@@ -87,9 +89,11 @@ class Agent:
 def running_agent(
     net: Topology, source: Path, *flags: str, prefix: Sequence[str] = (), program: Sequence[str] = ATTENTIVE
 ) -> Iterator[Agent]:
-    """Start an agent on the node, wait until it has programmed everything, and kill it at the end if it still runs.
+    """Start an agent on the node and wait until it has programmed everything; kill it at the end if it still runs.
 
-    ``source`` is the directory of the manifests, or a kubeconfig. ``prefix`` is what stands before the command, such as what takes rights away, and ``program`` the agent's.
+    ``source`` is a directory of manifests or a kubeconfig file. ``prefix`` goes before the command, such as one that
+    drops capabilities; ``program`` is the agent itself, without its flags. Raises AssertionError with the end of the
+    log if the agent does not start.
     """
     command = [
         *prefix,
@@ -109,7 +113,10 @@ def running_agent(
 
 
 def command(net: Topology, *arguments: str, status: int = 0) -> str:
-    """Run a command of the program on the node; return what it prints."""
+    """Run a subcommand of ipvs-proxy on the node, which must end with ``status``; return its output.
+
+    For status 1 that is what it wrote to standard error.
+    """
     with net.inside("node"):
         done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
@@ -117,10 +124,10 @@ def command(net: Topology, *arguments: str, status: int = 0) -> str:
 
 
 def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
-    """Wait until a condition holds; one that raises AssertionError or OSError does not hold yet.
+    """Wait until a condition holds; while it raises AssertionError or OSError it does not.
 
-    Between two looks it rests as long as a look takes: half of a processor is left to what is waited for, whether a look
-    is a comparison or some processes.
+    The pause between two checks is as long as a check takes, so that at least half of a processor is left to the agent,
+    whether a check compares two values or starts processes. Raises AssertionError after ``patience`` seconds.
     """
     deadline = time.monotonic() + patience
     while True:
