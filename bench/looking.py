@@ -28,7 +28,7 @@ from ipvs_proxy.agent.web.state_pages import add_state
 from ipvs_proxy.agent.web.view import View
 from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.settings.values import ServiceMetrics
 
 #: What is asked for in turn, by the name in the table: number ``%d`` changes from turn to turn.

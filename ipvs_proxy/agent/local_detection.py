@@ -14,7 +14,7 @@ from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.plan.masquerading import Interface, RuleSettings
 from ipvs_proxy.plan.node_addresses import pod_cidr
 from ipvs_proxy.plan.tables import Family
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 
 def rule_settings(settings: Settings, family: Family, node: Node | None) -> RuleSettings:

@@ -15,7 +15,7 @@ from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.node import conntrack_limits, sysctl
 from ipvs_proxy.node.requirements import Host
 from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 

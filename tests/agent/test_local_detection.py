@@ -11,7 +11,7 @@ from ipvs_proxy.agent.local_detection import adapt_rules, rule_settings
 from ipvs_proxy.kube.objects import Node, NodeSpec, ObjectMeta
 from ipvs_proxy.plan.masquerading import Interface, RuleSettings
 from ipvs_proxy.plan.tables import Family
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 PODS, PODS6 = ip_network("10.244.0.0/16"), ip_network("fd00:10:244::/56")
 OWN, OWN6 = ip_network("10.244.1.0/24"), ip_network("fd00:10:244:1::/64")

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ipvs_proxy.settings.table import OWN, SETTINGS, SETTINGS_BY_GROUP, Setting
+from ipvs_proxy.settings.row import OWN, Setting
+from ipvs_proxy.settings.table import SETTINGS, SETTINGS_BY_GROUP
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT = DOCS / "configuration.md"

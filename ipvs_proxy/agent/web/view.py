@@ -32,7 +32,7 @@ from ipvs_proxy.plan.difference import KernelTables, difference, is_same
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.masquerading import RuleSettings
 from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of, text_of
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.state.changes import change_of, name_of
 from ipvs_proxy.state.documents import ChangeState, Differences, NodeState, RouteState, ServiceState
 from ipvs_proxy.state.route import trace
