@@ -1,7 +1,7 @@
-"""Which clients are pods of the cluster: what ``detectLocalMode`` means for the packet rules.
+"""Which clients are pods of the cluster: what ``detectLocalMode`` means for masquerading.
 
-The mode and its arguments are kube-proxy's. What the rules need of the own Node, the network of its pods, can change
-while the agent runs: then the rules of the families concerned are written again.
+The modes and their arguments are kube-proxy's. What depends on this node's Node object, the network of its pods, can
+change while the agent runs; then the rules of the families concerned are written again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ipvs_proxy.plan.tables import Family
 from ipvs_proxy.settings.model import Settings
 
 
-def rule_settings(settings: Settings, family: Family, node: Node | None) -> RuleSettings:
-    """Return what the configuration and the own Node say about the rules of one family."""
+def masquerading(settings: Settings, family: Family, node: Node | None) -> RuleSettings:
+    """Return which connections of a family are masqueraded; ``node`` is this node's object, ``None`` if not known."""
     own_pods = pod_cidr(node, family)
     version = 4 if family is Family.IPV4 else 6
     local: IPv4Network | IPv6Network | Interface | None
@@ -40,10 +40,10 @@ def rule_settings(settings: Settings, family: Family, node: Node | None) -> Rule
 
 
 def adapt_rules(rules: Mapping[Family, Rules], settings: Settings, node: Node | None) -> bool:
-    """Have the rules follow the own Node; return whether they must be written again."""
+    """Make the rules follow this node's Node object; return whether they must be written again."""
     changed = False
     for family, kept in rules.items():
-        wanted = rule_settings(settings, family, node)
+        wanted = masquerading(settings, family, node)
         if kept.settings != wanted:
             kept.settings = wanted
             changed = True

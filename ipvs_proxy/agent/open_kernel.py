@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from ipvs_proxy.agent.local_detection import rule_settings
+from ipvs_proxy.agent.local_detection import masquerading
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
@@ -41,7 +41,7 @@ def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = 
         addresses=Addresses(),
         sets=Sets([definition for family in host.families for definition in definitions(family).values()]),
         rules={
-            family: IptablesRules(family, rule_settings(settings, family, node), iptables=host.iptables)
+            family: IptablesRules(family, masquerading(settings, family, node), iptables=host.iptables)
             for family in host.families
         },
         leftovers=Leftovers(host.iptables, host.families),
