@@ -11,13 +11,13 @@ from ipaddress import IPv4Network, IPv6Network
 
 from ipvs_proxy.kernel.filter.iptables.rules import Rules
 from ipvs_proxy.kube.objects import Node
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.node_addresses import pod_cidr
 from ipvs_proxy.plan.tables import Family
 from ipvs_proxy.settings.model import Settings
 
 
-def masquerading(settings: Settings, family: Family, node: Node | None) -> RuleSettings:
+def masquerading(settings: Settings, family: Family, node: Node | None) -> Masquerading:
     """Return which connections of a family are masqueraded; ``node`` is this node's object, ``None`` if not known."""
     own_pods = pod_cidr(node, family)
     version = 4 if family is Family.IPV4 else 6
@@ -31,7 +31,7 @@ def masquerading(settings: Settings, family: Family, node: Node | None) -> RuleS
             local = Interface(settings.interface_name_prefix, is_prefix=True)
         case _:
             local = next((network for network in settings.cluster_cidrs if network.version == version), None)
-    return RuleSettings(
+    return Masquerading(
         masquerade_bit=settings.masquerade_bit,
         masquerade_all=settings.masquerade_all,
         local=local,

@@ -37,7 +37,7 @@ def interface(name: str, *, is_prefix: bool = False) -> Interface:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuleSettings:
+class Masquerading:
     """Which connections of one family are masqueraded, as the configuration and this node's Node say.
 
     ``masquerade_bit`` is the bit (0 to 31) of the packet mark that asks for masquerading. With ``masquerade_all``, all

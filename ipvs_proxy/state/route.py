@@ -19,7 +19,7 @@ from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
 from ipvs_proxy.plan import sets
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import mark_key
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.node_addresses import is_confined
 from ipvs_proxy.plan.tables import Protocol, RealServerKey, SetEntry, VirtualServerKey, family_of, text_of
 from ipvs_proxy.state.encounters import meet
@@ -65,7 +65,7 @@ def trace(
     key: VirtualServerKey,
     *,
     tables: KernelTables,
-    rules: RuleSettings,
+    rules: Masquerading,
     host_addresses: Collection[bytes],
     others: Mapping[str, str] = _NO_RULES,
 ) -> Route:
@@ -79,14 +79,14 @@ def trace(
     return walk.taken_by(others) or walk.route()
 
 
-def _origin(client: bytes, tables: KernelTables, rules: RuleSettings, host_addresses: Collection[bytes]) -> Origin:
+def _origin(client: bytes, tables: KernelTables, rules: Masquerading, host_addresses: Collection[bytes]) -> Origin:
     if client in host_addresses or client in tables.addresses or is_confined(client):
         return Origin.NODE
     network = rules.own_pods if isinstance(rules.local, Interface) else rules.local
     return Origin.CLUSTER if network is not None and ip_address(client) in network else Origin.OUTSIDE
 
 
-def _why_there(origin: Origin, rules: RuleSettings) -> str:
+def _why_there(origin: Origin, rules: Masquerading) -> str:
     if isinstance(rules.local, Interface):
         return f" (packets that come in by the interface {rules.local.name} count as from the cluster)"
     if origin is Origin.NODE:
@@ -97,7 +97,7 @@ def _why_there(origin: Origin, rules: RuleSettings) -> str:
 class _Walk:
     """The steps taken so far."""
 
-    def __init__(self, client: bytes, key: VirtualServerKey, tables: KernelTables, rules: RuleSettings) -> None:
+    def __init__(self, client: bytes, key: VirtualServerKey, tables: KernelTables, rules: Masquerading) -> None:
         self.origin = Origin.OUTSIDE
         self._client = client
         self._key = key

@@ -9,7 +9,7 @@ import pytest
 
 from ipvs_proxy.agent.local_detection import adapt_rules, masquerading
 from ipvs_proxy.kube.objects import Node, NodeSpec, ObjectMeta
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.tables import Family
 from ipvs_proxy.settings.model import Settings
 
@@ -50,7 +50,7 @@ class Rules:
 
     writes = 0
 
-    def __init__(self, settings: RuleSettings) -> None:
+    def __init__(self, settings: Masquerading) -> None:
         self.settings = settings
 
 

@@ -10,7 +10,7 @@ from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.sets import definitions
 from ipvs_proxy.plan.tables import Family
 from tests.kernel.test_other_modes import SAVED
@@ -47,7 +47,7 @@ def test_iptables_mode_is_replaced_by_ours_and_then_removed(family: Family) -> N
     assert leftovers.find() == [f"{family.label}: 10 chains of iptables mode"]
     with closing(Sets(definitions(family).values())) as sets:
         sets.ensure()
-    rules = IptablesRules(family, RuleSettings(), iptables=NFT)
+    rules = IptablesRules(family, Masquerading(), iptables=NFT)
     rules.repair()
     ours = saved(family)
     assert leftovers.remove() == [f"{family.label}: 10 chains of iptables mode"]

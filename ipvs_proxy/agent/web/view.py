@@ -30,7 +30,7 @@ from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.difference import KernelTables, difference, is_same
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of, text_of
 from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.state.changes import change_of, name_of
@@ -57,7 +57,7 @@ class View:
         *,
         settings: Callable[[], Settings],
         families: Sequence[Family],
-        rules: Callable[[], Mapping[Family, RuleSettings]],
+        rules: Callable[[], Mapping[Family, Masquerading]],
         host_addresses: Callable[[], Collection[bytes]],
         health: HealthTracker,
         drains: Drains,
@@ -169,7 +169,7 @@ class View:
             client,
             key,
             tables=self._programmer.actual,
-            rules=self._rules().get(family_of(client), RuleSettings()),
+            rules=self._rules().get(family_of(client), Masquerading()),
             host_addresses=self._host_addresses(),
             others=self._read_rules(family_of(client)),
         )
