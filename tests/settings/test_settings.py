@@ -81,6 +81,12 @@ def test_all_faults_are_told_at_once_with_their_place() -> None:
     ]
 
 
+def test_what_cannot_be_read_is_not_compared_with_anything() -> None:
+    with pytest.raises(SettingsError) as caught:
+        effective({"sync_period": "500ms", "min_sync_period": "soon"})
+    assert str(caught.value) == "--ipvs-min-sync-period: 'soon' is not a duration such as 30s or 1m30s"
+
+
 def test_file_of_kubeadm_works_as_it_is(tmp_path: Path) -> None:
     text = """
 bindAddress: 0.0.0.0
