@@ -8,9 +8,9 @@ than one setting is resolved afterwards, on ``Settings``.
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.node_addresses import PRIMARY
@@ -74,30 +74,32 @@ def effective(flags: Mapping[str, object], file: Mapping[str, object] | None = N
     return replace(found, mode="ipvs", notes=tuple(_notes(found, reading)), fields=reading.fields | fields)
 
 
+class _Source(NamedTuple):
+    """Where a setting comes from: its name there, what is written, its reader, and the default if nothing is."""
+
+    where: str
+    raw: object
+    read: Callable[[object], object]
+    default: str
+
+
 def _read(setting: Setting, flags: Mapping[str, object], file: Mapping[str, object] | None, reading: _Reading) -> None:
-    """Read one setting from where it counts."""
-    is_flag_used = file is None or not setting.field or setting.outranks_file
-    if setting.name in flags and not is_flag_used:
+    """Read one setting from where it counts, and take down what there is to tell of it."""
+    is_replaced = file is not None and bool(setting.field) and not setting.outranks_file
+    if is_replaced and setting.name in flags:
         reading.ignored.append(setting.flag)
-    read, default = setting.kind.read, setting.default
-    if setting.name in flags and is_flag_used:
-        where, raw = setting.flag, flags[setting.name]
-    elif file is None or not setting.field:
-        where, raw = setting.flag or setting.path, None
-    else:
-        where, raw = setting.path, file.get(setting.path)
-        read = setting.kind.read_from_file
-        default = setting.default if setting.file_default is None else setting.file_default
+    where, raw, read, default = _source(setting, {} if is_replaced else flags, file)
+    # kube-proxy takes null and empty text for "not set".
+    is_written = raw not in (None, "")
     try:
         refuse_control_characters(raw)
-        # kube-proxy takes null and empty text for "not set".
-        value = setting.kind.read(default) if raw in (None, "") else read(raw)
+        value = read(raw if is_written else default)
     except ValueError as error:
         reading.faults.append(f"{where}: {quote(str(error), _LONGEST_FAULT)}")
         return
     if setting.zero_is_default and value == 0:
         value = setting.kind.read(default)
-    if raw not in (None, ""):
+    if is_written:
         reading.written.add(setting.name)
     if setting.field:
         reading.fields[setting.path] = setting.kind.show(value)
@@ -105,6 +107,19 @@ def _read(setting: Setting, flags: Mapping[str, object], file: Mapping[str, obje
         reading.values[setting.name] = value
     if _is_unused(setting, value):
         reading.unused.append(where)
+
+
+def _source(setting: Setting, flags: Mapping[str, object], file: Mapping[str, object] | None) -> _Source:
+    """Return where a setting comes from: ``flags`` are those that count."""
+    if setting.name in flags:
+        return _Source(setting.flag, flags[setting.name], setting.kind.read, setting.default)
+    if file is None or not setting.field:
+        return _Source(setting.flag or setting.path, None, setting.kind.read, setting.default)
+    raw = file.get(setting.path)
+    if raw in (None, ""):
+        default = setting.default if setting.file_default is None else setting.file_default
+        return _Source(setting.path, None, setting.kind.read, default)
+    return _Source(setting.path, raw, setting.kind.read_from_file, setting.default)
 
 
 def _is_unused(setting: Setting, value: object) -> bool:
