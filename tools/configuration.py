@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ipvs_proxy.settings.table import OWN, SETTINGS, SETTINGS_BY_GROUP, Setting
+from ipvs_proxy.settings.row import OWN, Setting
+from ipvs_proxy.settings.table import SETTINGS, SETTINGS_BY_GROUP
 from tools.documents import DOCS, Texts, filled
 
 DOCUMENT = DOCS / "configuration.md"

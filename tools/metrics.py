@@ -9,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
-from ipvs_proxy.agent.reload import Outcome
-from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
+from ipvs_proxy.kernel.ipvs.table import Observation
 from ipvs_proxy.kube.decode import convert_object
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.reflector import Interruption
@@ -20,6 +20,7 @@ from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import Family, Verb, VirtualServer, VirtualServerKey
+from ipvs_proxy.settings.live import Reload
 from ipvs_proxy.settings.values import ServiceMetrics
 from lab import manifests
 from tools.documents import DOCS, Texts, filled
@@ -81,7 +82,7 @@ def exposed() -> str:
     for path in ("healthz", "livez"):
         for code in (200, 503):
             metrics.health_answered(path, code)
-    metrics.configuration_read(Outcome.APPLIED)
+    metrics.configuration_read(Reload.APPLIED)
     metrics.malformed_request("healthz")
     metrics.connection_displaced("healthz", "connections")
     metrics.heard("Service")

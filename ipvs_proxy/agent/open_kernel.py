@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import structlog
 
-from ipvs_proxy.agent.local_detection import rule_settings
+from ipvs_proxy.agent.local_detection import masquerading
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.filter.ipset.names import definitions
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
-from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs, Timeouts
+from ipvs_proxy.kernel.ipvs.codec import Timeouts
+from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.node import conntrack_limits, sysctl
 from ipvs_proxy.node.requirements import Host
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +42,7 @@ def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = 
         addresses=Addresses(),
         sets=Sets(definitions(host.families)),
         rules={
-            family: IptablesRules(family, rule_settings(settings, family, node), iptables=host.iptables)
+            family: IptablesRules(family, masquerading(settings, family, node), iptables=host.iptables)
             for family in host.families
         },
         leftovers=Leftovers(host.iptables, host.families),

@@ -28,7 +28,7 @@ from ipvs_proxy.kube.client import ConnectError
 from ipvs_proxy.kube.manifests import ManifestsError
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import instances
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 

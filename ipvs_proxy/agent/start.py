@@ -19,7 +19,7 @@ from ipvs_proxy.netlink.errors import Unusable, is_passing
 from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.node import requirements
 from ipvs_proxy.node.requirements import Host
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 

@@ -32,7 +32,7 @@ from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
 from ipvs_proxy.plan.tables import Operation, Role, SetEntry, VirtualServer, VirtualServerKey
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.state.changes import change_of
 from ipvs_proxy.state.documents import ChangeState, Differences
 

@@ -14,16 +14,17 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from select import select
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ipvs_proxy import __version__
 from ipvs_proxy.kernel.links.addresses import LINK
 from ipvs_proxy.kube.documents import ParseError, parse_yaml, read_file
 from ipvs_proxy.node.inventory import Survey, survey
 from ipvs_proxy.node.processes import KUBE_PROXY, Process
-from ipvs_proxy.settings import table as settings_table
+from ipvs_proxy.settings import row
 from ipvs_proxy.settings.file import MAX_SIZE, read_text
-from ipvs_proxy.settings.merge import Settings, SettingsError, effective
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import Note, Settings, SettingsError
 
 READY, ERROR, OBSTRUCTED = 0, 1, 2
 #: So many foreign virtual servers are named.
@@ -243,7 +244,7 @@ def read_until_end(descriptor: int, silence: float | None) -> str:
     )
 
 
-def _load(text: str, name: str) -> tuple[Settings, list[tuple[str, dict[str, Any]]]]:
+def _load(text: str, name: str) -> tuple[Settings, list[Note]]:
     """Return the settings of a configuration, and what the agent would log of it.
 
     Raises:
@@ -267,9 +268,9 @@ def _unwrapped(text: str) -> str:
     data = manifest.get("data")
     values = data.values() if isinstance(data, dict) else ()
     for value in values:
-        if isinstance(value, str) and settings_table.KUBE_PROXY.kind in value:
+        if isinstance(value, str) and row.KUBE_PROXY.kind in value:
             return value
-    raise SettingsError(f"the ConfigMap has no {settings_table.KUBE_PROXY.kind} in its data")
+    raise SettingsError(f"the ConfigMap has no {row.KUBE_PROXY.kind} in its data")
 
 
 def _words(value: object) -> str:

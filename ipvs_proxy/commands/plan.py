@@ -18,7 +18,8 @@ from ipvs_proxy.kube.client import ConnectError
 from ipvs_proxy.kube.manifests import ManifestsError
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.settings.file import read_settings, read_text
-from ipvs_proxy.settings.merge import Settings, SettingsError, effective
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import Settings, SettingsError
 from ipvs_proxy.settings.table import SETTINGS
 
 NOTHING, ERROR, DIFFERENT = 0, 1, 2

@@ -19,7 +19,7 @@ from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.marks import mark_key
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.node_addresses import is_confined
 from ipvs_proxy.plan.roles import Roles
@@ -67,7 +67,7 @@ def trace(
     key: VirtualServerKey,
     *,
     tables: KernelTables,
-    rules: RuleSettings,
+    rules: Masquerading,
     host_addresses: Collection[bytes],
     name_of_role: NameOfRole,
     others: Mapping[str, str] = _NO_RULES,
@@ -83,14 +83,14 @@ def trace(
     return walk.taken_by(others) or walk.route()
 
 
-def _origin(client: bytes, tables: KernelTables, rules: RuleSettings, host_addresses: Collection[bytes]) -> Origin:
+def _origin(client: bytes, tables: KernelTables, rules: Masquerading, host_addresses: Collection[bytes]) -> Origin:
     if client in host_addresses or client in tables.addresses or is_confined(client):
         return Origin.NODE
     network = rules.own_pods if isinstance(rules.local, Interface) else rules.local
     return Origin.CLUSTER if network is not None and ip_address(client) in network else Origin.OUTSIDE
 
 
-def _why_there(origin: Origin, rules: RuleSettings) -> str:
+def _why_there(origin: Origin, rules: Masquerading) -> str:
     if isinstance(rules.local, Interface):
         return f" (packets that come in by the interface {rules.local.name} count as from the cluster)"
     if origin is Origin.NODE:
@@ -106,7 +106,7 @@ class _Walk:
         client: bytes,
         key: VirtualServerKey,
         tables: KernelTables,
-        rules: RuleSettings,
+        rules: Masquerading,
         name_of_role: NameOfRole,
     ) -> None:
         self.origin = Origin.OUTSIDE

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ipvs_proxy.kernel.filter.backend import NameOfRole
-from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Counters, Observation
+from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
+from ipvs_proxy.kernel.ipvs.table import Observation
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import virtual_endpoints

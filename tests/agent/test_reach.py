@@ -16,7 +16,7 @@ from ipvs_proxy.kube.client import connect
 from ipvs_proxy.kube.objects import EndpointPort, Node, NodeAddress, NodeStatus, ObjectMeta, Service
 from ipvs_proxy.kube.peers import Peer
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 from lab import manifests
 from tests.support.cluster import Cluster, listen, serving
 from tests.support.fake_dataplane import FakeDataplane

@@ -16,7 +16,8 @@ from ipvs_proxy.agent.web.server import health_application, metrics_application,
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.tables import Family
-from ipvs_proxy.settings.merge import Settings, effective
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import Settings
 from tests.support.loopback import get, serving
 
 

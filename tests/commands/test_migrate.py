@@ -20,7 +20,7 @@ from ipvs_proxy.node.inventory import Survey
 from ipvs_proxy.node.processes import Process
 from ipvs_proxy.node.sysctl import Change
 from ipvs_proxy.plan.tables import Family
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 SETTINGS = Settings(node_name="node")
 PORTS = {"health": 10256, "metrics": 10249}

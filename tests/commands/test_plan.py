@@ -13,7 +13,8 @@ import pytest
 
 from ipvs_proxy.commands.plan import assume
 from ipvs_proxy.settings.document import configz
-from ipvs_proxy.settings.merge import SettingsError, effective
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import SettingsError
 
 RUNNING = effective(
     {"hostname_override": "node-7", "cluster_cidr": "10.99.0.0/16", "scheduler": "lc", "drain_timeout": "5m"}

@@ -31,11 +31,11 @@ from ipvs_proxy.kernel.filter.iptables.render import (
     Ruleset,
     render,
 )
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family
 
 WANTED = render(
-    RuleSettings(local=IPv4Network("10.244.0.0/16")), family=Family.IPV4, random_fully=True, bridge_netfilter=True
+    Masquerading(local=IPv4Network("10.244.0.0/16")), family=Family.IPV4, random_fully=True, bridge_netfilter=True
 )
 EMPTY = Ruleset({}, ())
 MARK = Chain(NAT, MARK_MASQUERADE)

@@ -7,7 +7,7 @@ import pytest
 from ipvs_proxy.kernel.filter.iptables.removal import is_ours, is_ours_beside_iptables_mode, removal
 from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, Chain, render
 from ipvs_proxy.kernel.filter.other_modes import is_of_iptables_mode
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family
 from tests.support.other_modes import SAVED
 
@@ -27,7 +27,7 @@ OTHERS = {
 
 def saved(*, ours: bool = True, nat: tuple[str, ...] = (), bare: bool = False) -> str:
     """Return what ``iptables-save`` prints for our rules between those of others; ``bare``: jumps without comments."""
-    rules = render(RuleSettings(), family=Family.IPV4, random_fully=True, bridge_netfilter=False)
+    rules = render(Masquerading(), family=Family.IPV4, random_fully=True, bridge_netfilter=False)
     lines: list[str] = []
     for table, built_in in BUILT_IN.items():
         chains = [chain for chain in CHAINS if ours and chain.table == table]

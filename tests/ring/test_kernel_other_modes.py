@@ -11,7 +11,7 @@ from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 from tests.support.other_modes import SAVED
@@ -47,7 +47,7 @@ def test_iptables_mode_is_replaced_by_ours_and_then_removed(family: Family) -> N
     assert leftovers.find() == [f"{family.label}: 10 chains of iptables mode"]
     with closing(Sets(definitions([family]))) as sets:
         sets.ensure()
-    rules = IptablesRules(family, RuleSettings(), iptables=NFT)
+    rules = IptablesRules(family, Masquerading(), iptables=NFT)
     rules.repair()
     ours = saved(family)
     assert leftovers.remove() == [f"{family.label}: 10 chains of iptables mode"]

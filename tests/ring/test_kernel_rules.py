@@ -23,7 +23,7 @@ from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, render
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import requirements, sysctl
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.tables import Family
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 
@@ -111,8 +111,8 @@ def iptables(request) -> Iptables:
     return variant(request.param)
 
 
-def make(iptables: Iptables, family: Family = Family.IPV4, settings: RuleSettings | None = None) -> IptablesRules:
-    return IptablesRules(family, settings or RuleSettings(local=POD_NETWORKS[family]), iptables=iptables)
+def make(iptables: Iptables, family: Family = Family.IPV4, settings: Masquerading | None = None) -> IptablesRules:
+    return IptablesRules(family, settings or Masquerading(local=POD_NETWORKS[family]), iptables=iptables)
 
 
 def witnessed(iptables: Iptables, family: Family = Family.IPV4) -> dict[str, list[str]]:
@@ -139,11 +139,11 @@ def restore(iptables: Iptables, text: str, family: Family = Family.IPV4) -> None
 def test_what_is_written_is_what_iptables_save_prints(iptables, family):
     network = POD_NETWORKS[family]
     settings = [  # IPv6 has the same rules, but for addresses and names
-        RuleSettings(local=network),
-        RuleSettings(local=network, masquerade_all=True),
-        RuleSettings(local=Interface("cbr0")),
-        RuleSettings(local=Interface("veth", is_prefix=True)),
-        RuleSettings(masquerade_bit=31),
+        Masquerading(local=network),
+        Masquerading(local=network, masquerade_all=True),
+        Masquerading(local=Interface("cbr0")),
+        Masquerading(local=Interface("veth", is_prefix=True)),
+        Masquerading(masquerade_bit=31),
     ]
     for setting in settings if family is Family.IPV4 else settings[:2]:
         made = make(iptables, family, setting)

@@ -9,7 +9,7 @@ import pytest
 from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.marks import CLASS, mark_key
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.roles import Roles
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, Family, SetEntry, VirtualServer
@@ -19,7 +19,7 @@ from tests.support.objects import packed, real, virtual
 VIP = virtual("10.96.0.10")
 NODE, POD, OWN_POD, OUTSIDE = "192.0.2.1", "10.244.9.9", "10.244.1.9", "203.0.113.9"
 LOCAL, REMOTE = real("10.244.1.2"), real("10.244.2.2")
-RULES = RuleSettings(local=ip_network("10.244.0.0/16"), own_pods=ip_network("10.244.1.0/24"))
+RULES = Masquerading(local=ip_network("10.244.0.0/16"), own_pods=ip_network("10.244.1.0/24"))
 NODE_PORTS = (*roles.NODE_PORTS.values(), *roles.LOCAL_NODE_PORTS.values())
 MARK = CLASS | 1 << 2 | 1
 
@@ -39,7 +39,7 @@ def tables(*given: Roles, marked: bool = False, weights: tuple[int, ...] = (1, 1
     return found
 
 
-def way(client: str, found: KernelTables, rules: RuleSettings = RULES) -> Route:
+def way(client: str, found: KernelTables, rules: Masquerading = RULES) -> Route:
     return trace(packed(client), VIP, tables=found, rules=rules, host_addresses={packed(NODE)}, name_of_role=name_of)
 
 
@@ -63,10 +63,10 @@ def test_where_a_client_is_follows_from_its_address(client: str, origin: Origin)
         ((roles.CLUSTER_IP,), POD, RULES, False),
         ((roles.CLUSTER_IP,), OUTSIDE, RULES, True),
         ((roles.CLUSTER_IP,), NODE, RULES, True),
-        ((roles.CLUSTER_IP,), POD, RuleSettings(masquerade_all=True), True),
-        ((roles.CLUSTER_IP,), POD, RuleSettings(), False),
-        ((roles.CLUSTER_IP,), NODE, RuleSettings(), True),
-        ((roles.CLUSTER_IP,), OWN_POD, RuleSettings(local=Interface("cni0"), own_pods=RULES.own_pods), False),
+        ((roles.CLUSTER_IP,), POD, Masquerading(masquerade_all=True), True),
+        ((roles.CLUSTER_IP,), POD, Masquerading(), False),
+        ((roles.CLUSTER_IP,), NODE, Masquerading(), True),
+        ((roles.CLUSTER_IP,), OWN_POD, Masquerading(local=Interface("cni0"), own_pods=RULES.own_pods), False),
         ((roles.LOAD_BALANCER,), OUTSIDE, RULES, True),
         ((roles.LOAD_BALANCER, roles.LOAD_BALANCER_LOCAL), OUTSIDE, RULES, False),
         ((roles.EXTERNAL_IP,), OUTSIDE, RULES, True),
@@ -77,7 +77,7 @@ def test_where_a_client_is_follows_from_its_address(client: str, origin: Origin)
     ],
 )
 def test_masquerading_follows_the_sets_and_the_settings(
-    base: tuple[str, ...], client: str, rules: RuleSettings, masqueraded: bool
+    base: tuple[str, ...], client: str, rules: Masquerading, masqueraded: bool
 ) -> None:
     found = way(client, tables(*base), rules)
     assert (found.verdict, found.masqueraded) == (Verdict.BALANCED, masqueraded)

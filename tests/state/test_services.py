@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ipvs_proxy.kernel.filter.ipset.names import name_of
-from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
+from ipvs_proxy.kernel.ipvs.table import Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName

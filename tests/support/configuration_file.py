@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from ipvs_proxy.agent.reload import Outcome, follow_configuration
+from ipvs_proxy.agent.reload import follow_configuration
 from ipvs_proxy.settings.file import read_settings
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.live import Reload
+from ipvs_proxy.settings.model import Settings
 
 HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 
@@ -20,7 +21,7 @@ class Followed:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.running = read_settings({}, path)
-        self.outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+        self.outcomes: asyncio.Queue[Reload] = asyncio.Queue()
         self.fault: Exception | None = None
 
     async def apply(self, settings: Settings) -> None:
@@ -28,7 +29,7 @@ class Followed:
             raise self.fault
         self.running = settings
 
-    async def outcome(self) -> Outcome:
+    async def outcome(self) -> Reload:
         async with asyncio.timeout(10):
             return await self.outcomes.get()
 

@@ -24,17 +24,17 @@ from ipvs_proxy.agent.web.reader_thread import read
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.kernel.filter.iptables.programs import read_all_rules
-from ipvs_proxy.kernel.ipvs.table import Balanced, Ipvs, Observation
+from ipvs_proxy.kernel.ipvs.table import Ipvs, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.difference import difference
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.mirror import KernelTables, is_same
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of, text_of
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.state.changes import change_of, name_of
 from ipvs_proxy.state.documents import ChangeState, Differences, NodeState, RouteState, ServiceState
 from ipvs_proxy.state.route import trace
@@ -59,7 +59,7 @@ class View:
         *,
         settings: Callable[[], Settings],
         families: Sequence[Family],
-        rules: Callable[[], Mapping[Family, RuleSettings]],
+        rules: Callable[[], Mapping[Family, Masquerading]],
         host_addresses: Callable[[], Collection[bytes]],
         health: HealthTracker,
         drains: Drains,
@@ -177,7 +177,7 @@ class View:
             client,
             key,
             tables=self._programmer.actual,
-            rules=self._rules().get(family_of(client), RuleSettings()),
+            rules=self._rules().get(family_of(client), Masquerading()),
             host_addresses=self._host_addresses(),
             others=self._read_rules(family_of(client)),
             name_of_role=self._name_of_role,

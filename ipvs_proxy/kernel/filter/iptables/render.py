@@ -28,7 +28,7 @@ from typing import Final, NamedTuple
 from ipvs_proxy.kernel.filter.ipset.names import definition_of, name_of
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.marks import CLASS, CLASS_MASK, PROTOCOL_BITS
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.roles import Roles
 from ipvs_proxy.plan.tables import Family
 
@@ -124,7 +124,7 @@ class Ruleset(NamedTuple):
     jumps: Sequence[Rule]
 
 
-def render(settings: RuleSettings, *, family: Family, random_fully: bool, bridge_netfilter: bool) -> Ruleset:
+def render(settings: Masquerading, *, family: Family, random_fully: bool, bridge_netfilter: bool) -> Ruleset:
     """Return the rules of one family.
 
     ``random_fully``: iptables knows the option (1.6.2). ``bridge_netfilter``: br_netfilter is loaded.
@@ -165,7 +165,7 @@ def _comment(text: str) -> str:
 
 
 def _nat(
-    settings: RuleSettings, *, family: Family, random_fully: bool, bridge_netfilter: bool
+    settings: Masquerading, *, family: Family, random_fully: bool, bridge_netfilter: bool
 ) -> dict[str, Sequence[str]]:
     refer = _Sets(family)
     mark = settings.mark
@@ -235,7 +235,7 @@ def _own_clients(refer: _Sets) -> tuple[str, ...]:
     )
 
 
-def _after_ipvs(settings: RuleSettings) -> tuple[str, ...]:
+def _after_ipvs(settings: Masquerading) -> tuple[str, ...]:
     """Return the rules that take marks off; for packets that need an address of the node, they ask for masquerading.
 
     The answer has to come back through this node: that is certain only for pods of this node. What else is in the
@@ -253,7 +253,7 @@ def _after_ipvs(settings: RuleSettings) -> tuple[str, ...]:
     return (from_node, f"{not_own}{first} {ask}", _TAKE_OFF)
 
 
-def _mangle(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str]]:
+def _mangle(settings: Masquerading, *, family: Family) -> dict[str, Sequence[str]]:
     refer = _Sets(family)
     unserved = f"{refer.match(roles.NO_LOCAL, 'dst,dst')} {refer.match_not(roles.INTERNAL, 'dst,dst')}"
     incoming: tuple[str, ...] = (_TAKE_OFF,) if settings.has_marks else ()
@@ -288,7 +288,7 @@ def _from_local(local: IPv4Network | IPv6Network | Interface, family: Family, *,
     return f"{negation}-s {local} "
 
 
-def _masquerade_cluster_ips(settings: RuleSettings, family: Family) -> str:
+def _masquerade_cluster_ips(settings: Masquerading, family: Family) -> str:
     origin, directions = "", "dst,dst"
     if settings.masquerade_all:
         pass
@@ -299,7 +299,7 @@ def _masquerade_cluster_ips(settings: RuleSettings, family: Family) -> str:
     return f"{origin}{_Sets(family).commented(roles.CLUSTER_IP, directions)} -j {MARK_MASQUERADE}"
 
 
-def _filter(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str]]:
+def _filter(settings: Masquerading, *, family: Family) -> dict[str, Sequence[str]]:
     refer = _Sets(family)
     mark = settings.mark
     reject = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"

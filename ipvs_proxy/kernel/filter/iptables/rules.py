@@ -32,7 +32,7 @@ from ipvs_proxy.kernel.filter.iptables.compare import (
 )
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
 from ipvs_proxy.kernel.filter.iptables.render import Rule, Ruleset, render
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family
 
 log = structlog.get_logger()
@@ -48,7 +48,7 @@ class Rules(Protocol):
     ``settings`` may be replaced at any time; the next repair writes what they say.
     """
 
-    settings: RuleSettings
+    settings: Masquerading
     writes: int
 
     def look(self) -> str:
@@ -72,7 +72,7 @@ class IptablesRules:
 
     """
 
-    def __init__(self, family: Family, settings: RuleSettings, *, iptables: Iptables) -> None:
+    def __init__(self, family: Family, settings: Masquerading, *, iptables: Iptables) -> None:
         self.family = family
         self.settings = settings
         self.writes = 0
