@@ -26,7 +26,7 @@ def run(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[cleanup.Network] =
         requirements.require_capabilities()
     except Unusable as error:
         return _fail([str(error)])
-    if instances.is_running():
+    if instances.any_running():
         return _fail([f"an agent {_AT_WORK}"])
     kube_proxy_process = processes.running_kube_proxy()
     if kube_proxy_process is not None:

@@ -115,7 +115,7 @@ def find_changes(settings: Settings) -> Differences:
 
 
 async def _find_changes(settings: Settings) -> Differences:
-    host = requirements.check()
+    host = requirements.require_all()
     dataplane = open_tables(settings, host, Ipvs())
     kernel = ReadOnlyKernel(dataplane)
     programmer = Programmer(kernel, count=lambda *_: None, exclude=settings.exclude_cidrs)
@@ -158,7 +158,7 @@ async def _find_changes(settings: Settings) -> Differences:
         )
     settings_of_kernel = [
         ChangeState("set", "sysctls", f"{change.name.replace('/', '.')} from {change.found} to {change.wanted}")
-        for change in sysctl.drift(strict_arp=settings.strict_arp)
+        for change in sysctl.find_changes(strict_arp=settings.strict_arp)
     ]
     changes = [*settings_of_kernel, *dict.fromkeys(kernel.frame), *map(change_of, kernel.operations)]
     return Differences(services=len(controller.cache.services), changes=changes)

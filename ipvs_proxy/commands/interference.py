@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from ipvs_proxy.kernel.filter.iptables.foreign_rules import WAYS, Destinations, Effect, Encounter, look
 from ipvs_proxy.kernel.filter.iptables.render import SERVICES
 from ipvs_proxy.kernel.filter.iptables.rule_text import INPUT
-from ipvs_proxy.node.inventory import Survey
+from ipvs_proxy.node.inventory import Inventory
 from ipvs_proxy.plan.tables import VirtualServerKey, family_of
 
 #: So many findings are told of the rules of one family in one variant.
@@ -67,7 +67,7 @@ class _Group:
         return f"{hooks} ({where}): {subject} {min(self.keys)}{more} {consequence}: {self.example.rule}"
 
 
-def interferences(found: Survey) -> Iterator[Interference]:
+def interferences(found: Inventory) -> Iterator[Interference]:
     """Return what of others' rules keeps connections from Services, the worst first for each family and variant."""
     marked = any(key.mark for key in found.served)
     for (family, variant), saved in found.rules.items():

@@ -36,7 +36,7 @@ MOST_CONNECTIONS: Final = 1_000_000
 
 
 @dataclass(slots=True, kw_only=True)
-class Checkup:
+class HostFacts:
     """The facts.
 
     ``policies`` are those of the chains INPUT and FORWARD, by family label and chain; ``twice`` are the addresses that
@@ -67,7 +67,7 @@ class Checkup:
     ahead: dict[str, list[str]] = field(default_factory=dict)
 
 
-def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path = ROOT) -> Checkup:
+def read_host_facts(iptables: Iptables | None, families: Iterable[Family], *, root: Path = ROOT) -> HostFacts:
     """Read the facts of the network namespace of this thread.
 
     Raises:
@@ -76,7 +76,7 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
 
     """
     sysctl = root / "proc/sys/net"
-    found = Checkup(
+    found = HostFacts(
         run_estimation=_number(sysctl / "ipv4/vs/run_estimation"),
         connection_buckets=_buckets(root / "proc/net"),
         connections=_connections(root / "proc/net"),
@@ -90,8 +90,8 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
         local_ports=_range(sysctl / "ipv4/ip_local_port_range"),
         reserved_ports=_ranges(_text(sysctl / "ipv4/ip_local_reserved_ports")),
         link_manager=_link_manager(root / "run"),
-        announcers=processes.running(ANNOUNCERS, root / "proc"),
-        firewalld=bool(processes.running(("firewalld",), root / "proc")),
+        announcers=processes.running_programs(ANNOUNCERS, root / "proc"),
+        firewalld=bool(processes.running_programs(("firewalld",), root / "proc")),
         twice=_twice(),
     )
     if iptables is not None:

@@ -22,8 +22,8 @@ _IP_FREEBIND: Final = 15  # linux/in.h: the loopback may be down
 _SOCKETS: Final = Path("/proc/thread-self/net/raw")
 
 
-def announce() -> socket.socket | None:
-    """Say that an agent is at work until the socket is closed; ``None`` if the host forbids it."""
+def register() -> socket.socket | None:
+    """Mark this process as an agent until the socket is closed; return ``None`` if the host forbids it."""
     try:
         holder = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _PROTOCOL)
     except OSError:
@@ -39,7 +39,7 @@ def announce() -> socket.socket | None:
     return holder
 
 
-def count() -> int:
+def count_running() -> int:
     """Return how many agents are at work in the network namespace of this thread."""
     # As the kernel writes it: the address in the order of its bytes in memory, then the protocol.
     wanted = f"{int.from_bytes(socket.inet_aton(_ADDRESS), sys.byteorder):08X}:{_PROTOCOL:04X}"
@@ -50,6 +50,6 @@ def count() -> int:
     return sum(line.split()[1:2] == [wanted] for line in lines)
 
 
-def is_running() -> bool:
+def any_running() -> bool:
     """Return whether an agent is at work in the network namespace of this thread."""
-    return count() > 0
+    return count_running() > 0

@@ -69,7 +69,7 @@ def running_kube_proxy(proc: Path = PROC) -> Process | None:
     return None
 
 
-def running(names: Collection[str], proc: Path = PROC) -> list[str]:
+def running_programs(names: Collection[str], proc: Path = PROC) -> list[str]:
     """Return which of some programs run on this host, as far as their processes can be seen from here, sorted."""
     with suppress(OSError):
         return sorted({process.name for process in _processes(proc) if process.name in names})

@@ -42,7 +42,7 @@ class Host(NamedTuple):
     unsupported: dict[Family, str]
 
 
-def check() -> Host:
+def require_all() -> Host:
     """Make all checks, in the order in which the pieces are needed, in the network namespace of this thread.
 
     Whether the node's own primary family is among those that work is for the caller to decide.
