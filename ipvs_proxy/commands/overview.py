@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ipvs_proxy.commands.text import age, count, duration, several, table
-from ipvs_proxy.state.documents import NodeState, ServiceSummary
+from ipvs_proxy.state.documents import DifferenceKind, NodeState, ServiceSummary
 
 _SHOWN = 5
 
@@ -108,7 +108,7 @@ def _first_of(names: Sequence[str]) -> str:
 def state_word(service: ServiceSummary) -> str:
     """Say in a word or two how a Service is served."""
     if not service.in_sync:
-        return "conflict" if all(" belongs to " in text for text in service.differences) else "differs"
+        return "conflict" if service.difference_kinds == [DifferenceKind.CONFLICT] else "differs"
     if not service.virtual_servers:
         return service.omissions[0].reason if service.omissions else "not served"
     if not service.endpoints:

@@ -7,6 +7,7 @@ second, as the kernel estimates them over some seconds; they are 0 where its est
 from __future__ import annotations
 
 from datetime import datetime
+from enum import Enum
 
 import msgspec
 
@@ -121,8 +122,21 @@ class ServiceState(Document, frozen=True):
     drains: list[DrainState] = []
 
 
+class DifferenceKind(Enum):
+    """Why a Service is not in sync."""
+
+    CONFLICT = "conflict"
+    """An older Service has a virtual server that this one asks for as well."""
+    KERNEL = "kernel"
+    """The kernel does not have a virtual server as it should be."""
+
+
 class ServiceSummary(Document, frozen=True):
-    """One Service in a list. ``endpoints`` get new connections; ``draining`` only go on with those they have."""
+    """One Service in a list. ``endpoints`` get new connections; ``draining`` only go on with those they have.
+
+    ``differences`` names some of what is not as it should be; ``difference_kinds`` has each kind that occurs among all
+    of them, and is empty if the Service is in sync.
+    """
 
     namespace: str
     name: str
@@ -134,6 +148,7 @@ class ServiceSummary(Document, frozen=True):
     draining: int = 0
     in_sync: bool = True
     differences: list[str] = []
+    difference_kinds: list[DifferenceKind] = []
     omissions: list[OmissionState] = []
     total: Traffic = Traffic()
     per_second: Traffic = Traffic()

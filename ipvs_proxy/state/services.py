@@ -29,6 +29,7 @@ from ipvs_proxy.plan.tables import (
     text_of,
 )
 from ipvs_proxy.state.documents import (
+    DifferenceKind,
     DrainState,
     EndpointState,
     MemberState,
@@ -109,18 +110,18 @@ def summarize(
     keys = desired.virtual_servers_of(name)
     wanted: set[RealServerKey] = set()
     draining: set[RealServerKey] = set()
-    differences: list[str] = []
+    differences: list[tuple[DifferenceKind, str]] = []
     for key in keys:
         server, found = desired.virtual_servers.get(key), actual.virtual_servers.get(key)
         owner = desired.owners.get(key)
         if server is None or owner != name:
-            differences.append(f"{key} belongs to {owner}")
+            differences.append((DifferenceKind.CONFLICT, f"{key} belongs to {owner}"))
             continue
         wanted.update(server.real_servers)
         if found is not None:
             draining.update(key for key, settings in found.real_servers.copy().items() if not settings.weight)
         if found is not server:
-            differences += differences_of(server, found)
+            differences += [(DifferenceKind.KERNEL, text) for text in differences_of(server, found)]
     total, per_second = sum_of(balanced[key] for key in keys if key in balanced and desired.owners.get(key) == name)
     spec = service.spec
     return ServiceSummary(
@@ -134,7 +135,8 @@ def summarize(
         endpoints=len(wanted),
         draining=len(draining - wanted),
         in_sync=not differences,
-        differences=differences[:_NAMED],
+        differences=[text for _, text in differences[:_NAMED]],
+        difference_kinds=list(dict.fromkeys(kind for kind, _ in differences)),
         omissions=omissions_of(omissions),
         total=total,
         per_second=per_second,
