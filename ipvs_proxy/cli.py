@@ -13,7 +13,7 @@ import click
 
 from ipvs_proxy import __version__
 from ipvs_proxy.commands.ask import DEFAULT_ADDRESS
-from ipvs_proxy.commands.cli import completion, debug_bundle, diff, doctor, explain, services, status
+from ipvs_proxy.commands.command_line import completion, debug_bundle, diff, doctor, explain, services, status
 from ipvs_proxy.settings.document import note_lines, write_file
 from ipvs_proxy.settings.file import read_settings
 from ipvs_proxy.settings.merge import Settings, SettingsError

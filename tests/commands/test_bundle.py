@@ -11,7 +11,7 @@ import pytest
 from ipvs_proxy.commands import bundle
 from ipvs_proxy.commands.doctor import Diagnosis, Level
 from ipvs_proxy.state.documents import Differences
-from tests.commands.test_cli import NODE, agent, run
+from tests.commands.test_command_line import NODE, agent, run
 
 
 def members(path: Path) -> dict[str, str]:

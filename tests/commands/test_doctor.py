@@ -17,7 +17,7 @@ from ipvs_proxy.node.processes import Process
 from ipvs_proxy.node.sysctl import SysctlChange
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.tables import Protocol, VirtualServerKey
-from tests.commands.test_cli import NODE, NOW
+from tests.commands.test_command_line import NODE, NOW
 
 CLUSTER_IP = VirtualServerKey(bytes((10, 96, 0, 1)), Protocol.UDP, 30080)
 NODE_PORT = VirtualServerKey(bytes((192, 0, 2, 1)), Protocol.TCP, 30080)
