@@ -33,6 +33,7 @@ Examples:
   ipvs-proxy plan --kubeconfig ~/.kube/config --cluster-cidr 10.244.0.0/16
   ipvs-proxy plan --config /var/lib/kube-proxy/config.conf -o json
   ipvs-proxy plan --manifests ./services
+  ipvs-proxy plan --manifests ./services --offline
 """
 
 
@@ -207,7 +208,10 @@ def check(config: Path | None, output: str) -> None:
     metavar="IP:PORT",
     help="Where the metrics server of the agent listens whose configuration counts if there is none here",
 )
-def plan_command(config: Path | None, output: str, agent: str, **flags: Any) -> None:
+@click.option(
+    "--offline", is_flag=True, help="Plan against an empty kernel: look neither at this node's nor for an agent"
+)
+def plan_command(config: Path | None, output: str, agent: str, offline: bool, **flags: Any) -> None:
     """Say what a start with these flags would change on this node; nothing is written.
 
     The flags are those of "ipvs-proxy run". Without --config and flags that a file replaces, the configuration is that
@@ -215,19 +219,22 @@ def plan_command(config: Path | None, output: str, agent: str, **flags: Any) -> 
     from --manifests. + is added, ~ changed and - deleted; real servers that are not wanted get weight 0 first, so that
     their connections go on.
 
+    With --offline it works anywhere, without root, IPVS or iptables: all that the Services ask for is to be added.
+    With --manifests it does so by itself on a system without IPVS. Standard error then says what is assumed.
+
     Exit status: 0 if nothing would change, 2 if something would, 1 if that cannot be said.
     """
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     from ipvs_proxy.commands.plan import assume, plan  # noqa: PLC0415
 
     try:
-        assumed = assume(given, config, agent)
+        assumed = assume(given, config, None if offline else agent)
     except SettingsError as error:
         for line in str(error).splitlines():
             click.echo(f"ipvs-proxy: error: {line}", err=True)
         sys.exit(1)
     _tell_notes(assumed.settings)
-    sys.exit(plan(assumed, output))
+    sys.exit(plan(assumed, output, offline=offline))
 
 
 for _command in (status, services, explain, diff, doctor, debug_bundle, completion):
