@@ -1,7 +1,6 @@
 """``ipvs-proxy doctor``: what on this node keeps, or may keep, Services from working, each with its remedy.
 
-Judging is pure; what is judged comes from ``node.inventory`` and ``node.host_facts``, and from the
-agent if one answers.
+Judging is pure. The facts come from ``node.inventory`` and ``node.host_facts``, and from the agent if one answers.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from ipvs_proxy.plan.tables import Family, Protocol, family_of
 from ipvs_proxy.state.documents import Document, NodeState
 
 FINE, ERROR, PROBLEMS = 0, 1, 2
-#: So many virtual servers cost a kernel without threads for their estimators tens of milliseconds at a time.
+#: From this many virtual servers on, a kernel without estimator threads loses tens of milliseconds at a time to them.
 MANY_ESTIMATORS: Final = 10_000
 #: The API server's default of ``--service-node-port-range``.
 NODE_PORTS: Final = (30000, 32767)
-#: What a chain that drops by default is in the way of, and what helps.
+#: What follows if a chain drops by default, and what helps.
 _DROPPING: Final = {
     "INPUT": (
         "connections to Services pass it before IPVS sees them, and go no further if no rule accepts them",
@@ -38,7 +37,7 @@ _DROPPING: Final = {
         "have the network plugin accept the pods' networks",
     ),
 }
-#: So many connections in one bucket make looking one up slow.
+#: From this many connections per bucket on, looking one up is slow.
 CROWDED: Final = 16
 _USUAL_SCHEDULER: Final = "rr"
 _WIDTH: Final = 80

@@ -1,7 +1,7 @@
-"""``ipvs-proxy migrate check``: says what it means for this node that ipvs-proxy takes the place of kube-proxy.
+"""``ipvs-proxy migrate check``: what it means for this node if ipvs-proxy takes the place of kube-proxy.
 
-A report has one line for each fact, in four standings: what was found, what will change, what is not supported, and
-what stands in the way, the last two with what to do. Judging is pure; what is judged comes from ``node.inventory``.
+The report has one line for each fact, with one of four standings: it was found, it will change, it is not supported, or
+it stands in the way; the last two come with a remedy. Judging is pure; the facts come from ``node.inventory``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The kernel's limits of connection tracking, as kube-proxy sets them: room for connections, and timeouts.
 
-A limit that cannot be written is told and left: traffic flows without it, and in nested containers ``nf_conntrack_max``
-cannot be written, as it belongs to the whole machine. kube-proxy refuses to start there.
+A limit that cannot be written is reported and left as it is: traffic flows without it. In nested containers
+``nf_conntrack_max`` cannot be written, as it belongs to the whole machine; kube-proxy refuses to start there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LARGEST: Final = 1_048_576
 
 
 class Limits(NamedTuple):
-    """What to set. 0 and ``False`` leave the kernel's value; times are seconds."""
+    """What to set. 0 and ``False`` keep the kernel's value; times are in seconds."""
 
     max_per_core: int = 0
     minimum: int = 0
@@ -38,7 +38,10 @@ class Written(NamedTuple):
 
 
 def largest_table(max_per_core: int, minimum: int, cpus: int) -> int:
-    """Return the number of connections to have room for, 0 to leave it; the cap counts before the minimum."""
+    """Return how many connections to make room for, or 0 to keep the kernel's value.
+
+    The rule is kube-proxy's: ``max_per_core`` times ``cpus``, at most ``LARGEST``; below that cap, at least ``minimum``.
+    """
     if not max_per_core:
         return 0
     scaled = min(max_per_core * cpus, LARGEST)
@@ -48,16 +51,16 @@ def largest_table(max_per_core: int, minimum: int, cpus: int) -> int:
 def set_limits(
     limits: Limits, *, cpus: int | None = None, root: Path = PROC_SYS, hash_size: Path = HASH_SIZE
 ) -> Written:
-    """Write the limits that are not as they should be; a refusal keeps none of the others.
+    """Write the limits that are not as they should be. One that is refused does not hold back the others.
 
     Raises:
-        OSError: if there are no descriptors left to look at them.
+        OSError: if no file descriptor is left to read them with.
 
     """
     written = Written([], [])
     room = largest_table(limits.max_per_core, limits.minimum, cpus or os.cpu_count() or 1)
     maximum = root / "net/netfilter/nf_conntrack_max"
-    # Somebody has set a larger one for a reason: as kube-proxy 1.36 does, it is never lowered.
+    # A larger value was set for a reason: like kube-proxy 1.36, never lower it.
     if room and (_number_in(maximum) >= room or _set(maximum, str(room), written)):
         _grow(hash_size, room // 4, written)
     for name, seconds in (
@@ -74,7 +77,7 @@ def set_limits(
 
 
 def _grow(path: Path, size: int, written: Written) -> None:
-    """Make the table of hashes large enough: a quarter of the connections, as the kernel recommends."""
+    """Make the hash table large enough: a quarter of the connections, as the kernel recommends."""
     if 0 <= _number_in(path) < size:
         _set(path, str(size), written)
 

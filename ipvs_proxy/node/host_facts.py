@@ -1,7 +1,7 @@
-"""What besides our own tables decides how well Services work on a node: read, never changed.
+"""What else on a host decides how well Services work, apart from our own tables: read, never changed.
 
-A fact that cannot be read here (another kernel, a container that does not see the host) is ``None`` or empty: it is not
-known, which is no finding.
+A fact that cannot be read here (another kernel, a container that does not see the host) is ``None`` or empty. That
+means "unknown", and nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icm
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
 _STATUS_CONNECTIONS: Final = re.compile(r"^Conns:\s+(\d+)$", re.MULTILINE)
 _STATUS_BUCKETS: Final = re.compile(r"^Conn buckets:\s+(\d+)\b", re.MULTILINE)
-#: More connections are not counted one by one, which takes a second and a half.
+#: At most this many connections are counted one by one, which takes a second and a half.
 MOST_CONNECTIONS: Final = 1_000_000
 
 
@@ -151,7 +151,7 @@ def _buckets(net: Path) -> int | None:
 
 
 def _connections(net: Path) -> int | None:
-    """Count the connections of IPVS: Linux 7.1 and later tell, before that there is a line for each."""
+    """Count the connections of IPVS. Linux 7.1 and later has their number; before that there is one line for each."""
     status = _STATUS_CONNECTIONS.search(_text(net / "ip_vs_status"))
     if status is not None:
         return int(status[1])
@@ -162,7 +162,7 @@ def _connections(net: Path) -> int | None:
 
 
 def _link_manager(run: Path) -> str:
-    """Name who manages our link on this host besides us, if the host's /run tells."""
+    """Return who manages our link besides us; empty if nobody does, or if the host's ``/run`` cannot be seen."""
     try:
         index = socket.if_nametoindex(LINK)
     except OSError:

@@ -115,7 +115,7 @@ def attempt(found: Inventory, look: Callable[..., None], *arguments: Any) -> boo
 
 
 def _read_ledger(found: Inventory) -> KernelTables:
-    """Read what tells which virtual servers are ours."""
+    """Read the addresses and sets that say which virtual servers are ours."""
     ledger = KernelTables()
 
     def read_link() -> None:

@@ -1,11 +1,11 @@
 """The kernel settings that IPVS with masquerading needs, as desired state: read, compare, write what differs.
 
-The list is kube-proxy's, with one deliberate difference. From Linux 5.9 kube-proxy leaves ``conn_reuse_mode`` alone,
-because the kernel's default, 1, is right since then; here it is set, because a 0 that somebody left behind keeps
-sending new connections of a reused client port to real servers that are gone, and survives a reboot in sysctl.conf.
+The list is kube-proxy's, with one deliberate difference. From Linux 5.9 on, kube-proxy leaves ``conn_reuse_mode`` alone,
+because the kernel's default of 1 has been right since then. Here it is set: a 0 that somebody left in sysctl.conf
+survives reboots, and sends new connections from a reused client port to real servers that are gone.
 
-A setting that is right is never written, so a read-only ``/proc/sys`` is no obstacle on a node that was prepared.
-Nothing is set back at the end. IPv6 forwarding is never changed, as with kube-proxy, since it also turns router
+Invariant: a setting that is right is never written. So a read-only ``/proc/sys`` is no obstacle on a node that has been
+prepared. Nothing is set back at the end. IPv6 forwarding is never changed, as with kube-proxy, since it also turns router
 advertisements off; ``forwarding_problems`` says so where it is missing.
 """
 
@@ -24,7 +24,10 @@ Version = tuple[int, int]
 
 
 class Sysctl(NamedTuple):
-    """A setting and when it applies: to kernels from ``since`` on and before ``until``, and with strict ARP only."""
+    """A setting, and when it applies: to kernels from ``since`` up to but not including ``until``.
+
+    With ``strict_arp`` it applies only if that is configured.
+    """
 
     name: str
     value: str

@@ -1,6 +1,6 @@
 """From tables to documents: what one Service asks for, beside what the kernel has.
 
-Nothing here reads or writes: the caller hands in the tables, and what it has just read of the kernel.
+Pure: the caller passes the tables, and what it has just read from the kernel.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from ipvs_proxy.state.documents import (
     VirtualServerState,
 )
 
-#: So many differences are named in a list; the state of one Service has them all.
+#: At most this many differences are named in a list of Services; the state of one Service has all of them.
 _NAMED = 5
 
 
 def traffic_of(counters: Counters) -> Traffic:
-    """Write counters as a document."""
+    """Return counters as a document."""
     return Traffic(*counters)
 
 
 def sum_of(balanced: Iterable[Balanced]) -> tuple[Traffic, Traffic]:
-    """Add up the traffic of some virtual servers: totals, and rates."""
+    """Return the traffic of several virtual servers together: totals, and rates per second."""
     found = list(balanced)
     total = Traffic(*(sum(numbers) for numbers in zip(*(one.total for one in found), strict=True)))
     per_second = Traffic(*(sum(numbers) for numbers in zip(*(one.per_second for one in found), strict=True)))
@@ -67,10 +67,10 @@ def service_state(
     nodes: Mapping[str, str],
     drains: list[DrainState],
 ) -> ServiceState:
-    """Say all about one Service.
+    """Return everything about one Service.
 
-    ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes``
-    the node of each endpoint's address, ``drains`` are those of its virtual servers.
+    ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes`` has
+    the node's name of each endpoint's address, and ``drains`` are those of its virtual servers.
     """
     servers = [
         _virtual_server_state(fragment, key, desired=desired, observation=observed.get(key), nodes=nodes)
@@ -93,7 +93,7 @@ def service_state(
 
 
 def omissions_of(omissions: Iterable[Omission]) -> list[OmissionState]:
-    """Write omissions as documents."""
+    """Return omissions as documents."""
     return [OmissionState(where, reason.value, SERVED_OTHERWISE.get(reason, "")) for where, reason in omissions]
 
 
@@ -106,7 +106,7 @@ def summarize(
     omissions: Iterable[Omission],
     balanced: Mapping[VirtualServerKey, Balanced],
 ) -> ServiceSummary:
-    """Say the most important of one Service; ``actual`` is what the agent last knew of the kernel."""
+    """Return what matters most about one Service. ``actual`` is what the agent last knew of the kernel."""
     keys = desired.virtual_servers_of(name)
     wanted: set[RealServerKey] = set()
     draining: set[RealServerKey] = set()
@@ -144,7 +144,7 @@ def summarize(
 
 
 def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[str]:
-    """Say what of a virtual server is not in the kernel as it should be; real servers that drain are as they should."""
+    """Return what differs in the kernel from a desired virtual server. A real server that drains is no difference."""
     if found is None:
         return [f"{desired.key} is missing"]
     differences = []
@@ -238,7 +238,7 @@ def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activit
 
 
 def _members(fragment: Fragment, desired: DesiredTables, actual: KernelTables) -> list[MemberState]:
-    """Return what goes with the virtual servers; not what goes with one that another Service has."""
+    """Return what goes with the virtual servers, except those that another Service has."""
     addresses = [
         MemberState(SERVICE_LINK, text_of(address), reason.value, address in actual.addresses)
         for address, reason in fragment.addresses.items()
@@ -251,7 +251,7 @@ def _members(fragment: Fragment, desired: DesiredTables, actual: KernelTables) -
 
 
 def member_text(entry: SetEntry) -> str:
-    """Write a member of a set as ``ipset list`` does, with its mark."""
+    """Return a member of a set as ``ipset list`` prints it, with its mark."""
     parts = [text_of(entry.address)] if entry.address else []
     if entry.protocol:
         parts.append(f"{Protocol(entry.protocol).name.lower()}:{entry.port}")

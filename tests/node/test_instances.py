@@ -24,7 +24,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> str:
     return address
 
 
-def announced() -> socket.socket:
+def registered() -> socket.socket:
     held = instances.register()
     if held is None:
         pytest.skip("raw sockets are not allowed here")
@@ -33,9 +33,9 @@ def announced() -> socket.socket:
 
 def test_agents_are_counted_as_long_as_they_live() -> None:
     assert not instances.any_running()
-    first = announced()
+    first = registered()
     assert instances.any_running()
-    second = announced()
+    second = registered()
     assert instances.count_running() == 2
     first.close()
     # The second one is seen although it came when there was another.
@@ -54,7 +54,7 @@ def hold(address: str, uid: int = 0) -> subprocess.Popen[str]:
 
 
 def test_the_sign_ends_with_a_process_that_is_killed(address: str) -> None:
-    announced().close()
+    registered().close()
     with hold(address) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "True\n"
@@ -97,7 +97,7 @@ def test_another_user_of_the_node_cannot_pretend_to_be_an_agent_nor_hide_one(add
             assert pretender.stdout is not None
             assert pretender.stdout.readline() == "done\n"
             assert not instances.any_running()
-            held = announced()
+            held = registered()
             assert instances.count_running() == 1
             held.close()
         finally:
