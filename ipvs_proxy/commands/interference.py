@@ -89,7 +89,10 @@ def interferences(found: Inventory) -> Iterator[Interference]:
 
 
 def _counts(encounter: Encounter, *, marked: bool) -> bool:
-    """Return whether an encounter is a finding: not if the rule may be meant for other addresses, or some clients only."""
+    """Return whether an encounter is a finding.
+
+    It is none if the rule may be meant for other addresses, or drops what only some clients send.
+    """
     if encounter.blind or (encounter.effect is Effect.DROPS and not encounter.sure):
         return False
     if encounter.effect is Effect.MARKS and not marked:

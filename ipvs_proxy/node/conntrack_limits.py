@@ -40,7 +40,7 @@ class Written(NamedTuple):
 def largest_table(max_per_core: int, minimum: int, cpus: int) -> int:
     """Return how many connections to make room for, or 0 to keep the kernel's value.
 
-    The rule is kube-proxy's: ``max_per_core`` times ``cpus``, at most ``LARGEST``; below that cap, at least ``minimum``.
+    As in kube-proxy: ``max_per_core`` times ``cpus``, at most ``LARGEST``; below that cap, at least ``minimum``.
     """
     if not max_per_core:
         return 0

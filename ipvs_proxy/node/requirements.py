@@ -1,8 +1,8 @@
 """What the agent requires of a node: it is checked before anything is touched.
 
 The first piece that is missing ends the start with one line. Every check asks the kernel or a program to do the thing
-itself, or the nearest thing that leaves no trace. Lists of modules are not read: they leave out what is built in, differ
-between distributions, and do not exist in a container.
+itself, or the nearest thing that leaves no trace. Lists of modules are not read: they leave out what is built in,
+differ between distributions, and do not exist in a container.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def supported_families(iptables: Iptables, *, proc: Path = PROC) -> tuple[tuple[
 
 
 def _load_ipvs() -> None:
-    """Try to load IPVS. It may be built in, and a container may have no modprobe: the caller looks whether it helped."""
+    """Try to load IPVS. It may be built in, and a container may have no modprobe: the caller sees whether it helped."""
     try:
         subprocess.run(["modprobe", "-a", "ip_vs"], check=False, capture_output=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,12 +1,12 @@
 """The kernel settings that IPVS with masquerading needs, as desired state: read, compare, write what differs.
 
-The list is kube-proxy's, with one deliberate difference. From Linux 5.9 on, kube-proxy leaves ``conn_reuse_mode`` alone,
-because the kernel's default of 1 has been right since then. Here it is set: a 0 that somebody left in sysctl.conf
-survives reboots, and sends new connections from a reused client port to real servers that are gone.
+The list is kube-proxy's, with one deliberate difference. From Linux 5.9 on, kube-proxy leaves ``conn_reuse_mode``
+alone, because the kernel's default of 1 has been right since then. Here it is set: a 0 that somebody left in
+sysctl.conf survives reboots, and sends new connections from a reused client port to real servers that are gone.
 
 Invariant: a setting that is right is never written. So a read-only ``/proc/sys`` is no obstacle on a node that has been
-prepared. Nothing is set back at the end. IPv6 forwarding is never changed, as with kube-proxy, since it also turns router
-advertisements off; ``forwarding_problems`` says so where it is missing.
+prepared. Nothing is set back at the end. As with kube-proxy, IPv6 forwarding is never changed, since turning it on also
+turns router advertisements off; ``forwarding_problems`` reports where it is missing.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class VirtualServerState(Document, frozen=True):
 
     ``reason`` says what it is for. ``owner`` is the older Service that has it, or empty: with an owner, nothing of the
     kernel is here, as all that is there is the owner's. ``in_kernel`` is whether it exists, and ``differences`` what is
-    not as desired. ``internal`` is the virtual server that clients in the cluster get instead. ``affinity_seconds`` is 0
-    without session affinity.
+    not as desired. ``internal`` is the virtual server that clients in the cluster get instead. ``affinity_seconds``
+    is 0 without session affinity.
     """
 
     name: str

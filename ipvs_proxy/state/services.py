@@ -69,8 +69,8 @@ def service_state(
 ) -> ServiceState:
     """Return everything about one Service.
 
-    ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes`` has
-    the node's name of each endpoint's address, and ``drains`` are those of its virtual servers.
+    ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes``
+    has the node's name for each endpoint's address, and ``drains`` are those of its virtual servers.
     """
     servers = [
         _virtual_server_state(fragment, key, desired=desired, observation=observed.get(key), nodes=nodes)
