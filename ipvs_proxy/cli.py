@@ -208,9 +208,7 @@ def check(config: Path | None, output: str) -> None:
     metavar="IP:PORT",
     help="Where the metrics server of the agent listens whose configuration counts if there is none here",
 )
-@click.option(
-    "--offline", is_flag=True, help="Plan against an empty kernel: look neither at this node's nor for an agent"
-)
+@click.option("--offline", is_flag=True, help="Plan against an empty kernel, whatever this system has")
 def plan_command(config: Path | None, output: str, agent: str, offline: bool, **flags: Any) -> None:
     """Say what a start with these flags would change on this node; nothing is written.
 
@@ -219,8 +217,8 @@ def plan_command(config: Path | None, output: str, agent: str, offline: bool, **
     from --manifests. + is added, ~ changed and - deleted; real servers that are not wanted get weight 0 first, so that
     their connections go on.
 
-    With --offline it works anywhere, without root, IPVS or iptables: all that the Services ask for is to be added.
-    With --manifests it does so by itself on a system without IPVS. Standard error then says what is assumed.
+    With --offline it works anywhere, without root, IPVS or iptables: the plan is made against an empty kernel, and no
+    agent is asked. With --manifests that is so by itself on a system without IPVS. Standard error says what is assumed.
 
     Exit status: 0 if nothing would change, 2 if something would, 1 if that cannot be said.
     """

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from ipvs_proxy.agent.assembly import sources
@@ -33,6 +32,7 @@ from ipvs_proxy.kube.client import connect
 from ipvs_proxy.netlink.errors import MissingPiece, Unusable
 from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.node import requirements, sysctl
+from ipvs_proxy.node.cleanup import IPVS_LOADED
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
@@ -44,8 +44,6 @@ from ipvs_proxy.state.documents import ChangeState, Differences
 
 #: Seconds after which the API server's answer, or all objects, are given up.
 PATIENCE: Final = 60.0
-#: Exists while the kernel has IPVS, whoever asks (``net/netfilter/ipvs/ip_vs_ctl.c``).
-IPVS_LOADED: Final = Path("/proc/thread-self/net/ip_vs")
 
 
 class ReadOnlyKernel:

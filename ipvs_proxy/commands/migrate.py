@@ -7,30 +7,21 @@ it stands in the way; the last two come with a remedy. Judging is pure; the fact
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from select import select
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ipvs_proxy import __version__
+from ipvs_proxy.commands.kube_proxy_configuration import load, read
 from ipvs_proxy.commands.node_findings import Kind, find, finding_text
 from ipvs_proxy.kernel.links.addresses import LINK
-from ipvs_proxy.kube.documents import ParseError, parse_yaml, read_file
 from ipvs_proxy.node.inventory import Inventory, take_inventory
 from ipvs_proxy.node.processes import KUBE_PROXY, Process
-from ipvs_proxy.settings import table as settings_table
-from ipvs_proxy.settings.file import MAX_SIZE, read_text
-from ipvs_proxy.settings.merge import Settings, SettingsError, effective
+from ipvs_proxy.settings.merge import Settings, SettingsError
 
 READY, ERROR, OBSTRUCTED = 0, 1, 2
-#: A ConfigMap has a MiB at most.
-LONGEST: Final = 4 << 20
-#: Seconds until a standard input that neither ends nor goes on is given up.
-SILENCE: Final = 30.0
-_DOTS: Final = b"\n...\n"
 _WIDTH: Final = 100
 _DEFAULTS: Final = Settings(node_name="node")
 _LEAVES: Final = "take it off this node before the agent starts there (see docs/migration.md)"
@@ -73,7 +64,7 @@ def check(config: Path | None, *, as_json: bool) -> int:
     ``config`` is kube-proxy's configuration, or the manifest of a ConfigMap that has it; ``-`` for standard input.
     """
     try:
-        settings, consequences = (_DEFAULTS, []) if config is None else judge_configuration(*_read(config))
+        settings, consequences = (_DEFAULTS, []) if config is None else judge_configuration(*read(config))
         ports = {
             name: int(address.rpartition(":")[2])
             for name, address in (("health", settings.healthz_bind_address), ("metrics", settings.metrics_bind_address))
@@ -90,7 +81,7 @@ def check(config: Path | None, *, as_json: bool) -> int:
 def judge_configuration(text: str, name: str) -> tuple[Settings, list[Consequence]]:
     """Read a configuration; return its settings (the defaults if it cannot be used) and what there is to say of it."""
     try:
-        settings, notes = _load(text, name)
+        settings, notes = load(text, name)
     except SettingsError as error:
         remedy = "correct it, as the agent would refuse it too"
         faults = [Consequence(Standing.OBSTACLE, "configuration", line, remedy) for line in str(error).splitlines()]
@@ -186,73 +177,6 @@ def _judge_processes(found: Inventory, ports: dict[str, int]) -> Iterator[Conseq
             continue
         field = "healthzBindAddress" if name == "health" else "metricsBindAddress"
         yield Consequence(Standing.OBSTACLE, f"{name} port", taken, f"stop that, or set {field} to another port")
-
-
-def _read(config: Path) -> tuple[str, str]:
-    """Return the text of the configuration, and what to call it."""
-    try:
-        if str(config) == "-":
-            return read_until_end(sys.stdin.fileno(), None if sys.stdin.isatty() else SILENCE), "standard input"
-        return read_file(config, MAX_SIZE).decode("utf-8-sig"), str(config)
-    except OSError as error:
-        raise OSError(f"--config {config}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--config {config}: it is no text in UTF-8") from error
-
-
-def read_until_end(descriptor: int, silence: float | None) -> str:
-    """Read a document up to the end of the input, or to a line of three dots (YAML 1.2, 9.1.2).
-
-    ``silence`` is how many seconds may pass in which nothing comes, ``None`` for any number: the standard input of a
-    container may never end (``stdinOnce`` of the Kubernetes API).
-
-    Raises:
-        ValueError: if nothing comes any more, if there is too much of it, or if it is no text in UTF-8.
-        OSError: if it cannot be read.
-
-    """
-    received = bytearray()
-    while select([descriptor], [], [], silence)[0]:
-        piece = os.read(descriptor, LONGEST)
-        looked_at = max(0, len(received) - len(_DOTS))
-        received += piece
-        end = received.find(_DOTS, looked_at)
-        if end >= 0 or not piece:
-            return bytes(received[: end + 1] if end >= 0 else received).decode("utf-8-sig")
-        if len(received) > LONGEST:
-            raise ValueError(f"--config -: it has more than {LONGEST:,} bytes")
-    raise ValueError(
-        f"--config -: nothing has come for {silence:g} s, and it has not ended: end it with a line of three dots (...)"
-    )
-
-
-def _load(text: str, name: str) -> tuple[Settings, list[tuple[str, dict[str, Any]]]]:
-    """Return the settings of a configuration, and what the agent would log of it.
-
-    Raises:
-        SettingsError: if it cannot be used, with one line for each fault.
-
-    """
-    fields, notes = read_text(_unwrapped(text), name)
-    settings = effective({"hostname_override": "node"}, fields)
-    return settings, [*settings.notes, *notes]
-
-
-def _unwrapped(text: str) -> str:
-    """Return the configuration in the manifest of a ConfigMap; anything else as it is."""
-    try:
-        documents = parse_yaml(text).documents
-    except ParseError:
-        return text  # a fault that its reader words better
-    manifest = documents[0] if len(documents) == 1 else None
-    if not isinstance(manifest, dict) or manifest.get("kind") != "ConfigMap":
-        return text
-    data = manifest.get("data")
-    values = data.values() if isinstance(data, dict) else ()
-    for value in values:
-        if isinstance(value, str) and settings_table.KUBE_PROXY.kind in value:
-            return value
-    raise SettingsError(f"the ConfigMap has no {settings_table.KUBE_PROXY.kind} in its data")
 
 
 def _words(value: object) -> str:

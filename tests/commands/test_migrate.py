@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from ipvs_proxy.commands.migrate import (
     Standing,
     judge_configuration,
     judge_node,
-    read_until_end,
     report,
 )
 from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptables
@@ -176,41 +173,3 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 1
         assert done.stderr.startswith(f"ipvs-proxy: error: --config {tmp_path / name}: ")
-
-
-@pytest.mark.parametrize(
-    ("pieces", "ends", "text"),
-    [
-        ([CONFIGURATION], True, CONFIGURATION),
-        ([CONFIGURATION, "...\n"], False, CONFIGURATION),
-        ([CONFIGURATION[:-1], "\n.", "..\nnever: read\n"], False, CONFIGURATION),
-        ([f"{CONFIGURATION}a: ...b\n...c\n"], True, f"{CONFIGURATION}a: ...b\n...c\n"),
-    ],
-)
-def test_document_ends_with_its_input_or_with_three_dots(pieces: list[str], ends: bool, text: str) -> None:
-    reading, writing = os.pipe()
-
-    def write() -> None:
-        for piece in pieces:
-            os.write(writing, piece.encode())
-        if ends:
-            os.close(writing)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    assert read_until_end(reading, 30.0) == text
-    writer.join()
-    os.close(reading)
-    if not ends:
-        os.close(writing)
-
-
-def test_input_that_neither_ends_nor_goes_on_is_given_up() -> None:
-    reading, writing = os.pipe()
-    os.write(writing, CONFIGURATION.encode())
-    with pytest.raises(ValueError, match="has not ended: end it with a line of three dots"):
-        read_until_end(reading, 0.05)
-    os.close(writing)
-    os.close(reading)
-    with Path("/dev/zero").open("rb") as endless, pytest.raises(ValueError, match="more than 4,194,304 bytes"):
-        read_until_end(endless.fileno(), 1.0)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_proxy.commands.dry_run import IPVS_LOADED
 from ipvs_proxy.commands.plan import assume
+from ipvs_proxy.node.cleanup import IPVS_LOADED
 from ipvs_proxy.settings.document import configz
 from ipvs_proxy.settings.merge import SettingsError, effective
 
