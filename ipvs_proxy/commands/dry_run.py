@@ -7,7 +7,6 @@ it is told instead of doing it. That kernel is this node's, or an empty one (see
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Final, NamedTuple
@@ -16,7 +15,6 @@ from ipvs_proxy.agent.assembly import sources
 from ipvs_proxy.agent.local_detection import adapt_rules
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
-from ipvs_proxy.agent.observe.logs import configure
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
 from ipvs_proxy.agent.open_kernel import open_tables
@@ -170,7 +168,6 @@ def find_changes(settings: Settings, ground: Ground) -> Differences:
         ManifestsError: if the manifests cannot be read.
 
     """
-    configure(settings.verbosity, settings.logging_format, logging.WARNING)
     return asyncio.run(_find_changes(settings, ground))
 
 

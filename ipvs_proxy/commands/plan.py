@@ -6,6 +6,7 @@ Settings are those that are given, or those of the agent that runs here.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
+from ipvs_proxy.agent.observe.logs import configure
 from ipvs_proxy.commands.ask import NoAnswer, fetch
 from ipvs_proxy.commands.changes import changes_text
 from ipvs_proxy.commands.dry_run import find_changes, find_ground
@@ -71,12 +73,14 @@ def plan(assumed: Assumed, output: str, *, offline: bool) -> int:
     Standard error also says where the settings come from and, if the kernel is assumed to be empty, what else is
     assumed: a plan is only as right as that.
     """
+    settings = assumed.settings
+    configure(settings.verbosity, settings.logging_format, logging.WARNING)
     sys.stderr.write(f"ipvs-proxy: settings: {assumed.source}\n")
     try:
-        ground = find_ground(assumed.settings, offline=offline)
+        ground = find_ground(settings, offline=offline)
         if ground.assumed:
             sys.stderr.write(f"ipvs-proxy: kernel: {ground.assumed}\n")
-        found = find_changes(assumed.settings, ground)
+        found = find_changes(settings, ground)
     except (Unusable, ConnectError, ManifestsError, OSError) as error:
         sys.stderr.write(f"ipvs-proxy: error: {error}\n")
         return ERROR
