@@ -17,7 +17,7 @@ import click
 
 from ipvs_proxy import __version__
 from ipvs_proxy.commands.ask import DEFAULT_ADDRESS
-from ipvs_proxy.commands.cli import completion, debug_bundle, diff, doctor, explain, services, status
+from ipvs_proxy.commands.command_line import completion, debug_bundle, diff, doctor, explain, services, status
 from ipvs_proxy.settings.document import note_lines, write_file
 from ipvs_proxy.settings.file import read_settings
 from ipvs_proxy.settings.model import Settings, SettingsError
@@ -38,6 +38,7 @@ Examples:
   ipvs-proxy plan --kubeconfig ~/.kube/config --cluster-cidr 10.244.0.0/16
   ipvs-proxy plan --config /var/lib/kube-proxy/config.conf -o json
   ipvs-proxy plan --manifests ./services
+  ipvs-proxy plan --manifests ./services --offline
 """
 
 
@@ -217,7 +218,8 @@ def check(config: Path | None, output: str) -> None:
     metavar="IP:PORT",
     help="The metrics address of the agent whose configuration is used if none is given here",
 )
-def plan_command(config: Path | None, output: str, agent: str, **flags: object) -> None:
+@click.option("--offline", is_flag=True, help="Plan against an empty kernel, whatever this system has")
+def plan_command(config: Path | None, output: str, agent: str, offline: bool, **flags: object) -> None:
     """Print what a start with these flags would change on this node, and write nothing.
 
     The flags are those of "ipvs-proxy run". Without --config and the flags that a file replaces, the configuration is
@@ -225,16 +227,19 @@ def plan_command(config: Path | None, output: str, agent: str, **flags: object) 
     or from --manifests. Additions are marked +, changes ~ and deletions -. Real servers that are no longer wanted get
     weight 0 first, so that their connections go on.
 
+    With --offline it works anywhere, without root, IPVS or iptables: the plan is made against an empty kernel, and no
+    agent is asked. With --manifests that is so by itself on a system without IPVS. Standard error says what is assumed.
+
     Exit status: 0 if nothing would change, 2 if something would, 1 if there was an error.
     """
     from ipvs_proxy.commands.plan import assume, plan  # noqa: PLC0415
 
     try:
-        assumed = assume(_given(flags), config, agent)
+        assumed = assume(_given(flags), config, None if offline else agent)
     except SettingsError as error:
         _refuse(error)
     _tell_notes(assumed.settings)
-    sys.exit(plan(assumed, output))
+    sys.exit(plan(assumed, output, offline=offline))
 
 
 for _command in (status, services, explain, diff, doctor, debug_bundle, completion):

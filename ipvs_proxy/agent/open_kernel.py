@@ -30,8 +30,8 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
     """
     ipvs = Ipvs()
     set_kernel(settings, ipvs)
-    for warning in sysctl.kernel_warnings():
-        log.warning("sysctl_warning", text=warning)
+    for problem in sysctl.kernel_problems():
+        log.warning("sysctl_warning", text=str(problem))
     return open_tables(settings, host, ipvs)
 
 
@@ -56,7 +56,7 @@ def set_kernel(settings: Settings, ipvs: Ipvs) -> None:
         Unusable: for the first thing that does not work.
 
     """
-    for change in sysctl.apply(strict_arp=settings.strict_arp):
+    for change in sysctl.make_changes(strict_arp=settings.strict_arp):
         log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
     limits = conntrack_limits.Limits(
         max_per_core=settings.conntrack_max_per_core,
@@ -67,7 +67,7 @@ def set_kernel(settings: Settings, ipvs: Ipvs) -> None:
         udp=settings.conntrack_udp,
         udp_stream=settings.conntrack_udp_stream,
     )
-    changes, refusals = conntrack_limits.apply(limits)
+    changes, refusals = conntrack_limits.set_limits(limits)
     for change in changes:
         log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
     for refusal in refusals:

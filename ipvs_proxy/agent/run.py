@@ -98,8 +98,8 @@ async def _run(
         log.warning(event, **fields)
     _protect_from_memory_pressure(settings.oom_score_adj)
     # Held as long as this process lives: no cleanup meanwhile.
-    announced = instances.announce()
-    if instances.count() > (announced is not None):
+    registered = instances.register()
+    if instances.count_running() > (registered is not None):
         log.warning("another_agent_is_running", reason="two agents on one node undo each other's work")
     try:
         agent = await start(settings, stop)

@@ -59,7 +59,7 @@ async def prepare(settings: Settings, stop: asyncio.Event | None = None) -> tupl
     """Check the node and set what needs more rights than the rest. Raises as ``start`` does."""
 
     async def check() -> Host:
-        return requirements.check()
+        return requirements.require_all()
 
     async def open_kernel() -> Dataplane:
         return prepare_kernel(settings, host)

@@ -1,6 +1,6 @@
-"""Which rules of others stand between clients and Services: for ``ipvs-proxy doctor``. Pure.
+"""Which rules of others come between clients and Services, for ``ipvs-proxy doctor``. Pure.
 
-Thousands of rules may do the same thing to thousands of Services: they are counted, and one of them is quoted.
+Thousands of rules may do the same to thousands of Services: they are counted, and one of them is quoted.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kernel.filter.iptables.foreign_rules import WAYS, Destinations, Effect, Encounter, look
 from ipvs_proxy.kernel.filter.iptables.render import SERVICES
 from ipvs_proxy.kernel.filter.iptables.rule_text import INPUT
-from ipvs_proxy.node.inventory import Survey
+from ipvs_proxy.node.inventory import Inventory
 from ipvs_proxy.plan.tables import VirtualServerKey, family_of
 
-#: So many findings are told of the rules of one family in one variant.
+#: At most this many findings are reported for the rules of one family in one variant.
 TOLD: Final = 3
 
-#: What rules do, what one of them does, what follows, and what to do about it.
+#: For each effect: what many rules do, what one of them does, what follows from it, and what to do about it.
 _WORDS: Final = {
     Effect.TAKES: (
         "take",
@@ -44,7 +44,7 @@ _WORDS: Final = {
 
 
 class Interference(NamedTuple):
-    """Rules of others that do one thing to Services, in a sentence, and the remedy."""
+    """Rules of others with one effect on Services, as a sentence, and the remedy."""
 
     table: str
     effect: Effect
@@ -68,7 +68,7 @@ class _Group:
         return f"{hooks} ({where}): {subject} {min(self.keys)}{more} {consequence}: {self.example.rule}"
 
 
-def interferences(found: Survey) -> Iterator[Interference]:
+def interferences(found: Inventory) -> Iterator[Interference]:
     """Return what of others' rules keeps connections from Services, the worst first for each family and variant."""
     members = {name_of(role): entries for role, entries in found.tables.entries.items()}
     marked = any(key.mark for key in found.served)
@@ -91,7 +91,10 @@ def interferences(found: Survey) -> Iterator[Interference]:
 
 
 def _counts(encounter: Encounter, *, marked: bool) -> bool:
-    """Return whether something is a finding: not what may be meant for other addresses, or for some clients only."""
+    """Return whether an encounter is a finding.
+
+    It is none if the rule may be meant for other addresses, or drops what only some clients send.
+    """
     if encounter.blind or (encounter.effect is Effect.DROPS and not encounter.sure):
         return False
     if encounter.effect is Effect.MARKS and not marked:

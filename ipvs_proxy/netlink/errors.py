@@ -12,7 +12,15 @@ SHORTAGES: Final = frozenset({EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, UN
 
 
 class Unusable(OSError):  # noqa: N818  the name says what is wrong
-    """A piece of the kernel is missing or occupied: the text is one line that names it and the remedy."""
+    """A piece of this node is missing, occupied or broken: ``str()`` is one line with the piece and the remedy.
+
+    The remedy is empty where none is known.
+    """
+
+    def __init__(self, piece: str, remedy: str = "") -> None:
+        super().__init__(f"{piece}: {remedy}" if remedy else piece)
+        self.piece = piece
+        self.remedy = remedy
 
 
 class Busy(Unusable):
@@ -20,12 +28,10 @@ class Busy(Unusable):
 
 
 class MissingPiece(Unusable):
-    """Something that the agent needs is missing on this node: ``str()`` is one line with the piece and the remedy."""
+    """Something that the agent needs is missing on this node."""
 
     def __init__(self, piece: str, remedy: str) -> None:
-        super().__init__(f"{piece}: {remedy}")
-        self.piece = piece
-        self.remedy = remedy
+        super().__init__(piece, remedy)
 
 
 def is_passing(error: BaseException | None) -> bool:

@@ -1,7 +1,7 @@
-"""What besides our own tables decides how well Services work on a node: read, never changed.
+"""What else on a host decides how well Services work, apart from our own tables: read, never changed.
 
-A fact that cannot be read here (another kernel, a container that does not see the host) is ``None`` or empty: it is not
-known, which is no finding.
+A fact that cannot be read here (another kernel, a container that does not see the host) is ``None`` or empty. That
+means "unknown", and nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icm
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
 _STATUS_CONNECTIONS: Final = re.compile(r"^Conns:\s+(\d+)$", re.MULTILINE)
 _STATUS_BUCKETS: Final = re.compile(r"^Conn buckets:\s+(\d+)\b", re.MULTILINE)
-#: More connections are not counted one by one, which takes a second and a half.
+#: At most this many connections are counted one by one, which takes a second and a half.
 MOST_CONNECTIONS: Final = 1_000_000
 
 
 @dataclass(slots=True, kw_only=True)
-class Checkup:
+class HostFacts:
     """The facts.
 
     ``policies`` are those of the chains INPUT and FORWARD, by family label and chain; ``twice`` are the addresses that
@@ -67,7 +67,7 @@ class Checkup:
     ahead: dict[str, list[str]] = field(default_factory=dict)
 
 
-def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path = ROOT) -> Checkup:
+def read_host_facts(iptables: Iptables | None, families: Iterable[Family], *, root: Path = ROOT) -> HostFacts:
     """Read the facts of the network namespace of this thread.
 
     Raises:
@@ -76,7 +76,7 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
 
     """
     sysctl = root / "proc/sys/net"
-    found = Checkup(
+    found = HostFacts(
         run_estimation=_number(sysctl / "ipv4/vs/run_estimation"),
         connection_buckets=_buckets(root / "proc/net"),
         connections=_connections(root / "proc/net"),
@@ -90,8 +90,8 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
         local_ports=_range(sysctl / "ipv4/ip_local_port_range"),
         reserved_ports=_ranges(_text(sysctl / "ipv4/ip_local_reserved_ports")),
         link_manager=_link_manager(root / "run"),
-        announcers=processes.running(ANNOUNCERS, root / "proc"),
-        firewalld=bool(processes.running(("firewalld",), root / "proc")),
+        announcers=processes.running_programs(ANNOUNCERS, root / "proc"),
+        firewalld=bool(processes.running_programs(("firewalld",), root / "proc")),
         twice=_twice(),
     )
     if iptables is not None:
@@ -151,7 +151,7 @@ def _buckets(net: Path) -> int | None:
 
 
 def _connections(net: Path) -> int | None:
-    """Count the connections of IPVS: Linux 7.1 and later tell, before that there is a line for each."""
+    """Count the connections of IPVS. Linux 7.1 and later has their number; before that there is one line for each."""
     status = _STATUS_CONNECTIONS.search(_text(net / "ip_vs_status"))
     if status is not None:
         return int(status[1])
@@ -162,7 +162,7 @@ def _connections(net: Path) -> int | None:
 
 
 def _link_manager(run: Path) -> str:
-    """Name who manages our link on this host besides us, if the host's /run tells."""
+    """Return who manages our link besides us; empty if nobody does, or if the host's ``/run`` cannot be seen."""
     try:
         index = socket.if_nametoindex(LINK)
     except OSError:

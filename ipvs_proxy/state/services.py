@@ -1,6 +1,6 @@
 """From tables to documents: what one Service asks for, beside what the kernel has.
 
-Nothing here reads or writes: the caller hands in the tables, and what it has just read of the kernel.
+Pure: the caller passes the tables, and what it has just read from the kernel.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
-from ipvs_proxy.kernel.ipvs.table import Observation
+from ipvs_proxy.kernel.ipvs.table import Balanced, Observation
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import virtual_endpoints
@@ -31,6 +31,7 @@ from ipvs_proxy.plan.tables import (
     text_of,
 )
 from ipvs_proxy.state.documents import (
+    DifferenceKind,
     DrainState,
     EndpointState,
     MemberState,
@@ -41,17 +42,17 @@ from ipvs_proxy.state.documents import (
     VirtualServerState,
 )
 
-#: So many differences are named in a list; the state of one Service has them all.
+#: At most this many differences are named in a list of Services; the state of one Service has all of them.
 _NAMED = 5
 
 
 def traffic_of(counters: Counters) -> Traffic:
-    """Write counters as a document."""
+    """Return counters as a document."""
     return Traffic(*counters)
 
 
 def sum_of(balanced: Iterable[Balanced]) -> tuple[Traffic, Traffic]:
-    """Add up the traffic of some virtual servers: totals, and rates."""
+    """Return the traffic of several virtual servers together: totals, and rates per second."""
     found = list(balanced)
     total = Traffic(*(sum(numbers) for numbers in zip(*(one.total for one in found), strict=True)))
     per_second = Traffic(*(sum(numbers) for numbers in zip(*(one.per_second for one in found), strict=True)))
@@ -69,7 +70,7 @@ def service_state(
     drains: list[DrainState],
     name_of_role: NameOfRole,
 ) -> ServiceState:
-    """Say all about one Service.
+    """Return everything about one Service.
 
     ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes``
     the node of each endpoint's address, ``drains`` are those of its virtual servers. ``name_of_role`` tells what the
@@ -96,7 +97,7 @@ def service_state(
 
 
 def omissions_of(omissions: Iterable[Omission]) -> list[OmissionState]:
-    """Write omissions as documents."""
+    """Return omissions as documents."""
     return [OmissionState(where, reason.value, SERVED_OTHERWISE.get(reason, "")) for where, reason in omissions]
 
 
@@ -109,22 +110,22 @@ def summarize(
     omissions: Iterable[Omission],
     balanced: Mapping[VirtualServerKey, Balanced],
 ) -> ServiceSummary:
-    """Say the most important of one Service; ``actual`` is what the agent last knew of the kernel."""
+    """Return what matters most about one Service. ``actual`` is what the agent last knew of the kernel."""
     keys = desired.virtual_servers_of(name)
     wanted: set[RealServerKey] = set()
     draining: set[RealServerKey] = set()
-    differences: list[str] = []
+    differences: list[tuple[DifferenceKind, str]] = []
     for key in keys:
         server, found = desired.virtual_servers.get(key), actual.virtual_servers.get(key)
         owner = desired.owners.get(key)
         if server is None or owner != name:
-            differences.append(f"{key} belongs to {owner}")
+            differences.append((DifferenceKind.CONFLICT, f"{key} belongs to {owner}"))
             continue
         wanted.update(server.real_servers)
         if found is not None:
             draining.update(key for key, settings in found.real_servers.copy().items() if not settings.weight)
         if found is not server:
-            differences += differences_of(server, found)
+            differences += [(DifferenceKind.KERNEL, text) for text in differences_of(server, found)]
     total, per_second = sum_of(balanced[key] for key in keys if key in balanced and desired.owners.get(key) == name)
     spec = service.spec
     return ServiceSummary(
@@ -138,7 +139,8 @@ def summarize(
         endpoints=len(wanted),
         draining=len(draining - wanted),
         in_sync=not differences,
-        differences=differences[:_NAMED],
+        differences=[text for _, text in differences[:_NAMED]],
+        difference_kinds=list(dict.fromkeys(kind for kind, _ in differences)),
         omissions=omissions_of(omissions),
         total=total,
         per_second=per_second,
@@ -146,7 +148,7 @@ def summarize(
 
 
 def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[str]:
-    """Say what of a virtual server is not in the kernel as it should be; real servers that drain are as they should."""
+    """Return what differs in the kernel from a desired virtual server. A real server that drains is no difference."""
     if found is None:
         return [f"{desired.key} is missing"]
     differences = []
@@ -255,7 +257,7 @@ def _members(
 
 
 def member_text(entry: SetEntry) -> str:
-    """Write a member of a set as ``ipset list`` does, with its mark."""
+    """Return a member of a set as ``ipset list`` prints it, with its mark."""
     parts = [text_of(entry.address)] if entry.address else []
     if entry.protocol:
         parts.append(f"{Protocol(entry.protocol).name.lower()}:{entry.port}")

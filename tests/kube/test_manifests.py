@@ -12,7 +12,7 @@ import yaml
 from structlog.testing import capture_logs
 
 from ipvs_proxy.kube.documents import ParseError
-from ipvs_proxy.kube.manifests import ManifestsError, follow_manifests
+from ipvs_proxy.kube.manifests import ManifestsError, follow_manifests, parse
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from tests.support.manifests import Recorder, endpoint_slice, following, node, service, write
 

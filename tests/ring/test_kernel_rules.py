@@ -398,7 +398,7 @@ def test_choosing_a_variant_creates_no_table():
 
 
 def test_preflight_finds_everything_and_leaves_nothing():
-    host = requirements.check()
+    host = requirements.require_all()
     assert host.families == (Family.IPV4, Family.IPV6)
     assert host.unsupported == {}
     assert "ipvs-probe" not in run("ip", "link")
@@ -406,29 +406,29 @@ def test_preflight_finds_everything_and_leaves_nothing():
 
 def test_preflight_sees_that_ipv6_is_off():
     Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-    host = requirements.check()
+    host = requirements.require_all()
     assert host.families == (Family.IPV4,)
     assert host.unsupported == {Family.IPV6: "sysctl net.ipv6.conf.all.disable_ipv6 is 1"}
 
 
 def test_sysctls_are_set_once():
-    names = {change.name for change in sysctl.apply()}
+    names = {change.name for change in sysctl.make_changes()}
     assert {"net/ipv4/vs/conntrack", "net/ipv4/ip_forward"} <= names
-    assert sysctl.apply() == []
+    assert sysctl.make_changes() == []
     run("sysctl", "-w", "net.ipv4.vs.conn_reuse_mode=0")
-    assert sysctl.drift() == [sysctl.Change("net/ipv4/vs/conn_reuse_mode", "0", "1")]
-    assert len(sysctl.apply()) == 1
+    assert sysctl.find_changes() == [sysctl.SysctlChange("net/ipv4/vs/conn_reuse_mode", "0", "1")]
+    assert len(sysctl.make_changes()) == 1
     assert run("sysctl", "-n", "net.ipv4.vs.conn_reuse_mode").strip() == "1"
 
 
 def test_a_read_only_proc_sys_is_an_obstacle_only_where_something_is_to_be_written():
     script = (
         "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && "
-        f"exec {sys.executable} -c 'from ipvs_proxy.node import sysctl; print(sysctl.apply())'"
+        f"exec {sys.executable} -c 'from ipvs_proxy.node import sysctl; print(sysctl.make_changes())'"
     )
     command = ["unshare", "-m", "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
     assert "sysctl net.ipv4.vs.conntrack is 0, wanted 1, and cannot be written (Read-only file system)" in done.stderr
-    sysctl.apply()
+    sysctl.make_changes()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
     assert done.stdout == "[]\n", done.stderr

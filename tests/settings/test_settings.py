@@ -11,6 +11,7 @@ from ipvs_proxy.settings.file import read_file
 from ipvs_proxy.settings.merge import effective
 from ipvs_proxy.settings.model import SettingsError
 from ipvs_proxy.settings.table import SETTINGS
+from ipvs_proxy.settings.values import duration
 
 KIND = "KubeProxyConfiguration"
 HEAD = f"apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: {KIND}\n"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
+from ipvs_proxy.commands.overview import state_word
 from ipvs_proxy.kernel.filter.ipset.names import name_of
-from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
-from ipvs_proxy.kernel.ipvs.table import Observation
-from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, Role, SetEntry, VirtualServer
-from ipvs_proxy.state.documents import ServiceState, Traffic
+from ipvs_proxy.state.documents import DifferenceKind, ServiceState, Traffic
 from ipvs_proxy.state.services import differences_of, member_text, service_state, summarize
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 
@@ -128,6 +130,20 @@ def test_summary_counts_endpoints_and_drains_and_names_who_has_its_address() -> 
     desired.replace(ServiceName("default", "older"), plan_service(older, [], Context("node"), Marks()))
     lost = summarize(NAME, service(), desired=desired, actual=actual, omissions=[], balanced={})
     assert (lost.in_sync, lost.differences) == (False, ["10.96.0.10:80/TCP belongs to default/older"])
+    assert lost.difference_kinds == [DifferenceKind.CONFLICT]
+    assert found.difference_kinds == []
+
+
+def test_conflict_hides_no_difference_of_the_kernel_however_many_there_are() -> None:
+    web = service(ports=[ServicePort(number) for number in range(80, 86)])
+    older = service("older", age=60, ports=[ServicePort(number) for number in range(80, 85)])
+    _, desired = planned(web)
+    desired.replace(ServiceName("default", "older"), plan_service(older, [], Context("node"), Marks()))
+    found = summarize(NAME, web, desired=desired, actual=KernelTables(), omissions=[], balanced={})
+    assert all("belongs to default/older" in text for text in found.differences), "more are not named"
+    assert found.difference_kinds == [DifferenceKind.CONFLICT, DifferenceKind.KERNEL]
+    assert state_word(found) == "differs"
+    assert state_word(structs.replace(found, difference_kinds=[DifferenceKind.CONFLICT])) == "conflict"
 
 
 def test_members_are_written_as_ipset_writes_them() -> None:

@@ -231,8 +231,9 @@ def _run(command: list[str], *, text: str | None = None) -> str:
         raise _missing_program(program) from None
     except subprocess.TimeoutExpired:
         raise Unusable(
-            f"{program} did not end within {DEADLINE} s and was stopped: look for a program that holds the rules "
-            "(fuser /run/xtables.lock) or for very many rules (iptables-save | wc -l)"
+            f"{program} did not end within {DEADLINE} s and was stopped",
+            "look for a program that holds the rules (fuser /run/xtables.lock) or for very many rules "
+            "(iptables-save | wc -l)",
         ) from None
     except OSError as error:
         raise Unusable(f"{program} could not be started: {error.strerror}") from error
@@ -261,8 +262,8 @@ def explain(program: str, *, status: int, printed: str, text: str) -> Unusable:
         )
     if status == _RESOURCE_PROBLEM and "xtables lock" in printed:
         return Busy(
-            f"{program} waited {LOCK_WAIT} s for the xtables lock: another program is writing rules "
-            "(fuser /run/xtables.lock names it)"
+            f"{program} waited {LOCK_WAIT} s for the xtables lock",
+            "another program is writing rules (fuser /run/xtables.lock names it)",
         )
     if _SHORTAGE.search(printed):
         return Busy(f"{program} failed with status {status}: {_summary(printed, text)}")

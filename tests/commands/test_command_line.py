@@ -141,6 +141,7 @@ def test_completion_is_printed_for_each_shell(shell: str) -> None:
         ("ipvs-proxy d", {"debug-bundle", "diff", "doctor"}),
         ("ipvs-proxy explain --fr", {"--from"}),
         ("ipvs-proxy run --ipvs-sch", {"--ipvs-scheduler"}),
+        ("ipvs-proxy plan --off", {"--offline"}),
         ("ipvs-proxy status -o j", {"json"}),
     ],
 )

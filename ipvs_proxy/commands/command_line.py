@@ -1,6 +1,7 @@
-"""The commands that ask the agent: ``status``, ``services``, ``explain``, ``diff``; each prints text, JSON or YAML.
+"""The command lines of the commands that show: their arguments, options and help. What they do is in other modules.
 
-Exit status, of all of them: 0, or 1 with one line on standard error; ``diff`` also has 2 where something differs.
+Each prints text, JSON or YAML. Their exit status is 0, or 1 with one line on standard error; ``diff`` and ``doctor``
+have 2 as well, where they find something.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: All Services: more than any cluster has.
 _ALL: Final = 999_999_999
-#: Seconds between two looks of ``--watch``; the kernel brings its rates up to date every two.
+#: Seconds between two refreshes of ``--watch``; the kernel updates its rates every two.
 _INTERVAL: Final = 2.0
 _CLEAR: Final = "\x1b[H\x1b[2J"
 
@@ -39,7 +40,7 @@ _agent_option = click.option(
 
 
 def _shared(command: F) -> F:
-    """Add the options that all have which print a document."""
+    """Add the options of every command that prints a document."""
     return click.option(
         "-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How the answer is written"
     )(_agent_option(command))
@@ -51,16 +52,16 @@ def _fail(text: str) -> NoReturn:
 
 
 @click.command(
-    short_help="What of the kernel is not as the agent wants it.",
+    short_help="Show what in the kernel differs from what the agent wants.",
     epilog="\b\nExamples:\n  ipvs-proxy diff\n  ipvs-proxy diff -o json | jq '.changes[].object'\n",
 )
 @_shared
 def diff(agent: str, output: str) -> None:
-    """Say what in the kernel is not as the agent on this node wants it: what its next audit would change.
+    """Show what in the kernel differs from what the agent on this node wants: what its next audit would change.
 
     The agent reads all tables anew. + is missing, ~ is wrong, - is there and should not be.
 
-    Exit status: 0 if nothing differs, 2 if something does, 1 if that cannot be said.
+    Exit status: 0 if nothing differs, 2 if something does, 1 if the agent cannot tell.
     """
     try:
         found = ask.ask(agent, "/state/differences", Differences)
@@ -71,12 +72,12 @@ def diff(agent: str, output: str) -> None:
 
 
 @click.command(
-    short_help="How the agent on this node is.",
+    short_help="Show the health of the agent on this node.",
     epilog="\b\nExamples:\n  ipvs-proxy status\n  ipvs-proxy status -o json | jq .healthy\n",
 )
 @_shared
 def status(agent: str, output: str) -> None:
-    """Say how the agent on this node is: health, counts, the last changes and repairs."""
+    """Show the agent on this node: its health, counts, and the last changes and repairs."""
     try:
         state = ask.ask(agent, "/state", NodeState, limit=0)
     except ask.NoAnswer as error:
@@ -85,21 +86,21 @@ def status(agent: str, output: str) -> None:
 
 
 @click.command(
-    short_help="The Services with their endpoints and rates.",
+    short_help="List Services with their endpoints and rates.",
     epilog="\b\nExamples:\n  ipvs-proxy services\n  ipvs-proxy services kube-system/ --watch\n"
     "  ipvs-proxy services 10.96.0.10 -o yaml\n",
 )
 @click.argument("search", default="")
-@click.option("-w", "--watch", is_flag=True, help="Show it again every two seconds, until interrupted")
-@click.option("--limit", type=click.IntRange(min=1), default=_ALL, help="Show so many at most")
+@click.option("-w", "--watch", is_flag=True, help="Refresh every two seconds, until interrupted")
+@click.option("--limit", type=click.IntRange(min=1), default=_ALL, help="Show at most this many")
 @_shared
 def services(search: str, watch: bool, limit: int, agent: str, output: str) -> None:
     """List Services with their endpoints and rates.
 
     SEARCH is a part of NAMESPACE/NAME, or an address; without it all are listed. ENDPOINTS counts those that get new
-    connections, and those that drain behind a plus. STATE is "differs" where the kernel is not as it should be, and
-    "left out" where a part of the Service cannot be served; see "ipvs-proxy explain". Where more than 256 are listed,
-    rates are not read.
+    connections and, behind a plus, those that drain. STATE is "differs" if the kernel is not as it should be, and
+    "left out" if a part of the Service cannot be served; see "ipvs-proxy explain". If more than 256 are listed, rates
+    are not read.
     """
     try:
         while True:
@@ -123,7 +124,7 @@ def _nothing(search: str) -> str:
 
 
 @click.command(
-    short_help="Which endpoints a Service has, why, and where packets go.",
+    short_help="Explain which endpoints a Service has, and where packets go.",
     epilog="\b\nExamples:\n  ipvs-proxy explain kube-system/kube-dns\n  ipvs-proxy explain 10.96.0.10:53/UDP\n"
     "  ipvs-proxy explain --from 10.244.1.7 10.96.0.1:443\n",
 )
@@ -131,10 +132,10 @@ def _nothing(search: str) -> str:
 @click.option("--from", "client", metavar="IP", help="Follow a new connection from this address")
 @_shared
 def explain(what: str, client: str | None, agent: str, output: str) -> None:
-    """Say which virtual servers a Service has, which endpoints are in or out and why, and where a packet would go.
+    """Explain which virtual servers a Service has, which endpoints are in or out and why, and where a packet would go.
 
-    A Service is NAMESPACE/NAME, or NAME in the namespace default. With --from, each step of a new connection's way is
-    told: source ranges, policies, the virtual server, and whether the client's address is masqueraded.
+    A Service is NAMESPACE/NAME, or NAME in the namespace default. With --from, follow a new connection step by step:
+    source ranges, policies, the virtual server, and whether the client's address is masqueraded.
     """
     try:
         if client is not None:
@@ -151,17 +152,17 @@ def explain(what: str, client: str | None, agent: str, output: str) -> None:
 
 
 @click.command(
-    short_help="What on this node keeps Services from working.",
+    short_help="Find what on this node keeps Services from working.",
     epilog="\b\nExamples:\n  ipvs-proxy doctor\n  ipvs-proxy doctor -o json\n",
 )
 @_shared
 def doctor(agent: str, output: str) -> None:
-    """Look for what on this node keeps Services from working, or may; each finding has its remedy.
+    """Find what on this node keeps Services from working, or may; each problem comes with its remedy.
 
     It looks at the kernel's version, modules and settings, at iptables, at who else manages kube-ipvs0 or answers for
-    its addresses, at the limits of conntrack, and asks the agent. It changes nothing, and needs root.
+    its addresses, and at the limits of conntrack, and asks the agent. It changes nothing, and needs root.
 
-    Exit status: 0 if there is no problem (warnings are none), 2 if there is one, 1 if this node cannot be looked at.
+    Exit status: 0 if there is no problem (a warning is none), 2 if there is one, 1 if this node cannot be examined.
     """
     from ipvs_proxy.commands.doctor import doctor as examine  # noqa: PLC0415
 
@@ -170,7 +171,7 @@ def doctor(agent: str, output: str) -> None:
 
 @click.command(
     "debug-bundle",
-    short_help="One archive for somebody who is to find a fault.",
+    short_help="Write one archive for whoever is to find a fault.",
     epilog="\b\nExamples:\n  ipvs-proxy debug-bundle\n  ipvs-proxy debug-bundle /tmp/node-7.tar.gz\n",
 )
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
@@ -178,8 +179,8 @@ def doctor(agent: str, output: str) -> None:
 def debug_bundle(file: Path | None, agent: str) -> None:
     """Write one archive with the agent's state, settings and metrics, and what the kernel says.
 
-    It has names and addresses of Services and endpoints, and no secret. What cannot be had (from an agent that does
-    not answer, say) is named in the archive's missing.txt. FILE must not exist.
+    It contains names and addresses of Services and endpoints, and no secret. What cannot be read (from an agent that
+    does not answer, say) is named in the archive's missing.txt. FILE must not exist.
 
     Exit status: 0, or 1 if the archive cannot be written.
     """
@@ -192,14 +193,14 @@ def debug_bundle(file: Path | None, agent: str) -> None:
 
 
 @click.command(
-    short_help="Print what completes commands in a shell.",
+    short_help="Print a completion script for a shell.",
     epilog='\b\nExamples:\n  eval "$(ipvs-proxy completion bash)"\n'
     "  ipvs-proxy completion fish > ~/.config/fish/completions/ipvs-proxy.fish\n",
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print a script with which SHELL completes commands and flags of ipvs-proxy."""
+    """Print a script that makes SHELL complete commands and flags of ipvs-proxy."""
     complete = get_completion_class(shell)
     root = context.find_root().command
     assert complete is not None  # noqa: S101  the choices above are those that click has
