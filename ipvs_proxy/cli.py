@@ -113,7 +113,7 @@ def main() -> None:
     """
 
 
-@main.command(cls=_Run, epilog=_EXAMPLES)
+@main.command(cls=_Run, short_help="Run the agent until SIGTERM.", epilog=_EXAMPLES)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
@@ -163,13 +163,13 @@ def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_o
     sys.exit(agent.run(settings, reread=partial(read_settings, given, config), config=config))
 
 
-@main.command("cleanup", short_help="Remove everything of ipvs-proxy from this node.")
+@main.command("cleanup", short_help="Remove everything that ipvs-proxy set up on this node.")
 @click.option(
     "--kube-proxy", is_flag=True, help="If true, also remove what kube-proxy left in its iptables or nftables mode"
 )
 @click.option("--dry-run", is_flag=True, help="If true, only print what would be removed")
 def cleanup_command(kube_proxy: bool, dry_run: bool) -> None:
-    """Remove everything of ipvs-proxy from this node, and nothing else.
+    """Remove everything that ipvs-proxy set up on this node, and nothing else.
 
     This removes the virtual servers, the link kube-ipvs0, the ipsets, and the chains of both variants of iptables. What
     kube-proxy's IPVS mode left has the same names and is removed too. Virtual servers of other programs stay.
