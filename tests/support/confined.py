@@ -2,10 +2,10 @@
 
     python tests/support/confined.py CAPABILITY[,CAPABILITY...] PROGRAM [ARGUMENT ...]
 
-This is what Kubernetes does for a container that is not privileged, drops all capabilities but a few and has the seccomp
-profile RuntimeDefault: ``/proc/sys`` and ``/sys`` are read-only, other capabilities cannot be gained, and the system
-calls that the profile refuses fail with EPERM. Needs root and a mount namespace of its own (``unshare --mount``).
-x86-64 only.
+This is what Kubernetes does for a container that is not privileged, drops all capabilities but a few and has the
+seccomp profile RuntimeDefault: ``/proc/sys`` and ``/sys`` are read-only, other capabilities cannot be gained, and the
+system calls that the profile refuses fail with EPERM. Needs root and a mount namespace of its own
+(``unshare --mount``). x86-64 only.
 """
 
 from __future__ import annotations
