@@ -49,7 +49,6 @@ class FamilyPlan:
         marks: Marks,
         marked: set[PortKey],
         cache: SliceCache | None,
-        drain_timeout: float | None,
         budget: Budget,
     ) -> None:
         self.family = family
@@ -58,7 +57,6 @@ class FamilyPlan:
         self.fragment = fragment
         self.marked = marked
         self.cache = cache
-        self.drain_timeout = drain_timeout
         self.budget = budget
 
     def add_entry(self, role: Roles, entry: SetEntry, reason: Reason) -> None:
@@ -309,7 +307,7 @@ def _add(
             real_servers=choices.real_servers,
             lingering=choices.lingering,
             internal=internal,
-            drain_timeout=plan.drain_timeout,
+            drain_timeout=plan.fragment.options.drain_timeout,
         ),
         reason,
     )

@@ -6,7 +6,6 @@ makes the cost of a change proportional to the change. Fragments of different Se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,8 +13,8 @@ from itertools import islice
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
+from ipvs_proxy.plan.annotations import read_options
 from ipvs_proxy.plan.budget import Budget
-from ipvs_proxy.plan.durations import duration
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Gathered, Omission, PortKey, gather
 from ipvs_proxy.plan.family_spec import read_family_spec
 from ipvs_proxy.plan.fragment import YOUNGEST, Context, Fragment, HealthCheck, ServiceName
@@ -30,8 +29,6 @@ from ipvs_proxy.plan.tables import Family, Protocol, text_of
 SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 #: Label of an EndpointSlice that names its Service.
 SERVICE_NAME = "kubernetes.io/service-name"
-#: Annotation of a Service: how long its removed endpoints keep their connections, ``5m``, ``0s`` or ``unlimited``.
-DRAIN_TIMEOUT = "ipvs-proxy.io/drain-timeout"
 #: So many omissions of one Service are told one by one.
 MAX_OMISSIONS = 50
 
@@ -53,41 +50,38 @@ def plan_service(
     if skipped is not None:
         marks.keep(name, ())
         return Fragment(name, omissions=[Omission(f"service {name}", skipped)])
-    fragment = Fragment(name, created=_created(service))
+    omissions: list[Omission] = []
+    fragment = Fragment(name, _created(service), options=read_options(service, omissions), omissions=omissions)
     pieces = list(slices)
     marked: set[PortKey] = set()
-    drain_timeout = _drain_timeout(service, fragment)
     budget = Budget(len(service.spec.ports or ()) * len(service.spec.ip_families or (None,)))
     for family in context.families:
-        address = _cluster_address(service, family)
-        if isinstance(address, bytes) and not may_be_cluster_ip(address, service, context):
-            where = f"service {name} clusterIP {text_of(address)}"
-            fragment.omissions.append(Omission(where, Reason.API_SERVER_ADDRESS))
-        elif isinstance(address, Reason):
-            # Most Services have one family only: that is no news.
-            if address is not Reason.NO_CLUSTER_IP:
-                fragment.omissions.append(Omission(f"service {name} {family.label}", address))
-        else:
-            _plan_family(
-                service,
-                (gather if cache is None else cache.gather)(pieces, family, context.node_name),
-                address,
-                FamilyPlan(
-                    *(family, context, fragment),
-                    marks=marks,
-                    marked=marked,
-                    cache=cache,
-                    drain_timeout=drain_timeout,
-                    budget=budget,
-                ),
-            )
+        address = _served_address(service, family, context, fragment)
+        if address is not None:
+            gathered = (gather if cache is None else cache.gather)(pieces, family, context.node_name)
+            plan = FamilyPlan(family, context, fragment, marks=marks, marked=marked, cache=cache, budget=budget)
+            _plan_family(service, gathered, address, plan)
     marks.keep(name, marked)
     if budget.left_out:
         where = f"service {name} ports with more virtual servers or endpoints: {budget.left_out:,}"
-        fragment.omissions.append(Omission(where, Reason.TOO_MUCH))
-    if fragment.omissions:
-        fragment.omissions[:] = _as_told(fragment.omissions)
+        omissions.append(Omission(where, Reason.TOO_MUCH))
+    if omissions:
+        omissions[:] = _as_told(omissions)
     return fragment
+
+
+def _served_address(service: Service, family: Family, context: Context, fragment: Fragment) -> bytes | None:
+    """Return the cluster IP of a family; ``None``, with an omission, if it cannot be served."""
+    address = _cluster_address(service, family)
+    if isinstance(address, bytes):
+        if may_be_cluster_ip(address, service, context):
+            return address
+        where = f"service {fragment.name} clusterIP {text_of(address)}"
+        fragment.omissions.append(Omission(where, Reason.API_SERVER_ADDRESS))
+    elif address is not Reason.NO_CLUSTER_IP:
+        # Most Services have one family only: that is no news.
+        fragment.omissions.append(Omission(f"service {fragment.name} {family.label}", address))
+    return None
 
 
 def _as_told(omissions: list[Omission]) -> list[Omission]:
@@ -142,21 +136,6 @@ def _cluster_address(service: Service, family: Family) -> bytes | Reason:
 
 def _usable(address: bytes) -> bytes | Reason:
     return Reason.INVALID_CLUSTER_IP if is_special(address) else address
-
-
-def _drain_timeout(service: Service, fragment: Fragment) -> float | None:
-    """Read how long real servers may drain, in seconds; ``None`` if the Service does not say."""
-    text = (service.metadata.annotations or {}).get(DRAIN_TIMEOUT)
-    if text is None:
-        return None
-    if text.strip() == "unlimited":
-        return math.inf
-    try:
-        return duration(text)
-    except ValueError:
-        where = f"service {fragment.name} annotation {DRAIN_TIMEOUT} {text}"
-        fragment.omissions.append(Omission(where, Reason.INVALID_DRAIN_TIMEOUT))
-        return None
 
 
 def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: FamilyPlan) -> None:

@@ -109,7 +109,10 @@ class DrainState(Document, frozen=True):
 
 
 class ServiceState(Document, frozen=True):
-    """One Service: all that it asks for, with reasons, beside what the kernel has."""
+    """One Service: all that it asks for, with reasons, beside what the kernel has.
+
+    ``annotations`` are those that the agent goes by, with their values as it has read them.
+    """
 
     namespace: str
     name: str
@@ -119,6 +122,7 @@ class ServiceState(Document, frozen=True):
     members: list[MemberState] = []
     omissions: list[OmissionState] = []
     drains: list[DrainState] = []
+    annotations: dict[str, str] = {}
 
 
 class ServiceSummary(Document, frozen=True):

@@ -311,6 +311,7 @@ def test_drain_timeout_of_a_service(annotation: str | None, timeout: float | Non
     wanted = structs.replace(wanted, metadata=structs.replace(wanted.metadata, annotations=annotations))
     fragment = plan(wanted, LOCAL)
     assert {server.drain_timeout for server, _ in fragment.virtual_servers.values()} == {timeout}
+    assert fragment.options.drain_timeout == timeout
     assert [omission.reason for omission in fragment.omissions] == reasons
 
 
