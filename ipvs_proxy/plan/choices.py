@@ -1,11 +1,13 @@
 """Which endpoints of a service port get connections, and why each one does or does not.
 
-``choose_cluster`` and ``choose_local`` apply the rules that all kube-proxy modes share: readiness, the fallback to
-serving-terminating endpoints (KEP-1669), node and zone hints (KEP-2433, KEP-4444), and the traffic policies. Every
-endpoint comes out with a reason, in or out.
+**The invariant: a decision depends only on the states of the port's endpoints and on the name and zone of this node.**
+Endpoints in equal states get equal decisions, every endpoint comes out with a reason, in or out, and neither the order
+of events nor an earlier decision matters. Most endpoints of a Service share a handful of states, so a choice decides
+about states: 50,000 endpoints cost a look-up each, or nothing where they are remembered (see ``slice_cache``).
 
-Most endpoints of a Service share a handful of states, so a choice decides about states, and 50,000 endpoints cost a
-look-up each, or nothing where they are remembered (see ``slice_cache``).
+``choose_cluster`` and ``choose_local`` apply the rules that all modes of kube-proxy share: readiness, the fallback to
+endpoints that serve while they terminate (KEP-1669), hints of node and zone (KEP-2433, KEP-4444), and the traffic
+policies.
 """
 
 from __future__ import annotations

@@ -1,9 +1,16 @@
 """The tables that the kernel should hold: the union of the fragments of all Services.
 
-Objects that several Services ask for (an address, a member of a set) are counted and stay until the last one lets go. A
-virtual server has one owner. Where two Services claim the same address, port and protocol, the older one wins, then the
-lower name; the other takes over as soon as the winner goes. Members of sets that say how a virtual server is reached
-(its policy, its source ranges) are those of its owner alone. Replacing a fragment costs in proportion to that fragment.
+**The invariant: the tables are a function of the fragments that are in them, in whatever order these came and went.**
+A restart, which hears of Services in another order, therefore finds nothing to change. For that
+
+* what several Services ask for (an address, a member of a set) is counted, and stays until the last of them lets go;
+* a virtual server has one owner. Where several Services claim the same address, port and protocol, the oldest has it,
+  then the one with the lowest name; when it lets go, the next one takes over;
+* members of sets that say how a virtual server is reached (its policy, its source ranges) are those of its owner alone.
+
+The second rule of this module is that of cost: replacing a fragment costs in proportion to that fragment. ``replace``
+returns the keys of everything that it may have changed, and nothing else has to be looked at. Virtual servers are
+compared as whole values, so that a field of theirs is never overlooked.
 """
 
 from __future__ import annotations
