@@ -25,11 +25,11 @@ from ipvs_proxy.plan.service_ports import FamilyPlan, plan_port
 from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.tables import Family, Protocol, text_of
 
-#: Label that hands a Service to another proxy, with whatever value (Kubernetes documentation, "well-known labels").
+#: Label that hands a Service to another proxy, whatever its value (Kubernetes documentation, "well-known labels").
 SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 #: Label of an EndpointSlice that names its Service.
 SERVICE_NAME = "kubernetes.io/service-name"
-#: So many omissions of one Service are told one by one.
+#: The most omissions of one Service that are reported one by one.
 MAX_OMISSIONS = 50
 
 
@@ -79,15 +79,15 @@ def _served_address(service: Service, family: Family, context: Context, fragment
         where = f"service {fragment.name} clusterIP {text_of(address)}"
         fragment.omissions.append(Omission(where, Reason.API_SERVER_ADDRESS))
     elif address is not Reason.NO_CLUSTER_IP:
-        # Most Services have one family only: that is no news.
+        # Most Services have one family only: nothing to report.
         fragment.omissions.append(Omission(f"service {fragment.name} {family.label}", address))
     return None
 
 
 def _as_told(omissions: list[Omission]) -> list[Omission]:
-    """Return omissions as they are told: quoted in part, and only the number of those beyond the first fifty.
+    """Return omissions as they are reported: long texts shortened, and only the number of those beyond the first fifty.
 
-    What is wrong in both families, such as a slice of no known address type, is told once.
+    What is wrong in both families, such as a slice of an unknown address type, is reported once.
     """
     distinct = dict.fromkeys(omissions)
     told = [Omission(quote(where), reason) for where, reason in islice(distinct, MAX_OMISSIONS)]
@@ -97,7 +97,7 @@ def _as_told(omissions: list[Omission]) -> list[Omission]:
 
 
 def _created(service: Service) -> datetime:
-    """Return the time of creation, always with a time zone: a manifest may leave it out, and UTC is meant."""
+    """Return the time of creation, always with a time zone: UTC where a manifest leaves it out."""
     created = service.metadata.creation_timestamp
     if created is None:
         return YOUNGEST
@@ -117,7 +117,7 @@ def _skip_reason(service: Service) -> Reason | None:
 
 
 def _cluster_address(service: Service, family: Family) -> bytes | Reason:
-    """Find the cluster IP of a family: by position in ``ipFamilies``, or by its own form where that list is missing."""
+    """Return the cluster IP of a family: by position in ``ipFamilies``, or by its form where there is no such list."""
     spec = service.spec
     if not spec.ip_families:
         address = parse_address(spec.cluster_ip)
@@ -165,7 +165,7 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
 
 
 def _check_health(port: int, local_endpoints: int, plan: FamilyPlan) -> None:
-    """Add the health check, unless its port on the node is the API server's or a virtual server's of the Service."""
+    """Add the health check, unless the API server or a virtual server of the Service has its port on this node."""
     fragment, hosts = plan.fragment, plan.context.host_addresses.union(plan.context.node_port_addresses)
     where = f"service {fragment.name} healthCheckNodePort {port}"
     if any(port in ports and address in hosts for address, ports in plan.context.api_servers.items()):

@@ -44,7 +44,7 @@ class PortCache:
         self._selections: dict[str, _Selection] = {}
 
     def change(self, states: Mapping[RealServerKey, State | None]) -> None:
-        """Take the new states of some endpoints, ``None`` for those that are gone."""
+        """Set the states of some endpoints; ``None`` removes one."""
         changed = {key: state for key, state in states.items() if self.endpoints.get(key) is not state}
         if not changed:
             return
@@ -61,7 +61,7 @@ class PortCache:
                 self.states[state] += 1
 
     def select(self, purpose: str, states: frozenset[State]) -> Selected:
-        """Return the endpoints in some of the states; what was selected for the same purpose before is the start."""
+        """Return the endpoints in these states, starting from what was last selected for the same purpose."""
         before = self._selections.get(purpose)
         base: Selected | None = None
         if before is not None and before.states == states:
@@ -82,7 +82,7 @@ class PortCache:
         return selected
 
     def differing(self, purpose: str, selected: Selected, other: Selected) -> frozenset[RealServerKey] | None:
-        """Return all keys in which what was ``selected`` may differ from ``other``; ``None`` if that is not known."""
+        """Return all keys in which ``selected`` may differ from ``other``, or ``None`` if that is unknown."""
         if selected is other:
             return frozenset()
         selection = self._selections.get(purpose)
