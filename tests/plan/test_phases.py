@@ -8,7 +8,13 @@ import pytest
 
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference, unsettled_among, virtual_server_difference
+from ipvs_proxy.plan.difference import (
+    difference,
+    unsettled_among,
+    unsettled_members,
+    unwanted,
+    virtual_server_difference,
+)
 from ipvs_proxy.plan.draining import ledger_entry
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.roles import Roles
@@ -145,6 +151,24 @@ def test_a_round_prepares_serves_opens_closes_and_takes_down_in_this_order() -> 
     assert all(before[-1] < after[0] for before, after in pairwise(places)), operations
 
 
+def test_members_of_an_address_that_is_not_on_our_link_are_added_first_and_deleted_last() -> None:
+    """It is the host's own: nothing is exposed, and who is let pass has all the rest."""
+    new, old = "192.0.2.1", "192.0.2.2"
+    tables = Tables()
+    tables.server(new, wanted=True, present=False)
+    tables.members(new, *DOORS, wanted=True)
+    tables.server(old, wanted=False, present=True)
+    tables.members(old, *DOORS, wanted=False)
+    verbs = [(type(operation), operation.verb) for operation in tables.round()]
+    assert verbs == [
+        *[(SetEntryOperation, ADD)] * 4,
+        (VirtualServerOperation, ADD),
+        (RealServerOperation, ADD),
+        (VirtualServerOperation, DELETE),
+        *[(SetEntryOperation, DELETE)] * 4,
+    ]
+
+
 # Marks.
 
 
@@ -235,10 +259,77 @@ def test_what_drains_at_an_external_address_of_another_service_is_named_as_ours(
     assert round_of(desired, actual, TableKeys({DRAINS})) == [SetEntryOperation(ADD, *ledger)]
 
 
+def test_what_nobody_wants_and_has_drained_goes_with_all_that_it_needed() -> None:
+    actual = draining()
+    actual.virtual_servers[DRAINS].real_servers.clear()
+    found = round_of(DesiredTables(), actual, TableKeys({DRAINS}))
+    assert found[:2] == [
+        AddressOperation(DELETE, ADDRESS),
+        VirtualServerOperation(DELETE, actual.virtual_servers[DRAINS]),
+    ]
+    assert set(found[2:]) == {SetEntryOperation(DELETE, *gone) for gone in (OURS, NODE_PORT)}
+
+
+@pytest.mark.parametrize("on_link", [True, False])
+def test_at_an_external_address_it_goes_with_the_address_unless_that_is_gone_already(on_link: bool) -> None:
+    actual, desired = draining(on_link=on_link), DesiredTables()
+    actual.entries[roles.EXTERNAL_IP[Family.IPV4]] = {SetEntry(*DRAINS[:3])}
+    actual.note_draining(desired, TableKeys({DRAINS}))
+    assert (DRAINS in actual.draining) is not on_link
+
+
+def test_an_address_that_goes_takes_along_what_drains_there_although_no_set_names_it_any_more() -> None:
+    actual, desired = draining(), DesiredTables()
+    desired.addresses[ADDRESS] = 1
+    actual.draining.hold(DRAINS, external=True)
+    assert actual.note_draining(desired, TableKeys({DRAINS}, {ADDRESS})).virtual_servers == {DRAINS}
+    assert DRAINS in actual.draining
+    del desired.addresses[ADDRESS]
+    keys = actual.note_draining(desired, TableKeys(addresses={ADDRESS}))
+    assert keys.virtual_servers == {DRAINS}
+    assert ledger_entry(DRAINS) in keys.entries
+    assert DRAINS not in actual.draining
+    assert not actual.draining.external_at(ADDRESS)
+
+
+def test_where_nothing_drains_the_keys_are_complete() -> None:
+    actual, desired = draining(), DesiredTables()
+    actual.draining.hold(DRAINS, external=True)
+    wanted = virtual("10.96.0.1")
+    desired.virtual_servers[wanted] = actual.virtual_servers[wanted] = VirtualServer(
+        wanted, "rr", real_servers={POD: ACTIVE}
+    )
+    desired.addresses[wanted.address] = desired.addresses[ADDRESS] = 1
+    keys = TableKeys({wanted}, {wanted.address, ADDRESS})
+    assert actual.note_draining(desired, keys) is keys
+    assert wanted not in actual.draining
+
+
 def test_an_address_that_is_wanted_again_while_it_drains_comes_back() -> None:
     actual, desired = draining(on_link=False), DesiredTables()
     desired.addresses[ADDRESS] = 1
     assert AddressOperation(ADD, ADDRESS) in round_of(desired, actual, TableKeys({DRAINS}, {ADDRESS}))
+
+
+def test_what_is_wanted_and_missing_and_what_is_there_and_unwanted() -> None:
+    tables = Tables()
+    for address, wanted, present in (
+        ("10.96.0.1", True, False),
+        ("10.96.0.2", True, True),
+        ("10.96.0.3", False, True),
+    ):
+        tables.address(address, wanted=wanted, present=present)
+        if wanted:
+            tables.members(address, roles.CLUSTER_IP, wanted=True)
+        if present:
+            tables.members(address, roles.CLUSTER_IP, wanted=False)
+    cluster_ip = roles.CLUSTER_IP[Family.IPV4]
+    assert unsettled_members(tables.desired, tables.actual) == TableKeys(
+        addresses={packed("10.96.0.1")}, entries={(cluster_ip, member("10.96.0.1"))}
+    )
+    assert unwanted(tables.desired, tables.actual) == TableKeys(
+        addresses={packed("10.96.0.3")}, entries={(cluster_ip, member("10.96.0.3"))}
+    )
 
 
 def test_nothing_is_to_do_for_what_has_drained() -> None:
