@@ -47,10 +47,10 @@ class _Claim(NamedTuple):
 
 
 class _Contribution(NamedTuple):
-    """What is kept of a fragment after it has been merged.
+    """What one Service contributes to the tables: what is kept of its fragment after it has been merged.
 
-    ``members`` are those that go with a virtual server, ``entries`` the others; all are in the order of the plan, and
-    in tuples, as a set of two takes three times the memory. The reasons and choices are computed again when somebody
+    ``members`` are those that go with a virtual server, ``entries`` the others. All are in the order of the plan, and
+    in tuples, because a set of two takes three times the memory. Reasons and choices are computed again when somebody
     asks for them.
     """
 
