@@ -91,6 +91,7 @@ def service_text(state: ServiceState) -> str:
     for omission in state.omissions:
         text += f"  {'served otherwise' if omission.instead else 'left out'}: {omission.where}: {omission.reason}"
         text += f"; {omission.instead}\n" if omission.instead else "\n"
+    text += "".join(f"  annotation {name}: {value}\n" for name, value in state.annotations.items())
     if not state.virtual_servers:
         text += "  it has no virtual server on this node\n"
     shown: list[tuple[list[tuple[object, ...]], str]] = []

@@ -1,11 +1,13 @@
 """Which endpoints of a service port get connections, and why each one does or does not.
 
-``choose_cluster`` and ``choose_local`` apply the rules that all kube-proxy modes share: readiness, the fallback to
-serving-terminating endpoints (KEP-1669), node and zone hints (KEP-2433, KEP-4444), and the traffic policies. Every
-endpoint comes out with a reason, in or out.
+**The invariant: a decision depends only on the states of the port's endpoints and on the name and zone of this node.**
+Endpoints in equal states get equal decisions, every endpoint comes out with a reason, in or out, and neither the order
+of events nor an earlier decision matters. Most endpoints of a Service share a handful of states, so a choice decides
+about states: 50,000 endpoints cost a look-up each, or nothing where they are remembered (see ``slice_cache``).
 
-Most endpoints of a Service share a handful of states, so a choice decides about states, and 50,000 endpoints cost a
-look-up each, or nothing where they are remembered (see ``slice_cache``).
+``choose_cluster`` and ``choose_local`` apply the rules that all modes of kube-proxy share: readiness, the fallback to
+endpoints that serve while they terminate (KEP-1669), hints of node and zone (KEP-2433, KEP-4444), and the traffic
+policies.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Choice(NamedTuple):
 
 
 class Choices:
-    """The decisions about the endpoints of one port, by their states; iterating gives them one by one, by address."""
+    """The decisions about the endpoints of one port, by their states. Iteration yields each endpoint's, by address."""
 
     def __init__(
         self, endpoints: Endpoints, decisions: dict[State, Decision], policy: str, cache: PortCache | None
@@ -72,7 +74,7 @@ class Choices:
         return self._select("local", {state for state in self._decisions if state.local})
 
     def differing(self, other: dict[RealServerKey, RealServer]) -> frozenset[RealServerKey] | None:
-        """Return all keys in which ``real_servers`` may differ from those of an earlier plan; ``None``: not known."""
+        """Return all keys in which ``real_servers`` may differ from an earlier plan's, or ``None`` if unknown."""
         if self._cache is None:
             return None
         return self._cache.differing(f"{self._policy} used", self.real_servers, other)
@@ -143,7 +145,7 @@ def _judge(state: State, mode: Reason | None, node_name: str, zone: str) -> Deci
 
 
 def _topology(states: Iterable[State], *, node_name: str, zone: str) -> Reason | None:
-    """Return the reason for which endpoints will be left out by hints, ``None`` if hints do not apply."""
+    """Return the reason for which hints exclude endpoints, or ``None`` if hints do not apply."""
     ready = [state for state in states if state.ready]
     if node_name and all(state.nodes for state in ready) and any(node_name in state.nodes for state in ready):
         return Reason.OTHER_NODE

@@ -1,9 +1,16 @@
 """The tables that the kernel should hold: the union of the fragments of all Services.
 
-Objects that several Services ask for (an address, a member of a set) are counted and stay until the last one lets go. A
-virtual server has one owner. Where two Services claim the same address, port and protocol, the older one wins, then the
-lower name; the other takes over as soon as the winner goes. Members of sets that say how a virtual server is reached
-(its policy, its source ranges) are those of its owner alone. Replacing a fragment costs in proportion to that fragment.
+**The invariant: the tables are a function of the fragments that are in them, in whatever order these came and went.**
+A restart, which hears of Services in another order, therefore finds nothing to change. For that
+
+* what several Services ask for (an address, a member of a set) is counted, and stays until the last of them lets go;
+* a virtual server has one owner. Where several Services claim the same address, port and protocol, the oldest has it,
+  then the one with the lowest name; when it lets go, the next one takes over;
+* members of sets that say how a virtual server is reached (its policy, its source ranges) are those of its owner alone.
+
+The second rule of this module is that of cost: replacing a fragment costs in proportion to that fragment. ``replace``
+returns the keys of everything that it may have changed, and nothing else has to be looked at. Virtual servers are
+compared as whole values, so that a field of theirs is never overlooked.
 """
 
 from __future__ import annotations
@@ -40,10 +47,10 @@ class _Claim(NamedTuple):
 
 
 class _Contribution(NamedTuple):
-    """What is kept of a fragment after it has been merged.
+    """What one Service contributes to the tables: what is kept of its fragment after it has been merged.
 
-    ``members`` are those that go with a virtual server, ``entries`` the others; all are in the order of the plan, and
-    in tuples, as a set of two takes three times the memory. The reasons and choices are computed again when somebody
+    ``members`` are those that go with a virtual server, ``entries`` the others. All are in the order of the plan, and
+    in tuples, because a set of two takes three times the memory. Reasons and choices are computed again when somebody
     asks for them.
     """
 
@@ -77,9 +84,9 @@ class DesiredTables:
         self._contested: dict[VirtualServerKey, set[ServiceName]] = {}
 
     def replace(self, name: ServiceName, fragment: Fragment | None) -> TableKeys:
-        """Put a fragment in the place of the one that the Service had; ``None`` takes it out.
+        """Replace the fragment of a Service; ``None`` removes it.
 
-        Returns the keys that may differ from before: all of the old and the new fragment that are not the same in both.
+        Returns the keys of what may have changed: everything in which the old and the new fragment differ.
         """
         old = self._contributions.get(name)
         new = None if fragment is None else _contribution_of(name, fragment)
@@ -122,7 +129,7 @@ class DesiredTables:
         return [conflict for key in list(self._contested) for conflict in self.conflicts_of(key)]
 
     def internal(self) -> dict[VirtualServerKey, frozenset[RealServerKey]]:
-        """Return the real servers that clients in the cluster get at addresses where they are others: a snapshot."""
+        """Return the real servers for clients in the cluster, by the addresses where they differ: a snapshot."""
         return {
             key: frozenset(internal.real_servers) | internal.lingering
             for key, server in self.virtual_servers.items()
@@ -134,7 +141,7 @@ class DesiredTables:
         return self._contributions.keys()
 
     def virtual_servers_of(self, name: ServiceName) -> tuple[VirtualServerKey, ...]:
-        """Return the virtual servers that a Service claims, also those that another one has."""
+        """Return the virtual servers that a Service claims, including those that another Service owns."""
         contribution = self._contributions.get(name)
         return () if contribution is None else tuple(contribution.virtual_servers)
 
@@ -146,7 +153,7 @@ class DesiredTables:
         return (contribution if owner == name else self._contributions[owner]).members.get(key, _NO_MEMBERS)
 
     def _settle(self, key: VirtualServerKey, name: ServiceName, *, claims: bool) -> None:
-        """Decide anew who owns a virtual server after one Service's claim changed."""
+        """Decide who owns a virtual server now that one Service's claim has changed."""
         claimants = self._contested.pop(key, None) or ({self.owners[key]} if key in self.owners else set())
         claimants = claimants | {name} if claims else claimants - {name}
         if not claimants:
@@ -163,7 +170,7 @@ class DesiredTables:
 def _differing(
     before: _Contribution, after: _Contribution, key: VirtualServerKey, fragment: Fragment | None
 ) -> frozenset[RealServerKey] | None:
-    """Return all real servers in which a virtual server may differ from before; ``None`` if that is not known."""
+    """Return all real servers in which a virtual server may differ from before, or ``None`` if that is unknown."""
     old, new = before.virtual_servers.get(key), after.virtual_servers.get(key)
     if old is None or new is None or fragment is None:
         return None
@@ -180,7 +187,7 @@ def _same(old: VirtualServer | None, new: VirtualServer | None, only: frozenset[
 
 
 def _count(counter: Counter[T], before: tuple[T, ...], after: tuple[T, ...], touched: set[T]) -> None:
-    """Move a fragment's references; what appears or disappears altogether is touched."""
+    """Count a fragment's new references and drop its old ones; add to ``touched`` what appears or disappears."""
     if before == after:
         return
     for item in set(after).difference(before):

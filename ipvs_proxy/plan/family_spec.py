@@ -1,4 +1,4 @@
-"""At which addresses and ports a Service can be reached, besides its cluster IP, and by whom.
+"""What the spec of a Service says for one family: where it can be reached besides its cluster IP, and by whom.
 
 The rules are those of kube-proxy: node ports, external IPs and ingress addresses count whatever the type of the
 Service, and what cannot be read is left out with its reason.
@@ -20,11 +20,11 @@ Network = tuple[bytes, int]
 
 
 class FamilySpec(NamedTuple):
-    """What holds for all ports of a Service in one family.
+    """What the spec of a Service says for all its ports in one family.
 
     ``source_ranges`` are the networks (packed address, prefix length) that may use the load balancer's addresses; none
-    means everybody. ``internal_local`` and ``external_local``: only endpoints of this node serve the cluster IP, or
-    everything else. ``health_check_port`` is 0 without one.
+    means that everybody may. ``internal_local``: only endpoints of this node serve the cluster IP; ``external_local``:
+    only they serve everything else. ``health_check_port`` is 0 if there is none.
     """
 
     external_ips: tuple[bytes, ...]
@@ -36,7 +36,7 @@ class FamilySpec(NamedTuple):
 
 
 def read_family_spec(service: Service, family: Family, context: Context, omissions: list[Omission]) -> FamilySpec:
-    """Read where a Service can be reached; what is malformed or not allowed becomes an omission."""
+    """Read the spec of a Service for one family; what is malformed or not allowed becomes an omission."""
     spec = service.spec
     where = f"service {service.metadata.namespace}/{service.metadata.name}"
     ingress = service.status.load_balancer.ingress or ()
@@ -74,7 +74,7 @@ def read_family_spec(service: Service, family: Family, context: Context, omissio
 def _addresses(
     texts: list[str] | tuple[()], family: Family, where: str, context: Context, omissions: list[Omission]
 ) -> tuple[bytes, ...]:
-    """Read the addresses of one family, without those of the API server; that this node has one of them is told."""
+    """Return the addresses of one family but for the API server's; an omission says where this node has one itself."""
     found: dict[bytes, None] = {}
     for text in texts:
         address = parse_address(text.strip())
@@ -94,7 +94,7 @@ def _addresses(
 def _source_ranges(
     texts: list[str] | tuple[()], family: Family, where: str, omissions: list[Omission]
 ) -> tuple[Network, ...]:
-    """Read the ranges of one family; one that holds everybody makes the others pointless."""
+    """Return the ranges of one family, or none if one of them holds every address."""
     found: dict[Network, None] = {}
     for text in texts:
         network = parse_network(text)

@@ -49,7 +49,6 @@ class FamilyPlan:
         marks: Marks,
         marked: set[PortKey],
         cache: SliceCache | None,
-        drain_timeout: float | None,
         budget: Budget,
     ) -> None:
         self.family = family
@@ -58,7 +57,6 @@ class FamilyPlan:
         self.fragment = fragment
         self.marked = marked
         self.cache = cache
-        self.drain_timeout = drain_timeout
         self.budget = budget
 
     def add_entry(self, role: Roles, entry: SetEntry, reason: Reason) -> None:
@@ -109,7 +107,7 @@ def plan_port(
     spec: FamilySpec,
     plan: FamilyPlan,
 ) -> None:
-    """Add what one port asks for; its protocol and number are known to be good."""
+    """Add what one port asks for. Its protocol and number have been checked."""
     protocol = PROTOCOLS[port.protocol]
     fragment, context = plan.fragment, plan.context
     key = VirtualServerKey(cluster_ip, protocol, port.port)
@@ -140,14 +138,14 @@ def plan_port(
         _serve_outside(port, outside, chosen, settings, spec=spec, plan=plan)
     local = list(choices.local())
     for address, number in local if plan.budget.take_local(len(local)) else ():
-        # Whatever its condition: a connection of a pod to itself that exists must find its way.
+        # Whatever its condition: existing connections of a pod to itself must go on.
         plan.add_entry(roles.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
 
 
 def _outside(
     port: ServicePort, protocol: Protocol, spec: FamilySpec, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
-    """Return the virtual servers that clients outside the cluster use, with their kinds; one can have two."""
+    """Return the virtual servers for clients outside the cluster with their kinds; one can have two."""
     if plan.budget.is_spent:
         plan.budget.left_out += bool(port.node_port or spec.external_ips or spec.load_balancer_ips)
         return []
@@ -168,7 +166,7 @@ def _outside(
 def _affordable(
     outside: list[tuple[VirtualServerKey, Reason]], endpoints: int, spec: FamilySpec, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
-    """Return these virtual servers if the Service may have all of them, and the one for clients in the cluster."""
+    """Return these virtual servers, or none if they and the one for clients in the cluster exceed the budget."""
     if not outside:
         return outside
     number = len(outside) + (spec.external_local and not plan.context.compatible)
@@ -182,7 +180,7 @@ def _unclaimed(
     """Leave out what would get the agent's connections to the API server, and what the Service has already.
 
     That is what an earlier port has, and ``own``, the port's own at the cluster IP. The API refuses such Services, but
-    manifests and older objects have them. The first port has the virtual server with all that goes with it, whatever
+    manifests and older objects have them. The first port gets the virtual server and all that goes with it, whatever
     the others want there.
     """
     fragment = plan.fragment
@@ -244,7 +242,7 @@ def _serve_outside(
 
 
 def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen: _Chosen) -> None:
-    """Have new connections to a virtual server without real servers dropped, or refused if there is no endpoint at all.
+    """Have new connections to a virtual server without real servers dropped, or refused if no endpoint exists at all.
 
     The API documents dropping for the policies ``Local``. IPVS by itself refuses with ICMP, which the kernel limits to
     one a second for each client.
@@ -309,7 +307,7 @@ def _add(
             real_servers=choices.real_servers,
             lingering=choices.lingering,
             internal=internal,
-            drain_timeout=plan.drain_timeout,
+            drain_timeout=plan.fragment.options.drain_timeout,
         ),
         reason,
     )
@@ -317,7 +315,7 @@ def _add(
 
 def _settings(service: Service, port: ServicePort, context: Context, fragment: Fragment) -> tuple[str, int, int]:
     """Return scheduler, flags and persistence timeout of a port's virtual servers."""
-    # ``mh`` hashes the source port too, as kube-proxy asks of it.
+    # ``mh`` hashes the source port too, as with kube-proxy.
     flags = SCHED2 if context.scheduler == "mh" else 0
     if service.spec.session_affinity != "ClientIP":
         return context.scheduler, flags, 0

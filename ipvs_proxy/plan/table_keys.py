@@ -22,7 +22,8 @@ from ipvs_proxy.plan.tables import (
 class TableKeys:
     """Keys of table objects that may have to change, whatever the change is.
 
-    ``only`` has, for virtual servers of which it is known, the real servers that may have to.
+    A key too many costs a comparison, a key too few is an error that stays. ``only`` has, for virtual servers of which
+    that is known, the real servers that may have to change: all others are as they should be.
     """
 
     virtual_servers: set[VirtualServerKey] = field(default_factory=set)
@@ -34,7 +35,7 @@ class TableKeys:
         return bool(self.virtual_servers or self.addresses or self.entries)
 
     def add(self, other: TableKeys) -> None:
-        """Take in the keys of another one."""
+        """Add the keys of another one; a virtual server stays in ``only`` if both know its real servers."""
         if self.only or other.only:
             for key in other.virtual_servers & self.virtual_servers:
                 mine, theirs = self.only.pop(key, None), other.only.get(key)

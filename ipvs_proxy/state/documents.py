@@ -112,7 +112,10 @@ class DrainState(Document, frozen=True):
 
 
 class ServiceState(Document, frozen=True):
-    """One Service: everything it asks for, with reasons, beside what the kernel has."""
+    """One Service: all that it asks for, with reasons, beside what the kernel has.
+
+    ``annotations`` are those that the agent goes by, with their values as it has read them.
+    """
 
     namespace: str
     name: str
@@ -122,6 +125,7 @@ class ServiceState(Document, frozen=True):
     members: list[MemberState] = []
     omissions: list[OmissionState] = []
     drains: list[DrainState] = []
+    annotations: dict[str, str] = {}
 
 
 class DifferenceKind(Enum):

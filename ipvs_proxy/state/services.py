@@ -13,6 +13,7 @@ from ipvs_proxy.kernel.ipvs.table import Balanced, Observation
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import virtual_endpoints
+from ipvs_proxy.plan.annotations import option_texts
 from ipvs_proxy.plan.choices import Choice
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.endpoints import Omission
@@ -93,6 +94,7 @@ def service_state(
         members=members,
         omissions=omissions_of([*fragment.omissions, *virtual_endpoints.omissions(fragment.name, virtual)]),
         drains=drains,
+        annotations=option_texts(fragment.options),
     )
 
 

@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 
 from ipvs_proxy.agent.observe.thinning import BURST, Thinning
 from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.plan.annotations import DRAIN_TIMEOUT
 from ipvs_proxy.plan.fragment import Fragment
-from ipvs_proxy.plan.services import DRAIN_TIMEOUT, plan_service
+from ipvs_proxy.plan.services import plan_service
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.large_services import LARGE, slices, wanted
 from tests.support.objects import service

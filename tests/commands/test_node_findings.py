@@ -9,7 +9,7 @@ from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptabl
 from ipvs_proxy.node.inventory import Inventory
 from ipvs_proxy.node.problem import Problem
 from ipvs_proxy.plan.tables import Family
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 EVERYTHING = Inventory(
     kernel=(6, 12),

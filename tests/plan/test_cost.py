@@ -17,13 +17,14 @@ from ipvs_proxy.kube.decode import Skipped, convert_object
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.kube.texts import QUOTED
+from ipvs_proxy.plan.annotations import DRAIN_TIMEOUT
 from ipvs_proxy.plan.budget import MAX_RANGE_MEMBERS, MAX_REAL_SERVERS, MAX_VIRTUAL_SERVERS, takes_long
 from ipvs_proxy.plan.durations import duration
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.node_addresses import node_ips, pod_cidr
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.services import DRAIN_TIMEOUT, MAX_OMISSIONS, SERVICE_NAME, plan_service
+from ipvs_proxy.plan.services import MAX_OMISSIONS, SERVICE_NAME, plan_service
 from ipvs_proxy.plan.tables import Family
 from tests.support.large_services import ADDRESSES, LARGE, ports, slices, wanted
 from tests.support.objects import packed

@@ -12,11 +12,11 @@ from msgspec.structs import replace
 from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
 from ipvs_proxy.plan.desired import Conflict, DesiredTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
-from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.marks import Marks, mark_key
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import ACTIVE, Protocol, SetEntry, VirtualServer
+from ipvs_proxy.plan.tables import ACTIVE, Family, Protocol, SetEntry, VirtualServer
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 from tests.support.roles import role
 
@@ -100,6 +100,47 @@ def test_a_virtual_server_that_differs_in_anything_is_touched(field: str, known:
     assert desired.replace(OLD, after).virtual_servers == {KEY}
     assert desired.virtual_servers[KEY] == after.virtual_servers[KEY][0]
     assert not desired.replace(OLD, after)
+
+
+def test_of_a_large_service_only_the_real_servers_that_differ_are_touched() -> None:
+    cache, desired = SliceCache(), DesiredTables()
+    pieces = [endpoint_slice(endpoint(f"10.0.0.{number}"), of="old", name=f"old-{number}") for number in (1, 2, 3)]
+    one = plan_service(service("old"), pieces, HERE, Marks(), cache)
+    assert desired.replace(OLD, one).only == {}
+    pieces[1] = endpoint_slice(endpoint("10.0.0.9"), of="old", name="old-2")
+    other = plan_service(service("old"), pieces, HERE, Marks(), cache)
+    assert desired.replace(OLD, other).only == {KEY: {real("10.0.0.2"), real("10.0.0.9")}}
+    pieces[2] = endpoint_slice(
+        endpoint("10.0.0.3", ready=False, serving=True, terminating=True), of="old", name="old-3"
+    )
+    lingers = plan_service(service("old"), pieces, HERE, Marks(), cache)
+    assert desired.replace(OLD, lingers).only == {KEY: {real("10.0.0.3")}}
+    assert desired.virtual_servers[KEY].lingering == {real("10.0.0.3")}
+    # Another owner's real servers are others altogether.
+    assert desired.replace(YOUNG, young()).only == {}
+    assert desired.replace(OLD, None).only == {}
+
+
+def test_real_servers_for_clients_in_the_cluster_are_told_where_they_are_others() -> None:
+    outside, inside, lost = virtual("203.0.113.1"), mark_key(0x2005, Family.IPV4), virtual("203.0.113.2")
+    desired = tables(old())
+    desired.virtual_servers |= {
+        outside: VirtualServer(outside, "rr", internal=inside),
+        inside: VirtualServer(
+            inside, "rr", real_servers={real("10.0.0.1"): ACTIVE}, lingering=frozenset({real("10.0.0.2")})
+        ),
+        lost: VirtualServer(lost, "rr", internal=mark_key(0x2009, Family.IPV4)),
+    }
+    assert desired.internal() == {outside: {real("10.0.0.1"), real("10.0.0.2")}}
+
+
+def test_virtual_servers_of_a_service_are_those_that_it_claims() -> None:
+    desired = tables(old(), young())
+    assert desired.virtual_servers_of(OLD) == desired.virtual_servers_of(YOUNG) == (KEY,)
+    assert desired.virtual_servers_of(ServiceName("default", "nobody")) == ()
+    assert desired.conflicts_of(KEY) == [Conflict(KEY, OLD, YOUNG)]
+    desired.replace(YOUNG, None)
+    assert desired.conflicts_of(KEY) == desired.conflicts() == []
 
 
 def test_a_change_of_one_port_touches_only_that_port() -> None:

@@ -244,6 +244,42 @@ def test_deletions_of_what_is_unknown_are_harmless() -> None:
     assert (mirror.virtual_servers, mirror.addresses, mirror.entries) == ({}, set(), {role("KUBE-IPVS-IPS"): set()})
 
 
+def test_operations_of_all_kinds_are_recorded_in_one_go() -> None:
+    mirror = KernelTables()
+    mirror.record(
+        [
+            VirtualServerOperation(ADD, BARE),
+            on(TCP, ADD, A, ACTIVE),
+            VirtualServerOperation(ADD, replace(BARE, key=UDP)),
+            on(UDP, ADD, B, ACTIVE),
+            on(TCP, ADD, B, ACTIVE),
+            AddressOperation(ADD, TCP.address),
+        ]
+    )
+    assert mirror.virtual_servers == {TCP: FULL, UDP: replace(BARE, key=UDP, real_servers={B: ACTIVE})}
+    assert mirror.addresses == {TCP.address}
+    # Somebody else deleted it meanwhile: the kernel took the add, so it is empty.
+    mirror.record([VirtualServerOperation(ADD, FULL)])
+    assert mirror.virtual_servers[TCP].real_servers == {}
+    mirror.record([VirtualServerOperation(SET, replace(STICKY, key=SCTP))])
+    assert mirror.virtual_servers[SCTP].settings == STICKY.settings
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (None, None, True),
+        (FULL, None, False),
+        (None, FULL, False),
+        (FULL, replace(FULL), True),
+        (FULL, HALF, False),
+        (FULL, replace(FULL, real_servers={A: ACTIVE, B: DRAINING}), False),
+    ],
+)
+def test_two_virtual_servers_are_the_same(one: VirtualServer | None, other: VirtualServer | None, same: bool) -> None:
+    assert is_same(one, other) is same
+
+
 # What is looked at.
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import unwanted
+from ipvs_proxy.plan.draining import DrainingVirtualServers, is_external, ledger_entry, remains_of
 from ipvs_proxy.plan.fragment import Context, ServiceName
-from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.marks import Marks, mark_key
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.ownership import ledger
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.tables import ACTIVE, Operation
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import ACTIVE, Family, Operation, Protocol, SetEntry
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.roles import role
 from tests.support.tables import everything, round_of
 
 OUTSIDE = "203.0.113.1"
@@ -91,3 +95,35 @@ def test_a_crash_while_an_address_goes_leaves_nothing_that_is_not_known_as_ours(
         assert all(map(is_ours, kernel.virtual_servers)), f"before {operation}"
         assert kernel.apply(operation) == 0
     assert not [key for key in kernel.virtual_servers if key.address == packed(OUTSIDE)]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "node_port"),
+    [
+        (Protocol.TCP, ("KUBE-NODE-PORT-TCP", SetEntry(port=8001))),
+        (Protocol.UDP, ("KUBE-NODE-PORT-UDP", SetEntry(port=8001))),
+        (Protocol.SCTP, ("KUBE-NODE-PORT-SCTP-HASH", SetEntry(packed(OUTSIDE), Protocol.SCTP, 8001))),
+    ],
+)
+def test_what_may_outlast_a_virtual_server(protocol: Protocol, node_port: tuple[str, SetEntry]) -> None:
+    address = packed(OUTSIDE)
+    entries = {(role("KUBE-IPVS-IPS"), SetEntry(address)), (role(node_port[0]), node_port[1])}
+    assert remains_of(virtual(OUTSIDE, 8001, protocol)) == TableKeys(addresses={address}, entries=entries)
+
+
+def test_nothing_outlasts_the_virtual_server_of_a_mark() -> None:
+    key = mark_key(0x2005, Family.IPV4)
+    assert not remains_of(key)
+    assert not is_external(key, {role("KUBE-EXTERNAL-IP"): {SetEntry(*key[:3])}})
+
+
+def test_what_is_let_go_is_no_longer_held() -> None:
+    found, (one, two) = DrainingVirtualServers(), (virtual(OUTSIDE, 8001), virtual(OUTSIDE, 8002))
+    for key in (one, two):
+        found.hold(key, external=True)
+    assert found.external_at(packed(OUTSIDE)) == {one, two}
+    found.release(one)
+    assert found.external_at(packed(OUTSIDE)) == {two}
+    assert (found.holds(ledger_entry(one)), found.holds(ledger_entry(two))) == (False, True)
+    found.release(two)
+    assert found.external_at(packed(OUTSIDE)) == set(found.keys()) == set()

@@ -25,10 +25,11 @@ from ipvs_proxy.kube.objects import (
     ServiceStatus,
     SessionAffinityConfig,
 )
+from ipvs_proxy.plan.annotations import DRAIN_TIMEOUT
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.services import DRAIN_TIMEOUT, plan_service
+from ipvs_proxy.plan.services import plan_service
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, service, virtual
 from tests.support.tables import everything, round_of
