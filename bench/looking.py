@@ -26,7 +26,7 @@ from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.web.server import metrics_application
 from ipvs_proxy.agent.web.state_pages import add_state
 from ipvs_proxy.agent.web.view import View
-from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey
 from ipvs_proxy.settings.merge import Settings
 from ipvs_proxy.settings.values import ServiceMetrics

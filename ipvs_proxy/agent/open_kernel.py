@@ -9,7 +9,8 @@ from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
-from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs, Timeouts
+from ipvs_proxy.kernel.ipvs.records import Timeouts
+from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.node import conntrack_limits, sysctl

@@ -20,7 +20,7 @@ from ipvs_proxy.agent.observe.history import KEPT, History
 from ipvs_proxy.agent.web.state_pages import add_state, flagz, statusz
 from ipvs_proxy.agent.web.view import LARGEST, View
 from ipvs_proxy.commands.ask import ask_for_services
-from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import (
     AddressOperation,

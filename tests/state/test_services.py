@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import KernelTables

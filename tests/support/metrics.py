@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.reload import Outcome
-from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kube.reflector import Interruption
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName

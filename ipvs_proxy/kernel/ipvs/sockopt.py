@@ -15,11 +15,11 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Final
 
+from ipvs_proxy.kernel.ipvs.constants import FORWARDING_MASK
 from ipvs_proxy.netlink.socket import Traffic
 from ipvs_proxy.plan.tables import RealServer, RealServerKey, VirtualServerKey
 
 _GET_DESTINATIONS: Final = 64 + 1024 + 64 + 4  # IP_VS_SO_GET_DESTS
-_FORWARDING_MASK: Final = 0x7  # IP_VS_CONN_F_FWD_MASK
 
 #: struct ip_vs_get_dests: protocol, address, port, firewall mark, number of real servers that there is place for.
 _QUESTION: Final = Struct("@H 2x 4s 2s I I 0Q")
@@ -83,7 +83,7 @@ class QuickLook:
             memoryview(buffer)[_QUESTION.size : size]
         ):
             # A plain tuple finds the key that is one of names, and is made in a third of the time.
-            if expected((address, high << 8 | low)) != (weight, flags & _FORWARDING_MASK, upper, lower):  # type: ignore[call-overload]
+            if expected((address, high << 8 | low)) != (weight, flags & FORWARDING_MASK, upper, lower):  # type: ignore[call-overload]
                 break
             found += 1
         return found == len(real_servers) and buffer[size - _REAL_SERVER.size : size] == _EMPTY

@@ -14,12 +14,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from errno import EEXIST, EINVAL, ENOENT, EPERM, EPROTONOSUPPORT, ESRCH
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
-from ipvs_proxy.kernel.ipvs import codec
-from ipvs_proxy.kernel.ipvs.codec import Activity, Connections, Counters, ForeignVirtualServer, Timeouts
-from ipvs_proxy.kernel.ipvs.codec import Traffic as Balanced
+from ipvs_proxy.kernel.ipvs import decode, encode
+from ipvs_proxy.kernel.ipvs.constants import FAMILY_NAME
+from ipvs_proxy.kernel.ipvs.records import (
+    Connections,
+    Counters,
+    ForeignVirtualServer,
+    IpvsTable,
+    Observation,
+    Timeouts,
+)
 from ipvs_proxy.netlink.errors import MissingPiece, Unusable
+from ipvs_proxy.netlink.generic import decode_family, encode_get_family
 from ipvs_proxy.netlink.socket import BATCH_MESSAGES, NETLINK_GENERIC, NetlinkSocket, Traffic
 from ipvs_proxy.netlink.wire import Request
 from ipvs_proxy.plan.tables import (
@@ -34,18 +42,6 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
 )
 
-__all__ = [
-    "Activity",
-    "Balanced",
-    "Connections",
-    "Counters",
-    "ForeignVirtualServer",
-    "Ipvs",
-    "IpvsTable",
-    "Observation",
-    "Timeouts",
-]
-
 #: The table is read so many times while somebody else adds and deletes virtual servers.
 READ_ATTEMPTS: Final = 5
 
@@ -56,21 +52,6 @@ _PROBE_PORTS: Final = range(20000, 20100)
 _NOTHING: Final[Mapping[VirtualServerKey, VirtualServer]] = MappingProxyType({})
 #: Tells whether a virtual server has these real servers; if not, or if that cannot be told, it has to be read.
 _Confirm = Callable[[VirtualServerKey, Mapping[RealServerKey, RealServer]], bool]
-
-
-class IpvsTable(NamedTuple):
-    """What IPVS holds: virtual servers with their real servers, and those that can never be ours."""
-
-    virtual_servers: dict[VirtualServerKey, VirtualServer]
-    foreign: list[ForeignVirtualServer]
-
-
-class Observation(NamedTuple):
-    """A virtual server as the kernel has it (without real servers), its traffic, and what each real server does."""
-
-    virtual_server: VirtualServer
-    traffic: Balanced
-    real_servers: dict[RealServerKey, Activity]
 
 
 class Ipvs:
@@ -147,7 +128,7 @@ class Ipvs:
 
         """
         return dict(
-            codec.decode_connections(payload, virtual_address=key.address) for payload in self._dump_real_servers(key)
+            decode.decode_connections(payload, virtual_address=key.address) for payload in self._dump_real_servers(key)
         )
 
     def observe(self, key: VirtualServerKey, *, real_servers: bool = True) -> Observation | None:
@@ -159,12 +140,12 @@ class Ipvs:
 
         """
         reply = self._ask_for(key)
-        server = None if reply is None else codec.decode_virtual_server(reply)
+        server = None if reply is None else decode.decode_virtual_server(reply)
         if reply is None or not isinstance(server, VirtualServer):
             return None
         listed = self._dump_real_servers(key) if real_servers else []
-        found = dict(codec.decode_activity(payload, virtual_address=key.address) for payload in listed)
-        return Observation(server, codec.decode_traffic(reply), found)
+        found = dict(decode.decode_activity(payload, virtual_address=key.address) for payload in listed)
+        return Observation(server, decode.decode_balanced(reply), found)
 
     def read_counters(self) -> dict[VirtualServerKey, Counters]:
         """Read what each virtual server has balanced: one dump, with the weakness that this module's text names.
@@ -177,13 +158,13 @@ class Ipvs:
         found: dict[VirtualServerKey, Counters] = {}
 
         def take(payload: bytes) -> None:
-            counted = codec.decode_counters(payload)
+            counted = decode.decode_counters(payload)
             if counted is not None:
                 key, counters = counted
                 found[key] = counters
 
         # IPVS never says that its table changed during a dump, so there is no result to look at.
-        self._socket.stream(codec.encode_dump_virtual_servers(family_id=self._family_id), take)
+        self._socket.stream(encode.encode_dump_virtual_servers(family_id=self._family_id), take)
         return found
 
     def apply(self, operations: Sequence[IpvsOperation]) -> list[int]:
@@ -236,17 +217,17 @@ class Ipvs:
             OSError: if the kernel refuses.
 
         """
-        (code,) = self._socket.execute([codec.encode_set_timeouts(timeouts, family_id=self._family_id)])
+        (code,) = self._socket.execute([encode.encode_set_timeouts(timeouts, family_id=self._family_id)])
         if code:
             raise OSError(code, f"setting the timeouts {timeouts}: {_text_of(code)}")
 
     def timeouts(self) -> Timeouts:
         """Read how long connections without packets are kept."""
-        return codec.decode_timeouts(self._socket.ask(codec.encode_get_timeouts(family_id=self._family_id)))
+        return decode.decode_timeouts(self._socket.ask(encode.encode_get_timeouts(family_id=self._family_id)))
 
     def version(self) -> str:
         """Read IPVS's version, such as ``1.2.1``."""
-        return codec.decode_version(self._socket.ask(codec.encode_get_version(family_id=self._family_id)))
+        return decode.decode_version(self._socket.ask(encode.encode_get_version(family_id=self._family_id)))
 
     def _apply_batch(self, operations: Sequence[IpvsOperation]) -> list[int]:
         encoded = self._encode(operations)
@@ -263,23 +244,23 @@ class Ipvs:
         requests: list[Request | None] = []
         named: VirtualServerKey | None = None
         name = b""
-        encode = codec.encode_real_server
+        encode_real_server = encode.encode_real_server
         for operation in operations:
             try:
                 if isinstance(operation, RealServerOperation):
                     if operation.virtual_server is not named:
-                        name, named = codec.encode_key(operation.virtual_server), operation.virtual_server
-                    requests.append(encode(operation, family_id=family_id, server=name))
+                        name, named = encode.encode_key(operation.virtual_server), operation.virtual_server
+                    requests.append(encode_real_server(operation, family_id=family_id, server=name))
                 else:
-                    requests.append(codec.encode_virtual_server(operation, family_id=family_id))
+                    requests.append(encode.encode_virtual_server(operation, family_id=family_id))
             except ValueError:
                 requests.append(None)
         return requests
 
     def _list(self) -> IpvsTable:
         table = IpvsTable({}, [])
-        for payload in self._socket.dump(codec.encode_dump_virtual_servers(family_id=self._family_id)):
-            found = codec.decode_virtual_server(payload)
+        for payload in self._socket.dump(encode.encode_dump_virtual_servers(family_id=self._family_id)):
+            found = decode.decode_virtual_server(payload)
             if isinstance(found, ForeignVirtualServer):
                 table.foreign.append(found)
             else:
@@ -288,12 +269,12 @@ class Ipvs:
 
     def _get(self, key: VirtualServerKey) -> VirtualServer | None:
         reply = self._ask_for(key)
-        found = None if reply is None else codec.decode_virtual_server(reply)
+        found = None if reply is None else decode.decode_virtual_server(reply)
         return found if isinstance(found, VirtualServer) else None
 
     def _ask_for(self, key: VirtualServerKey) -> bytes | None:
         try:
-            return self._socket.ask(codec.encode_get_virtual_server(key, family_id=self._family_id))
+            return self._socket.ask(encode.encode_get_virtual_server(key, family_id=self._family_id))
         except OSError as error:
             if error.errno == ESRCH:
                 return None
@@ -318,19 +299,19 @@ class Ipvs:
     def _read_real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, RealServer]:
         address = key.address
         return dict(
-            codec.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
+            decode.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
         )
 
     def _dump_real_servers(self, key: VirtualServerKey) -> list[bytes]:
         """Read the real servers of a virtual server; the kernel answers with none if it does not exist."""
-        return self._socket.dump(codec.encode_dump_real_servers(key, family_id=self._family_id))
+        return self._socket.dump(encode.encode_dump_real_servers(key, family_id=self._family_id))
 
     def _find_family(self) -> int:
         """Ask for the number of IPVS's generic-netlink family, which makes the kernel load the module."""
         try:
-            family_id = codec.decode_family(self._socket.ask(codec.encode_get_family()))
+            family_id = decode_family(self._socket.ask(encode_get_family(FAMILY_NAME)))
             # Anybody may ask for the family, only CAP_NET_ADMIN for IPVS itself.
-            self._socket.ask(codec.encode_get_version(family_id=family_id))
+            self._socket.ask(encode.encode_get_version(family_id=family_id))
         except OSError as error:
             self.close()
             if error.errno in {ENOENT, EPROTONOSUPPORT}:
