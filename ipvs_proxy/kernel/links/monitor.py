@@ -19,18 +19,11 @@ from errno import EAGAIN, ENOBUFS
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.links.addresses import LINK, find_link
-from ipvs_proxy.kernel.links.codec import (
-    DELETE_ADDRESS,
-    DELETE_LINK,
-    NEW_ADDRESS,
-    NEW_LINK,
-    Address,
-    decode_address,
-    decode_link,
-)
+from ipvs_proxy.kernel.links.codec import Address
 from ipvs_proxy.kernel.links.host_addresses import dump_addresses
+from ipvs_proxy.kernel.links.notifications import AddressNotice, LinkNotice, prepare, read_notifications
 from ipvs_proxy.netlink.socket import NETLINK_ROUTE, NetlinkSocket, open_socket
-from ipvs_proxy.netlink.wire import Data, MalformedMessage, Overrun, parse
+from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.plan.node_addresses import is_confined
 
 #: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR of linux/rtnetlink.h.
@@ -38,8 +31,8 @@ _GROUPS: Final = 0x1 | 0x10 | 0x100
 #: Some 10,000 notifications: what it takes to delete a link with as many addresses.
 _RECEIVE_BUFFER: Final = 16 * 1024 * 1024
 _DATAGRAM: Final = 64 * 1024
-#: Datagrams read in one go, so that a flood does not hold up the event loop.
-_DATAGRAMS: Final = 256
+#: How many datagrams are read in one go, so that a flood holds up the event loop for a few milliseconds at a time.
+_DATAGRAMS: Final = 64
 
 
 class Change(Enum):
@@ -80,30 +73,21 @@ class LinkState:
             self._note(address, added=True)
         self._changed.clear()
 
-    def take(self, message: Data) -> Event | None:
-        """Take a notification in; return what it means for the dummy link.
-
-        Raises:
-            MalformedMessage: if it is garbage.
-
-        """
-        if message.type in {NEW_ADDRESS, DELETE_ADDRESS}:
-            address, added = decode_address(message.payload), message.type == NEW_ADDRESS
-            self._note(address, added=added)
+    def take(self, notice: AddressNotice | LinkNotice) -> Event | None:
+        """Take a notification in; return what it means for the dummy link, ``None`` if nothing."""
+        if isinstance(notice, AddressNotice):
+            address, present = notice
+            self._note(address, added=present)
             if address.ifindex != self._ifindex:
                 return None
-            return Event(Change.ADDRESS_ADDED if added else Change.ADDRESS_REMOVED, address.address)
-        if message.type == NEW_LINK:
-            link = decode_link(message.payload)
-            if link.name == self._link and link.ifindex != self._ifindex:
-                self._set_link(link.ifindex)
-                return Event(Change.LINK_ADDED)
-            if link.ifindex == self._ifindex and link.name != self._link:  # renamed
-                self._set_link(0)
-                return Event(Change.LINK_REMOVED)
-        elif message.type == DELETE_LINK and decode_link(message.payload).ifindex == self._ifindex:
+            return Event(Change.ADDRESS_ADDED if present else Change.ADDRESS_REMOVED, address.address)
+        ifindex, name, present = notice
+        if ifindex == self._ifindex and (not present or name != self._link):  # gone, or renamed
             self._set_link(0)
             return Event(Change.LINK_REMOVED)
+        if present and name == self._link and ifindex != self._ifindex:
+            self._set_link(ifindex)
+            return Event(Change.LINK_ADDED)
         return None
 
     def host_addresses_changed(self) -> bool:
@@ -192,6 +176,8 @@ class Monitor:
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:
         """Return the events as they happen, those that come together in one list, until the socket fails or closes."""
+        # In a thread: the loop goes on meanwhile.
+        await asyncio.to_thread(prepare)
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(self._socket, readable.set)
@@ -206,13 +192,8 @@ class Monitor:
 
     def _take(self, datagram: bytes, events: list[Event]) -> None:
         try:
-            for message in parse(datagram):
-                if isinstance(message, Overrun):
-                    self._lost = True
-                elif isinstance(message, Data):
-                    event = self._state.take(message)
-                    if event is not None:
-                        events.append(event)
+            taken = map(self._state.take, read_notifications(datagram))
+            events += [event for event in taken if event is not None]
         except MalformedMessage:
             self._lost = True
 
