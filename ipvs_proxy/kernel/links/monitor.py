@@ -21,9 +21,9 @@ from typing import Final, NamedTuple
 from ipvs_proxy.kernel.links.addresses import LINK, find_link
 from ipvs_proxy.kernel.links.codec import Address
 from ipvs_proxy.kernel.links.host_addresses import dump_addresses
-from ipvs_proxy.kernel.links.notifications import AddressNotice, LinkNotice, prepare, read_notifications
+from ipvs_proxy.kernel.links.notifications import AddressNotice, LinkNotice, prepare, read_notification
 from ipvs_proxy.netlink.socket import NETLINK_ROUTE, NetlinkSocket, open_socket
-from ipvs_proxy.netlink.wire import MalformedMessage
+from ipvs_proxy.netlink.wire import Data, MalformedMessage, Overrun, parse
 from ipvs_proxy.plan.node_addresses import is_confined
 
 #: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR of linux/rtnetlink.h.
@@ -192,8 +192,14 @@ class Monitor:
 
     def _take(self, datagram: bytes, events: list[Event]) -> None:
         try:
-            taken = map(self._state.take, read_notifications(datagram))
-            events += [event for event in taken if event is not None]
+            for message in parse(datagram):
+                if isinstance(message, Overrun):
+                    self._lost = True
+                elif isinstance(message, Data):
+                    notice = read_notification(message)
+                    event = None if notice is None else self._state.take(notice)
+                    if event is not None:
+                        events.append(event)
         except MalformedMessage:
             self._lost = True
 

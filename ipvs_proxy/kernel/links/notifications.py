@@ -9,17 +9,15 @@ namespace is that of the thread that reads. Links and addresses that are asked f
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from functools import cache
-from struct import error as StructError  # noqa: N812  an exception, in spite of its name
 from typing import Any, Final, NamedTuple
 
-from ipvs_proxy.kernel.links.codec import Address
-from ipvs_proxy.netlink.wire import MalformedMessage
+from ipvs_proxy.kernel.links.codec import DELETE_ADDRESS, DELETE_LINK, NEW_ADDRESS, NEW_LINK, Address
+from ipvs_proxy.netlink.wire import HEADER, Data, MalformedMessage
 
-#: By the name of a message: whether what it tells of is there now.
-_ADDRESSES: Final = {"RTM_NEWADDR": True, "RTM_DELADDR": False}
-_LINKS: Final = {"RTM_NEWLINK": True, "RTM_DELLINK": False}
+#: By the type of message: whether what it tells of is there now.
+_ADDRESSES: Final = {NEW_ADDRESS: True, DELETE_ADDRESS: False}
+_LINKS: Final = {NEW_LINK: True, DELETE_LINK: False}
 
 
 class AddressNotice(NamedTuple):
@@ -38,39 +36,44 @@ class LinkNotice(NamedTuple):
 
 
 def prepare() -> None:
-    """Import pyroute2, which takes 0.1 to 0.2 s; without this, the first call of ``read_notifications`` does."""
-    _reader()
+    """Import pyroute2, which takes 0.1 to 0.2 s; otherwise the first call of ``read_notification`` does."""
+    _classes()
 
 
-def read_notifications(datagram: bytes) -> Iterator[AddressNotice | LinkNotice]:
-    """Read the notifications in a datagram, in order; those of other kinds are left out.
+def read_notification(message: Data) -> AddressNotice | LinkNotice | None:
+    """Read a notification; ``None`` if it tells of something else.
 
     Raises:
-        MalformedMessage: on reaching one that is garbage, or the kernel's word that some are lost.
+        MalformedMessage: if it is garbage.
 
     """
+    kind, _, _, payload = message
+    address_class, link_class = _classes()
     try:
-        for message in _reader().parse(datagram):
-            kind = message.get("event")
-            if kind == "NLMSG_OVERRUN" or message["header"]["error"] is not None:
-                raise MalformedMessage(f"a notification cannot be read: {message}")
-            if kind in _ADDRESSES:
-                yield AddressNotice(_address(message), _ADDRESSES[kind])
-            elif kind in _LINKS:
-                yield LinkNotice(message["index"], message.get_attr("IFLA_IFNAME") or "", _LINKS[kind])
-    except (StructError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise MalformedMessage(f"a notification cannot be read: {error}") from error
+        if kind in _ADDRESSES:
+            found = _decoded(address_class, payload)
+            # On a point-to-point link the other attribute is the peer's.
+            text = found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS")
+            address = Address(found["index"], socket.inet_pton(found["family"], text), found["prefixlen"])
+            return AddressNotice(address, _ADDRESSES[kind])
+        if kind in _LINKS:
+            found = _decoded(link_class, payload)
+            return LinkNotice(found["index"], found.get_attr("IFLA_IFNAME") or "", _LINKS[kind])
+    except Exception as error:  # pyroute2 promises no kind of error for what it cannot read
+        raise MalformedMessage(f"a notification cannot be read: {error!r}") from error
+    return None
 
 
-def _address(message: Any) -> Address:
-    # On a point-to-point link the other attribute is the peer's.
-    text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-    return Address(message["index"], socket.inet_pton(message["family"], text), message["prefixlen"])
+def _decoded(message_class: Any, payload: bytes) -> Any:
+    message = message_class(HEADER.pack(HEADER.size + len(payload), 0, 0, 0, 0) + payload)
+    message.decode()
+    return message
 
 
 @cache
-def _reader() -> Any:
+def _classes() -> tuple[Any, Any]:
     # The package imports all of itself, whatever is asked of it.
-    from pyroute2.netlink.rtnl.marshal import MarshalRtnl  # noqa: PLC0415
+    from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # noqa: PLC0415
+    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # noqa: PLC0415
 
-    return MarshalRtnl()
+    return ifaddrmsg, ifinfmsg
