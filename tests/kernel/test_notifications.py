@@ -1,8 +1,9 @@
-"""Notifications of links and addresses: bytes of a real kernel, what is ours, and garbage."""
+"""Notifications of links and addresses: bytes of a real kernel, messages of our codec, and garbage."""
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from struct import pack
 
@@ -79,3 +80,11 @@ def test_what_cannot_be_read_is_malformed(kind, payload):
 def test_garbage_is_read_or_malformed(kind, garbage):
     with contextlib.suppress(MalformedMessage):
         read_notification(Data(kind, 0, 0, garbage))
+
+
+def test_pyroute2_is_imported_when_it_is_asked_for_and_not_with_the_agent():
+    program = (
+        "import sys, ipvs_proxy.agent.run; from ipvs_proxy.kernel.links import notifications; "
+        "assert 'pyroute2' not in sys.modules; notifications.prepare(); assert 'pyroute2' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,11 +1,15 @@
 """Notices at once when the dummy link or its addresses change, and when the host's own addresses do.
 
-The kernel tells every change of links and addresses to whoever listens. Of the dummy link each one is reported, our own
-too, because for IPv6 the kernel does not say whose a change is: the listener compares an event with what it believes,
-when no write of its own is under way. Of all other links it is reported, once for what is read together, that the host
-has another set of addresses than before. Pods come and go with their links' link-local addresses, some networks give
-every pod's link the same gateway address, and lifetimes are announced again and again: none of this is a change. If the
-kernel had to drop notifications, that is an event of its own: everything has to be read again.
+Nothing is missed in silence: the monitor listens before it looks, takes notifications in the order in which the kernel
+sent them, and where the kernel had to drop some, looks again and says LOST, which means that everything has to be read
+again.
+
+Every change of the dummy link is reported, those that we make too, because for IPv6 the kernel does not say who made
+one: the listener compares an event with what it expects, while it writes nothing itself.
+
+Of all other links only one thing is reported, once for what is read together: that the host has another set of
+addresses than before. It has not when pods come and go with the link-local addresses of their links, when a network
+gives the link of every pod the same gateway address, or when the kernel announces an address again.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ class Change(Enum):
     LINK_REMOVED = "link_removed"
     ADDRESS_ADDED = "address_added"
     ADDRESS_REMOVED = "address_removed"
-    #: The addresses of the other links, loopback and IPv6 link-local ones aside, are others than before.
+    #: The other links have another set of addresses than before; loopback and IPv6 link-local ones do not count.
     HOST_ADDRESSES_CHANGED = "host_addresses_changed"
     #: Notifications were lost: read everything again.
     LOST = "lost"
@@ -56,7 +60,7 @@ class Event(NamedTuple):
 
 
 class LinkState:
-    """What notifications tell, compared with what was known: a dummy link and the addresses of all links.
+    """What is known of a dummy link and of the addresses of all links, kept up to date by notifications.
 
     ``ifindex`` is the dummy link's, 0 if it is missing; ``addresses`` are those of all links.
     """
@@ -67,7 +71,7 @@ class LinkState:
         self._known: set[tuple[int, bytes]] = set()
         #: Of each address, how many links other than the dummy have it.
         self._count: Counter[bytes] = Counter()
-        #: Addresses that the host has and had not, or the other way round.
+        #: Addresses that the host has now and did not have when it was last asked, or the other way round.
         self._changed: set[bytes] = set()
         for address in addresses:
             self._note(address, added=True)
@@ -91,7 +95,7 @@ class LinkState:
         return None
 
     def host_addresses_changed(self) -> bool:
-        """Return whether the host's addresses are others than when this was asked before."""
+        """Return whether the host's addresses differ from those when this was last called."""
         changed = bool(self._changed)
         self._changed.clear()
         return changed
@@ -105,7 +109,7 @@ class LinkState:
             self._count_link(address.address, 1 if added else -1)
 
     def _set_link(self, ifindex: int) -> None:
-        """Have another dummy link: the addresses of the old one become the host's, those of the new one the dummy's."""
+        """Take another link for the dummy: the addresses of the old one become the host's, those of the new one do not."""
         for owner, address in self._known:
             if owner == self._ifindex:
                 self._count_link(address, 1)
@@ -125,8 +129,8 @@ class LinkState:
 class Monitor:
     """Listens from the moment it is made, in the network namespace of the thread that makes it.
 
-    A link that is replaced gives LINK_REMOVED and LINK_ADDED; the addresses that go with a link may or may not get
-    events of their own.
+    A link that is replaced is reported as LINK_REMOVED and LINK_ADDED. The addresses that go with a link may or may not
+    be reported.
 
     Raises:
         OSError: if the kernel refuses the subscription or the first look.
@@ -148,11 +152,11 @@ class Monitor:
         self._socket.close()
 
     def read(self) -> list[Event]:
-        """Return the events that have happened so far, without waiting.
+        """Return the events so far, without waiting.
 
         Raises:
-            OSError: if the socket is dead, or what was lost cannot be read.
-            MalformedMessage: if notifications were lost and the kernel's answer to what is there now is garbage.
+            OSError: if the socket is dead, or the kernel refuses another look after a loss.
+            MalformedMessage: if its answer to that look is garbage.
 
         """
         events: list[Event] = []
@@ -175,7 +179,7 @@ class Monitor:
         return events
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:
-        """Return the events as they happen, those that come together in one list, until the socket fails or closes."""
+        """Return the events as they come, those that come together in one list, until the socket fails or is closed."""
         # In a thread: the loop goes on meanwhile.
         await asyncio.to_thread(prepare)
         loop = asyncio.get_running_loop()
@@ -206,7 +210,7 @@ class Monitor:
     def _recover(self, events: list[Event]) -> None:
         """Look anew after a loss.
 
-        What was still queued has been thrown away by now: it is older than what is seen here, and would undo it.
+        What was still queued has been thrown away: it is older than what is seen here, and would undo it.
         """
         self._state = self._look()
         self._lost = False

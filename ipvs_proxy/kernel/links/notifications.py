@@ -1,9 +1,11 @@
-"""Reads what the kernel tells of links and addresses, with pyroute2.
+"""Notifications of links and addresses, from bytes, with pyroute2.
 
-The socket is ours, pyroute2 reads the messages. Its own sockets would lose what the monitor promises (version 0.9.7):
-one that overflows is dead, ``get`` returns the notifications of one datagram and not those that wait, and the network
-namespace is that of the thread that reads. Links and addresses that are asked for are read by ``codec``: pyroute2 takes
-17 times as long for a dump of 10,000 addresses, and its import would delay the first Services.
+pyroute2 reads the messages; the socket they come from is ours. Its own sockets (version 0.9.7) cannot keep what the
+monitor promises: one that overflowed is dead, ``get`` returns one datagram and not all that wait, and where another
+thread uses one it silently opens a second, in that thread's network namespace.
+
+The answers to our own questions are for ``codec``: for a dump of 10,000 addresses pyroute2 takes 17 times as long, and
+a start would wait for its import before the first Service.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ class LinkNotice(NamedTuple):
 
 
 def prepare() -> None:
-    """Import pyroute2, which takes 0.1 to 0.2 s; otherwise the first call of ``read_notification`` does."""
+    """Import pyroute2, which takes 0.1 s; otherwise the first call of ``read_notification`` does."""
     _classes()
 
 
@@ -72,7 +74,7 @@ def _decoded(message_class: Any, payload: bytes) -> Any:
 
 @cache
 def _classes() -> tuple[Any, Any]:
-    # The package imports all of itself, whatever is asked of it.
+    # Whatever part is imported, the package imports all of itself.
     from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg  # noqa: PLC0415
     from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg  # noqa: PLC0415
 
