@@ -33,7 +33,7 @@ def decode_family(payload: bytes) -> int:
     """Read the answer to ``encode_get_family``.
 
     Raises:
-        MalformedMessage: if it is no such answer.
+        MalformedMessage: if it is not such an answer.
 
     """
     return integer(attributes(payload, GENERIC_HEADER.size), _FAMILY_ID)

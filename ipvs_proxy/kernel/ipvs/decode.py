@@ -2,7 +2,7 @@
 
 What is read here equals what ``encode`` was given: flags that only the kernel sets are left out, and what has no
 meaning for a virtual server without persistence is 0 or ``None``. So a table that was just written, read again, has no
-difference to the plan. Anything that is no such answer is ``MalformedMessage``, never another error and never a guess.
+difference to the plan. Anything that is not such an answer is ``MalformedMessage``, never another error or a guess.
 
 A table can have a hundred thousand real servers. Where the kernel lays attributes out as it has done since Linux 5.3,
 one ``Struct.unpack`` gives what names an object, and its settings as one run of bytes. A whole table has few different
@@ -112,7 +112,7 @@ def decode_timeouts(payload: bytes) -> Timeouts:
     """Read the answer to ``encode_get_timeouts``.
 
     Raises:
-        MalformedMessage: if it is no such answer.
+        MalformedMessage: if it is not such an answer.
 
     """
     found = attributes(payload, GENERIC_HEADER.size)
@@ -123,7 +123,7 @@ def decode_version(payload: bytes) -> str:
     """Read the answer to ``encode_get_version``: ``1.2.1``.
 
     Raises:
-        MalformedMessage: if it is no such answer.
+        MalformedMessage: if it is not such an answer.
 
     """
     version = integer(attributes(payload, GENERIC_HEADER.size), INFO_VERSION)
@@ -136,7 +136,7 @@ def decode_virtual_server(payload: bytes) -> VirtualServer | ForeignVirtualServe
     What has no meaning without PERSISTENT, timeout and netmask, is given as 0 and ``None`` then.
 
     Raises:
-        MalformedMessage: if it is no such reply.
+        MalformedMessage: if it is not such a reply.
 
     """
     start = _LISTED_VIRTUAL_SERVER.size
@@ -160,7 +160,7 @@ def decode_counters(payload: bytes) -> tuple[VirtualServerKey, Counters] | None:
     """Read the counters of a virtual server from a reply to GET_SERVICE; ``None`` if it cannot be ours.
 
     Raises:
-        MalformedMessage: if it is no such reply.
+        MalformedMessage: if it is not such a reply.
 
     """
     start = len(payload) - _LISTED_COUNTERS.size
@@ -245,7 +245,7 @@ def decode_real_server(payload: bytes, *, virtual_address: bytes) -> tuple[RealS
     """Read a real server from a reply to GET_DEST; before Linux 3.18 its family is its virtual server's.
 
     Raises:
-        MalformedMessage: if it is no such reply.
+        MalformedMessage: if it is not such a reply.
 
     """
     if len(payload) >= _LISTED_REAL_SERVER.size:
@@ -265,7 +265,7 @@ def decode_connections(payload: bytes, *, virtual_address: bytes) -> tuple[RealS
     """Read the connections of a real server from a reply to GET_DEST.
 
     Raises:
-        MalformedMessage: if it is no such reply.
+        MalformedMessage: if it is not such a reply.
 
     """
     found = attributes(_nested(payload, DEST))
@@ -277,7 +277,7 @@ def decode_balanced(payload: bytes) -> Balanced:
     """Read the counters and rates of a virtual server from a reply to GET_SERVICE.
 
     Raises:
-        MalformedMessage: if it is no such reply.
+        MalformedMessage: if it is not such a reply.
 
     """
     return _balanced(attributes(_nested(payload, SERVICE)))
@@ -287,7 +287,7 @@ def decode_activity(payload: bytes, *, virtual_address: bytes) -> tuple[RealServ
     """Read what a real server is set to and what it does from a reply to GET_DEST.
 
     Raises:
-        MalformedMessage: if it is no such reply.
+        MalformedMessage: if it is not such a reply.
 
     """
     found = attributes(_nested(payload, DEST))

@@ -1,8 +1,8 @@
 """Questions and operations for IPVS, as bytes: the messages of linux/ip_vs.h over generic netlink.
 
-A message says all of what it sets, never a part: an operation leaves the virtual or real server exactly as the plan has
-it, whatever it was before. What does not fit the kernel's types is a ``ValueError`` here, never a value cut to size in
-the kernel. ``decode`` reads back what is written here, which the tests hold for all values.
+A message to add or set carries every setting: whatever a virtual or real server was before, it is then exactly what the
+plan says. A value that does not fit the kernel's types is a ``ValueError`` here and never cut to size. ``decode`` reads
+back what is written here, for all values (the tests hold that).
 
 A table can have a hundred thousand real servers, so a message is one ``Struct.pack``, and what real servers have in
 common is packed once.
@@ -88,7 +88,7 @@ def encode_key(key: VirtualServerKey) -> bytes:
     """Return the nested attribute that names a virtual server, by its mark if it has one.
 
     Raises:
-        ValueError: if the address has not 4 or 16 bytes, the port not 16 bits or the mark not 32.
+        ValueError: if the address does not have 4 or 16 bytes, or port or mark do not fit 16 and 32 bits.
 
     """
     address, protocol, port, mark = key
@@ -112,7 +112,7 @@ def encode_virtual_server(operation: VirtualServerOperation, *, family_id: int) 
     """Return the message that adds, sets or deletes a virtual server.
 
     Raises:
-        ValueError: if a setting is outside what the kernel's types hold.
+        ValueError: if a value does not fit the kernel's types.
 
     """
     verb, server = operation
@@ -138,7 +138,7 @@ def encode_real_server(operation: RealServerOperation, *, family_id: int, server
     """Return the message that adds, sets or deletes a real server; ``server`` is its virtual server's ``encode_key``.
 
     Raises:
-        ValueError: if a setting is outside what the kernel's types hold.
+        ValueError: if a value does not fit the kernel's types.
 
     """
     verb, _, (address, port), real_server = operation
@@ -150,7 +150,8 @@ def encode_real_server(operation: RealServerOperation, *, family_id: int, server
 def _around_address(verb: Verb, length: int, port: int, real_server: RealServer) -> tuple[bytes, bytes, bytes]:
     """Encode all of a real server's message but its virtual server and its address.
 
-    The real servers of a table share a few ports and settings: remembered, encoding 100,000 takes a third of the time.
+    The real servers of a table share a few ports and settings. As these are remembered, encoding 100,000 takes a third
+    of the time.
     """
     try:
         settings = b"" if verb is Verb.DELETE else _REAL_SERVER_SETTINGS.pack(*_numbered(real_server))
@@ -185,7 +186,7 @@ def encode_dump_real_servers(key: VirtualServerKey, *, family_id: int) -> Reques
 
 
 def encode_set_timeouts(timeouts: Timeouts, *, family_id: int) -> Request:
-    """Return the message that sets IPVS's timeouts; the kernel leaves one that is 0 as it is."""
+    """Return the message that sets IPVS's timeouts; one that is 0 stays as it is."""
     kinds = (TIMEOUT_TCP, TIMEOUT_TCP_FIN, TIMEOUT_UDP)
     values = b"".join(
         attribute(kind, value.to_bytes(4, sys.byteorder)) for kind, value in zip(kinds, timeouts, strict=True)

@@ -1,7 +1,7 @@
 """Every address of every interface, as Go's ``net.Interfaces`` returns them to kube-proxy.
 
-It does not matter here whether an interface is up, or an address tentative or deprecated: what an address is used for is
-decided elsewhere. On a point-to-point link the address is our own, not the peer's.
+It does not matter here whether an interface is up, or an address tentative or deprecated: what an address is used for
+is decided elsewhere. On a point-to-point link the address is our own, not the peer's.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class LinkState:
             self._count_link(address.address, 1 if added else -1)
 
     def _set_link(self, ifindex: int) -> None:
-        """Take another link for the dummy: the addresses of the old one become the host's, those of the new one do not."""
+        """Take another link for the dummy: the addresses of the old one are the host's from now on."""
         for owner, address in self._known:
             if owner == self._ifindex:
                 self._count_link(address, 1)
