@@ -1,9 +1,9 @@
 """The kernel's IPVS table: reads it, changes it, asks for its counters.
 
-``read`` never takes a virtual server for missing that is there: it would be added again. One dump does not promise that,
-because while somebody deletes virtual servers it can leave out others, and nothing shows it. So ``read`` ends with a
-second list of the virtual servers and reads again until both agree, unless everything that was known to be there is
-there.
+``read`` never takes a virtual server for missing that is there: it would be added again. One dump does not promise
+that, because while somebody deletes virtual servers it can leave out others, and nothing shows it. So ``read`` ends
+with a second list of the virtual servers and reads again until both agree, unless everything that was known to be there
+is there.
 
 The kernel dumps the real servers of one virtual server at a time, so reading takes one dump for the virtual servers and
 one for each of them. Where an IPv4 virtual server is known, a quick look at its real servers comes first
