@@ -28,8 +28,7 @@ from ipvs_proxy.agent.web.server import metrics_application
 from ipvs_proxy.agent.web.state_pages import add_state
 from ipvs_proxy.agent.web.view import View
 from ipvs_proxy.kernel.filter.ipset.names import name_of
-from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
-from ipvs_proxy.kernel.ipvs.table import Balanced, Connections, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey
 from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.settings.values import ServiceMetrics

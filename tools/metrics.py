@@ -9,8 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
-from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
-from ipvs_proxy.kernel.ipvs.table import Balanced, Connections, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kube.decode import convert_object
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.reflector import Interruption

@@ -10,7 +10,7 @@ from ipvs_proxy.kernel.filter.ipset.names import definitions
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
-from ipvs_proxy.kernel.ipvs.codec import Timeouts
+from ipvs_proxy.kernel.ipvs.records import Timeouts
 from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.objects import Node

@@ -17,7 +17,8 @@ from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
 from ipvs_proxy.kernel.filter.iptables.rules import Rules
 from ipvs_proxy.kernel.filter.other_modes import Leftovers
-from ipvs_proxy.kernel.ipvs.table import Connections, Ipvs
+from ipvs_proxy.kernel.ipvs.records import Connections
+from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.plan.tables import (
     AddressOperation,

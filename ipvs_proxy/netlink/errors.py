@@ -1,11 +1,11 @@
-"""What the kernel layer raises when it cannot work, and which of its errors pass by themselves."""
+"""Errors of the kernel that end work with one line, and those that pass by themselves."""
 
 from __future__ import annotations
 
 from errno import EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import Final
 
-#: The fate of an operation is not known: the kernel may have carried it out or not.
+#: It is not known whether the kernel carried an operation out.
 UNKNOWN: Final = -1
 #: The kernel, or this process, is short of memory, buffers or descriptors (netlink(7), socket(2)).
 SHORTAGES: Final = frozenset({EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, UNKNOWN})
@@ -24,7 +24,7 @@ class Unusable(OSError):  # noqa: N818  the name says what is wrong
 
 
 class Busy(Unusable):
-    """It is only occupied, or the kernel is short of something: it may work the next time."""
+    """It is in use just now, or the kernel is short of something: the next attempt may work."""
 
 
 class MissingPiece(Unusable):
@@ -35,7 +35,7 @@ class MissingPiece(Unusable):
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it comes from, is of a kind that passes by itself."""
+    """Return whether an error, or one that caused it, passes by itself."""
     while error is not None:
         if isinstance(error, Busy) or (isinstance(error, OSError) and error.errno in SHORTAGES):
             return True

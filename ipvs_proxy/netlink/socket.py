@@ -1,13 +1,15 @@
 """A netlink socket that carries many messages per system call and says what became of each.
 
-Success is silent and only failures are answered, so a batch costs one ``sendmsg`` and one ``recv`` however many
-messages it holds. The last message of a batch asks for an acknowledgement: the kernel works strictly in order, so its
-answer means that all answers have come. Where it does not come (an overflowing receive buffer, a dead socket, garbage),
-the operations of the batch are reported as UNKNOWN and the socket is replaced, so that a late answer is never taken for
-that of another request. What a shortage kept from the kernel, or a question from its answer, is tried again for a
-moment.
+The kernel answers failures only, so a batch costs one ``sendmsg`` and one ``recv`` however many messages it holds. The
+last message of a batch asks for an acknowledgement: the kernel works strictly in order, so when that has come, all
+answers have come.
 
-All calls block while the kernel works, a millisecond or two for a batch; one thread at a time may use a socket.
+No answer is ever taken for that of another request. Where the acknowledgement does not come (the receive buffer
+overflowed, the socket is dead, garbage), the operations of the batch without an answer are UNKNOWN and the socket is
+replaced. Where the kernel, or this process, is short of memory, buffers or descriptors, what was not sent and questions
+without an answer are tried again for a moment.
+
+All calls block while the kernel works, a millisecond or two for a batch. One thread at a time may use a socket.
 """
 
 from __future__ import annotations
@@ -39,24 +41,24 @@ from ipvs_proxy.netlink.wire import (
     take_data,
 )
 
-#: Messages in one batch: enough to make system calls cheap, and the kernel is busy with them for a millisecond or two.
+#: Messages in one batch: enough to make system calls cheap, few enough for the kernel to take a millisecond or two.
 BATCH_MESSAGES: Final = 256
 #: Bytes in one batch, well below the send buffer.
 BATCH_BYTES: Final = 128 * 1024
 SEND_BUFFER: Final = 512 * 1024
 #: Answers to a batch in which all fail take 230 KiB, or twice the batch's bytes where the kernel sends requests back.
 RECEIVE_BUFFER: Final = 4 * 1024 * 1024
-#: A queued reply counts this much of the receive buffer at most, however short it is.
+#: How much of the receive buffer a queued reply takes at most, however short it is.
 REPLY_COST: Final = 1024
 #: The longest datagram: the kernel uses up to 32 KiB in dumps, and ipset sends a failing message back.
 DATAGRAM: Final = 256 * 1024
-#: Seconds without an answer. The kernel answers before ``sendmsg`` returns, so having to wait means that something is
-#: wrong.
+#: Seconds to wait for an answer. The kernel answers before ``sendmsg`` returns, so having to wait means that something
+#: is wrong.
 TIMEOUT: Final = 10
-#: Seconds between attempts while the kernel is short of something, and after which there is no further one.
+#: Seconds between attempts while the kernel is short of something, and seconds after which there is no further one.
 SHORTAGE_PAUSES: Final = (0.01, 0.02, 0.05, 0.1, 0.2)
 SHORTAGE_PATIENCE: Final = 1.0
-#: A dump is taken so many times while the kernel says that its table changed meanwhile.
+#: How many times a dump is taken while the kernel says that its table changed meanwhile.
 DUMP_ATTEMPTS: Final = 10
 
 _SOL_NETLINK: Final = 270
@@ -74,7 +76,7 @@ NETLINK_GENERIC: Final = 16
 
 @dataclass(slots=True)
 class Traffic:
-    """What was sent: messages that write, messages that only read, system calls of both directions, bytes."""
+    """What was sent: messages that write, messages that only read, system calls in both directions, bytes."""
 
     writes: int = 0
     reads: int = 0
@@ -111,13 +113,13 @@ class NetlinkSocket:
         self.close()
 
     def close(self) -> None:
-        """Return the socket back; the next use opens a new one."""
+        """Close the socket; the next use opens a new one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def execute(self, requests: Sequence[Request]) -> list[int]:
-        """Send requests in order; return for each 0, the errno of its failure, or UNKNOWN."""
+        """Send requests in order; return 0, the errno of its failure, or UNKNOWN for each."""
         failures = self.send(requests)
         if not failures:
             return [0] * len(requests)
@@ -154,7 +156,7 @@ class NetlinkSocket:
         return replies[0]
 
     def dump(self, request: Request) -> list[bytes]:
-        """Read a table; return the payloads of all replies. A dump during which the table changed is taken again.
+        """Read a table; return the payloads of all replies. A dump is taken again if the table changed meanwhile.
 
         Raises:
             OSError: with the errno of the kernel's refusal or that of the socket, or if the table keeps changing.
@@ -179,7 +181,7 @@ class NetlinkSocket:
 
         Raises:
             OSError: with the errno of the kernel's refusal or that of the socket.
-            MalformedMessage: if a reply is garbage, or ``take`` says so.
+            MalformedMessage: if a reply is garbage, or ``take`` raises it.
 
         """
         return not self._query(request, DUMP, take)
@@ -220,7 +222,7 @@ class NetlinkSocket:
             return {index: failures.get(index, Outcome(first + index, UNKNOWN)) for index in range(len(requests))}
 
     def _query(self, request: Request, flag: int, take: Callable[[bytes], None]) -> bool:
-        """Send one request, hand over the payloads of its replies, and tell whether the table changed in between."""
+        """Send one request and hand over the payloads of its replies; return whether the table changed in between."""
         sequence = self._reserve(1)
         self.traffic.reads += 1
         interrupted = False
@@ -248,7 +250,7 @@ class NetlinkSocket:
         return interrupted
 
     def _reserve(self, count: int) -> int:
-        """Return the first of ``count`` sequence numbers that follow one another. 0 is left to notifications."""
+        """Return the first of ``count`` consecutive sequence numbers. 0 is for notifications."""
         if self._sequence + count > 0xFFFFFFFF:
             self._sequence = 0
         first = self._sequence + 1
@@ -293,7 +295,7 @@ class NetlinkSocket:
 
 
 def _patiently(call: Callable[[], T]) -> T:
-    """Call once more, a few times, while the kernel is short of memory, buffers or descriptors; return the result."""
+    """Call until it works, a few times, while the kernel is short of memory, buffers or descriptors."""
     until = time.monotonic() + SHORTAGE_PATIENCE
     for pause in SHORTAGE_PAUSES:
         try:

@@ -1,8 +1,8 @@
 """Netlink's wire format: messages, attributes and replies, without any I/O.
 
-Everything that goes to or comes from the kernel passes through here, so this module promises two things: what it frames
-is always well-formed (one wrong length makes the kernel ignore the rest of a datagram in silence), and whatever it is
-given to parse, it returns or raises ``MalformedMessage``, never anything else. The layout is that of linux/netlink.h;
+Everything that goes to or comes from the kernel passes through here, so this module makes two promises. What it frames
+is well-formed: one wrong length would make the kernel ignore the rest of a datagram in silence. And whatever it has to
+parse, it returns or raises ``MalformedMessage``, never anything else. The layout is that of linux/netlink.h;
 integers are in host order unless a protocol says otherwise.
 """
 
@@ -62,7 +62,7 @@ class Data(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The answer to one request: an errno, 0 for success; ``request`` is as much of its payload as came back."""
+    """The answer to one request: an errno, 0 for success, and as much of the request's payload as was sent back."""
 
     sequence: int
     error: int
@@ -96,7 +96,7 @@ def frame_batch(requests: Sequence[Request], *, sequence: int) -> bytes:
     """Return the messages one behind the other, numbered from ``sequence`` on; the last asks for an acknowledgement."""
     last = sequence + len(requests) - 1
     parts: list[bytes] = []
-    # One loop without calls of ours: a table has 100,000 messages.
+    # One loop without calls of our functions: a table has 100,000 messages.
     for number, (kind, payload, flags) in enumerate(requests, sequence):
         parts.append(HEADER.pack(16 + len(payload), kind, flags | ACK if number == last else flags, number, 0))
         parts.append(payload)
@@ -133,8 +133,8 @@ def parse(datagram: bytes) -> Iterator[Reply]:
 def take_data(datagram: bytes, sequence: int, take: Callable[[bytes], None]) -> tuple[int, int]:
     """Hand over the payloads of the data messages that a datagram begins with, as long as they answer ``sequence``.
 
-    Gives the position of what follows them, which is for ``parse``, and all their flags. A dump is nearly all such
-    messages, and this takes a third of the time of ``parse``.
+    Return the position behind them, from where ``parse`` goes on, and all their flags. A dump is nearly all such
+    messages, and this takes a third of the time that ``parse`` takes.
     """
     position, end, seen = 0, len(datagram), 0
     while end - position >= 16:

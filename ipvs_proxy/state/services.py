@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ipvs_proxy.kernel.filter.backend import NameOfRole
-from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
-from ipvs_proxy.kernel.ipvs.table import Balanced, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Counters, Observation
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import virtual_endpoints

@@ -13,8 +13,7 @@ import msgspec
 import pytest
 from playwright.async_api import Page, async_playwright, expect
 
-from ipvs_proxy.kernel.ipvs.codec import Counters
-from ipvs_proxy.kernel.ipvs.table import Balanced
+from ipvs_proxy.kernel.ipvs.records import Balanced, Counters
 from ipvs_proxy.kube.objects import (
     EndpointPort,
     KubernetesObject,

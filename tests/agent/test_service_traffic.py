@@ -13,8 +13,7 @@ from structlog.testing import capture_logs
 
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.service_traffic import ENDPOINTS, ServiceTraffic
-from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
-from ipvs_proxy.kernel.ipvs.table import Balanced, Connections, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks

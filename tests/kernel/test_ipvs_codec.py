@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.generic.ipvs import ipvsmsg
 
-from ipvs_proxy.kernel.ipvs import codec
-from ipvs_proxy.kernel.ipvs.codec import Connections, Counters, ForeignVirtualServer, Timeouts
+from ipvs_proxy.kernel.ipvs import decode, encode
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, ForeignVirtualServer, Timeouts
 from ipvs_proxy.netlink.wire import MalformedMessage, Request, attribute, attributes, frame, text_attribute
 from ipvs_proxy.plan.marks import CLASS, is_ours, mark_key
 from ipvs_proxy.plan.tables import (
@@ -125,24 +125,22 @@ def virtual_servers(draw):
 )
 def test_golden_bytes(operation, golden):
     if isinstance(operation, VirtualServerOperation):
-        request = codec.encode_virtual_server(operation, family_id=0x22)
+        request = encode.encode_virtual_server(operation, family_id=0x22)
     else:
-        request = codec.encode_real_server(operation, family_id=0x22, server=codec.encode_key(KEY))
+        request = encode.encode_real_server(operation, family_id=0x22, server=encode.encode_key(KEY))
     assert request.payload.hex() == golden.replace(" ", "")
     assert (request.type, request.flags) == (0x22, 1)
 
 
 @little_endian
 def test_golden_bytes_of_questions():
-    assert codec.encode_dump_virtual_servers(family_id=1).payload.hex() == "04010000"
-    assert codec.encode_get_virtual_server(KEY, family_id=1).payload.hex() == "04010000" + GOLDEN_KEY.replace(" ", "")
-    assert codec.encode_dump_real_servers(KEY, family_id=1).payload.hex() == "08010000" + GOLDEN_KEY.replace(" ", "")
-    assert codec.encode_get_version(family_id=1).payload.hex() == "0f010000"
-    assert codec.encode_get_timeouts(family_id=1).payload.hex() == "0d010000"
-    timeouts = codec.encode_set_timeouts(Timeouts(900, 120, 300), family_id=1)
+    assert encode.encode_dump_virtual_servers(family_id=1).payload.hex() == "04010000"
+    assert encode.encode_get_virtual_server(KEY, family_id=1).payload.hex() == "04010000" + GOLDEN_KEY.replace(" ", "")
+    assert encode.encode_dump_real_servers(KEY, family_id=1).payload.hex() == "08010000" + GOLDEN_KEY.replace(" ", "")
+    assert encode.encode_get_version(family_id=1).payload.hex() == "0f010000"
+    assert encode.encode_get_timeouts(family_id=1).payload.hex() == "0d010000"
+    timeouts = encode.encode_set_timeouts(Timeouts(900, 120, 300), family_id=1)
     assert timeouts.payload.hex() == "0c01000008000400840300000800050078000000080006002c010000"
-    assert codec.encode_get_family().payload.hex() == "03010000090002004950565300000000"
-    assert codec.encode_get_family().type == 0x10
 
 
 def oracle(command: int, service: list[tuple[str, object]], dest: list[tuple[str, object]] | None = None) -> bytes:
@@ -174,7 +172,7 @@ SERVICE = [
 
 
 def test_a_service_is_encoded_as_pyroute2_does():
-    request = codec.encode_virtual_server(
+    request = encode.encode_virtual_server(
         VirtualServerOperation(Verb.ADD, VirtualServer(KEY, "wrr", PERSISTENT, 300, 24)), family_id=1
     )
     expected = oracle(
@@ -191,8 +189,8 @@ def test_a_service_is_encoded_as_pyroute2_does():
 
 
 def test_a_destination_is_encoded_as_pyroute2_does():
-    request = codec.encode_real_server(
-        RealServerOperation(Verb.ADD, KEY, POD, RealServer(7, 0, 5, 4)), family_id=1, server=codec.encode_key(KEY)
+    request = encode.encode_real_server(
+        RealServerOperation(Verb.ADD, KEY, POD, RealServer(7, 0, 5, 4)), family_id=1, server=encode.encode_key(KEY)
     )
     expected = oracle(
         5,
@@ -216,18 +214,18 @@ def reply(kind: int, body: bytes) -> bytes:
 
 @given(virtual_servers())
 def test_virtual_servers_come_back(server):
-    request = codec.encode_virtual_server(VirtualServerOperation(Verb.ADD, server), family_id=1)
-    assert codec.decode_virtual_server(request.payload) == server
+    request = encode.encode_virtual_server(VirtualServerOperation(Verb.ADD, server), family_id=1)
+    assert decode.decode_virtual_server(request.payload) == server
 
 
 @given(keys, st.builds(RealServerKey, addresses, ports), real_servers)
 def test_real_servers_come_back(virtual, key, server):
-    request = codec.encode_real_server(
-        RealServerOperation(Verb.ADD, virtual, key, server), family_id=1, server=codec.encode_key(virtual)
+    request = encode.encode_real_server(
+        RealServerOperation(Verb.ADD, virtual, key, server), family_id=1, server=encode.encode_key(virtual)
     )
-    found = codec.decode_real_server(request.payload, virtual_address=virtual.address)
+    found = decode.decode_real_server(request.payload, virtual_address=virtual.address)
     assert found == (key, server)
-    counted = codec.decode_connections(request.payload, virtual_address=virtual.address)
+    counted = decode.decode_connections(request.payload, virtual_address=virtual.address)
     assert counted == (key, Connections(0, 0, 0))
 
 
@@ -251,19 +249,19 @@ def dumped(key: RealServerKey, server: RealServer, connections: Connections, *, 
 @given(st.builds(RealServerKey, addresses, ports), real_servers, st.builds(Connections, u32, u32, u32))
 def test_both_layouts_of_a_dump_say_the_same(key, server, connections):
     for payload in (dumped(key, server, connections, tunnel=tunnel) for tunnel in (True, False)):
-        assert codec.decode_real_server(payload, virtual_address=KEY.address) == (key, server)
-        assert codec.decode_connections(payload, virtual_address=KEY.address) == (key, connections)
+        assert decode.decode_real_server(payload, virtual_address=KEY.address) == (key, server)
+        assert decode.decode_connections(payload, virtual_address=KEY.address) == (key, connections)
 
 
 def test_a_dump_of_this_layout_is_not_walked(monkeypatch):
     """The layout above is the kernel's since 5.3, and what makes reading a large table cheap."""
     payload = dumped(POD, ACTIVE, Connections(1, 2, 3))
     server = listed(VirtualServer(KEY, "rr"))
-    codec.decode_real_server(payload, virtual_address=KEY.address)
-    codec.decode_virtual_server(server)
-    monkeypatch.setattr(codec, "attributes", None)
-    assert codec.decode_real_server(payload, virtual_address=KEY.address) == (POD, ACTIVE)
-    assert codec.decode_virtual_server(server) == VirtualServer(KEY, "rr")
+    decode.decode_real_server(payload, virtual_address=KEY.address)
+    decode.decode_virtual_server(server)
+    monkeypatch.setattr(decode, "attributes", None)
+    assert decode.decode_real_server(payload, virtual_address=KEY.address) == (POD, ACTIVE)
+    assert decode.decode_virtual_server(server) == VirtualServer(KEY, "rr")
 
 
 def listed(server: VirtualServer, *extra: tuple[int, bytes]) -> bytes:
@@ -290,7 +288,7 @@ def listed(server: VirtualServer, *extra: tuple[int, bytes]) -> bytes:
 @pytest.mark.parametrize("extra", [(), ((11, b"sip\0"),)])
 def test_a_listed_virtual_server_is_read_whatever_its_layout(scheduler, key, persistent, extra):
     server = VirtualServer(key, scheduler, *persistent)
-    assert codec.decode_virtual_server(listed(server, *extra)) == server
+    assert decode.decode_virtual_server(listed(server, *extra)) == server
 
 
 COUNTERS = Counters(3, 21, 18, 1 << 33, 1 << 40)
@@ -345,21 +343,21 @@ def counted(key: VirtualServerKey, *pieces: tuple[int, bytes], scheduler: str = 
 @given(keys, counters, st.booleans(), st.sampled_from(["rr", "wlc", "lblc"]))
 def test_counters_of_64_bits_are_read_whatever_their_layout(key, expected, aligned, scheduler):
     pieces = [(10, statistics(expected)), (12, statistics_64(expected, aligned=aligned))]
-    assert codec.decode_counters(counted(key, *pieces, scheduler=scheduler)) == (key, expected)
-    assert codec.decode_counters(counted(key, *reversed(pieces), scheduler=scheduler)) == (key, expected)
+    assert decode.decode_counters(counted(key, *pieces, scheduler=scheduler)) == (key, expected)
+    assert decode.decode_counters(counted(key, *reversed(pieces), scheduler=scheduler)) == (key, expected)
 
 
 @given(keys, counters)
 def test_counters_of_an_old_kernel_have_32_bits_where_bytes_have_64(key, expected):
     *small, bytes_in, bytes_out = expected
-    found = codec.decode_counters(counted(key, (10, statistics(expected))))
+    found = decode.decode_counters(counted(key, (10, statistics(expected))))
     assert found == (key, Counters(*(count & 0xFFFFFFFF for count in small), bytes_in, bytes_out))
 
 
 def test_counters_of_the_usual_layout_are_not_walked(monkeypatch):
     payload = counted(KEY, (10, statistics(COUNTERS)), (12, statistics_64(COUNTERS, aligned=False)))
-    monkeypatch.setattr(codec, "attributes", None)
-    assert codec.decode_counters(payload) == (KEY, COUNTERS)
+    monkeypatch.setattr(decode, "attributes", None)
+    assert decode.decode_counters(payload) == (KEY, COUNTERS)
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -370,7 +368,7 @@ def test_counters_are_those_that_pyroute2_reads(aligned):
     service = message.get_attr("IPVS_CMD_ATTR_SERVICE")
     expected = service.get_attr("IPVS_SVC_ATTR_STATS64")
     names = ("CONNS", "INPKTS", "OUTPKTS", "INBYTES", "OUTBYTES")
-    assert codec.decode_counters(payload) == (
+    assert decode.decode_counters(payload) == (
         VirtualServerKey(KEY.address, service.get_attr("IPVS_SVC_ATTR_PROTOCOL"), KEY.port),
         Counters(*(expected.get_attr(f"IPVS_STATS_ATTR_{name}") for name in names)),
     )
@@ -378,17 +376,17 @@ def test_counters_are_those_that_pyroute2_reads(aligned):
 
 @pytest.mark.parametrize("key", [mark_key(0, Family.IPV4)._replace(mark=42), KEY._replace(protocol=1)])
 def test_counters_of_what_cannot_be_ours_are_left_out(key):
-    assert codec.decode_counters(counted(key, (12, statistics_64(COUNTERS, aligned=False)))) is None
+    assert decode.decode_counters(counted(key, (12, statistics_64(COUNTERS, aligned=False)))) is None
 
 
 def test_a_virtual_server_without_counters_is_malformed():
     with pytest.raises(MalformedMessage, match="statistics"):
-        codec.decode_counters(counted(KEY))
+        decode.decode_counters(counted(KEY))
 
 
 def test_the_usual_settings_are_shared_values():
     for usual in (ACTIVE, DRAINING):
-        found = codec.decode_real_server(dumped(POD, usual, Connections(1, 2, 3)), virtual_address=KEY.address)
+        found = decode.decode_real_server(dumped(POD, usual, Connections(1, 2, 3)), virtual_address=KEY.address)
         assert found[1] is usual
 
 
@@ -402,26 +400,25 @@ def test_a_kernel_without_the_family_attribute_means_the_virtual_servers():
             (4, pack("=I", 1)),
         ]
     )
-    assert codec.decode_real_server(reply(2, body), virtual_address=KEY.address) == (POD, ACTIVE)
+    assert decode.decode_real_server(reply(2, body), virtual_address=KEY.address) == (POD, ACTIVE)
 
 
 def test_what_has_no_meaning_without_persistence_is_left_out():
-    body = codec.encode_virtual_server(
+    body = encode.encode_virtual_server(
         VirtualServerOperation(Verb.ADD, VirtualServer(KEY, "rr", HASHED, 360, 24)), family_id=1
     ).payload
-    assert codec.decode_virtual_server(body) == VirtualServer(KEY, "rr")
+    assert decode.decode_virtual_server(body) == VirtualServer(KEY, "rr")
 
 
 def test_a_firewall_mark_is_foreign():
     body = attribute(1, pack("=H", 2)) + attribute(5, pack("=I", 42)) + text_attribute(6, "wlc")
-    assert codec.decode_virtual_server(reply(1, body)) == ForeignVirtualServer(2, 42, 0, bytes(4), 0, "wlc")
+    assert decode.decode_virtual_server(reply(1, body)) == ForeignVirtualServer(2, 42, 0, bytes(4), 0, "wlc")
 
 
-def test_timeouts_version_and_family_are_read():
+def test_timeouts_and_version_are_read():
     body = b"".join(attribute(kind, pack("=I", value)) for kind, value in ((4, 900), (5, 120), (6, 300)))
-    assert codec.decode_timeouts(bytes(4) + body) == Timeouts(900, 120, 300)
-    assert codec.decode_version(bytes(4) + attribute(1, pack("=I", 0x010201))) == "1.2.1"
-    assert codec.decode_family(bytes(4) + attribute(1, pack("=H", 0x22))) == 0x22
+    assert decode.decode_timeouts(bytes(4) + body) == Timeouts(900, 120, 300)
+    assert decode.decode_version(bytes(4) + attribute(1, pack("=I", 0x010201))) == "1.2.1"
 
 
 @pytest.mark.parametrize(
@@ -442,7 +439,7 @@ def test_timeouts_version_and_family_are_read():
 )
 def test_a_virtual_server_that_the_types_cannot_hold_is_refused(server):
     with pytest.raises(ValueError):
-        codec.encode_virtual_server(VirtualServerOperation(Verb.ADD, server), family_id=1)
+        encode.encode_virtual_server(VirtualServerOperation(Verb.ADD, server), family_id=1)
 
 
 @pytest.mark.parametrize(
@@ -457,21 +454,20 @@ def test_a_virtual_server_that_the_types_cannot_hold_is_refused(server):
 def test_a_real_server_that_the_types_cannot_hold_is_refused(key, server):
     operation = RealServerOperation(Verb.ADD, KEY, key, server)
     with pytest.raises(ValueError):
-        codec.encode_real_server(operation, family_id=1, server=codec.encode_key(KEY))
+        encode.encode_real_server(operation, family_id=1, server=encode.encode_key(KEY))
 
 
 DECODERS = [
-    codec.decode_virtual_server,
-    codec.decode_counters,
-    codec.decode_traffic,
-    lambda payload: codec.decode_real_server(payload, virtual_address=KEY.address),
-    lambda payload: codec.decode_activity(payload, virtual_address=KEY.address),
-    codec.decode_timeouts,
-    codec.decode_version,
-    codec.decode_family,
+    decode.decode_virtual_server,
+    decode.decode_counters,
+    decode.decode_balanced,
+    lambda payload: decode.decode_real_server(payload, virtual_address=KEY.address),
+    lambda payload: decode.decode_activity(payload, virtual_address=KEY.address),
+    decode.decode_timeouts,
+    decode.decode_version,
 ]
 VALID = [
-    codec.encode_virtual_server(VirtualServerOperation(Verb.ADD, VirtualServer(KEY, "rr")), family_id=1).payload,
+    encode.encode_virtual_server(VirtualServerOperation(Verb.ADD, VirtualServer(KEY, "rr")), family_id=1).payload,
     dumped(POD, ACTIVE, Connections(1, 2, 3)),
     dumped(POD, ACTIVE, Connections(1, 2, 3), tunnel=False),
     counted(KEY, (10, statistics(COUNTERS)), (12, statistics_64(COUNTERS, aligned=False))),
@@ -500,7 +496,7 @@ def test_damaged_replies_are_read_or_malformed(decode, valid, data):
 
 
 def test_an_encoded_request_is_framed_without_padding():
-    request = codec.encode_virtual_server(VirtualServerOperation(Verb.ADD, VirtualServer(KEY, "a")), family_id=1)
+    request = encode.encode_virtual_server(VirtualServerOperation(Verb.ADD, VirtualServer(KEY, "a")), family_id=1)
     assert len(frame(request, sequence=1)) % 4 == 0
 
 
@@ -509,7 +505,7 @@ def test_traffic_has_counters_and_rates_by_the_second(pieces):
     ((kind, aligned),) = pieces
     total = Counters(3, 21, 18, 1 << 33, 1 << 40)
     payload = statistics(total) if aligned is None else statistics_64(total, aligned=aligned)
-    assert codec.decode_traffic(counted(KEY, (kind, payload))) == codec.Traffic(total, Counters(*RATES))
+    assert decode.decode_balanced(counted(KEY, (kind, payload))) == Balanced(total, Counters(*RATES))
 
 
 def test_activity_of_a_real_server_is_its_settings_connections_and_traffic():
@@ -526,5 +522,5 @@ def test_activity_of_a_real_server_is_its_settings_connections_and_traffic():
         (11, pack("=H", 2)),
     ]
     payload = reply(2, b"".join(attribute(kind, part) for kind, part in parts))
-    expected = codec.Activity(ACTIVE, Connections(4, 5, 6), codec.Traffic(COUNTERS, Counters(*RATES)))
-    assert codec.decode_activity(payload, virtual_address=KEY.address) == (POD, expected)
+    expected = Activity(ACTIVE, Connections(4, 5, 6), Balanced(COUNTERS, Counters(*RATES)))
+    assert decode.decode_activity(payload, virtual_address=KEY.address) == (POD, expected)

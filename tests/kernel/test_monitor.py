@@ -2,53 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
-from struct import pack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipvs_proxy.kernel.links.codec import (
-    DELETE_ADDRESS,
-    DELETE_LINK,
-    NEW_ADDRESS,
-    NEW_LINK,
-    Address,
-    decode_address,
-    encode_address,
-)
+from ipvs_proxy.kernel.links.codec import Address
 from ipvs_proxy.kernel.links.monitor import Change, Event, LinkState
-from ipvs_proxy.netlink.wire import Data, MalformedMessage, text_attribute
-from ipvs_proxy.plan.tables import AddressOperation, Verb
+from ipvs_proxy.kernel.links.notifications import AddressNotice, LinkNotice
 from tests.support.objects import packed
 
 DUMMY, ETH0, VETH1, VETH2 = 3, 4, 5, 6
 VIP, OWN, OWN6 = "10.96.0.1", "192.0.2.1", "2001:db8::1"
 
 
-def payload(ifindex: int, address: str) -> bytes:
-    return encode_address(AddressOperation(Verb.ADD, packed(address)), ifindex=ifindex).payload
+Notice = AddressNotice | LinkNotice
 
 
-def added(ifindex: int, address: str) -> Data:
-    return Data(NEW_ADDRESS, 0, 0, payload(ifindex, address))
+def added(ifindex: int, address: str) -> Notice:
+    return AddressNotice(Address(ifindex, packed(address), 32), present=True)
 
 
-def removed(ifindex: int, address: str) -> Data:
-    return Data(DELETE_ADDRESS, 0, 0, payload(ifindex, address))
+def removed(ifindex: int, address: str) -> Notice:
+    return AddressNotice(Address(ifindex, packed(address), 32), present=False)
 
 
-def link(ifindex: int, name: str, kind: int = NEW_LINK) -> Data:
-    return Data(kind, 0, 0, pack("=BxHiII", 0, 0, ifindex, 0, 0) + text_attribute(3, name))
+def link(ifindex: int, name: str, *, present: bool = True) -> Notice:
+    return LinkNotice(ifindex, name, present)
 
 
 def state(*known: tuple[int, str], ifindex: int = DUMMY) -> LinkState:
     return LinkState("kube-ipvs0", ifindex, [Address(owner, packed(address), 32) for owner, address in known])
 
 
-def read(links: LinkState, *messages: Data) -> list[Event | str]:
+def read(links: LinkState, *messages: Notice) -> list[Event | str]:
     """Take messages as one read does."""
     events: list[Event | str] = [event for event in map(links.take, messages) if event is not None]
     return [*events, "host"] if links.host_addresses_changed() else events
@@ -78,10 +66,10 @@ def read(links: LinkState, *messages: Data) -> list[Event | str]:
         ([removed(ETH0, OWN), added(VETH1, OWN)], False),
         ([removed(ETH0, OWN), added(VETH1, "192.0.2.2")], True),
         # Links by themselves.
-        ([link(VETH1, "veth1"), link(VETH1, "veth1", DELETE_LINK), link(ETH0, "wan0")], False),
+        ([link(VETH1, "veth1"), link(VETH1, "veth1", present=False), link(ETH0, "wan0")], False),
     ],
 )
-def test_changes_of_the_hosts_addresses(messages: list[Data], changed: bool) -> None:
+def test_changes_of_the_hosts_addresses(messages: list[Notice], changed: bool) -> None:
     links = state((ETH0, OWN), (ETH0, OWN6), (ETH0, "fe80::2"), (1, "127.0.0.1"), (1, "::1"))
     assert read(links, *messages) == (["host"] if changed else [])
     assert read(links) == []
@@ -129,7 +117,7 @@ def test_a_dummy_link_that_is_renamed_leaves_its_addresses_to_the_host() -> None
 def test_a_link_with_addresses_that_becomes_the_dummy_takes_them_from_the_host() -> None:
     links = state((ETH0, OWN), ifindex=0)
     assert read(links, link(ETH0, "kube-ipvs0")) == [Event(Change.LINK_ADDED), "host"]
-    assert read(links, removed(ETH0, OWN), link(ETH0, "kube-ipvs0", DELETE_LINK)) == [
+    assert read(links, removed(ETH0, OWN), link(ETH0, "kube-ipvs0", present=False)) == [
         Event(Change.ADDRESS_REMOVED, packed(OWN)),
         Event(Change.LINK_REMOVED),
     ]
@@ -143,32 +131,23 @@ NOTICES = st.one_of(
 )
 
 
-def host_set(messages: Iterable[Data]) -> set[bytes]:
+def host_set(messages: Iterable[Notice]) -> set[bytes]:
     """What the host has after all messages, worked out anew from the last word on each link and address."""
     known: dict[tuple[int, bytes], bool] = {}
     dummy = DUMMY
     for message in messages:
-        if message.type in {NEW_ADDRESS, DELETE_ADDRESS}:
-            ifindex, address, _ = decode_address(message.payload)
-            known[ifindex, address] = message.type == NEW_ADDRESS
+        if isinstance(message, AddressNotice):
+            known[message.address.ifindex, message.address.address] = message.present
         else:
-            (ifindex,) = (owner for owner in (DUMMY, ETH0, VETH1) if message.payload[4] == owner)
-            named = b"kube-ipvs0" in message.payload
-            dummy = ifindex if named else 0 if dummy == ifindex else dummy
+            dummy = message.ifindex if message.name == "kube-ipvs0" else 0 if dummy == message.ifindex else dummy
     return {a for (owner, a), there in known.items() if there and owner != dummy and a != packed("fe80::1")}
 
 
 @given(st.lists(st.lists(NOTICES, max_size=6), max_size=6))
-def test_a_change_is_told_exactly_when_the_hosts_addresses_differ(reads: list[list[Data]]) -> None:
-    links, so_far, before = state(), list[Data](), set[bytes]()
+def test_a_change_is_told_exactly_when_the_hosts_addresses_differ(reads: list[list[Notice]]) -> None:
+    links, so_far, before = state(), list[Notice](), set[bytes]()
     for messages in reads:
         so_far += messages
         after = host_set(so_far)
         assert ("host" in read(links, *messages)) is (before != after)
         before = after
-
-
-@given(st.sampled_from((NEW_ADDRESS, DELETE_ADDRESS, NEW_LINK, DELETE_LINK)), st.binary(max_size=80))
-def test_garbage_is_read_or_malformed(kind: int, garbage: bytes) -> None:
-    with contextlib.suppress(MalformedMessage):
-        state().take(Data(kind, 0, 0, garbage))

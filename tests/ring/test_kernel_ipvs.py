@@ -8,8 +8,8 @@ from errno import EEXIST, EINVAL, ENOENT, ESRCH
 
 import pytest
 
-from ipvs_proxy.kernel.ipvs.codec import Timeouts
-from ipvs_proxy.kernel.ipvs.table import Connections, Ipvs
+from ipvs_proxy.kernel.ipvs.records import Connections, Timeouts
+from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.netlink import socket as netlink_socket
 from ipvs_proxy.netlink.errors import UNKNOWN, Unusable
 from ipvs_proxy.plan.tables import (

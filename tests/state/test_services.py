@@ -6,7 +6,7 @@ from msgspec import structs
 
 from ipvs_proxy.commands.overview import state_word
 from ipvs_proxy.kernel.filter.ipset.names import name_of
-from ipvs_proxy.kernel.ipvs.table import Activity, Balanced, Connections, Counters, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName

@@ -11,8 +11,7 @@ from aiohttp import web
 
 from ipvs_proxy.agent.web.state_pages import add_state
 from ipvs_proxy.agent.web.view import View
-from ipvs_proxy.kernel.ipvs.codec import Activity, Counters
-from ipvs_proxy.kernel.ipvs.table import Balanced, Connections, Observation
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.tables import Family, VirtualServerKey
 from ipvs_proxy.settings.merge import effective
 from tests.support.fake_dataplane import FakeDataplane

@@ -21,8 +21,8 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from ipvs_proxy.kernel.ipvs.codec import Counters
-from ipvs_proxy.kernel.ipvs.table import Ipvs, Observation
+from ipvs_proxy.kernel.ipvs.records import Counters, Observation
+from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.desired import DesiredTables

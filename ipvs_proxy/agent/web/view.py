@@ -24,7 +24,8 @@ from ipvs_proxy.agent.web.reader_thread import read
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.kernel.filter.iptables.programs import read_all_rules
-from ipvs_proxy.kernel.ipvs.table import Balanced, Ipvs, Observation
+from ipvs_proxy.kernel.ipvs.records import Balanced, Observation
+from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import ownership

@@ -1,1 +1,1 @@
-"""Connection tracking: the flows whose endpoint is gone are deleted."""
+"""Connection tracking: deletes the flows whose endpoint is gone."""

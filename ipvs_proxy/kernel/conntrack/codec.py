@@ -1,7 +1,11 @@
 """Connection tracking over nfnetlink, as bytes: linux/netfilter/nfnetlink_conntrack.h.
 
-A table may hold a million flows, and the kernel writes nearly all of them in one layout: that one is read at a stroke,
-any other attribute by attribute. Addresses, ports, zones and identities are in network order.
+A delete always names a flow's addresses, ports and protocol: a message without them would delete the whole table, so
+what cannot name them is a ``ValueError``. Anything that is not a flow is ``MalformedMessage``.
+
+A table may hold a million flows. The kernel writes nearly all of them in one layout, which is read with one
+``Struct.unpack``; any other is read attribute by attribute, with the same result. Addresses, ports, zones and
+identities are in network order.
 """
 
 from __future__ import annotations
@@ -37,9 +41,9 @@ _NETFILTER: Final = Struct("=BBH")
 
 
 def encode_dump(family: Family, protocol: int, *, filtered: bool = True) -> Request:
-    """Ask for the flows of a family and, where ``filtered``, of one IP protocol.
+    """Return the request for the flows of a family and, if ``filtered``, of one IP protocol.
 
-    Kernels before 5.8 ignore the filter, or refuse it: then ask without. So the answer may have other protocols too.
+    Kernels before 5.8 refuse the filter (then ask without) or ignore it (then the answer has other protocols too).
     """
     payload = _NETFILTER.pack(family, 0, 0)
     if filtered:
@@ -50,11 +54,11 @@ def encode_dump(family: Family, protocol: int, *, filtered: bool = True) -> Requ
 
 
 def encode_delete(flow: Flow) -> Request:
-    """Return the message that deletes a flow, and with an ``id`` no other that has taken its place (ENOENT then).
+    """Return the message that deletes a flow; with an ``id``, only that one and none that took its place (ENOENT then).
 
     Raises:
-        ValueError: if an address has not 4 or 16 bytes, both are not of one family, or a number is outside its type.
-            A message without the flow's addresses would delete the whole table.
+        ValueError: if an address does not have 4 or 16 bytes, the two are of different families, or a number does not
+            fit its type.
 
     """
     try:
@@ -82,12 +86,12 @@ def encode_delete(flow: Flow) -> Request:
 
 
 def decode_flow(payload: bytes, keep: Callable[[Flow], bool] | None = None) -> Flow | None:
-    """Read a flow; ``None`` if its protocol has no ports, or ``keep`` does not want it.
+    """Read a flow; ``None`` if its protocol has no ports, or ``keep`` returns false.
 
-    ``keep`` is asked before zone and identity are read: to read them takes longer than all the rest.
+    ``keep`` is called before zone and identity are read, which takes longer than all the rest.
 
     Raises:
-        MalformedMessage: if it is no flow.
+        MalformedMessage: if it is not a flow.
 
     """
     flow, rest = _tuples(payload)
@@ -101,7 +105,7 @@ def decode_flow(payload: bytes, keep: Callable[[Flow], bool] | None = None) -> F
 
 
 def _tuples(payload: bytes) -> tuple[Flow | None, int]:
-    """Return the flow without its identity, and the position from which to look for that."""
+    """Return the flow without its identity, and the position behind which that is."""
     layout = _LAYOUTS.get(payload[:1])
     if layout is not None and len(payload) >= layout.values.size:
         a1, source, a2, destination, a3, protocol, a4, source_port, a5, destination_port, b1, *reply = (
@@ -164,14 +168,14 @@ def _number(payload: bytes) -> int:
 
 
 class _Layout(NamedTuple):
-    """Both tuples as the kernel writes them: how to unpack the values, and the headings that must be between them."""
+    """Both tuples as the kernel writes them: how to unpack the values, and what must be between them."""
 
     values: Struct
     headings: tuple[bytes, ...]
 
 
 def _layout(length: int) -> _Layout:
-    """Return the layout for addresses of a length. Padding is zero, and belongs to the heading behind it."""
+    """Return the layout for addresses of a length. Padding is zero and part of the heading behind it."""
     source, destination = _ADDRESSES[length]
     ip, proto = 4 + 2 * (4 + length), 4 + 3 * 8
     address = 4 + length

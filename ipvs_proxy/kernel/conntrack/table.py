@@ -1,8 +1,8 @@
-"""The kernel's table of tracked flows: finding those that somebody wants gone, and deleting them.
+"""The kernel's table of tracked flows: finds those that are to go, and deletes them.
 
-A table may hold a million flows, so only what a caller wants to keep is kept while it is read. Flows come and go all
-the time: what a dump gives was true when it passed, and deleting a flow that is gone already is a success. A flow is
-deleted with its identity, so one that took its place meanwhile stays.
+Only the very flow that was read is deleted: its identity goes with the message, so one that has taken its place since
+stays. Flows come and go all the time, so a dump says what was there when it passed, and deleting a flow that is gone
+already is a success. A table may hold a million flows: while it is read, only those that the caller asks for are kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ipvs_proxy.netlink.wire import MalformedMessage, Request
 from ipvs_proxy.plan.flows import Flow
 from ipvs_proxy.plan.tables import Family
 
-#: A dump is taken so many times while the kernel says that its table changed meanwhile; then the last one has to do.
+#: How many times a dump is taken while the kernel says that its table changed meanwhile; then the last one has to do.
 ATTEMPTS: Final = 5
 
 
@@ -48,13 +48,13 @@ class Conntrack:
         self.close()
 
     def close(self) -> None:
-        """Return the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def read(self, family: Family, protocol: int, *, keep: Callable[[Flow], bool]) -> list[Flow]:
-        """Return the flows of a family and an IP protocol that ``keep`` wants; it is asked before ``zone`` and ``id``.
+        """Return the flows of a family and an IP protocol for which ``keep`` is true; it sees them without zone and id.
 
-        A flow that cannot be understood is left out.
+        A flow that cannot be read is left out.
 
         Raises:
             MissingPiece: if the kernel has no conntrack netlink, or does not let us use it.
@@ -77,10 +77,10 @@ class Conntrack:
             raise _explained(error) from error
 
     def delete(self, flows: Sequence[Flow]) -> list[int]:
-        """Delete flows; return for each 0, also if it was gone already, the errno of its failure, or UNKNOWN.
+        """Delete flows; return 0 (also if it was gone already), the errno of its failure, or UNKNOWN for each.
 
         Raises:
-            ValueError: if something is no flow; nothing is deleted then.
+            ValueError: if one cannot be named in full; nothing is deleted then.
 
         """
         results = self._socket.execute([codec.encode_delete(flow) for flow in flows])
@@ -105,7 +105,7 @@ class Conntrack:
 
 
 def _explained(error: OSError) -> OSError:
-    if error.errno in {EINVAL, EOPNOTSUPP}:  # nfnetlink's answer about a subsystem that nobody has registered
+    if error.errno in {EINVAL, EOPNOTSUPP}:  # nfnetlink's answer for a subsystem that is not registered
         return MissingPiece("the kernel has no conntrack netlink", "load the module nf_conntrack_netlink")
     if error.errno == EPERM:
         return MissingPiece("tracked flows may not be read or deleted", "run as root with the capability CAP_NET_ADMIN")

@@ -1,1 +1,1 @@
-"""IPVS's virtual servers and real servers, over generic netlink."""
+"""IPVS: its virtual servers and real servers, and what they do, over generic netlink."""

@@ -1,9 +1,9 @@
 """Which connections through IPVS can still carry data: ``/proc/net/ip_vs_conn``.
 
-The counters of a real server do not say it. ``ip_vs_proto_tcp.c`` counts as inactive not only what is over and waits
-for its timer (TIME_WAIT, two minutes) but also what one side has closed (FIN_WAIT, CLOSE_WAIT), where the other side
-may go on sending; ``ip_vs_proto_sctp.c`` counts all as inactive but ESTABLISHED. The states are only in this table. It
-has all connections of the network namespace, so a look takes time in proportion to them.
+The counters of a real server do not tell. ``ip_vs_proto_tcp.c`` counts as inactive both a connection that is over and
+waits for its timer (TIME_WAIT, two minutes) and one that one side has closed (FIN_WAIT, CLOSE_WAIT), where the other
+side may go on sending. ``ip_vs_proto_sctp.c`` counts every state but ESTABLISHED as inactive. Only this table has the
+states. It lists all connections of the network namespace, so reading it takes time in proportion to them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Final
 
 from ipvs_proxy.plan.tables import Protocol, RealServerKey, VirtualServerKey
 
-#: In the network namespace of the thread that looks; it exists while IPVS is loaded.
+#: The table of the reading thread's network namespace; it exists while IPVS is loaded.
 TABLE: Final = Path("/proc/thread-self/net/ip_vs_conn")
 #: States in which both sides have ended: TCP's, then SCTP's (``tcp_state_name_table``, ``sctp_state_name``).
 _OVER: Final = frozenset((b"TIME_WAIT", b"CLOSE", b"SHUTDOWN_ACK_SENT", b"REJECTED", b"CLOSED"))
-#: A client's port in what is no connection, but a template for those of one client.
+#: The client's port of an entry that is not a connection but the template for those of one client.
 _TEMPLATE: Final = b"0000"
 
 Target = tuple[VirtualServerKey, RealServerKey]
@@ -26,10 +26,10 @@ _Fields = tuple[bytes, ...]
 
 
 def open_among(targets: Collection[Target], table: Path = TABLE) -> set[Target]:
-    """Return which of some real servers of virtual servers have a connection that can still carry data.
+    """Return those of some real servers, each of one virtual server, that have a connection that can still carry data.
 
-    A connection by a mark does not say which virtual server it belongs to: there any one of the protocol to the real
-    server counts.
+    A connection through a firewall mark does not say which virtual server it belongs to: for such a virtual server any
+    connection of the protocol to the real server counts.
 
     Raises:
         OSError: if the table cannot be read.

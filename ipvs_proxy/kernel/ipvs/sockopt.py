@@ -1,10 +1,11 @@
-"""The quick look at an IPv4 virtual server: IPVS's older interface, ``getsockopt`` with structures of linux/ip_vs.h.
+"""A quick look at an IPv4 virtual server: IPVS's older interface, ``getsockopt`` with structures of linux/ip_vs.h.
 
-An audit asks, for each virtual server, whether its real servers are still what they should be. Over netlink that takes
-three system calls and a message for each real server; here it is one call that fills an array. With 10,000 virtual
-servers of 10 real servers, an audit takes half as long (docs/performance.md).
+It only ever confirms: "yes" means that the virtual server has exactly the real servers that are expected, and anything
+else (IPv6, tunnels, a refusal, one bit that differs) is "no", after which netlink reads what there is.
 
-It serves for nothing but to confirm: IPv6, tunnels and everything that is not as expected are for netlink to read.
+An audit asks this of every virtual server. Over netlink it takes three system calls and a message for each real server;
+here it is one call that fills an array. With 10,000 virtual servers of 10 real servers, an audit takes half as long
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -15,27 +16,27 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Final
 
+from ipvs_proxy.kernel.ipvs.constants import FORWARDING_MASK
 from ipvs_proxy.netlink.socket import Traffic
 from ipvs_proxy.plan.tables import RealServer, RealServerKey, VirtualServerKey
 
 _GET_DESTINATIONS: Final = 64 + 1024 + 64 + 4  # IP_VS_SO_GET_DESTS
-_FORWARDING_MASK: Final = 0x7  # IP_VS_CONN_F_FWD_MASK
 
-#: struct ip_vs_get_dests: protocol, address, port, firewall mark, number of real servers that there is place for.
+#: struct ip_vs_get_dests: protocol, address, port, firewall mark, number of real servers that there is room for.
 _QUESTION: Final = Struct("@H 2x 4s 2s I I 0Q")
 #: struct ip_vs_dest_entry: address, port (in network order), flags, weight, thresholds; then, not of interest here,
 #: connections and struct ip_vs_stats_user.
 _REAL_SERVER: Final = Struct("@4s BB I i I I 12x 0Q 12x 0Q 16x 20x 0Q")
 _ADDRESS_LENGTH: Final = 4
-#: Bytes for the real servers of most virtual servers; more is made where there are more.
+#: Bytes that hold the real servers of most virtual servers; the buffer grows for larger ones.
 _FIRST_PLACE: Final = 4096
 _EMPTY: Final = bytes(_REAL_SERVER.size)
 
 
 class QuickLook:
-    """Confirms what IPv4 virtual servers have, in the network namespace of the thread that makes it.
+    """Confirms the real servers of IPv4 virtual servers, in the network namespace of the thread that makes it.
 
-    One thread at a time may use it. ``traffic`` counts what it asks.
+    One thread at a time may use it. ``traffic`` counts its questions.
 
     Raises:
         OSError: if there is no IPv4.
@@ -53,18 +54,18 @@ class QuickLook:
         self._make_place(_FIRST_PLACE)
 
     def close(self) -> None:
-        """Return the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def confirms(self, key: VirtualServerKey, real_servers: Mapping[RealServerKey, RealServer]) -> bool:
         """Return whether a virtual server has exactly these real servers.
 
-        False if it has others, if it does not exist, or if the kernel cannot be asked in this way, as for IPv6.
+        False if it has others, if it does not exist, or if the kernel cannot be asked in this way (IPv6).
         """
         if len(key.address) != _ADDRESS_LENGTH:
             return False
-        # There is place for one more, so that one too many is seen. The kernel does not say how many there are: what it
-        # has not written stays zero, which is no real server's address.
+        # There is room for one more, so that one too many is seen. The kernel does not say how many there are: what it
+        # does not write stays zero, which is no real server's address.
         places = len(real_servers) + 1
         size = _QUESTION.size + places * _REAL_SERVER.size
         if len(self._buffer) < size:
@@ -82,8 +83,8 @@ class QuickLook:
         for address, high, low, flags, weight, upper, lower in _REAL_SERVER.iter_unpack(
             memoryview(buffer)[_QUESTION.size : size]
         ):
-            # A plain tuple finds the key that is one of names, and is made in a third of the time.
-            if expected((address, high << 8 | low)) != (weight, flags & _FORWARDING_MASK, upper, lower):  # type: ignore[call-overload]
+            # A plain tuple equals the named one that is the key, and is made in a third of the time.
+            if expected((address, high << 8 | low)) != (weight, flags & FORWARDING_MASK, upper, lower):  # type: ignore[call-overload]
                 break
             found += 1
         return found == len(real_servers) and buffer[size - _REAL_SERVER.size : size] == _EMPTY

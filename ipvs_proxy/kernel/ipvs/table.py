@@ -1,10 +1,13 @@
-"""The kernel's IPVS table: read it, change it, ask it.
+"""The kernel's IPVS table: reads it, changes it, asks for its counters.
 
-Reading takes one dump of the virtual servers and one dump per virtual server for its real servers, because a socket
-carries one dump at a time and the kernel dumps real servers of one virtual server only. A dump that is taken while
-somebody deletes virtual servers can leave out others, without a sign of it; ``read`` therefore ends with a second list
-of virtual servers and reads again until both agree, unless all that was known to be there is there. Where an IPv4
-virtual server is known, a quick look at its real servers comes first (see ``ipvs_sockopt``).
+``read`` never takes a virtual server for missing that is there: it would be added again. One dump does not promise
+that, because while somebody deletes virtual servers it can leave out others, and nothing shows it. So ``read`` ends
+with a second list of the virtual servers and reads again until both agree, unless everything that was known to be there
+is there.
+
+The kernel dumps the real servers of one virtual server at a time, so reading takes one dump for the virtual servers and
+one for each of them. Where an IPv4 virtual server is known, a quick look at its real servers comes first
+(``sockopt``).
 """
 
 from __future__ import annotations
@@ -14,12 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from errno import EEXIST, EINVAL, ENOENT, EPERM, EPROTONOSUPPORT, ESRCH
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
-from ipvs_proxy.kernel.ipvs import codec
-from ipvs_proxy.kernel.ipvs.codec import Activity, Connections, Counters, ForeignVirtualServer, Timeouts
-from ipvs_proxy.kernel.ipvs.codec import Traffic as Balanced
+from ipvs_proxy.kernel.ipvs import decode, encode
+from ipvs_proxy.kernel.ipvs.constants import FAMILY_NAME
+from ipvs_proxy.kernel.ipvs.records import (
+    Connections,
+    Counters,
+    ForeignVirtualServer,
+    IpvsTable,
+    Observation,
+    Timeouts,
+)
 from ipvs_proxy.netlink.errors import MissingPiece, Unusable
+from ipvs_proxy.netlink.generic import decode_family, encode_get_family
 from ipvs_proxy.netlink.socket import BATCH_MESSAGES, NETLINK_GENERIC, NetlinkSocket, Traffic
 from ipvs_proxy.netlink.wire import Request
 from ipvs_proxy.plan.tables import (
@@ -34,19 +45,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
 )
 
-__all__ = [
-    "Activity",
-    "Balanced",
-    "Connections",
-    "Counters",
-    "ForeignVirtualServer",
-    "Ipvs",
-    "IpvsTable",
-    "Observation",
-    "Timeouts",
-]
-
-#: The table is read so many times while somebody else adds and deletes virtual servers.
+#: How many times the table is read while somebody else adds and deletes virtual servers.
 READ_ATTEMPTS: Final = 5
 
 #: TEST-NET-2 of RFC 5737: no traffic goes there. kube-proxy probes with the same address and first port.
@@ -54,23 +53,8 @@ PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
 _PROBE_PORTS: Final = range(20000, 20100)
 
 _NOTHING: Final[Mapping[VirtualServerKey, VirtualServer]] = MappingProxyType({})
-#: Tells whether a virtual server has these real servers; if not, or if that cannot be told, it has to be read.
+#: Returns whether a virtual server has exactly these real servers; if not, or not known, they have to be read.
 _Confirm = Callable[[VirtualServerKey, Mapping[RealServerKey, RealServer]], bool]
-
-
-class IpvsTable(NamedTuple):
-    """What IPVS holds: virtual servers with their real servers, and those that can never be ours."""
-
-    virtual_servers: dict[VirtualServerKey, VirtualServer]
-    foreign: list[ForeignVirtualServer]
-
-
-class Observation(NamedTuple):
-    """A virtual server as the kernel has it (without real servers), its traffic, and what each real server does."""
-
-    virtual_server: VirtualServer
-    traffic: Balanced
-    real_servers: dict[RealServerKey, Activity]
 
 
 class Ipvs:
@@ -91,14 +75,14 @@ class Ipvs:
         return self._socket.traffic
 
     def close(self) -> None:
-        """Return the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def read(self, known: Mapping[VirtualServerKey, VirtualServer] = _NOTHING) -> IpvsTable:
         """Read the whole table.
 
-        ``known`` is what the caller believes it to be: virtual servers that are still right are given back as the same
-        objects, so that a large table is not in memory twice, and a list that has them all needs no second one.
+        ``known`` is what the caller believes it to be. Virtual servers that are still so are returned as the same
+        objects, so that a large table is not in memory twice; and a list that has all of them needs no second one.
 
         Raises:
             OSError: if the kernel refuses, or if virtual servers come and go during each attempt.
@@ -122,7 +106,7 @@ class Ipvs:
         raise OSError(f"virtual servers came or went during each of {READ_ATTEMPTS} attempts to read them")
 
     def read_virtual_servers(self) -> IpvsTable:
-        """Read the virtual servers without real servers: one dump, with the weakness that this module's text names."""
+        """Read the virtual servers without real servers, in one dump: it may miss some (see above)."""
         return self._list()
 
     def read_one(self, key: VirtualServerKey) -> VirtualServer | None:
@@ -139,7 +123,7 @@ class Ipvs:
         return server
 
     def connections(self, key: VirtualServerKey) -> dict[RealServerKey, Connections]:
-        """Count the connections of each real server of a virtual server; nothing if it does not exist.
+        """Read the connections of each real server of a virtual server; none if it does not exist.
 
         Raises:
             OSError: if the kernel refuses.
@@ -147,7 +131,7 @@ class Ipvs:
 
         """
         return dict(
-            codec.decode_connections(payload, virtual_address=key.address) for payload in self._dump_real_servers(key)
+            decode.decode_connections(payload, virtual_address=key.address) for payload in self._dump_real_servers(key)
         )
 
     def observe(self, key: VirtualServerKey, *, real_servers: bool = True) -> Observation | None:
@@ -159,15 +143,15 @@ class Ipvs:
 
         """
         reply = self._ask_for(key)
-        server = None if reply is None else codec.decode_virtual_server(reply)
+        server = None if reply is None else decode.decode_virtual_server(reply)
         if reply is None or not isinstance(server, VirtualServer):
             return None
         listed = self._dump_real_servers(key) if real_servers else []
-        found = dict(codec.decode_activity(payload, virtual_address=key.address) for payload in listed)
-        return Observation(server, codec.decode_traffic(reply), found)
+        found = dict(decode.decode_activity(payload, virtual_address=key.address) for payload in listed)
+        return Observation(server, decode.decode_balanced(reply), found)
 
     def read_counters(self) -> dict[VirtualServerKey, Counters]:
-        """Read what each virtual server has balanced: one dump, with the weakness that this module's text names.
+        """Read what each virtual server has balanced, in one dump: it may miss some (see above).
 
         Raises:
             OSError: if the kernel refuses.
@@ -177,20 +161,20 @@ class Ipvs:
         found: dict[VirtualServerKey, Counters] = {}
 
         def take(payload: bytes) -> None:
-            counted = codec.decode_counters(payload)
+            counted = decode.decode_counters(payload)
             if counted is not None:
                 key, counters = counted
                 found[key] = counters
 
-        # IPVS never says that its table changed during a dump, so there is no result to look at.
-        self._socket.stream(codec.encode_dump_virtual_servers(family_id=self._family_id), take)
+        # IPVS never says that its table changed during a dump, so the result says nothing.
+        self._socket.stream(encode.encode_dump_virtual_servers(family_id=self._family_id), take)
         return found
 
     def apply(self, operations: Sequence[IpvsOperation]) -> list[int]:
-        """Carry operations out in order; return for each 0, the errno of its failure, or UNKNOWN (-1).
+        """Carry operations out in order; return 0, the errno of its failure, or UNKNOWN (-1) for each.
 
         EEXIST: it exists already. ESRCH: no such virtual server. ENOENT: no such real server, or no such scheduler.
-        EINVAL: values that the kernel does not take, among them those that do not fit its types.
+        EINVAL: values that the kernel does not take, or that do not fit its types.
         """
         results: list[int] = []
         # A batch at a time: the messages of a large table would be 30 MiB at once.
@@ -199,13 +183,13 @@ class Ipvs:
         return results
 
     def probe_scheduler(self, name: str) -> None:
-        """Make sure that the kernel has a scheduler, by means of a virtual server that no traffic reaches.
+        """Make sure that the kernel has a scheduler, with a virtual server that no traffic reaches.
 
-        One like it is what an attempt left that broke off, and goes with this one.
+        If an attempt before was cut short, its virtual server is still there; it is removed with this one.
 
         Raises:
             MissingPiece: if the kernel does not have it.
-            Unusable: if there is no place for the probe.
+            Unusable: if there is no free port for the probe.
             OSError: if the kernel refuses for another reason.
 
         """
@@ -223,7 +207,7 @@ class Ipvs:
                 raise OSError(code, f"probing the scheduler {name!r}: {_text_of(code)}")
             found = self._get(server.key)
             self.apply([VirtualServerOperation(Verb.DELETE, server)])
-            # The kernel takes "none" and then has a virtual server that schedules nothing.
+            # The kernel accepts "none", and then the virtual server schedules nothing.
             if found is None or found.scheduler != name or name == "none":
                 raise unknown
             return
@@ -236,17 +220,17 @@ class Ipvs:
             OSError: if the kernel refuses.
 
         """
-        (code,) = self._socket.execute([codec.encode_set_timeouts(timeouts, family_id=self._family_id)])
+        (code,) = self._socket.execute([encode.encode_set_timeouts(timeouts, family_id=self._family_id)])
         if code:
             raise OSError(code, f"setting the timeouts {timeouts}: {_text_of(code)}")
 
     def timeouts(self) -> Timeouts:
         """Read how long connections without packets are kept."""
-        return codec.decode_timeouts(self._socket.ask(codec.encode_get_timeouts(family_id=self._family_id)))
+        return decode.decode_timeouts(self._socket.ask(encode.encode_get_timeouts(family_id=self._family_id)))
 
     def version(self) -> str:
         """Read IPVS's version, such as ``1.2.1``."""
-        return codec.decode_version(self._socket.ask(codec.encode_get_version(family_id=self._family_id)))
+        return decode.decode_version(self._socket.ask(encode.encode_get_version(family_id=self._family_id)))
 
     def _apply_batch(self, operations: Sequence[IpvsOperation]) -> list[int]:
         encoded = self._encode(operations)
@@ -258,28 +242,28 @@ class Ipvs:
         return [EINVAL if request is None else next(carried_out) for request in encoded]
 
     def _encode(self, operations: Sequence[IpvsOperation]) -> list[Request | None]:
-        """Return each operation's message, ``None`` for one that cannot be said in the kernel's types."""
+        """Return each operation's message; ``None`` where the kernel's types cannot hold it."""
         family_id = self._family_id
         requests: list[Request | None] = []
         named: VirtualServerKey | None = None
         name = b""
-        encode = codec.encode_real_server
+        encode_real_server = encode.encode_real_server
         for operation in operations:
             try:
                 if isinstance(operation, RealServerOperation):
                     if operation.virtual_server is not named:
-                        name, named = codec.encode_key(operation.virtual_server), operation.virtual_server
-                    requests.append(encode(operation, family_id=family_id, server=name))
+                        name, named = encode.encode_key(operation.virtual_server), operation.virtual_server
+                    requests.append(encode_real_server(operation, family_id=family_id, server=name))
                 else:
-                    requests.append(codec.encode_virtual_server(operation, family_id=family_id))
+                    requests.append(encode.encode_virtual_server(operation, family_id=family_id))
             except ValueError:
                 requests.append(None)
         return requests
 
     def _list(self) -> IpvsTable:
         table = IpvsTable({}, [])
-        for payload in self._socket.dump(codec.encode_dump_virtual_servers(family_id=self._family_id)):
-            found = codec.decode_virtual_server(payload)
+        for payload in self._socket.dump(encode.encode_dump_virtual_servers(family_id=self._family_id)):
+            found = decode.decode_virtual_server(payload)
             if isinstance(found, ForeignVirtualServer):
                 table.foreign.append(found)
             else:
@@ -288,19 +272,19 @@ class Ipvs:
 
     def _get(self, key: VirtualServerKey) -> VirtualServer | None:
         reply = self._ask_for(key)
-        found = None if reply is None else codec.decode_virtual_server(reply)
+        found = None if reply is None else decode.decode_virtual_server(reply)
         return found if isinstance(found, VirtualServer) else None
 
     def _ask_for(self, key: VirtualServerKey) -> bytes | None:
         try:
-            return self._socket.ask(codec.encode_get_virtual_server(key, family_id=self._family_id))
+            return self._socket.ask(encode.encode_get_virtual_server(key, family_id=self._family_id))
         except OSError as error:
             if error.errno == ESRCH:
                 return None
             raise
 
     def _complete(self, found: VirtualServer, same: VirtualServer | None, confirm: _Confirm) -> VirtualServer:
-        """Return a listed virtual server with its real servers: ``same`` if that is what it is, else with its keys."""
+        """Return a listed virtual server with its real servers: ``same`` if it equals that, else one with its keys."""
         if same is None:
             found.real_servers.update(self._read_real_servers(found.key))
             return found
@@ -318,19 +302,19 @@ class Ipvs:
     def _read_real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, RealServer]:
         address = key.address
         return dict(
-            codec.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
+            decode.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
         )
 
     def _dump_real_servers(self, key: VirtualServerKey) -> list[bytes]:
-        """Read the real servers of a virtual server; the kernel answers with none if it does not exist."""
-        return self._socket.dump(codec.encode_dump_real_servers(key, family_id=self._family_id))
+        """Read the real servers of a virtual server; the kernel returns none if it does not exist."""
+        return self._socket.dump(encode.encode_dump_real_servers(key, family_id=self._family_id))
 
     def _find_family(self) -> int:
-        """Ask for the number of IPVS's generic-netlink family, which makes the kernel load the module."""
+        """Return the number of IPVS's generic-netlink family; asking for it makes the kernel load the module."""
         try:
-            family_id = codec.decode_family(self._socket.ask(codec.encode_get_family()))
+            family_id = decode_family(self._socket.ask(encode_get_family(FAMILY_NAME)))
             # Anybody may ask for the family, only CAP_NET_ADMIN for IPVS itself.
-            self._socket.ask(codec.encode_get_version(family_id=family_id))
+            self._socket.ask(encode.encode_get_version(family_id=family_id))
         except OSError as error:
             self.close()
             if error.errno in {ENOENT, EPROTONOSUPPORT}:
@@ -346,8 +330,8 @@ class Ipvs:
 
 
 def _quick_look(stack: ExitStack, traffic: Traffic) -> _Confirm:
-    """Return what confirms real servers, until the stack is unwound; where there is no IPv4, all have to be read."""
-    # Only audits need it: importing ctypes takes a start some milliseconds.
+    """Return what confirms real servers until the stack is unwound; without IPv4 it never does."""
+    # Only audits need it, and importing ctypes takes some milliseconds of a start.
     from ipvs_proxy.kernel.ipvs.sockopt import QuickLook  # noqa: PLC0415
 
     try:

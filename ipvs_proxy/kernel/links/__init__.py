@@ -1,1 +1,1 @@
-"""Addresses: those of ``kube-ipvs0``, those of the host, and what changes them."""
+"""Links and addresses: ``kube-ipvs0``, the host's own addresses, and notifications of their changes."""

@@ -1,8 +1,11 @@
 """The dummy link that carries the virtual servers' addresses, and the addresses on it.
 
-The link is never set up: its addresses get their local routes all the same, and setting a link down again would take
-every IPv6 address off it. Every call looks the link up by its name first (one short question to the kernel), so a link
-that was deleted and made anew by somebody else is not mistaken for the old one.
+The link stays down: its addresses get local routes all the same, and setting a link down that was up would remove every
+IPv6 address from it. Every call looks the link up by its name first, which is one short question to the kernel, so a
+link that somebody deleted and made again is not mistaken for the old one.
+
+The link is made with a message of our own, not through pyroute2: on a fresh node the first Services wait for it, and
+would wait 0.1 s longer for the import.
 """
 
 from __future__ import annotations
@@ -33,10 +36,10 @@ LINK: Final = SERVICE_LINK
 
 
 class Addresses:
-    """One dummy link of the network namespace of the thread that makes this object. One thread at a time may use it.
+    """One dummy link, in the network namespace of the thread that makes this object. One thread at a time may use it.
 
     Raises:
-        ValueError: if the name is no link's.
+        ValueError: if no link can have the name.
 
     """
 
@@ -52,7 +55,7 @@ class Addresses:
         return self._socket.traffic
 
     def close(self) -> None:
-        """Return the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def ensure_link(self) -> bool:
@@ -60,7 +63,7 @@ class Addresses:
 
         Raises:
             MissingPiece: if the kernel has no dummy links, or does not let us make one.
-            Unusable: if there is a link of that name which is not a dummy.
+            Unusable: if a link of that name is not a dummy.
             OSError: if the kernel refuses for another reason.
 
         """
@@ -80,10 +83,10 @@ class Addresses:
         return True
 
     def has_link(self) -> bool:
-        """Return whether there is the link.
+        """Return whether the link exists.
 
         Raises:
-            Unusable: if there is a link of that name which is not a dummy: it is somebody else's.
+            Unusable: if a link of that name is not a dummy: it is somebody else's.
             OSError: if the kernel refuses.
 
         """
@@ -93,10 +96,10 @@ class Addresses:
         return found is not None
 
     def delete_link(self) -> None:
-        """Delete the link with all its addresses; one that is missing is as good.
+        """Delete the link with all its addresses; that it is missing already is no error.
 
         Raises:
-            Unusable: if there is a link of that name which is not a dummy: it is somebody else's.
+            Unusable: if a link of that name is not a dummy: it is somebody else's.
             OSError: if the kernel refuses.
 
         """
@@ -131,7 +134,7 @@ class Addresses:
                 raise
             for payload in payloads:
                 ifindex, address, _ = decode_address(payload)
-                # A kernel without strict checks gives the addresses of all links.
+                # A kernel without strict checks returns the addresses of all links.
                 if ifindex == found.ifindex and not is_confined(address):
                     addresses.add(address)
         return addresses
@@ -139,8 +142,8 @@ class Addresses:
     def apply(self, operations: Sequence[AddressOperation]) -> list[int]:
         """Carry operations out in order; return for each 0, the errno of its failure, or UNKNOWN (-1).
 
-        EEXIST: the address is there already. EADDRNOTAVAIL: the address to delete is not there. ENODEV: the link is
-        missing. EINVAL: no address.
+        EEXIST: the link has the address already. EADDRNOTAVAIL: it does not have the address to delete. ENODEV: there
+        is no link. EINVAL: not an address.
         """
         try:
             found = self._find()
@@ -173,7 +176,7 @@ class Addresses:
 
 
 def find_link(socket: NetlinkSocket, name: str) -> Link | None:
-    """Look a link up by its name.
+    """Look a link up by its name; ``None`` if there is none.
 
     Raises:
         OSError: if the kernel refuses.

@@ -1,4 +1,8 @@
-"""Links and addresses over rtnetlink, as bytes: linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h."""
+"""Links and addresses over rtnetlink, as bytes: linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h.
+
+An address is written as kube-proxy writes it, so that a link which kube-proxy filled needs no change. Anything that is
+not a link or an address is ``MalformedMessage``, never another error and never a guess.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +73,7 @@ def encode_get_link(name: str) -> Request:
 
 
 def encode_new_dummy(name: str) -> Request:
-    """Return the message that creates a dummy link, down."""
+    """Return the message that makes a dummy link, which is down at first."""
     kind = attribute(_LINK_INFO | NESTED, attribute(_INFO_KIND, b"dummy"))
     payload = _LINK.pack(0, 0, 0, 0, 0) + text_attribute(_LINK_NAME, name) + kind
     return Request(NEW_LINK, payload, REQUEST | CREATE | EXCLUSIVE)
@@ -86,18 +90,18 @@ def encode_dump_links() -> Request:
 
 
 def encode_dump_addresses(family: Family, *, ifindex: int = 0) -> Request:
-    """Return the request for the addresses of one family on one link (0: all); the filter needs a strict socket."""
+    """Return the request for the addresses of one family on one link (0: on all); one link needs a strict socket."""
     return Request(_GET_ADDRESS, _ADDRESS_HEADER.pack(family, 0, 0, 0, ifindex))
 
 
 def encode_address(operation: AddressOperation, *, ifindex: int) -> Request:
     """Return the message that adds or deletes an address, /32 or /128 with global scope.
 
-    IPv6 addresses are added without duplicate address detection: on a dummy link it has nobody to ask, and it would
+    IPv6 addresses are added without duplicate address detection: on a dummy link there is nobody to ask, and it would
     leave them tentative for a moment. In all else they are what kube-proxy adds.
 
     Raises:
-        ValueError: if the address has not 4 or 16 bytes, or the verb is SET.
+        ValueError: if the address does not have 4 or 16 bytes, or the verb is SET.
 
     """
     verb, address = operation
@@ -112,10 +116,10 @@ def encode_address(operation: AddressOperation, *, ifindex: int) -> Request:
 
 
 def decode_link(payload: bytes) -> Link:
-    """Read a link from a reply or a notification.
+    """Read a link from a reply.
 
     Raises:
-        MalformedMessage: if it is none.
+        MalformedMessage: if it is not one.
 
     """
     if len(payload) < _LINK.size:
@@ -127,10 +131,10 @@ def decode_link(payload: bytes) -> Link:
 
 
 def decode_address(payload: bytes) -> Address:
-    """Read an address from a reply or a notification.
+    """Read an address from a reply.
 
     Raises:
-        MalformedMessage: if it is none.
+        MalformedMessage: if it is not one.
 
     """
     if len(payload) < _ADDRESS_HEADER.size:

@@ -1,7 +1,7 @@
-"""Reads every address of every interface, as Go's ``net.Interfaces`` gives them to kube-proxy.
+"""Every address of every interface, as Go's ``net.Interfaces`` returns them to kube-proxy.
 
-Whether an interface is up, and whether an address is tentative or deprecated, does not matter: what an address is good
-for is decided elsewhere. On a point-to-point link the address is our own, not the peer's.
+It does not matter here whether an interface is up, or an address tentative or deprecated: what an address is used for
+is decided elsewhere. On a point-to-point link the address is our own, not the peer's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class HostAddresses:
         self._socket = NetlinkSocket(NETLINK_ROUTE, traffic=traffic)
 
     def close(self) -> None:
-        """Return the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def read(self) -> dict[str, set[bytes]]:
@@ -37,7 +37,7 @@ class HostAddresses:
             MalformedMessage: if a reply is garbage.
 
         """
-        # Addresses first: the name of each one's link is known by then, unless the link is gone with its addresses.
+        # Links second: so each address has a link with a name, unless that link is gone by now, with its addresses.
         addresses = list(dump_addresses(self._socket))
         links = map(decode_link, self._socket.dump(encode_dump_links()))
         names = {link.ifindex: link.name for link in links}

@@ -1,11 +1,15 @@
 """Notices at once when the dummy link or its addresses change, and when the host's own addresses do.
 
-The kernel tells every change of links and addresses to whoever listens. Of the dummy link each one is reported, our own
-too, because for IPv6 the kernel does not say whose a change is: the listener compares an event with what it believes,
-when no write of its own is under way. Of all other links it is reported, once for what is read together, that the host
-has another set of addresses than before. Pods come and go with their links' link-local addresses, some networks give
-every pod's link the same gateway address, and lifetimes are announced again and again: none of this is a change. If the
-kernel had to drop notifications, that is an event of its own: everything has to be read again.
+Nothing is missed in silence: the monitor listens before it looks, takes notifications in the order in which the kernel
+sent them, and where the kernel had to drop some, looks again and says LOST, which means that everything has to be read
+again.
+
+Every change of the dummy link is reported, those that we make too, because for IPv6 the kernel does not say who made
+one: the listener compares an event with what it expects, while it writes nothing itself.
+
+Of all other links only one thing is reported, once for what is read together: that the host has another set of
+addresses than before. It has not when pods come and go with the link-local addresses of their links, when a network
+gives the link of every pod the same gateway address, or when the kernel announces an address again.
 """
 
 from __future__ import annotations
@@ -19,16 +23,9 @@ from errno import EAGAIN, ENOBUFS
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.links.addresses import LINK, find_link
-from ipvs_proxy.kernel.links.codec import (
-    DELETE_ADDRESS,
-    DELETE_LINK,
-    NEW_ADDRESS,
-    NEW_LINK,
-    Address,
-    decode_address,
-    decode_link,
-)
+from ipvs_proxy.kernel.links.codec import Address
 from ipvs_proxy.kernel.links.host_addresses import dump_addresses
+from ipvs_proxy.kernel.links.notifications import AddressNotice, LinkNotice, prepare, read_notification
 from ipvs_proxy.netlink.socket import NETLINK_ROUTE, NetlinkSocket, open_socket
 from ipvs_proxy.netlink.wire import Data, MalformedMessage, Overrun, parse
 from ipvs_proxy.plan.node_addresses import is_confined
@@ -38,8 +35,8 @@ _GROUPS: Final = 0x1 | 0x10 | 0x100
 #: Some 10,000 notifications: what it takes to delete a link with as many addresses.
 _RECEIVE_BUFFER: Final = 16 * 1024 * 1024
 _DATAGRAM: Final = 64 * 1024
-#: Datagrams read in one go, so that a flood does not hold up the event loop.
-_DATAGRAMS: Final = 256
+#: How many datagrams are read in one go, so that a flood holds up the event loop for a few milliseconds at a time.
+_DATAGRAMS: Final = 64
 
 
 class Change(Enum):
@@ -49,7 +46,7 @@ class Change(Enum):
     LINK_REMOVED = "link_removed"
     ADDRESS_ADDED = "address_added"
     ADDRESS_REMOVED = "address_removed"
-    #: The addresses of the other links, loopback and IPv6 link-local ones aside, are others than before.
+    #: The other links have another set of addresses than before; loopback and IPv6 link-local ones do not count.
     HOST_ADDRESSES_CHANGED = "host_addresses_changed"
     #: Notifications were lost: read everything again.
     LOST = "lost"
@@ -63,7 +60,7 @@ class Event(NamedTuple):
 
 
 class LinkState:
-    """What notifications tell, compared with what was known: a dummy link and the addresses of all links.
+    """What is known of a dummy link and of the addresses of all links, kept up to date by notifications.
 
     ``ifindex`` is the dummy link's, 0 if it is missing; ``addresses`` are those of all links.
     """
@@ -74,40 +71,31 @@ class LinkState:
         self._known: set[tuple[int, bytes]] = set()
         #: Of each address, how many links other than the dummy have it.
         self._count: Counter[bytes] = Counter()
-        #: Addresses that the host has and had not, or the other way round.
+        #: Addresses that the host has now and did not have when it was last asked, or the other way round.
         self._changed: set[bytes] = set()
         for address in addresses:
             self._note(address, added=True)
         self._changed.clear()
 
-    def take(self, message: Data) -> Event | None:
-        """Take a notification in; return what it means for the dummy link.
-
-        Raises:
-            MalformedMessage: if it is garbage.
-
-        """
-        if message.type in {NEW_ADDRESS, DELETE_ADDRESS}:
-            address, added = decode_address(message.payload), message.type == NEW_ADDRESS
-            self._note(address, added=added)
+    def take(self, notice: AddressNotice | LinkNotice) -> Event | None:
+        """Take a notification in; return what it means for the dummy link, ``None`` if nothing."""
+        if isinstance(notice, AddressNotice):
+            address, present = notice
+            self._note(address, added=present)
             if address.ifindex != self._ifindex:
                 return None
-            return Event(Change.ADDRESS_ADDED if added else Change.ADDRESS_REMOVED, address.address)
-        if message.type == NEW_LINK:
-            link = decode_link(message.payload)
-            if link.name == self._link and link.ifindex != self._ifindex:
-                self._set_link(link.ifindex)
-                return Event(Change.LINK_ADDED)
-            if link.ifindex == self._ifindex and link.name != self._link:  # renamed
-                self._set_link(0)
-                return Event(Change.LINK_REMOVED)
-        elif message.type == DELETE_LINK and decode_link(message.payload).ifindex == self._ifindex:
+            return Event(Change.ADDRESS_ADDED if present else Change.ADDRESS_REMOVED, address.address)
+        ifindex, name, present = notice
+        if ifindex == self._ifindex and (not present or name != self._link):  # gone, or renamed
             self._set_link(0)
             return Event(Change.LINK_REMOVED)
+        if present and name == self._link and ifindex != self._ifindex:
+            self._set_link(ifindex)
+            return Event(Change.LINK_ADDED)
         return None
 
     def host_addresses_changed(self) -> bool:
-        """Return whether the host's addresses are others than when this was asked before."""
+        """Return whether the host's addresses differ from those when this was last called."""
         changed = bool(self._changed)
         self._changed.clear()
         return changed
@@ -121,7 +109,7 @@ class LinkState:
             self._count_link(address.address, 1 if added else -1)
 
     def _set_link(self, ifindex: int) -> None:
-        """Have another dummy link: the addresses of the old one become the host's, those of the new one the dummy's."""
+        """Take another link for the dummy: the addresses of the old one are the host's from now on."""
         for owner, address in self._known:
             if owner == self._ifindex:
                 self._count_link(address, 1)
@@ -141,8 +129,8 @@ class LinkState:
 class Monitor:
     """Listens from the moment it is made, in the network namespace of the thread that makes it.
 
-    A link that is replaced gives LINK_REMOVED and LINK_ADDED; the addresses that go with a link may or may not get
-    events of their own.
+    A link that is replaced is reported as LINK_REMOVED and LINK_ADDED. The addresses that go with a link may or may not
+    be reported.
 
     Raises:
         OSError: if the kernel refuses the subscription or the first look.
@@ -164,11 +152,11 @@ class Monitor:
         self._socket.close()
 
     def read(self) -> list[Event]:
-        """Return the events that have happened so far, without waiting.
+        """Return the events so far, without waiting.
 
         Raises:
-            OSError: if the socket is dead, or what was lost cannot be read.
-            MalformedMessage: if notifications were lost and the kernel's answer to what is there now is garbage.
+            OSError: if the socket is dead, or the kernel refuses another look after a loss.
+            MalformedMessage: if its answer to that look is garbage.
 
         """
         events: list[Event] = []
@@ -191,7 +179,9 @@ class Monitor:
         return events
 
     async def __aiter__(self) -> AsyncIterator[list[Event]]:
-        """Return the events as they happen, those that come together in one list, until the socket fails or closes."""
+        """Return the events as they come, those that come together in one list, until the socket fails or is closed."""
+        # In a thread: the loop goes on meanwhile.
+        await asyncio.to_thread(prepare)
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(self._socket, readable.set)
@@ -210,7 +200,8 @@ class Monitor:
                 if isinstance(message, Overrun):
                     self._lost = True
                 elif isinstance(message, Data):
-                    event = self._state.take(message)
+                    notice = read_notification(message)
+                    event = None if notice is None else self._state.take(notice)
                     if event is not None:
                         events.append(event)
         except MalformedMessage:
@@ -219,7 +210,7 @@ class Monitor:
     def _recover(self, events: list[Event]) -> None:
         """Look anew after a loss.
 
-        What was still queued has been thrown away by now: it is older than what is seen here, and would undo it.
+        What was still queued has been thrown away: it is older than what is seen here, and would undo it.
         """
         self._state = self._look()
         self._lost = False
