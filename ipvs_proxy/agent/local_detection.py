@@ -6,10 +6,9 @@ while the agent runs: then the rules of the families concerned are written again
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 
-from ipvs_proxy.kernel.filter.iptables.rules import Rules
+from ipvs_proxy.kernel.filter.backend import PacketFilter
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.plan.masquerading import Interface, RuleSettings
 from ipvs_proxy.plan.node_addresses import pod_cidr
@@ -39,12 +38,6 @@ def rule_settings(settings: Settings, family: Family, node: Node | None) -> Rule
     )
 
 
-def adapt_rules(rules: Mapping[Family, Rules], settings: Settings, node: Node | None) -> bool:
+def adapt_rules(packet_filter: PacketFilter, settings: Settings, node: Node | None) -> bool:
     """Have the rules follow the own Node; return whether they must be written again."""
-    changed = False
-    for family, kept in rules.items():
-        wanted = rule_settings(settings, family, node)
-        if kept.settings != wanted:
-            kept.settings = wanted
-            changed = True
-    return changed
+    return packet_filter.follow({family: rule_settings(settings, family, node) for family in packet_filter.settings})

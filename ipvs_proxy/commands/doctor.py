@@ -14,7 +14,7 @@ from typing import Final
 from ipvs_proxy.commands import ask
 from ipvs_proxy.commands.interference import interferences
 from ipvs_proxy.commands.text import document, several, wrapped
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
+from ipvs_proxy.kernel.filter.foreign.rules import Effect
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node.host_facts import Checkup, check
 from ipvs_proxy.node.inventory import Survey, survey

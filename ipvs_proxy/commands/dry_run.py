@@ -52,16 +52,12 @@ class ReadOnlyKernel:
         """Note which of link and sets are missing."""
         if not self._dataplane.addresses.has_link():
             self.frame.append(ChangeState("add", "addresses", f"link {SERVICE_LINK}"))
-        self.frame += [ChangeState("add", "sets", name) for name in self._dataplane.sets.missing()]
+        self.frame += [ChangeState("add", "sets", name) for name in self._dataplane.packet_filter.missing()]
         return []
 
     def repair_rules(self) -> list[str]:
         """Note what is wrong with the packet rules."""
-        self.frame += [
-            ChangeState("set", "rules", f"{family.label} {finding}")
-            for family, rules in self._dataplane.rules.items()
-            for finding in rules.drift()
-        ]
+        self.frame += [ChangeState("set", "rules", finding) for finding in self._dataplane.packet_filter.drift()]
         return []
 
     write_rules = repair_rules
@@ -141,7 +137,7 @@ async def _find_changes(settings: Settings) -> Differences:
             bind_address=parse_address(settings.bind_address),
             families=host.families,
         ),
-        adapt_rules=lambda node: adapt_rules(dataplane.rules, settings, node),
+        adapt_rules=lambda node: adapt_rules(dataplane.packet_filter, settings, node),
     )
     client = None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
     loops = [asyncio.create_task(loop) for loop in (controller.run(), *sources(settings, controller, client))]

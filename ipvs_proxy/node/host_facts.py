@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from ipvs_proxy.kernel.filter.iptables.chains import IPVS_FILTER
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
-from ipvs_proxy.kernel.filter.iptables.render import IPVS_FILTER
 from ipvs_proxy.kernel.links.addresses import LINK
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.node import processes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipvs_proxy.commands.interference import interferences
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
+from ipvs_proxy.kernel.filter.foreign.rules import Effect
 from ipvs_proxy.node.inventory import Survey
 from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import mark_key

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from ipvs_proxy.kernel.filter.iptables import foreign_rules
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Destinations, Effect, changed_bits, look
+from ipvs_proxy.kernel.filter.foreign import rules as foreign_rules
+from ipvs_proxy.kernel.filter.foreign.rules import Destinations, Effect, changed_bits, look
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServerKey
 
