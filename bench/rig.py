@@ -35,7 +35,8 @@ from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
 from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets
-from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptables
+from ipvs_proxy.kernel.filter.iptables.programs import Iptables
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.reflector import Response, reflect
@@ -96,15 +97,9 @@ class WithoutRules(Dataplane):
     """The kernel's tables in this network namespace, without the packet rules."""
 
     def __init__(self) -> None:
-        # Nothing is looked for, so nobody is needed who looks.
-        leftovers = cast("Leftovers", None)
-        super().__init__(
-            ipvs=Ipvs(), addresses=Addresses(), sets=Sets(definitions(FAMILIES)), rules={}, leftovers=leftovers
-        )
-
-    def find_leftovers(self) -> list[str]:
-        """Find nothing, as nothing else runs here."""
-        return []
+        # Without rules, nobody is needed who writes them.
+        packet_filter = IpsetIptables(Sets(definitions(FAMILIES)), {}, cast("Iptables", None))
+        super().__init__(ipvs=Ipvs(), addresses=Addresses(), packet_filter=packet_filter)
 
 
 class _Body:

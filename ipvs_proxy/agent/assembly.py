@@ -157,7 +157,7 @@ class Agent:
             self.programmer,
             settings=lambda: self.settings,
             families=self._host.families,
-            rules=lambda: {family: rules.settings for family, rules in self._dataplane.rules.items()},
+            rules=lambda: self._dataplane.packet_filter.settings,
             host_addresses=lambda: self._facts.facts.host_addresses,
             health=self._health,
             drains=self._drains,
@@ -227,7 +227,7 @@ class Agent:
         self._checks.readdress()
 
     def _adapt_rules(self, node: Node | None) -> bool:
-        return adapt_rules(self._dataplane.rules, self.settings, node)
+        return adapt_rules(self._dataplane.packet_filter, self.settings, node)
 
     def _servers(self) -> list[Loop]:
         serve = partial(serve_for_ever, hard_fail=self.settings.bind_address_hard_fail, doorkeeper=self._doorkeeper)

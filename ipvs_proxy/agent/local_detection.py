@@ -6,10 +6,9 @@ change while the agent runs; then the rules of the families concerned are writte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 
-from ipvs_proxy.kernel.filter.iptables.rules import Rules
+from ipvs_proxy.kernel.filter.backend import PacketFilter
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.node_addresses import pod_cidr
@@ -39,12 +38,6 @@ def masquerading(settings: Settings, family: Family, node: Node | None) -> Masqu
     )
 
 
-def adapt_rules(rules: Mapping[Family, Rules], settings: Settings, node: Node | None) -> bool:
-    """Make the rules follow this node's Node object; return whether they must be written again."""
-    changed = False
-    for family, kept in rules.items():
-        wanted = masquerading(settings, family, node)
-        if kept.settings != wanted:
-            kept.settings = wanted
-            changed = True
-    return changed
+def adapt_rules(packet_filter: PacketFilter, settings: Settings, node: Node | None) -> bool:
+    """Have the rules follow the own Node; return whether they must be written again."""
+    return packet_filter.follow({family: masquerading(settings, family, node) for family in packet_filter.settings})

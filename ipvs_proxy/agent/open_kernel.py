@@ -6,10 +6,7 @@ import structlog
 
 from ipvs_proxy.agent.local_detection import masquerading
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.filter.ipset.names import definitions
-from ipvs_proxy.kernel.filter.ipset.table import Sets
-from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
-from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables
 from ipvs_proxy.kernel.ipvs.records import Timeouts
 from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
@@ -37,15 +34,11 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
 
 def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = None) -> Dataplane:
     """Open the kernel's tables, with the rules that follow from the own Node; nothing is written yet."""
+    rules = {family: masquerading(settings, family, node) for family in host.families}
     return Dataplane(
         ipvs=ipvs,
         addresses=Addresses(),
-        sets=Sets(definitions(host.families)),
-        rules={
-            family: IptablesRules(family, masquerading(settings, family, node), iptables=host.iptables)
-            for family in host.families
-        },
-        leftovers=Leftovers(host.iptables, host.families),
+        packet_filter=open_ipset_iptables(rules, host.iptables),
     )
 
 

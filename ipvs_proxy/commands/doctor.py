@@ -14,7 +14,7 @@ from ipvs_proxy.commands import ask
 from ipvs_proxy.commands.interference import interferences
 from ipvs_proxy.commands.node_findings import Kind, find, finding_text
 from ipvs_proxy.commands.text import document, several
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
+from ipvs_proxy.kernel.filter.foreign.rules import Effect
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node.host_facts import HostFacts, read_host_facts
 from ipvs_proxy.node.inventory import Inventory, take_inventory

@@ -7,12 +7,12 @@ it is told instead of doing it. That kernel is this node's, or an empty one (see
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Final, NamedTuple
 
 from ipvs_proxy.agent.assembly import sources
-from ipvs_proxy.agent.local_detection import adapt_rules
+from ipvs_proxy.agent.local_detection import adapt_rules, masquerading
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
 from ipvs_proxy.agent.observe.metrics import Metrics
@@ -21,9 +21,10 @@ from ipvs_proxy.agent.open_kernel import open_tables
 from ipvs_proxy.agent.sync.controller import Controller
 from ipvs_proxy.agent.sync.kernel_writer import Programmer
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
-from ipvs_proxy.commands.empty_kernel import EmptyKernel, no_rules
+from ipvs_proxy.commands.empty_kernel import EmptyKernel
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
-from ipvs_proxy.kernel.filter.iptables.rules import Rules
+from ipvs_proxy.kernel.filter.backend import PacketFilter
+from ipvs_proxy.kernel.filter.ipset_iptables import EmptyIpsetIptables
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.kube.client import connect
@@ -56,16 +57,12 @@ class ReadOnlyKernel:
         """Note which of link and sets are missing."""
         if not self._dataplane.addresses.has_link():
             self.frame.append(ChangeState("add", "addresses", f"link {SERVICE_LINK}"))
-        self.frame += [ChangeState("add", "sets", name) for name in self._dataplane.sets.missing()]
+        self.frame += [ChangeState("add", "sets", name) for name in self._dataplane.packet_filter.missing()]
         return []
 
     def repair_rules(self) -> list[str]:
         """Note what is wrong with the packet rules."""
-        self.frame += [
-            ChangeState("set", "rules", f"{family.label} {finding}")
-            for family, rules in self._dataplane.rules.items()
-            for finding in rules.drift()
-        ]
+        self.frame += [ChangeState("set", "rules", finding) for finding in self._dataplane.packet_filter.drift()]
         return []
 
     write_rules = repair_rules
@@ -117,7 +114,7 @@ class Ground(NamedTuple):
 
     kernel: ReadOnlyKernel | EmptyKernel
     families: tuple[Family, ...]
-    rules: Mapping[Family, Rules]
+    packet_filter: PacketFilter
     read_interfaces: Callable[[], Interfaces]
     sysctls: Sequence[sysctl.SysctlChange] = ()
     assumed: str = ""
@@ -144,14 +141,14 @@ def find_ground(settings: Settings, *, offline: bool) -> Ground:
     return Ground(
         ReadOnlyKernel(dataplane),
         host.families,
-        dataplane.rules,
+        dataplane.packet_filter,
         HostAddresses().read,
         sysctl.find_changes(strict_arp=settings.strict_arp),
     )
 
 
 def _empty_ground(settings: Settings, reason: str) -> Ground:
-    rules = no_rules(settings)
+    packet_filter = EmptyIpsetIptables({family: masquerading(settings, family, None) for family in Family})
     try:
         with closing(HostAddresses()) as reader:
             interfaces = reader.read()
@@ -160,7 +157,7 @@ def _empty_ground(settings: Settings, reason: str) -> Ground:
         interfaces = {}
         addresses = "no address, as those of this host cannot be read"
     assumed = f"assumed to be empty, {reason}; the node to have IPv4, IPv6 and {addresses}; sysctls are left out"
-    return Ground(EmptyKernel(rules), tuple(Family), rules, lambda: interfaces, assumed=assumed)
+    return Ground(EmptyKernel(packet_filter), tuple(Family), packet_filter, lambda: interfaces, assumed=assumed)
 
 
 def find_changes(settings: Settings, ground: Ground) -> Differences:
@@ -196,7 +193,7 @@ async def _find_changes(settings: Settings, ground: Ground) -> Differences:
             bind_address=parse_address(settings.bind_address),
             families=ground.families,
         ),
-        adapt_rules=lambda node: adapt_rules(ground.rules, settings, node),
+        adapt_rules=lambda node: adapt_rules(ground.packet_filter, settings, node),
     )
     client = None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
     loops = [asyncio.create_task(loop) for loop in (controller.run(), *sources(settings, controller, client))]

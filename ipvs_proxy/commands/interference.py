@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from ipvs_proxy.kernel.filter.ipset.names import name_of
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import WAYS, Destinations, Effect, Encounter, look
-from ipvs_proxy.kernel.filter.iptables.render import SERVICES
-from ipvs_proxy.kernel.filter.iptables.rule_text import INPUT
+from ipvs_proxy.kernel.filter.foreign.rule_text import INPUT
+from ipvs_proxy.kernel.filter.foreign.rules import WAYS, Effect, Encounter, destinations, look
+from ipvs_proxy.kernel.filter.iptables.chains import SERVICES
 from ipvs_proxy.node.inventory import Inventory
 from ipvs_proxy.plan.tables import VirtualServerKey, family_of
 
@@ -70,11 +69,10 @@ class _Group:
 
 def interferences(found: Inventory) -> Iterator[Interference]:
     """Return what of others' rules keeps connections from Services, the worst first for each family and variant."""
-    members = {name_of(role): entries for role, entries in found.tables.entries.items()}
     marked = any(key.mark for key in found.served)
     for (family, variant), saved in found.rules.items():
         keys = [key for key in found.served if not key.mark and family_of(key.address) is family]
-        known = Destinations(keys, found.tables.addresses, members)
+        known = destinations(keys, found.tables.addresses, found.tables.entries)
         looks = [look(saved, known, hook=hook) for hook in WAYS] if keys else []
         encounters = [encounter for seen in looks for encounter in seen.encounters if _counts(encounter, marked=marked)]
         groups = _grouped(encounters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from errno import EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import Final
 
@@ -32,6 +33,11 @@ class MissingPiece(Unusable):
 
     def __init__(self, piece: str, remedy: str) -> None:
         super().__init__(piece, remedy)
+
+
+def describe(code: int) -> str:
+    """Say what the result of an operation means: an errno, or ``UNKNOWN``."""
+    return "unknown: no answer from the kernel" if code == UNKNOWN else os.strerror(code)
 
 
 def is_passing(error: BaseException | None) -> bool:

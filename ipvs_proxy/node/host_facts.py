@@ -15,8 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from ipvs_proxy.kernel.filter.iptables.chains import FILTER, IPVS_FILTER
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
-from ipvs_proxy.kernel.filter.iptables.render import IPVS_FILTER
+from ipvs_proxy.kernel.filter.iptables.saved import SavedTable, parse
 from ipvs_proxy.kernel.links.addresses import LINK
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.node import processes
@@ -25,7 +26,6 @@ from ipvs_proxy.plan.tables import Family, text_of
 ROOT: Final = Path("/")
 #: Programs that announce addresses of load balancers by ARP, by the names of their processes.
 ANNOUNCERS: Final = ("speaker", "kube-vip")
-_POLICY: Final = re.compile(r"^:(INPUT|FORWARD) (\w+)", re.MULTILINE)
 #: What is not about new connections to a port: answers, the node's own connections, ICMP.
 _HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icmp|icmpv6) ")
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
@@ -96,23 +96,20 @@ def read_host_facts(iptables: Iptables | None, families: Iterable[Family], *, ro
     )
     if iptables is not None:
         for family in families:
-            rules = _filter_table(iptables.save(family))
-            for chain, policy in _POLICY.findall(rules):
-                found.policies[family.label, chain] = policy
-            if ahead := accepted_ahead(rules):
+            table = parse(iptables.save(family)).get(FILTER, SavedTable())
+            for chain, policy in table.policies.items():
+                if chain in {"INPUT", "FORWARD"}:
+                    found.policies[family.label, chain] = policy
+            if ahead := accepted_ahead(table):
                 found.ahead[family.label] = ahead
     return found
 
 
-def accepted_ahead(saved: str) -> list[str]:
+def accepted_ahead(table: SavedTable) -> list[str]:
     """Return the rules of INPUT that accept new connections from elsewhere before our filter of ports is reached."""
-    rules = [line for line in saved.splitlines() if line.startswith("-A INPUT ")]
+    rules = table.chains.get("INPUT", [])
     first = next((number for number, rule in enumerate(rules) if rule.endswith(f"-j {IPVS_FILTER}")), 0)
     return [rule for rule in rules[:first] if rule.endswith("-j ACCEPT") and not _HARMLESS.search(rule)]
-
-
-def _filter_table(saved: str) -> str:
-    return saved.partition("*filter\n")[2].partition("\nCOMMIT")[0]
 
 
 def _text(path: Path) -> str:

@@ -17,9 +17,11 @@ from typing import Any, Final
 
 from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets
+from ipvs_proxy.kernel.filter.iptables.iptables_mode import chains_of
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables, MissingNfTables, choose_variant, installed_variants
 from ipvs_proxy.kernel.filter.iptables.removal import is_ours_beside_iptables_mode, removal
-from ipvs_proxy.kernel.filter.other_modes import chains_of, has_table
+from ipvs_proxy.kernel.filter.iptables.saved import parse
+from ipvs_proxy.kernel.filter.nft.table import has_table
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.netlink.errors import Unusable
@@ -184,8 +186,8 @@ def _read_rules(found: Inventory) -> None:
 def _count_chains(found: Inventory, variant: Iptables, family: Family) -> None:
     saved = found.rules[family, variant.backend] = variant.save(family)
     where = family.label, variant.backend
-    of_iptables_mode = sum(map(len, chains_of(saved).values()))
-    of_ipvs_mode = removal(saved, is_ours_beside_iptables_mode)
+    of_iptables_mode = sum(map(len, chains_of(parse(saved)).values()))
+    of_ipvs_mode = removal(parse(saved), is_ours_beside_iptables_mode)
     if of_iptables_mode:
         found.iptables_mode[where] = of_iptables_mode
     if of_ipvs_mode.chains or of_ipvs_mode.kept:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from ipvs_proxy.kernel.filter.backend import NameOfRole
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import WAYS, Destinations, Effect, Encounter, look
-from ipvs_proxy.kernel.filter.iptables.rule_text import OUTPUT, PREROUTING
+from ipvs_proxy.kernel.filter.foreign.rule_text import OUTPUT, PREROUTING
+from ipvs_proxy.kernel.filter.foreign.rules import WAYS, Effect, Encounter, destinations, look
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import VirtualServerKey
 
@@ -35,7 +34,6 @@ def meet(
     own: bool,
     tables: KernelTables,
     rules: Mapping[str, str],
-    name_of_role: NameOfRole,
 ) -> Meeting:
     """Follow a connection through the rules of others.
 
@@ -45,11 +43,10 @@ def meet(
         own: whether a process of this node opens it.
         tables: what the kernel holds of ours.
         rules: what ``iptables-save`` prints of the family, by variant of iptables.
-        name_of_role: what the kernel calls the set of a role.
 
     """
     hook = OUTPUT if own else PREROUTING
-    known = Destinations([key], tables.addresses, {name_of_role(role): found for role, found in tables.entries.items()})
+    known = destinations([key], tables.addresses, tables.entries)
     met: list[tuple[int, str, Encounter]] = []
     steps: list[str] = []
     for variant, saved in rules.items():

@@ -1,6 +1,6 @@
 """What a new connection from somewhere to a virtual server's address meets: the way through rules, sets and IPVS.
 
-The steps follow the packet rules in their order (``kernel.filter.iptables.render``); what decides is what the kernel's
+The steps follow the packet rules in their order (``kernel.filter``); what decides is what the kernel's
 tables hold, not what is desired. Rules of others are looked at where they come before IPVS in the tables raw, mangle
 and nat (see ``encounters``); network policies, which are in filter, are not. Tables may change meanwhile: they are
 copied in one step before they are gone through.
@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ipvs_proxy.kernel.filter.backend import NameOfRole
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
+from ipvs_proxy.kernel.filter.foreign.rules import Effect
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.marks import mark_key
 from ipvs_proxy.plan.masquerading import Interface, Masquerading
@@ -127,7 +127,7 @@ class _Walk:
         own = self.origin is Origin.NODE
         # The node's own connections may have the virtual server's address as their source.
         client = None if own else self._client
-        steps, end = meet(client, self._key, own=own, tables=self._tables, rules=rules, name_of_role=self._name_of_role)
+        steps, end = meet(client, self._key, own=own, tables=self._tables, rules=rules)
         self._steps += steps
         if end is None:
             return None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ipvs_proxy.agent.local_detection import adapt_rules, masquerading
+from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptables
 from ipvs_proxy.kube.objects import Node, NodeSpec, ObjectMeta
 from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.tables import Family
@@ -56,7 +57,9 @@ class Rules:
 
 def test_rules_are_written_again_only_if_the_node_changes_them() -> None:
     settings = Settings("node", cluster_cidrs=(PODS,))
-    rules = {family: Rules(masquerading(settings, family, None)) for family in Family}
-    assert adapt_rules(rules, settings, NODE)  # type: ignore[arg-type]
-    assert rules[Family.IPV4].settings.own_pods == OWN
-    assert not adapt_rules(rules, settings, NODE)  # type: ignore[arg-type]
+    rules: Any = {family: Rules(masquerading(settings, family, None)) for family in Family}
+    unused: Any = None
+    packet_filter = IpsetIptables(unused, rules, unused)
+    assert adapt_rules(packet_filter, settings, NODE)
+    assert packet_filter.settings[Family.IPV4].own_pods == OWN
+    assert not adapt_rules(packet_filter, settings, NODE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipvs_proxy.commands.interference import interferences
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
+from ipvs_proxy.kernel.filter.foreign.rules import Effect
 from ipvs_proxy.node.inventory import Inventory
 from ipvs_proxy.plan.marks import mark_key
 from ipvs_proxy.plan.mirror import KernelTables

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from ipvs_proxy.kernel.filter.iptables import foreign_rules
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect, changed_bits, look
+from ipvs_proxy.kernel.filter.foreign import rules as foreign_rules
+from ipvs_proxy.kernel.filter.foreign.rules import Effect, changed_bits, look
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.tables import VirtualServerKey
 from tests.support.foreign_rules import (

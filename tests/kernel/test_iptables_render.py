@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from ipvs_proxy.kernel.filter.ipset.names import SetType, definitions, name_of
+from ipvs_proxy.kernel.filter.iptables.chains import CHAINS, JUMPS, SERVICES, Chain
 from ipvs_proxy.kernel.filter.iptables.compare import payload
-from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, SERVICES, Chain, Ruleset, render
+from ipvs_proxy.kernel.filter.iptables.render import Ruleset, render
 from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.roles import LEAVING
 from ipvs_proxy.plan.tables import Family

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ipvs_proxy.kernel.filter.iptables.saved import SavedTable, parse
 from ipvs_proxy.kernel.links.addresses import LINK
 from ipvs_proxy.node import host_facts
 
@@ -96,6 +97,10 @@ class Saved:
         return "*nat\n:FORWARD ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [1:2]\n:FORWARD DROP [3:4]\nCOMMIT\n"
 
 
+def table(*rules: str) -> SavedTable:
+    return parse("\n".join(["*filter", *rules]))["filter"]
+
+
 def test_policies_are_those_of_the_filter_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_facts, "_twice", dict)
     found = host_facts.read_host_facts(Saved(), [host_facts.Family.IPV4], root=tmp_path)  # type: ignore[arg-type]
@@ -116,6 +121,6 @@ def test_policies_are_those_of_the_filter_table(tmp_path: Path, monkeypatch: pyt
 )
 def test_rule_that_opens_ports_in_front_of_ours_is_told(rule: str, told: bool) -> None:
     ours = '-A INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER'
-    assert host_facts.accepted_ahead(f"{rule}\n{ours}\n") == ([rule] if told else [])
-    assert host_facts.accepted_ahead(f"{ours}\n{rule}\n") == []
-    assert host_facts.accepted_ahead(f"{rule}\n") == []
+    assert host_facts.accepted_ahead(table(rule, ours)) == ([rule] if told else [])
+    assert host_facts.accepted_ahead(table(ours, rule)) == []
+    assert host_facts.accepted_ahead(table(rule)) == []

@@ -6,11 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from ipvs_proxy.kernel.filter.ipset.names import definitions
-from ipvs_proxy.kernel.filter.ipset.table import Sets
+from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptables, open_ipset_iptables
 from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables
-from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
-from ipvs_proxy.kernel.filter.other_modes import Leftovers
 from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family
 from tests.support.namespaces import fresh_namespace, missing_piece, run
@@ -28,6 +25,10 @@ def namespace():
         yield
 
 
+def opened(*families: Family) -> closing[IpsetIptables]:
+    return closing(open_ipset_iptables({family: Masquerading() for family in families}, NFT))
+
+
 def saved(family: Family) -> list[str]:
     return [line.split(" [")[0] for line in run(f"{PROGRAMS[family]}-save").splitlines() if line[:1] in ":-*"]
 
@@ -43,15 +44,13 @@ def iptables_mode(family: Family) -> str:
 @pytest.mark.parametrize("family", Family)
 def test_iptables_mode_is_replaced_by_ours_and_then_removed(family: Family) -> None:
     NFT.restore(family, iptables_mode(family))
-    leftovers = Leftovers(NFT, (family,))
-    assert leftovers.find() == [f"{family.label}: 10 chains of iptables mode"]
-    with closing(Sets(definitions([family]))) as sets:
-        sets.ensure()
-    rules = IptablesRules(family, Masquerading(), iptables=NFT)
-    rules.repair()
-    ours = saved(family)
-    assert leftovers.remove() == [f"{family.label}: 10 chains of iptables mode"]
-    assert rules.drift() == []
+    with opened(family) as packet_filter:
+        assert packet_filter.find_other_modes() == [f"{family.label}: 10 chains of iptables mode"]
+        packet_filter.ensure()
+        packet_filter.repair()
+        ours = saved(family)
+        assert packet_filter.remove_other_modes() == [f"{family.label}: 10 chains of iptables mode"]
+        assert packet_filter.drift() == []
     gone = [line for line in ours if line not in saved(family)]
     assert all("KUBE-" in line for line in gone)
     left = "\n".join(saved(family))
@@ -64,8 +63,9 @@ def test_iptables_mode_is_replaced_by_ours_and_then_removed(family: Family) -> N
 
 def test_a_clean_node_gets_no_write() -> None:
     before = saved(Family.IPV4)
-    assert Leftovers(NFT, tuple(Family)).find() == []
-    assert Leftovers(NFT, tuple(Family)).remove() == []
+    with opened(*Family) as packet_filter:
+        assert packet_filter.find_other_modes() == []
+        assert packet_filter.remove_other_modes() == []
     assert saved(Family.IPV4) == before
 
 
@@ -74,10 +74,11 @@ def test_the_tables_of_nftables_mode_go_and_others_stay() -> None:
         run("nft", "add", "table", family, "kube-proxy")
         run("nft", "add", "chain", family, "kube-proxy", "services")
     run("nft", "add", "table", "ip", "mine")
-    leftovers = Leftovers(NFT, tuple(Family))
-    assert leftovers.find() == ["IPv4: the table of nftables mode", "IPv6: the table of nftables mode"]
-    assert leftovers.remove() == ["IPv4: the table of nftables mode", "IPv6: the table of nftables mode"]
-    tables = run("nft", "list", "tables")
-    assert "kube-proxy" not in tables
-    assert "table ip mine" in tables
-    assert leftovers.find() == []
+    both = ["IPv4: the table of nftables mode", "IPv6: the table of nftables mode"]
+    with opened(*Family) as packet_filter:
+        assert packet_filter.find_other_modes() == both
+        assert packet_filter.remove_other_modes() == both
+        tables = run("nft", "list", "tables")
+        assert "kube-proxy" not in tables
+        assert "table ip mine" in tables
+        assert packet_filter.find_other_modes() == []

@@ -17,10 +17,12 @@ from ipvs_proxy.kernel.filter.ipset.names import definitions
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables import programs as iptables_module
 from ipvs_proxy.kernel.filter.iptables import rules
+from ipvs_proxy.kernel.filter.iptables.chains import CHAINS, JUMPS
 from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptables, choose_variant
 from ipvs_proxy.kernel.filter.iptables.removal import is_ours, removal
-from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, render
+from ipvs_proxy.kernel.filter.iptables.render import render
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
+from ipvs_proxy.kernel.filter.iptables.saved import parse
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import requirements, sysctl
 from ipvs_proxy.plan.masquerading import Interface, Masquerading
@@ -128,7 +130,7 @@ def witnessed(iptables: Iptables, family: Family = Family.IPV4) -> dict[str, lis
 
 
 def clean(iptables: Iptables) -> None:
-    restore(iptables, removal(iptables.save(Family.IPV4), is_ours).text)
+    restore(iptables, removal(parse(iptables.save(Family.IPV4)), is_ours).text)
 
 
 def restore(iptables: Iptables, text: str, family: Family = Family.IPV4) -> None:
@@ -366,7 +368,7 @@ def test_cleanup_takes_all_of_ours_and_nothing_else(iptables):
     # These tables are there once anybody has used them.
     assert all(line.endswith(" ACCEPT") for table in ("*mangle", "*raw") for line in left.pop(table, []))
     assert left == foreign
-    assert removal(iptables.save(Family.IPV4), is_ours).text == ""
+    assert removal(parse(iptables.save(Family.IPV4)), is_ours).text == ""
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,9 @@ from errno import EADDRNOTAVAIL, EEXIST
 
 from ipvs_proxy.kernel.dataplane import Failure
 from ipvs_proxy.kernel.filter.ipset.names import name_of
-from ipvs_proxy.kernel.filter.iptables.rules import Rules
+from ipvs_proxy.kernel.filter.ipset.table import describe_error
 from ipvs_proxy.plan.tables import (
     AddressOperation,
-    Family,
     Operation,
     Role,
     SetEntry,
@@ -20,6 +19,13 @@ from ipvs_proxy.plan.tables import (
     VirtualServerKey,
 )
 from tests.support.fake_kernel import IPSET_EXIST, FakeKernel
+
+
+class NoRules:
+    """A packet filter whose rules are right."""
+
+    def drift(self) -> list[str]:
+        return []
 
 
 class FakeDataplane:
@@ -32,7 +38,7 @@ class FakeDataplane:
         self.broken = 0
         self.wrong_rules: list[str] = []
         self.leftovers: list[str] = []
-        self.rules: dict[Family, Rules] = {}
+        self.packet_filter = NoRules()
 
     def ensure_tables(self) -> list[str]:
         self.calls["ensure_tables"] += 1
@@ -89,7 +95,7 @@ class FakeDataplane:
             # The real dataplane forgives an address, and a member of a set, that is already as wanted.
             forgiven = {AddressOperation: {EEXIST, EADDRNOTAVAIL}, SetEntryOperation: {IPSET_EXIST}}
             if code and code not in forgiven.get(type(operation), ()):
-                failures.append(Failure(operation, code))
+                failures.append(Failure(operation, code, describe_error(code)))
             elif not code:
                 self.applied.append(operation)
         return failures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Destinations
+from ipvs_proxy.kernel.filter.foreign.rules import Destinations
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServerKey
 

@@ -24,6 +24,7 @@ from ipvs_proxy.agent.sync.retries import RetryQueue
 from ipvs_proxy.kernel.dataplane import TABLES, Failure, table_of
 from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.netlink.errors import UNKNOWN
+from ipvs_proxy.netlink.errors import describe as describe_code
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import difference, unsettled, unsettled_among, unsettled_members, unwanted
@@ -318,7 +319,7 @@ class Programmer:
                 failures = await self.work(self._kernel.apply, operations)
             except (OSError, ValueError) as error:
                 log.error("kernel_write_failed", error=str(error))
-                failures = [Failure(operation, UNKNOWN) for operation in operations]
+                failures = [Failure(operation, UNKNOWN, describe_code(UNKNOWN)) for operation in operations]
         succeeded = operations
         if failures:
             failed = {id(failure.operation) for failure in failures}

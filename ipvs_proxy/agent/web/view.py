@@ -23,7 +23,7 @@ from ipvs_proxy.agent.sync.kernel_writer import Programmer
 from ipvs_proxy.agent.web.reader_thread import read
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.filter.backend import NameOfRole
-from ipvs_proxy.kernel.filter.iptables.programs import read_all_rules
+from ipvs_proxy.kernel.filter.foreign.read import read_all_rules
 from ipvs_proxy.kernel.ipvs.records import Balanced, Observation
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kube.objects import EndpointSlice, Service
@@ -149,11 +149,7 @@ class View:
         tables = self._open_tables()
         try:
             found = KernelTables(tables.read_virtual_servers(), tables.read_addresses(), tables.read_entries())
-            rules = [
-                ChangeState("set", "rules", f"{family.label} {finding}")
-                for family, rules in tables.rules.items()
-                for finding in rules.drift()
-            ]
+            rules = [ChangeState("set", "rules", finding) for finding in tables.packet_filter.drift()]
         finally:
             tables.close()
         desired = self._programmer.desired

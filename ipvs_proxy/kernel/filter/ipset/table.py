@@ -12,7 +12,6 @@ time, and no packet meets an empty set, as the two change places in one step.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,7 +21,7 @@ from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.filter.ipset import codec
 from ipvs_proxy.kernel.filter.ipset.names import SetDefinition, SetType
-from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece, Unusable, is_passing
+from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece, Unusable, describe, is_passing
 from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, Traffic
 from ipvs_proxy.netlink.wire import Outcome, Request
 from ipvs_proxy.plan.tables import Role, SetEntry, SetEntryOperation, Verb
@@ -90,7 +89,7 @@ class Sets:
         return self._socket.traffic
 
     def close(self) -> None:
-        """Return the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def ensure(self) -> list[str]:
@@ -316,9 +315,7 @@ class Sets:
 
 def describe_error(code: int) -> str:
     """Say what a result means: an errno, one of ipset's errors (from 4096), or UNKNOWN."""
-    if code == UNKNOWN:
-        return "unknown: no answer from the kernel"
-    return codec.error_text(code) or os.strerror(code)
+    return codec.error_text(code) or describe(code)
 
 
 def _cut(runs: Iterable[_Run], length: int) -> list[_Run]:

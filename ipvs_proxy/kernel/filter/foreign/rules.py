@@ -18,15 +18,17 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeVar
 
-from ipvs_proxy.kernel.filter.iptables.render import SERVICES
-from ipvs_proxy.kernel.filter.iptables.rule_text import INPUT, OUTPUT, PREROUTING, ParsedRule, Question, parse_rule
-from ipvs_proxy.plan.tables import SetEntry, VirtualServerKey
+from ipvs_proxy.kernel.filter.foreign.rule_text import INPUT, OUTPUT, PREROUTING, ParsedRule, Question, parse_rule
+from ipvs_proxy.kernel.filter.ipset.names import name_of
+from ipvs_proxy.kernel.filter.iptables.chains import SERVICES
+from ipvs_proxy.kernel.filter.iptables.saved import SavedTable, parse
+from ipvs_proxy.plan.tables import Role, SetEntry, VirtualServerKey
 
-#: So many comparisons of a rule with a destination, and rules, are made for one look; that takes about a second.
+#: At most this many rules, and comparisons of a rule with a destination, are made for one look: about a second.
 BUDGET: Final = 1_000_000
-#: More chains deep no rule is followed; nf_tables has 16 levels.
+#: Jumps are followed to this depth; nf_tables has 16 levels.
 DEPTH: Final = 32
-#: So many characters of a rule are quoted.
+#: Characters of a rule that are quoted at most.
 QUOTED: Final = 200
 
 #: The way to IPVS, by the hook that a connection begins in: table and chain.
@@ -82,6 +84,13 @@ class Destinations(NamedTuple):
     members: Mapping[str, Collection[SetEntry]]
 
 
+def destinations(
+    keys: Sequence[VirtualServerKey], addresses: Collection[bytes], entries: Mapping[Role, Collection[SetEntry]]
+) -> Destinations:
+    """Return where Services are; rules of others refer to our members by the names of their ipsets."""
+    return Destinations(keys, addresses, {name_of(role): members for role, members in entries.items()})
+
+
 @dataclass(slots=True)
 class Look:
     """What was found in the rules of one variant and family; ``complete`` unless the budget was used up."""
@@ -135,6 +144,7 @@ class _Way(NamedTuple):
 
 
 _START: Final = _Way()
+_NO_TABLE: Final = SavedTable()
 
 
 class _Walk:
@@ -256,20 +266,6 @@ def _number(text: str | None, default: int) -> int:
     return int(text, 0) & ALL_BITS if text and _HEX.fullmatch(text) else default
 
 
-def tables_of(saved: str) -> dict[str, dict[str, list[str]]]:
-    """Return the rules of what ``iptables-save`` printed, by table and chain."""
-    tables: dict[str, dict[str, list[str]]] = {}
-    chains: dict[str, list[str]] = {}
-    for line in saved.split("\n"):
-        if line.startswith("-A "):
-            chains.setdefault(line.split(" ", 2)[1], []).append(line)
-        elif line.startswith(":"):
-            chains.setdefault(line[1:].split(" ", 1)[0], [])
-        elif line.startswith("*"):
-            chains = tables[line[1:].strip()] = {}
-    return tables
-
-
 def look(saved: str, known: Destinations, *, hook: str, client: bytes | None = None) -> Look:
     """Return what new connections to Services meet, in the order of the way, in one variant's rules of one family.
 
@@ -278,11 +274,11 @@ def look(saved: str, known: Destinations, *, hook: str, client: bytes | None = N
     come before our own rules are left out: ours replace it.
     """
     result = Look()
-    tables = tables_of(saved)
+    tables = parse(saved)
     keys, spent = known.keys, 0
-    past_ours = not any(name.startswith(_OURS) for name in tables.get("mangle", ()))
+    past_ours = not any(name.startswith(_OURS) for name in tables.get("mangle", _NO_TABLE).chains)
     for table, chain in WAYS[hook]:
-        walk = _Walk(table, tables.get(table, {}), Question(chain, client), known, past_ours=past_ours)
+        walk = _Walk(table, tables.get(table, _NO_TABLE).chains, Question(chain, client), known, past_ours=past_ours)
         walk.spent = spent
         try:
             walk.visit(chain, _Candidates(keys))
