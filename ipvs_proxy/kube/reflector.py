@@ -28,6 +28,7 @@ from ipvs_proxy.kube.objects import KubernetesObject
 from ipvs_proxy.kube.resources import Resource
 from ipvs_proxy.kube.store import Change, Store
 from ipvs_proxy.kube.texts import quote
+from ipvs_proxy.pacing import Backoff
 
 log = structlog.get_logger(__name__)
 
@@ -118,16 +119,11 @@ class Transport(Protocol):
 
 
 class Timing(NamedTuple):
-    """Durations in seconds.
-
-    How long a watch lasts at least, the longest silence, and the first and longest pause after
-    a fault.
-    """
+    """Durations in seconds: of a watch at least, of the longest silence, and of the pauses after faults."""
 
     watch: float = 300.0
     inactivity: float = 150.0
-    first_pause: float = 0.5
-    longest_pause: float = 30.0
+    pauses: Backoff = Backoff(first=0.5, longest=30.0)
 
 
 DEFAULT_TIMING = Timing()
@@ -326,7 +322,7 @@ async def reflect(
 ) -> None:
     """Follow a resource for ever. ``jitter`` gives numbers from 0 to 1, which spread the requests of many agents."""
     reflector = Reflector(resource, transport, sink, timing=timing, jitter=jitter, observer=observer)
-    pause, reauthenticated = timing.first_pause, False
+    fruitless, reauthenticated = 0, False
     while True:
         before, delay = reflector.progress, 0.0
         try:
@@ -347,11 +343,11 @@ async def reflect(
         except (DecodeError, OSError, aiohttp.ClientError) as error:
             observer.interrupted(resource.kind, _cause_of(error), error)
         if reflector.progress > before:
-            pause, reauthenticated = timing.first_pause, False
+            fruitless, reauthenticated = 0, False
         # Also what the server asks for is spread: it refuses many agents in the same second.
-        await sleep(max(delay * (1 + jitter()), pause * (0.5 + jitter() / 2)))
+        await sleep(max(delay * (1 + jitter()), timing.pauses.delay(fruitless) * (0.5 + jitter() / 2)))
         if reflector.progress == before:
-            pause = min(pause * 2, timing.longest_pause)
+            fruitless += 1
 
 
 def _cause_of(error: Exception) -> Interruption:

@@ -28,6 +28,7 @@ from ipvs_proxy.kernel.links.monitor import Event
 from ipvs_proxy.kube.events import Regarding
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service, ServicePort
 from ipvs_proxy.kube.store import Change
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
@@ -410,7 +411,7 @@ async def test_foreign_virtual_server_that_becomes_desired_is_adopted_as_it_is(p
 async def test_failing_operation_is_retried_alone_until_it_succeeds(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(0.01, 30.0))
     attempts = []
 
     def refuse(operation: Operation) -> int:
@@ -432,7 +433,7 @@ async def test_failing_operation_is_retried_alone_until_it_succeeds(
 
 
 async def test_dead_socket_loses_nothing(plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(0.01, 30.0))
     plane.broken = 2
     async with running(plane, WEB, SLICE) as rig:
         await rig.until(lambda: not rig.programmer.retries)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import heapq
 from itertools import count, islice
 
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import SetEntry, VirtualServerKey
 
-#: Delays in seconds: the first one, and the longest.
-FIRST_DELAY = 0.5
-LONGEST_DELAY = 30.0
+BACKOFF = Backoff(first=0.5, longest=30.0)
 
 Key = VirtualServerKey | bytes | tuple[str, SetEntry]
 
@@ -43,7 +42,7 @@ class RetryQueue:
         for key in _keys(touched):
             attempts = self._attempts.get(key, 0)
             self._attempts[key] = attempts + 1
-            delay = min(FIRST_DELAY * 2 ** min(attempts, 10), LONGEST_DELAY)
+            delay = BACKOFF.delay(attempts)
             longest = max(longest, delay)
             heapq.heappush(self._heap, (now + delay, next(self._order), key))
         return longest

@@ -26,6 +26,7 @@ import structlog
 
 from ipvs_proxy.kernel.conntrack.table import Conntrack
 from ipvs_proxy.netlink.errors import MissingPiece
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.flows import Flow, stale
 from ipvs_proxy.plan.tables import Family, Protocol, RealServerKey, VirtualServer, VirtualServerKey, family_of
 
@@ -35,9 +36,8 @@ log = structlog.get_logger(__name__)
 SETTLE: Final = 0.2
 #: Seconds of rest after the flows of a family were read.
 REST: Final = 1.0
-#: Seconds until another attempt after a fault: the first, and the longest.
-FIRST_DELAY: Final = 1.0
-LONGEST_DELAY: Final = 30.0
+#: The pauses after faults.
+BACKOFF: Final = Backoff(first=1.0, longest=30.0)
 
 VirtualServers = Mapping[VirtualServerKey, VirtualServer]
 RealServers = Mapping[VirtualServerKey, Collection[RealServerKey]]
@@ -103,16 +103,16 @@ class StaleFlows:
         await asyncio.gather(*(self._clean_family_for_ever(family) for family in Family))
 
     async def _clean_family_for_ever(self, family: Family) -> None:
-        delay = 0.0
+        failures = 0
         while True:
             await self._due[family].wait()
             await asyncio.sleep(SETTLE)
             if await self._clean(family):
-                delay = 0.0
+                failures = 0
                 await asyncio.sleep(REST)
             else:
-                delay = min(delay * 2, LONGEST_DELAY) or FIRST_DELAY
-                await asyncio.sleep(delay)
+                await asyncio.sleep(BACKOFF.delay(failures))
+                failures += 1
 
     async def _clean(self, family: Family) -> bool:
         """Delete the family's stale flows; return whether all of them are gone. If not, the changes stay remembered."""

@@ -22,7 +22,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_exceptions import HTTPBadRequest
 
-from ipvs_proxy.kube.events import TokenBucket
+from ipvs_proxy.pacing import TokenBucket
 
 log = structlog.get_logger(__name__)
 
