@@ -8,10 +8,8 @@ packet rules.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -21,12 +19,11 @@ import structlog
 
 from bench.api_server import PIECE, streams
 from bench.cluster import NODE
-from ipvs_proxy.agent.assembly import GC_THRESHOLD
+from ipvs_proxy.agent import tuning
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
-from ipvs_proxy.agent.run import START_GC_THRESHOLD, SWITCH_INTERVAL
 from ipvs_proxy.agent.sync.controller import Controller
 from ipvs_proxy.agent.sync.drains import Drains, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.sync.kernel_writer import Kernel, Programmer
@@ -151,8 +148,7 @@ class Rig:
 
     def __init__(self, items: Iterable[dict[str, Any]], kernel: Kernel) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-        gc.set_threshold(START_GC_THRESHOLD, 10, 10)
-        sys.setswitchinterval(SWITCH_INTERVAL)
+        tuning.prepare_for_start()
         self.bodies = {kind: _Body(body) for kind, body in streams(items).items()}
         self.kernel = kernel
         self.metrics = Metrics(FAMILIES)
@@ -191,8 +187,7 @@ class Rig:
         started = asyncio.create_task(self.controller.started.wait())
         await asyncio.wait([started, *tasks], return_when=asyncio.FIRST_COMPLETED)
         assert started.done(), tasks
-        gc.set_threshold(GC_THRESHOLD, 10, 10)
-        gc.freeze()
+        await tuning.settle_after(self.controller.started)
         try:
             yield
         finally:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from ipvs_proxy.agent import tuning
 from ipvs_proxy.agent.local_detection import adapt_rules
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
@@ -58,11 +57,6 @@ from ipvs_proxy.plan.tables import Family, text_of
 from ipvs_proxy.settings.merge import Settings
 
 log = structlog.get_logger(__name__)
-
-#: So many new objects are looked through for garbage at once; that takes some milliseconds.
-GC_THRESHOLD = 20_000
-#: Seconds after which a start is not a quick one.
-LONG_START = 60.0
 
 Loop = Coroutine[Any, Any, None]
 
@@ -184,7 +178,7 @@ class Agent:
             _after(started, lambda: follow_for_ever(self._notice, Monitor)),
             _after(started, lambda: warn_of_forwarding(self.programmer)),
             _after(started, self._virtual_endpoints.look_for_ever),
-            _spare_collections(started),
+            _settle(started),
             watch_health_for_ever(self._health.healthy, self._health_changed),
             *self._servers(),
             *sources(self.settings, self._controller, self._client, self._hearing),
@@ -341,15 +335,7 @@ async def _after(event: asyncio.Event, loop: Callable[[], Coroutine[Any, Any, No
     await loop()
 
 
-async def _spare_collections(started: asyncio.Event) -> None:
-    """Keep what the start has made out of all later collections of garbage.
-
-    Looking through the objects of 10,000 Services would keep the event loop for some tenths of a second. A start that
-    waits for the API makes garbage meanwhile, which is collected as later on.
-    """
-    with suppress(TimeoutError):
-        await asyncio.wait_for(started.wait(), LONG_START)
-    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
-    await started.wait()
-    gc.freeze()
+async def _settle(started: asyncio.Event) -> None:
+    """Set the process for a running agent; never return, as no loop may."""
+    await tuning.settle_after(started)
     await asyncio.Event().wait()

@@ -45,15 +45,6 @@ def _count_nothing(*_: str) -> None:
     """Leave it at that."""
 
 
-def raise_descriptor_limit() -> None:
-    """Raise the soft limit of file descriptors to the hard one (getrlimit(2)), which needs no right."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:
-        log.warning("descriptor_limit_not_raised", soft=soft, hard=hard, error=str(error))
-
-
 class Doorkeeper:
     """Knows all listeners of this process, which share its descriptors; belongs to the event loop's thread.
 
