@@ -97,8 +97,8 @@ async def _run(
         return
     loop_delay.report_to(agent.loop_delayed)
     await _run_until(stop, agent.loops(config, reread))
-    agent.programmer.close()
-    log.info("stopped", kernel_writes=agent.programmer.kernel_writes(), seconds=round(time.monotonic() - begun, 1))
+    agent.writer.close()
+    log.info("stopped", kernel_writes=agent.writer.kernel_writes(), seconds=round(time.monotonic() - begun, 1))
 
 
 async def _run_until(stop: asyncio.Event, loops: list[Coroutine[Any, Any, None]]) -> None:

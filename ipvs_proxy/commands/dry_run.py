@@ -1,7 +1,7 @@
 """A start that writes nothing: what an agent with these settings would change on this node.
 
-The real controller and the real programmer run until everything would be programmed; only the kernel under them takes
-note of what it is told instead of doing it.
+The real controller and the real kernel writer run until everything would be written; only the kernel under them notes
+what it is told instead of doing it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from ipvs_proxy.agent.assembly import sources
+from ipvs_proxy.agent.assembly import context_of, node_facts_of, sources
 from ipvs_proxy.agent.local_detection import adapt_rules
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
@@ -18,17 +18,16 @@ from ipvs_proxy.agent.observe.logs import configure
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
 from ipvs_proxy.agent.open_kernel import open_tables
+from ipvs_proxy.agent.sync import startup
 from ipvs_proxy.agent.sync.controller import Controller
-from ipvs_proxy.agent.sync.kernel_writer import Programmer
-from ipvs_proxy.agent.sync.node_facts import NodeFacts
+from ipvs_proxy.agent.sync.departed import DepartedEndpoints
+from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
 from ipvs_proxy.kernel.ipvs.table import Ipvs
-from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.kube.client import connect
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import requirements, sysctl
-from ipvs_proxy.plan.addresses import parse_address
-from ipvs_proxy.plan.fragment import Context
+from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
 from ipvs_proxy.plan.tables import Operation, SetEntry, VirtualServer, VirtualServerKey
@@ -118,29 +117,19 @@ async def _find_changes(settings: Settings) -> Differences:
     host = requirements.check()
     dataplane = open_tables(settings, host, Ipvs())
     kernel = ReadOnlyKernel(dataplane)
-    programmer = Programmer(kernel, count=lambda *_: None, exclude=settings.exclude_cidrs)
+    writer = KernelWriter(kernel, DesiredTables(), count=lambda *_: None, exclude=settings.exclude_cidrs)
     health = HealthTracker(host.families, sync_period=settings.sync_period)
     controller = Controller(
-        programmer,
-        context=Context(
-            settings.node_name,
-            settings.scheduler,
-            families=host.families,
-            compatible=settings.compatible,
-            external_ips=settings.external_ips,
-        ),
+        writer,
+        context=context_of(settings, host),
         recorder=Reports(Metrics(host.families), health, wish=lambda *_: None, emit=None, history=History()),
         marks=Marks(settings.masquerade_bit),
-        facts=NodeFacts(
-            HostAddresses().read,
-            node_port_cidrs=settings.node_port_addresses,
-            bind_address=parse_address(settings.bind_address),
-            families=host.families,
-        ),
+        facts=node_facts_of(settings, host),
+        departed=DepartedEndpoints(settings.node_name),
         adapt_rules=lambda node: adapt_rules(dataplane.rules, settings, node),
     )
     client = None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
-    loops = [asyncio.create_task(loop) for loop in (controller.run(), *sources(settings, controller, client))]
+    loops = [asyncio.create_task(loop) for loop in (startup.run(controller), *sources(settings, controller, client))]
     started = asyncio.create_task(controller.started.wait())
     done, _ = await asyncio.wait([started, *loops], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
     for task in (started, *loops):
@@ -148,7 +137,7 @@ async def _find_changes(settings: Settings) -> Differences:
     await asyncio.gather(started, *loops, return_exceptions=True)
     if client is not None:
         await client.close()
-    programmer.close()
+    writer.close()
     for task in done - {started}:
         task.result()
     if not controller.started.is_set():

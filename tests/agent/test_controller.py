@@ -1,4 +1,4 @@
-"""The controller with the programmer, over a fake kernel as strict as the real one."""
+"""The controller with the kernel writer, over a fake kernel as strict as the real one."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
-from ipvs_proxy.agent.sync import retries
+from ipvs_proxy.agent.sync import retries, startup
 from ipvs_proxy.agent.sync.audit import Audit, follow_for_ever
 from ipvs_proxy.agent.sync.controller import KINDS, Controller
-from ipvs_proxy.agent.sync.drains import Drains, Outcome, watch_writes
-from ipvs_proxy.agent.sync.kernel_writer import Programmer
+from ipvs_proxy.agent.sync.departed import DepartedEndpoints
+from ipvs_proxy.agent.sync.drains import Drains, Ending
+from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.kernel.links.monitor import Change as Happened
 from ipvs_proxy.kernel.links.monitor import Event
@@ -29,6 +30,7 @@ from ipvs_proxy.kube.events import Regarding
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service, ServicePort
 from ipvs_proxy.kube.store import Change
 from ipvs_proxy.pacing import Backoff
+from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
@@ -58,19 +60,23 @@ class Rig:
         self.plane = plane
         self.metrics = Metrics(tuple(Family))
         self.health = HealthTracker(tuple(Family), sync_period=30.0)
-        self.programmer = Programmer(
-            plane, count=self.metrics.operations, exclude=[ip_network(cidr) for cidr in exclude]
+        self.endings: list[Ending] = []
+        departed = DepartedEndpoints("node")
+        self.drains = Drains(deadline=60.0, finished=self.endings.append, node_of=departed.node_of, clock=lambda: 0.0)
+        self.writer = KernelWriter(
+            plane,
+            DesiredTables(),
+            count=self.metrics.operations,
+            observers=[self.drains],
+            exclude=[ip_network(cidr) for cidr in exclude],
         )
-        self.outcomes: list[Outcome] = []
         self.interfaces: dict[str, set[bytes]] = {}
         self.adapted: list[Node | None] = []
         self.wishes: dict[ServiceName, Mapping[Family, HealthCheck]] = {}
         self.events: list[str] = []
         self.history = History()
-        self.drains = Drains(deadline=60.0, finished=self.outcomes.append)
-        watch_writes(self.programmer, self.drains, clock=lambda: 0.0)
         self.controller = Controller(
-            self.programmer,
+            self.writer,
             context=Context("node"),
             recorder=Reports(
                 self.metrics,
@@ -81,12 +87,13 @@ class Rig:
             ),
             marks=Marks(),
             facts=NodeFacts(lambda: self.interfaces),
+            departed=departed,
             adapt_rules=lambda node: bool(self.adapted.append(node)),
         )
         self.repairs: dict[str, int] = {}
         self.audit = Audit(
-            self.programmer,
-            plane,
+            self.writer,
+            repair_rules=plane.repair_rules,
             read_virtual_servers=plane.read_virtual_servers,
             repaired=lambda table, found: self.repairs.update({table: self.repairs.get(table, 0) + len(found)}),
         )
@@ -116,7 +123,7 @@ async def running(
 ) -> AsyncIterator[Rig]:
     """Run an agent that has been told of some objects, all kinds known, until it has started."""
     rig = Rig(plane, exclude)
-    tasks = [asyncio.create_task(rig.controller.run()), asyncio.create_task(rig.programmer.retry_for_ever())]
+    tasks = [asyncio.create_task(startup.run(rig.controller)), asyncio.create_task(rig.writer.retry_for_ever())]
     rig.add(*objects)
     rig.all_known()
     try:
@@ -127,7 +134,7 @@ async def running(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        rig.programmer.close()
+        rig.writer.close()
 
 
 @pytest.fixture
@@ -140,7 +147,7 @@ WEB, SLICE = service("web"), endpoint_slice(endpoint("10.244.0.1"), endpoint("10
 
 async def test_kernel_is_read_when_the_node_is_known_and_services_come_when_all_is(plane: FakeDataplane) -> None:
     rig = Rig(plane)
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     rig.add(WEB, SLICE)
     rig.controller.synced("Service")
     await asyncio.sleep(0.02)
@@ -165,8 +172,8 @@ async def test_services_are_planned_while_slices_still_come_and_again_only_if_th
         planned.append(found.metadata.name)
         return plan_service(found, *arguments)
 
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", counting)
-    task = asyncio.create_task(rig.controller.run())
+    monkeypatch.setattr("ipvs_proxy.agent.sync.planner.plan_service", counting)
+    task = asyncio.create_task(startup.run(rig.controller))
     names = ["web", "api", "late"]
     rig.add(*(service(name, cluster_ip=f"10.96.0.{number}") for number, name in enumerate(names, 10)))
     pieces = [endpoint_slice(endpoint("10.244.0.1"), name=f"{name}-x", of=name) for name in names]
@@ -197,9 +204,9 @@ async def test_services_are_planned_while_slices_still_come_and_again_only_if_th
 async def test_of_many_that_were_planned_ahead_each_is_programmed_as_it_was_last(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.BATCH", 3)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.planner.BATCH", 3)
     rig = Rig(plane)
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     dns = service("kube-dns", namespace="kube-system", cluster_ip="10.96.0.2")
     many = [service(f"a{number}", cluster_ip=f"10.96.1.{number}") for number in range(11)]
     pieces = [endpoint_slice(endpoint("10.244.0.1"), name=f"a{number}-x", of=f"a{number}") for number in range(11)]
@@ -207,7 +214,7 @@ async def test_of_many_that_were_planned_ahead_each_is_programmed_as_it_was_last
     rig.add(endpoint_slice(endpoint("10.244.0.9"), name="dns-x", namespace="kube-system", of="kube-dns"))
     rig.controller.synced("Node")
     rig.controller.synced("Service")
-    await rig.until(lambda: len(rig.controller._planned) == 12)
+    await rig.until(lambda: len(rig.controller.planner.planned) == 12)
     # In batches that are planned already: one changes, one goes, one has its last endpoint go.
     rig.replace(pieces[4], endpoint_slice(endpoint("10.244.0.2"), name="a4-x", of="a4"))
     rig.replace(many[7], None)
@@ -225,13 +232,13 @@ async def test_of_many_that_were_planned_ahead_each_is_programmed_as_it_was_last
     assert len(added) == len(found)
     assert rig.wishes[ServiceName("default", "a7")] == {}
     assert len(rig.wishes) == 12
-    assert not rig.controller._planned
+    assert not rig.controller.planner.planned
 
 
 async def test_kernel_that_was_read_long_before_all_is_known_is_read_again(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.TAKE_OVER_AGAIN", 0.0)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.startup.TAKE_OVER_AGAIN", 0.0)
     async with running(plane, WEB, SLICE):
         assert plane.calls["read_virtual_servers"] == 2
 
@@ -283,7 +290,7 @@ async def test_comparing_many_virtual_servers_lets_others_run_in_between(
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(take_turns())
-        assert await rig.programmer.program_unsettled() == []
+        assert await rig.writer.write_unsettled() == []
         task.cancel()
         assert turns >= 10
 
@@ -394,9 +401,9 @@ async def test_leftovers_of_ours_go_and_those_of_others_stay(plane: FakeDataplan
     plane.kernel.addresses |= {ours.address, excluded.address}
     async with running(plane, WEB, SLICE, exclude=("10.96.5.0/24",)) as rig:
         assert plane.kernel.virtual_servers[ours].real_servers == {POD1: DRAINING}
-        await rig.programmer.remove_real_servers([(ours, POD1)])
+        await rig.writer.remove_real_servers([(ours, POD1)])
         assert set(plane.kernel.virtual_servers) == {VIP, foreign, excluded}
-        assert set(rig.programmer.foreign) == {foreign, excluded}
+        assert set(rig.writer.foreign) == {foreign, excluded}
         assert ours.address not in plane.kernel.addresses
 
 
@@ -427,7 +434,7 @@ async def test_failing_operation_is_retried_alone_until_it_succeeds(
             assert virtual("10.96.0.11") in plane.kernel.virtual_servers
             assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
             await rig.until(lambda: POD2 in plane.kernel.virtual_servers[VIP].real_servers)
-            await rig.until(lambda: not rig.programmer.retries)
+            await rig.until(lambda: not rig.writer.retries)
     delays = [entry["retry_in_seconds"] for entry in logs if entry["event"] == "operation_failed"]
     assert delays == [0.01, 0.02, 0.04]
 
@@ -436,7 +443,7 @@ async def test_dead_socket_loses_nothing(plane: FakeDataplane, monkeypatch: pyte
     monkeypatch.setattr(retries, "BACKOFF", Backoff(0.01, 30.0))
     plane.broken = 2
     async with running(plane, WEB, SLICE) as rig:
-        await rig.until(lambda: not rig.programmer.retries)
+        await rig.until(lambda: not rig.writer.retries)
         assert plane.kernel.virtual_servers[VIP].real_servers == {POD1: ACTIVE, POD2: ACTIVE}
         assert VIP.address in plane.kernel.addresses
 
@@ -459,12 +466,12 @@ async def test_endpoint_that_leaves_drains_and_returns_with_one_message(plane: F
         rig.replace(SLICE, less)
         await rig.until(lambda: len(rig.drains) == 1)
         rig.replace(less, SLICE)
-        await rig.until(lambda: rig.outcomes)
+        await rig.until(lambda: rig.endings)
         assert plane.applied == [
             RealServerOperation(Verb.SET, VIP, POD2, DRAINING),
             RealServerOperation(Verb.SET, VIP, POD2, ACTIVE),
         ]
-        assert rig.outcomes == [Outcome.RETURNED]
+        assert rig.endings == [Ending.RETURNED]
 
 
 async def test_unreadable_object_is_counted_and_named(plane: FakeDataplane) -> None:
@@ -566,7 +573,7 @@ async def test_audit_keeps_and_counts_what_is_not_ours(plane: FakeDataplane) -> 
         plane.kernel.virtual_servers[foreign] = VirtualServer(foreign, "rr")
         await rig.audit.round()
         assert foreign in plane.kernel.virtual_servers
-        assert set(rig.programmer.foreign) == {foreign}
+        assert set(rig.writer.foreign) == {foreign}
         assert rig.repairs == {}
 
 
@@ -603,7 +610,7 @@ async def test_service_that_cannot_be_planned_harms_no_other(
             raise RuntimeError("a bug")
         return plan_service(item, slices, context, *memory)
 
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", plan)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.planner.plan_service", plan)
     with capture_logs() as logs:
         async with running(plane, service("cursed", cluster_ip="10.96.0.11"), WEB, SLICE):
             assert set(plane.kernel.virtual_servers) == {VIP}
@@ -657,7 +664,7 @@ class UnwalkedDict(dict[Any, Any]):
 
 async def test_a_change_looks_at_nothing_of_other_services(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        desired, actual = rig.programmer.desired, rig.programmer.actual
+        desired, actual = rig.writer.desired, rig.writer.actual
         desired.virtual_servers = UnwalkedDict(desired.virtual_servers)
         actual.virtual_servers = UnwalkedDict(actual.virtual_servers)
         rig.controller.cache.services = UnwalkedDict(rig.controller.cache.services)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 from msgspec import structs
 
-from ipvs_proxy.agent.sync import controller as controller_module
+from ipvs_proxy.agent.sync import planner, startup
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
@@ -66,9 +66,9 @@ async def test_end_of_a_drain_forgets_no_failed_write_of_the_same_virtual_server
         await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers[leaving] == DRAINING)
         plane.kernel.refuse = refuse
         rig.replace(slices[0], large(("10.0.0.1", "10.0.0.7"))[0])
-        await rig.until(lambda: len(rig.programmer.retries))
+        await rig.until(lambda: len(rig.writer.retries))
         plane.kernel.refuse = None
-        await rig.programmer.remove_real_servers([(VIP, leaving)])
+        await rig.writer.remove_real_servers([(VIP, leaving)])
         found = plane.kernel.virtual_servers[VIP].real_servers
         assert new in found
         assert leaving not in found
@@ -94,7 +94,7 @@ async def test_drift_is_repaired_by_the_audit_after_one_that_failed(
 
 async def test_audit_finds_what_is_not_as_desired_though_nothing_waits(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        for tables in (plane.kernel, rig.programmer.actual):
+        for tables in (plane.kernel, rig.writer.actual):
             tables.virtual_servers[VIP].real_servers.pop(POD1, None)
             tables.addresses.discard(VIP.address)
         await rig.audit.round()
@@ -106,7 +106,7 @@ async def test_audit_that_fails_survives_a_set_that_is_gone(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        rig.programmer.actual.entries["KUBE-GONE"] = {SetEntry(port=1)}
+        rig.writer.actual.entries["KUBE-GONE"] = {SetEntry(port=1)}
         monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
         with pytest.raises(OSError, match="a fault"):
             await rig.audit.round()
@@ -152,7 +152,7 @@ async def test_service_deleted_and_made_again_beside_an_audit_has_its_virtual_se
 
         rig.audit._read_virtual_servers = slow  # type: ignore[assignment]
         await rig.audit.round()
-        assert not rig.programmer.foreign
+        assert not rig.writer.foreign
         rig.add(dns)
         await rig.until(lambda: key.address in plane.kernel.addresses)
         assert key in plane.kernel.virtual_servers
@@ -172,15 +172,15 @@ async def test_explanation_before_the_kernel_is_read_takes_nobodys_mark(plane: F
         pass
     written = len(plane.applied)
     rig = Rig(plane)
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     rig.add(*services)
-    await rig.controller.explain(services[1])
+    await rig.controller.planner.explain(services[1])
     rig.all_known()
     await rig.until(rig.controller.started.is_set)
     assert len(plane.applied) == written
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    rig.programmer.close()
+    rig.writer.close()
 
 
 async def test_a_service_is_not_planned_twice_at_a_time(plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,18 +195,18 @@ async def test_a_service_is_not_planned_twice_at_a_time(plane: FakeDataplane, mo
         planning.clear()
         return plan_service(*arguments)
 
-    monkeypatch.setattr(controller_module, "plan_service", slow)
-    monkeypatch.setattr(controller_module, "takes_long", lambda *_: True)
+    monkeypatch.setattr(planner, "plan_service", slow)
+    monkeypatch.setattr(planner, "takes_long", lambda *_: True)
     rig = Rig(plane)
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     wanted = marked("aaa", 1)
     rig.add(wanted)
     rig.all_known()
-    await asyncio.gather(*(rig.controller.explain(wanted) for _ in range(3)))
+    await asyncio.gather(*(rig.controller.planner.explain(wanted) for _ in range(3)))
     await rig.until(rig.controller.started.is_set)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    rig.programmer.close()
+    rig.writer.close()
     assert overlaps == []
 
 
@@ -228,8 +228,8 @@ async def test_health_check_that_was_planned_stays_if_the_next_plan_fails(
             raise RuntimeError("never meant to happen")
         return plan_service(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", failing)
-    task = asyncio.create_task(rig.controller.run())
+    monkeypatch.setattr("ipvs_proxy.agent.sync.planner.plan_service", failing)
+    task = asyncio.create_task(startup.run(rig.controller))
     rig.add(balanced, SLICE)
     for kind in ("Node", "Service"):
         rig.controller.synced(kind)
@@ -242,4 +242,4 @@ async def test_health_check_that_was_planned_stays_if_the_next_plan_fails(
     assert [check.port for checks in rig.wishes.values() for check in checks.values()] == [32000]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    rig.programmer.close()
+    rig.writer.close()

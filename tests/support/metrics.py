@@ -59,7 +59,9 @@ class Balancing:
 
 def exposed() -> str:
     """What the agent exposes once everything has happened to it, as each labelled metric appears with its first use."""
-    metrics = Metrics((Family.IPV4, Family.IPV6))
+    desired = DesiredTables()
+    traffic = ServiceTraffic(desired, lambda: Balancing(desired.virtual_servers), detail=ServiceMetrics.ENDPOINTS)
+    metrics = Metrics((Family.IPV4, Family.IPV6), service_traffic=traffic.expose)
     metrics.changed("Service", 1, pending=1)
     metrics.changed("EndpointSlice", 1, pending=1)
     metrics.skipped("Service")
@@ -88,12 +90,8 @@ def exposed() -> str:
     metrics.watch("watch_failing_seconds", lambda: 1, resource="Service")
     for state in ("serving", "draining"):
         metrics.watch("real_servers", lambda: 1, state=state)
-    desired = DesiredTables()
     endpoints = [endpoint_slice(endpoint("10.244.0.1"))]
     desired.replace(ServiceName("ns", "web"), plan_service(service("web"), endpoints, Context("node"), Marks()))
-    metrics.service_traffic = ServiceTraffic(
-        desired, lambda: Balancing(desired.virtual_servers), detail=ServiceMetrics.ENDPOINTS
-    ).expose
     return metrics.render("")[0].decode()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -42,9 +42,15 @@ class Emit(Protocol):
 
 
 class Reports:
-    """What the controller and the health checks report goes through here.
+    """What the controller reports goes through here: it is a ``sync.recorder.Recorder``.
 
-    ``wish`` takes what health checks a Service wants. ``emit`` is ``None`` where there is no API to have events.
+    Args:
+        metrics: counts all of it.
+        health: is told when there is work, and when it is done.
+        wish: takes the health checks that a Service wants, by the Service's name.
+        emit: makes events of the API; ``None`` where there is no API to have them.
+        history: keeps the last changes.
+
     """
 
     def __init__(
@@ -58,13 +64,13 @@ class Reports:
     ) -> None:
         self._metrics = metrics
         self._health = health
+        self._wish = wish
         self._emit = emit
-        self.changed = metrics.changed
-        self.programmed = metrics.programmed
-        self.no_local_endpoints = metrics.no_local_endpoints
-        self.conflicts = metrics.conflicts
-        self.health_checks = wish
-        self.wrote = history.wrote
+        self._history = history
+
+    def changed(self, kind: str, number: int, *, pending: int) -> None:
+        """Count changes of objects, and the Services that wait for being planned."""
+        self._metrics.changed(kind, number, pending=pending)
 
     def queued(self) -> None:
         """Note that there is something to do."""
@@ -76,6 +82,26 @@ class Reports:
         self._metrics.synced(seconds=seconds, complete=complete)
         if complete:
             self._health.updated()
+
+    def programmed(self, *, seconds_since_trigger: float) -> None:
+        """Observe how long a change of endpoints took from the cluster to the kernel."""
+        self._metrics.programmed(seconds_since_trigger=seconds_since_trigger)
+
+    def wrote(self, services: Sequence[ServiceName], *, operations: int, seconds: float) -> None:
+        """Keep a change of Services for those who ask what happened last."""
+        self._history.wrote(services, operations=operations, seconds=seconds)
+
+    def health_checks(self, name: ServiceName, wanted: Mapping[Family, HealthCheck]) -> None:
+        """Hand on which health checks a Service wants."""
+        self._wish(name, wanted)
+
+    def no_local_endpoints(self, services: dict[tuple[str, Family], int]) -> None:
+        """Note how many Services have a policy of Local and no endpoint here, by policy and family."""
+        self._metrics.no_local_endpoints(services)
+
+    def conflicts(self, number: int) -> None:
+        """Note how many claims to virtual servers are lost now."""
+        self._metrics.conflicts(number)
 
     def skipped(self, kind: str, key: str, error: str) -> None:
         """Count an object that could not be read, and tell its owner; ``key`` is its name, after its namespace.

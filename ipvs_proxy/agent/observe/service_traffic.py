@@ -28,6 +28,7 @@ from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.tables import RealServerKey, SetEntry, VirtualServerKey, family_of
 from ipvs_proxy.settings.values import ServiceMetrics
+from ipvs_proxy.snapshots import snapshot
 
 log = structlog.get_logger(__name__)
 
@@ -136,7 +137,7 @@ class ServiceTraffic:
 
     def _endpoints(self, table: Table, found: Mapping[VirtualServerKey, Counters]) -> tuple[list[_Endpoint], int]:
         """Read the endpoints of the virtual servers with most connections; say how many there was no room for."""
-        owners, servers = self._desired.owners.copy(), self._desired.virtual_servers.copy()
+        owners, servers = snapshot(self._desired.owners), snapshot(self._desired.virtual_servers)
         ours = {key: len(servers[key].real_servers) for key in found if key in owners and key in servers}
         exposed: list[_Endpoint] = []
         # Not sorted: that would keep Python from the event loop for as long as it takes.
@@ -157,8 +158,7 @@ class ServiceTraffic:
 
     def _add_up(self, found: Mapping[VirtualServerKey, Counters]) -> None:
         """Add what each virtual server has balanced since the last time to the sum of its labels."""
-        # Copies, each made in one step: the event loop goes on changing the tables.
-        owners, servers = self._desired.owners.copy(), self._desired.virtual_servers.copy()
+        owners, servers = snapshot(self._desired.owners), snapshot(self._desired.virtual_servers)
         stand_ins = {server.internal: key for key, server in servers.items() if server.internal is not None}
         sums: dict[Labels, Counters] = {}
         last: dict[VirtualServerKey, Counters] = {}

@@ -31,7 +31,7 @@ class Effect(NamedTuple):
     triggered: datetime | None = None
 
 
-class Cache:
+class ObjectCache:
     """Services, their EndpointSlices and the own Node."""
 
     def __init__(self) -> None:

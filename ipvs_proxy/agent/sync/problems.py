@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 _ORDINARY = frozenset((Reason.HEADLESS, Reason.EXTERNAL_NAME, Reason.OTHER_PROXY, Reason.NO_CLUSTER_IP))
 
 
-class Findings:
+class Problems:
     """What is known to be left out, in conflict, or without local endpoints; ``services`` are the objects as now."""
 
     def __init__(self, recorder: Recorder, desired: DesiredTables, services: Mapping[ServiceName, Service]) -> None:

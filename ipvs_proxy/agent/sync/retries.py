@@ -12,6 +12,7 @@ from itertools import count, islice
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.tables import SetEntry, VirtualServerKey
+from ipvs_proxy.snapshots import snapshot
 
 BACKOFF = Backoff(first=0.5, longest=30.0)
 
@@ -34,7 +35,7 @@ class RetryQueue:
 
     def waiting(self, limit: int) -> list[Key]:
         """Return some of the keys. Safe in any thread."""
-        return list(islice(self._attempts.copy(), limit))
+        return list(islice(snapshot(self._attempts), limit))
 
     def failed(self, touched: Touched, now: float) -> float:
         """Note failures at ``now`` (seconds of a monotonic clock); return the longest delay until a retry."""

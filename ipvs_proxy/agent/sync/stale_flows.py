@@ -27,6 +27,7 @@ import structlog
 from ipvs_proxy.kernel.conntrack.table import Conntrack
 from ipvs_proxy.netlink.errors import MissingPiece
 from ipvs_proxy.pacing import Backoff
+from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.flows import Flow, stale
 from ipvs_proxy.plan.tables import Family, Protocol, RealServerKey, VirtualServer, VirtualServerKey, family_of
 
@@ -89,6 +90,10 @@ class StaleFlows:
         self._changed: dict[Family, set[VirtualServerKey]] = {family: set() for family in Family}
         self._due = {family: asyncio.Event() for family in Family}
         self._missing_piece_told = False
+
+    def observe_write(self, touched: Touched, *_: VirtualServers) -> None:
+        """Look at the virtual servers of a write."""
+        self.observe(touched.virtual_servers)
 
     def observe(self, keys: AbstractSet[VirtualServerKey]) -> None:
         """Note virtual servers that were written, or that an earlier agent may have written."""
