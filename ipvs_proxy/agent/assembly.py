@@ -1,4 +1,8 @@
-"""Puts the agent's parts together: who reads, who plans, who writes, who is told of what."""
+"""Puts the agent's parts together: who reads, who plans, who writes, and who hears of what.
+
+Everything that a part needs is an argument of its constructor, so parts are made in the order in which they depend on
+one another. Nothing runs before ``Agent.loops`` is run, and each loop runs for ever.
+"""
 
 from __future__ import annotations
 
@@ -268,7 +272,7 @@ class Agent:
         return [text_of(address) for address in self._facts.facts.node_port_addresses if len(address) == length]
 
     async def _notice(self, events: list[Event]) -> None:
-        """Take in what rtnetlink tells: of our own link, and of the addresses of others."""
+        """Take in what rtnetlink reports of our own link, and of the addresses of others."""
         await self._audit.notice(events)
         if any(event.change in {Change.HOST_ADDRESSES_CHANGED, Change.LOST} for event in events):
             await self._controller.refresh_facts()
@@ -297,7 +301,7 @@ async def connect_to_api(settings: Settings) -> Client | None:
 
 
 def events_of(client: Client | None, node_name: str) -> Events | None:
-    """Return what posts events to the API."""
+    """Return what posts events to the API; ``None`` without one."""
     return None if client is None else Events(client.send, reporting_instance=f"ipvs-proxy-{node_name}")
 
 
@@ -342,7 +346,7 @@ def resources_of(settings: Settings) -> tuple[Resource, ...]:
 
 
 def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:
-    """Return what tells which nodes are dead: the API; manifests say nothing of it."""
+    """Return what finds out which of some nodes are dead: it asks the API. Manifests say nothing of it."""
     if client is not None:
         return DeadNodes(partial(get_node, client)).among
 

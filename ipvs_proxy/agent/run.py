@@ -51,7 +51,7 @@ def initialize(settings: Settings) -> int:
 def run(settings: Settings, *, reread: Callable[[], Settings] | None = None, config: Path | None = None) -> int:
     """Run the agent until SIGTERM or SIGINT; return the exit status: 0, or 1 with one line on standard error.
 
-    ``config`` is the file that is followed, and ``reread`` gives the settings anew.
+    ``config`` is the file that is followed, and ``reread`` reads the settings again.
     """
     tuning.prepare_for_start()
     never_wait()

@@ -35,7 +35,7 @@ SERIES_END = 360.0
 SERIES_REFRESH = 300.0
 #: Tokens of one object: this many events at once, then one per five minutes. The numbers are client-go's.
 OBJECT_BURST, OBJECT_RATE = 25, 1 / 300
-#: Tokens of all requests: this many at once, then so many per second. The numbers are kube-proxy's client's.
+#: Tokens of all requests: this many at once, then this many per second. The numbers are kube-proxy's client's.
 REQUEST_BURST, REQUEST_RATE = 10, 5.0
 #: Series, written or not, and objects that are remembered at most.
 LIMIT = 4096
@@ -114,8 +114,8 @@ class Events:
     Args:
         send: makes a request; see ``ipvs_proxy.kube.client.Client.send``.
         reporting_instance: which agent this is: ``ipvs-proxy-<node>``.
-        clock: gives seconds that never go back.
-        now: gives nanoseconds since the epoch.
+        clock: returns seconds that never go back.
+        now: returns nanoseconds since the epoch.
 
     """
 
@@ -203,7 +203,7 @@ class Events:
             due, _, series = self._heap[0]
             now = self._clock()
             if due != series.due or self._series.get(series.fact) is not series:
-                heapq.heappop(self._heap)  # it was scheduled anew, or is gone
+                heapq.heappop(self._heap)  # it was scheduled again, or is gone
             elif due > now:
                 return due - now
             elif series.count == series.written:

@@ -1,7 +1,7 @@
 """Lists and watches one resource of the API, for ever, and hands what changed to a sink.
 
 The first choice is a streaming list: one watch that begins with everything there is. A server that does not know it is
-asked for pages. The first list is handed on as it comes, so that work can begin meanwhile; ``synced`` tells that it is
+asked for pages. The first list is handed on as it comes, so that work can begin meanwhile; ``synced`` says that it is
 whole, and what had gone by then is taken back. From then on the watch goes on from the last resource version: after an
 end of the stream, a silence or a restart of the server nothing is read twice. Only when the server has forgotten that
 version (410) everything is listed again, and only real differences reach the sink. No fault ends the loop: it waits,
@@ -39,7 +39,7 @@ MAX_PAGES = 4000
 LONGEST_RETRY_AFTER = 120.0
 #: Bytes of a refusal that are read.
 REFUSAL_SIZE = 2048
-#: A watch that ends sooner than so many seconds, and without a word, is a fault.
+#: Seconds within which a watch that ends without a word is a fault.
 SHORT_WATCH = 1.0
 #: How every line of a watch begins.
 _EVENT_BEGINNING = b'{"type":'
@@ -320,7 +320,7 @@ async def reflect(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     observer: Observer = NOBODY,
 ) -> None:
-    """Follow a resource for ever. ``jitter`` gives numbers from 0 to 1, which spread the requests of many agents."""
+    """Follow a resource for ever. ``jitter`` returns numbers from 0 to 1, which spread the requests of many agents."""
     reflector = Reflector(resource, transport, sink, timing=timing, jitter=jitter, observer=observer)
     fruitless, reauthenticated = 0, False
     while True:

@@ -46,7 +46,7 @@ def never_wait() -> None:
 
 
 def end_of_log() -> None:
-    """Let the last lines out, as far as somebody reads them."""
+    """Write the last lines, as far as somebody reads them."""
     if isinstance(sys.stderr, StandardError):
         sys.stderr.drain()
     else:

@@ -12,7 +12,7 @@ from selectors import EpollSelector, SelectorKey
 
 
 class LoopDelay(EpollSelector):
-    """A selector that tells, each time the loop comes back to it, for how long other callbacks had to wait.
+    """A selector that reports, each time the loop comes back to it, how long other callbacks had to wait.
 
     That is the time since it gave the loop something to do, or since the timeout after which the loop wanted to go on.
     """
@@ -38,4 +38,4 @@ class LoopDelay(EpollSelector):
 
 
 def _ignore(_: float) -> None:
-    """Before there is somebody to tell."""
+    """Do nothing: nobody counts yet."""

@@ -1,4 +1,4 @@
-"""Hands what happens to those who tell it: metrics, the health tracker, events of the API, Services' health checks."""
+"""Hands on what happens to all who show it: metrics, the health tracker, events of the API, Services' health checks."""
 
 from __future__ import annotations
 
@@ -104,9 +104,9 @@ class Reports:
         self._metrics.conflicts(number)
 
     def skipped(self, kind: str, key: str, error: str) -> None:
-        """Count an object that could not be read, and tell its owner; ``key`` is its name, after its namespace.
+        """Count an object that could not be read, and make an event for its owner; ``key`` is ``namespace/name``.
 
-        Nobody can be told of one whose name could not be read either ("").
+        There is no event for an object whose name could not be read either ("").
         """
         self._metrics.skipped(kind)
         if not key:
@@ -120,13 +120,13 @@ class Reports:
         self._health.node_changed(node)
 
     def started(self, node: Node | None, node_name: str) -> None:
-        """Tell the cluster that this node is served."""
+        """Make an event: this node is served."""
         metadata = ObjectMeta(node_name) if node is None else node.metadata
         note = f"ipvs-proxy {__version__} serves the Services of node {node_name}"
         self._event("Node", metadata, "Normal", "Starting", "StartProxy", note)
 
     def health_changed(self, node: Node | None, node_name: str, *, healthy: bool) -> None:
-        """Tell the cluster that this node's agent falls behind, or keeps up again."""
+        """Make an event: this node's agent falls behind, or keeps up again."""
         metadata = ObjectMeta(node_name) if node is None else node.metadata
         if healthy:
             log.info("recovered")
@@ -139,12 +139,12 @@ class Reports:
             self._event("Node", metadata, "Warning", "ProxyDegraded", "Sync", note)
 
     def conflict(self, loser: Service, key: VirtualServerKey, winner: ServiceName) -> None:
-        """Tell the loser's owner who has its address."""
+        """Make an event for the owner of the Service that lost: who has its address."""
         note = f"{key} is served for the older Service {winner}; this Service takes over when that one lets go of it"
         self._event("Service", loser.metadata, "Warning", "AddressConflict", "Bind", note)
 
     def left_out(self, service: Service | None, omission: Omission) -> None:
-        """Count what cannot be served as it is written, and tell the Service's owner."""
+        """Count what cannot be served as it is written, and make an event for the Service's owner."""
         self._metrics.left_out(omission.reason)
         if service is not None:
             note, instead = f"{omission.where}: {omission.reason}", SERVED_OTHERWISE.get(omission.reason)
@@ -159,7 +159,7 @@ class Reports:
 
 
 async def watch_health_for_ever(healthy: Callable[[], bool], changed: Callable[[bool], None]) -> None:
-    """Look every second whether the agent keeps up, and tell when that changes; it is healthy at its start."""
+    """Look every second whether the agent keeps up, and call ``changed`` when that changes; it starts healthy."""
     before = True
     while True:
         await asyncio.sleep(HEALTH_INTERVAL)
@@ -170,7 +170,7 @@ async def watch_health_for_ever(healthy: Callable[[], bool], changed: Callable[[
 
 
 def report_refused_health_check(emit: Emit | None, service: ObjectMeta, port: int, error: OSError) -> None:
-    """Tell that a Service's health check cannot be served."""
+    """Log that a Service's health check cannot be served, and make an event for its owner."""
     name = ServiceName(service.namespace, service.name)
     log.error("service_health_check_refused", service=str(name), port=port, error=str(error))
     if emit is not None:

@@ -1,6 +1,6 @@
 """Follows changes: from changed objects to changed tables, at a cost that is that of the change.
 
-The reflectors (or the manifests) call ``changed``; the Services concerned become dirty; the loop plans them anew, and
+The reflectors (or the manifests) call ``changed``; the Services concerned become dirty; the loop plans them again, and
 the kernel writer compares what their plans touched. The invariant: a Service whose objects or surroundings changed is
 dirty, or planned and waiting to be written, until the kernel writer has had it; so whatever happens while something is
 awaited, no change is lost. Services that did not change are never looked at.
@@ -66,7 +66,7 @@ class KnownKinds:
 
 
 class Controller:
-    """Keeps account of what has to be planned anew, and has it planned and written.
+    """Keeps account of what has to be planned again, and has it planned and written.
 
     ``adapt_rules`` has the packet rules follow the own Node, and returns whether they have to be written again.
     """
@@ -90,7 +90,7 @@ class Controller:
         self.known = KnownKinds()
         #: Set once everything is written for the first time.
         self.started = asyncio.Event()
-        #: The Services that have to be planned anew.
+        #: The Services that have to be planned again.
         self.dirty: set[ServiceName] = set()
         self._recorder = recorder
         self._facts = facts
@@ -139,7 +139,7 @@ class Controller:
             self._wake_up()
 
     async def refresh_facts(self) -> None:
-        """Read this node's addresses anew; the Services that depend on what changed become dirty.
+        """Read this node's addresses again; the Services that depend on what changed become dirty.
 
         Raises:
             OSError: if they cannot be read.
@@ -153,7 +153,7 @@ class Controller:
     async def reconfigure(
         self, *, scheduler: str, compatible: bool, min_sync_period: float, external_ips: bool = True
     ) -> None:
-        """Go on with other settings: every Service is planned anew, and what does not differ is not written.
+        """Go on with other settings: every Service is planned again, and what does not differ is not written.
 
         Raises as ``refresh_facts`` does.
         """

@@ -2,7 +2,7 @@
 
 A drain is not state of ours: a real server with weight 0 that nobody wants is draining, whoever set it so, and a
 restart carries on with what the kernel shows. Only the time that the deadline counts from is in memory; after a restart
-it counts anew. While its endpoint still serves (it terminates, with connections of its own) a real server has no
+it starts again. While its endpoint still serves (it terminates, with connections of its own) a real server has no
 deadline: the pod itself ends it.
 
 A real server is idle when none of its connections can carry data any more: one that both sides have closed stays in the
@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 INTERVAL = 1.0
 #: Looking through all connections of the node may take this share of the time.
 LOOKING_SHARE = 0.05
-#: Connections to an endpoint that does not serve are left alone for so many seconds before its node is asked about.
+#: Seconds for which connections to an endpoint that does not serve are left alone before its node is asked about.
 SUSPICION = 10.0
 
 
@@ -282,7 +282,7 @@ async def end_drains_for_ever(
 ) -> None:
     """Count the connections of draining real servers every second, and at once when a drain begins; end what is due.
 
-    ``dead_nodes`` tells which of some nodes are dead.
+    ``dead_nodes`` returns which of some nodes are dead.
     """
     while True:
         with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""Tells in the log which operations the kernel refused: some one by one, the rest as a number."""
+"""Logs which operations the kernel refused: some one by one, the rest as a number."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class KernelWriter:
             return await self.call(self._kernel.repair_rules)
 
     def _ownership(self) -> Callable[[VirtualServerKey], bool]:
-        """Return what tells whether a virtual server found in the kernel may be changed or deleted, as things are now.
+        """Return a function that says whether a virtual server found in the kernel may be changed or deleted.
 
         It is ours if it is desired, or if the kernel's other tables say so (see ``plan.ownership``), unless
         ``excludeCIDRs`` keeps us from it.
@@ -230,7 +230,7 @@ class KernelWriter:
 
     @contextmanager
     def noting_writes(self) -> Iterator[Touched]:
-        """Have what is written meanwhile noted in what this gives: for a read of the kernel beside the writes."""
+        """Note what is written while the context lasts, for a read of the kernel beside the writes; yields the notes."""
         self._noted = noted = Touched()
         try:
             yield noted

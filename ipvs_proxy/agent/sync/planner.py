@@ -33,7 +33,7 @@ from ipvs_proxy.plan.tables import Family, SetEntry
 
 log = structlog.get_logger(__name__)
 
-#: Services that are planned and written at one go; planning so many takes the event loop some 10 ms.
+#: Services that are planned and written at one go; planning that many takes the event loop some 10 ms.
 BATCH = 128
 
 

@@ -34,7 +34,7 @@ class RetryQueue:
         return key in self._attempts
 
     def waiting(self, limit: int) -> list[Key]:
-        """Return some of the keys. Safe in any thread."""
+        """Return at most ``limit`` of the keys. Safe in any thread."""
         return list(islice(snapshot(self._attempts), limit))
 
     def failed(self, touched: Touched, now: float) -> float:

@@ -53,7 +53,7 @@ class FlowTable(Interface):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Return the socket back."""
+        """Close the socket."""
 
     def read(self, family: Family, protocol: int, *, keep: Callable[[Flow], bool]) -> list[Flow]:
         """Return the flows that ``keep`` wants."""
@@ -69,10 +69,10 @@ def _nothing() -> RealServers:
 class StaleFlows:
     """Remembers what changed, and cleans.
 
-    ``desired`` gives the virtual servers as they should be, and ``also_allowed`` the real servers that others give the
-    same destination; both are called in the event loop, and what
-    ``also_allowed`` gives must not change afterwards. ``cleaned`` is told after each reading of a family's flows
-    which family it was, how many flows were deleted and how many seconds it took.
+    ``desired`` returns the virtual servers as they should be, and ``also_allowed`` the real servers that flows to the
+    same address may lead to besides; both are called on the event loop, and what ``also_allowed`` returns must not
+    change afterwards. ``cleaned`` is called after each reading of a family's flows with the family, the number of flows
+    deleted and the seconds it took.
     """
 
     def __init__(

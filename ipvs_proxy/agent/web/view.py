@@ -39,17 +39,17 @@ from ipvs_proxy.state.documents import ChangeState, Differences, NodeState, Rout
 from ipvs_proxy.state.route import trace
 from ipvs_proxy.state.services import service_state, summarize
 
-#: Rates are read of so many Services at a time; a list of more has none.
+#: Services of which rates are read at a time; a list of more has none.
 RATED = 256
-#: So many Services are listed unless somebody asks for more, and at most: ``offset`` leads to the rest.
+#: Services that are listed unless somebody asks for more, and at most: ``offset`` leads to the rest.
 LIMIT = 100
 LARGEST = 1_000
-#: So many foreign virtual servers, drains and refused objects are named.
+#: Foreign virtual servers, drains and refused objects that are named at most.
 _NAMED = 100
 
 
 class View:
-    """Gives the documents of ``/state``."""
+    """Makes the documents of ``/state``."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class View:
         return await read(self._service, service, fragment, slices)
 
     async def route(self, client: bytes, key: VirtualServerKey) -> RouteState:
-        """Say what a new connection from a client's address to a virtual server's meets, also of others' rules.
+        """Describe what a new connection from a client to a virtual server meets, others' rules included.
 
         Raises:
             Unusable: if the rules cannot be read.
@@ -122,7 +122,7 @@ class View:
         return await asyncio.to_thread(self._route, client, key)
 
     async def differences(self) -> Differences:
-        """Read all of the kernel's tables, and say what is not as desired in them.
+        """Read all of the kernel's tables, and return what differs in them from what is desired.
 
         Raises:
             OSError: if the kernel cannot be read.
@@ -163,7 +163,7 @@ class View:
         return found, suspects, rules
 
     def _ownership(self, found: KernelTables) -> Callable[[VirtualServerKey], bool]:
-        """Return what tells whether the next audit will call a virtual server ours: it reads the other tables, too."""
+        """Return a function that says whether the next audit will call a virtual server ours: it reads all tables."""
         exclude, is_named = self.settings().exclude_cidrs, ownership.ledger(found)
         return lambda key: is_named(key) and not any(ip_address(key.address) in network for network in exclude)
 
@@ -239,7 +239,7 @@ class View:
     def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
         """Return the names in order: what is almost in order from the last time is sorted in a moment.
 
-        Sorting 10,000 names anew would keep Python from the event loop for ten milliseconds, which nothing interrupts.
+        Sorting 10,000 names from scratch would keep Python from the event loop for ten milliseconds, which nothing interrupts.
         """
         known = [name for name in self._names if name in services]
         if len(known) < len(services):
