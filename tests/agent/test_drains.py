@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Collection
@@ -79,6 +80,30 @@ def test_drains_are_counted_in_another_thread_while_they_begin_and_end(drains: D
     finally:
         stop.set()
         thread.join()
+
+
+def test_drains_are_described_in_another_thread_while_they_begin_and_end(drains: Drains) -> None:
+    stop, many = threading.Event(), [real(f"10.244.{number // 200}.{number % 200 + 1}") for number in range(600)]
+    emptied, full = server(), VirtualServer(KEY, "rr", real_servers=dict.fromkeys(many, DRAINING))
+
+    def churn() -> None:
+        while not stop.is_set():
+            for actual in (full, emptied):
+                drains.observe(KEY, NOT_WANTED, actual, now=0.0)
+
+    thread, interval = threading.Thread(target=churn), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        numbers = set()
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            numbers.add(len(drains.states(drains.virtual_servers(), now=1.0, limit=1_000)))
+        assert numbers <= {0, 1, len(many)}, "a description had a part of the drains"
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
 
 
 def test_weight_0_of_somebody_who_is_wanted_is_no_drain() -> None:

@@ -10,7 +10,7 @@ Every ``syncPeriod`` all four places are read: rules, sets, addresses and IPVS. 
   virtual server that nobody wants and that those tables do not call ours stays.
 * A round that fails loses no difference: the mirror is corrected only of what was read as a whole.
 
-Between two rounds, rtnetlink tells at once of a removed address or link.
+Between two rounds, rtnetlink reports at once a removed address or link.
 """
 
 from __future__ import annotations

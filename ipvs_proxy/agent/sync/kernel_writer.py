@@ -230,7 +230,7 @@ class KernelWriter:
 
     @contextmanager
     def noting_writes(self) -> Iterator[Touched]:
-        """Note what is written while the context lasts, for a read of the kernel beside the writes; yields the notes."""
+        """Note what is written while the context lasts, for a read of the kernel beside it; yields the notes."""
         self._noted = noted = Touched()
         try:
             yield noted

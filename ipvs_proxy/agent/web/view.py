@@ -239,7 +239,7 @@ class View:
     def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
         """Return the names in order: what is almost in order from the last time is sorted in a moment.
 
-        Sorting 10,000 names from scratch would keep Python from the event loop for ten milliseconds, which nothing interrupts.
+        Sorting 10,000 names from scratch would keep Python from the event loop for ten milliseconds without a break.
         """
         known = [name for name in self._names if name in services]
         if len(known) < len(services):
