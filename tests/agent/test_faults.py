@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from errno import ENODEV, ENOMEM
 from typing import TypeVar
 
 import pytest
 from msgspec import structs
+from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.sync import planner, startup
+from ipvs_proxy.agent.sync import planner, retries, startup
+from ipvs_proxy.agent.sync.audit import audit_for_ever, follow_for_ever
+from ipvs_proxy.agent.sync.failures import LOGGED
+from ipvs_proxy.kernel.links.monitor import Change as Happened
+from ipvs_proxy.kernel.links.monitor import Event
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
+from ipvs_proxy.pacing import Backoff
+from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     DRAINING,
+    AddressOperation,
     Operation,
     Protocol,
     RealServerOperation,
@@ -243,3 +252,160 @@ async def test_health_check_that_was_planned_stays_if_the_next_plan_fails(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     rig.writer.close()
+
+
+def take_virtual_server(plane: FakeDataplane) -> None:
+    del plane.kernel.virtual_servers[VIP]
+
+
+def take_real_server(plane: FakeDataplane) -> None:
+    del plane.kernel.virtual_servers[VIP].real_servers[POD1]
+
+
+def take_set(plane: FakeDataplane) -> None:
+    del plane.kernel.sets["KUBE-CLUSTER-IP"]
+
+
+def take_link(plane: FakeDataplane) -> None:
+    """Take the link with all its addresses: the next one cannot be added before it is made again."""
+    plane.kernel.addresses.clear()
+    ensure = plane.ensure_tables
+
+    def refuse(operation: Operation) -> int:
+        return ENODEV if isinstance(operation, AddressOperation) else 0
+
+    def make() -> list[str]:
+        plane.kernel.refuse = None
+        return ["link", *ensure()]
+
+    plane.kernel.refuse = refuse
+    plane.ensure_tables = make  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("take", [take_virtual_server, take_real_server, take_set, take_link])
+async def test_a_change_that_meets_what_somebody_else_took_away_puts_it_back(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch, take: Callable[[FakeDataplane], None]
+) -> None:
+    """What failed is read again: repeated as it was, the operation would fail for ever. No audit is needed."""
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(0.01, 0.01))
+    drained, more = endpoint_slice(endpoint("10.244.0.2")), service("more", cluster_ip="10.96.0.11")
+    undisturbed = FakeDataplane()
+    async with running(undisturbed, WEB, drained, more):
+        right = undisturbed.kernel.read()
+    async with running(plane, WEB, SLICE) as rig:
+        take(plane)
+        rig.replace(SLICE, drained)
+        rig.add(more)
+        await rig.until(lambda: OTHER in rig.writer.actual.virtual_servers)
+        await rig.writer.write(Touched())  # after the one under way
+        await rig.until(lambda: not rig.writer.retries)
+        # The endpoint that went drains, unless somebody else took it.
+        plane.kernel.virtual_servers[VIP].real_servers.pop(POD1, None)
+        assert plane.kernel.read() == right
+
+
+async def test_a_refusal_of_many_is_told_in_few_lines_and_counted(plane: FakeDataplane) -> None:
+    plane.kernel.refuse = lambda operation: ENOMEM if isinstance(operation, AddressOperation) else 0
+    many = [service(f"a{number}", cluster_ip=f"10.97.0.{number}") for number in range(1, 26)]
+    with capture_logs() as logs:
+        async with running(plane, *many) as rig:
+            assert b'operations_total{result="failure",table="addresses",verb="add"} 50.0' in rig.metrics.render("")[0]
+            assert len(rig.writer.retries) == 25
+            assert rig.health.healthy()
+    lines = [line for line in logs if line["event"].startswith("operation")]
+    of_a_write = [("operation_failed", None)] * LOGGED + [("operations_failed", 25)]
+    # With the changes, and once more with everything, at the end of the start.
+    assert [(line["event"], line.get("addresses")) for line in lines] == of_a_write * 2
+    assert {line["error"] for line in lines if line["event"] == "operation_failed"} == {"Cannot allocate memory"}
+
+
+async def test_work_is_not_done_while_something_waits_for_another_attempt(plane: FakeDataplane) -> None:
+    """What the metrics and the health tracker hear: ``kubeproxy_sync_proxy_rules_last_timestamp_seconds`` stays."""
+    plane.kernel.refuse = lambda operation: ENOMEM if isinstance(operation, AddressOperation) else 0
+    async with running(plane, WEB, SLICE) as rig:
+        assert 'last_timestamp_seconds{ip_family="IPv4"}' not in rig.metrics.render("")[0].decode()
+        assert rig.health._queued is not None
+
+
+@pytest.mark.parametrize("stale", ["a real server is missing", "all is missing"])
+async def test_what_differs_only_in_the_read_beside_the_writes_is_no_drift(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch, stale: str
+) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        found = plane.kernel.read().virtual_servers
+        if stale == "all is missing":
+            found.clear()
+        else:
+            del found[VIP].real_servers[POD1]
+        monkeypatch.setattr(rig.audit, "_read_virtual_servers", lambda: found)
+        plane.applied.clear()
+        await rig.audit.round()
+        assert (rig.repairs, plane.applied) == ({}, [])
+
+
+async def test_audits_follow_one_another_and_one_that_fails_is_not_finished(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[str]()
+    async with running(plane, WEB, SLICE) as rig:
+        monkeypatch.setattr(plane, "read_entries", failing_once(plane.read_entries, 1))
+        del plane.kernel.virtual_servers[VIP]
+        with capture_logs() as logs:
+            task = asyncio.create_task(
+                audit_for_ever(
+                    rig.audit,
+                    period=lambda: told.append("period") or 0.001,  # type: ignore[func-returns-value]
+                    begun=lambda: told.append("begun"),
+                    finished=lambda: told.append("finished"),
+                )
+            )
+            await rig.until(lambda: told.count("finished") >= 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert VIP in plane.kernel.virtual_servers
+    assert told[:8] == ["period", "begun", "period", "begun", "finished", "period", "begun", "finished"]
+    assert [line["error"] for line in logs if line["event"] == "audit_failed"] == ["a fault"]
+
+
+async def test_a_restart_touches_nothing_and_takes_away_what_nobody_wants(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE):
+        right = plane.kernel.read()
+    plane.calls.clear()
+    async with running(plane, WEB, SLICE):
+        pass
+    assert plane.calls["apply"] == 0, "what is right is not written, also not in vain"
+    plane.kernel.sets["KUBE-EXTERNAL-IP"].add(SetEntry(*OTHER[:3]))
+    plane.kernel.addresses.add(OTHER.address)
+    async with running(plane, WEB, SLICE):
+        assert plane.kernel.read() == right
+
+
+async def test_a_kernel_that_cannot_be_read_is_read_again_and_traffic_comes(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "BACKOFF", Backoff(0.01, 0.02))
+    for call, number in (("ensure_tables", 1), ("read_entries", 2), ("read_virtual_servers", 1), ("read_addresses", 2)):
+        monkeypatch.setattr(plane, call, failing_once(getattr(plane, call), number))
+    with capture_logs() as logs:
+        async with running(plane, WEB, SLICE) as rig:
+            assert plane.kernel.read() == rig.writer.actual
+    delays = [line["retry_in_seconds"] for line in logs if line["event"] == "kernel_not_readable"]
+    assert delays == [0.01, 0.02, 0.02, 0.02]
+
+
+async def test_each_batch_of_notifications_is_acted_on_as_it_comes(plane: FakeDataplane) -> None:
+    taken = asyncio.Event()
+
+    async def watch() -> AsyncIterator[list[Event]]:
+        await taken.wait()
+        yield [Event(Happened.ADDRESS_REMOVED, VIP.address)]
+        await asyncio.Event().wait()
+
+    async with running(plane, WEB, SLICE) as rig:
+        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
+        await rig.until(lambda: plane.calls["read_addresses"] == 2)  # at the start, and when listening began
+        plane.kernel.addresses.clear()
+        taken.set()
+        await rig.until(lambda: plane.kernel.addresses == {VIP.address})
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
