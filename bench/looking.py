@@ -1,4 +1,4 @@
-"""What it costs a change when somebody reads the agent's pages, all in turn, from another process.
+"""What somebody who looks at the agent costs a change: all its pages, from another process, one after the other.
 
 ``python -m bench.looking PORT`` is that process: it asks until its standard input ends, and prints the seconds of each
 answer by path. The kernel's tables are in memory, so what is measured is what the agent itself does for an answer.
@@ -13,7 +13,7 @@ import json
 import select
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import NoReturn
@@ -23,13 +23,10 @@ from aiohttp import web
 from bench.rig import FAMILIES, Rig
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
-from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.web.server import metrics_application
 from ipvs_proxy.agent.web.state_pages import add_state
 from ipvs_proxy.agent.web.view import View
 from ipvs_proxy.kernel.filter.ipset.names import name_of
-from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
-from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey
 from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.settings.values import ServiceMetrics
 
@@ -44,43 +41,14 @@ PAGES: Mapping[str, str] = {
 }
 
 
-class InMemory:
-    """An IPVS table in memory with what it should hold, and a little more traffic at each reading."""
-
-    def __init__(self, virtual_servers: Callable[[], Mapping[VirtualServerKey, VirtualServer]]) -> None:
-        self._virtual_servers = virtual_servers
-        self._counters = itertools.count(1)
-
-    def read_counters(self) -> dict[VirtualServerKey, Counters]:
-        """Read what each virtual server has balanced."""
-        return dict.fromkeys(list(self._virtual_servers()), self._traffic().total)
-
-    def observe(self, key: VirtualServerKey, *, real_servers: bool = True) -> Observation | None:
-        """Read one virtual server."""
-        server, traffic = self._virtual_servers().get(key), self._traffic()
-        if server is None:
-            return None
-        listed = server.real_servers.copy() if real_servers else {}
-        found = {real: Activity(settings, Connections(1, 0, 0), traffic) for real, settings in listed.items()}
-        return Observation(server, traffic, found)
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def _traffic(self) -> Balanced:
-        return Balanced(Counters(*[next(self._counters)] * 5), Counters(1, 2, 3, 4, 5))
-
-
 @asynccontextmanager
 async def served(rig: Rig) -> AsyncIterator[int]:
-    """Serve what an agent serves at its metrics address; return the port."""
-    table, settings = InMemory(lambda: rig.programmer.actual.virtual_servers), Settings("node-0")
-    rig.metrics.service_traffic = ServiceTraffic(
-        rig.programmer.desired, lambda: table, detail=ServiceMetrics.ENDPOINTS
-    ).expose
+    """Serve what a running agent serves at its metrics address; return the port."""
+    settings = Settings("node-0")
+    rig.traffic.detail = ServiceMetrics.ENDPOINTS
     view = View(
         rig.controller,
-        rig.programmer,
+        rig.writer,
         settings=lambda: settings,
         families=FAMILIES,
         rules=dict,
@@ -90,7 +58,7 @@ async def served(rig: Rig) -> AsyncIterator[int]:
         history=History(),
         open_tables=_no_tables,
         name_of_role=name_of,
-        open_ipvs=lambda: table,  # type: ignore[arg-type,return-value]
+        open_ipvs=lambda: rig.in_memory,  # type: ignore[arg-type,return-value]
     )
     application = metrics_application(rig.metrics, settings=lambda: settings)
     add_state(application, view)
@@ -110,7 +78,7 @@ def _no_tables() -> NoReturn:
 
 @asynccontextmanager
 async def looked_at(port: int, answers: dict[str, list[float]]) -> AsyncIterator[None]:
-    """Have another process read the pages; at the end fill ``answers`` with the seconds of each, by name."""
+    """Have another process look; at the end there are the seconds of its answers, by the page's name."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.looking", str(port)),
         stdin=asyncio.subprocess.PIPE,

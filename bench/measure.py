@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from bench import cluster, installed
 from bench.rig import KernelTime, Rig, WithoutRules, percentile
-from ipvs_proxy.agent.run import START_GC_THRESHOLD
+from ipvs_proxy.agent.tuning import START_GC_THRESHOLD
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.tables import (

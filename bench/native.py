@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import cluster
-from bench.looking import InMemory, looked_at, served
+from bench.looking import looked_at, served
 from bench.rig import NoKernel, Rig, percentile
-from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.settings.values import ServiceMetrics
 
 CHANGES = 500
@@ -84,7 +83,6 @@ async def scraping(services: int) -> tuple[list[float], list[float], list[float]
     Gives the seconds of the scrapes, of changes before them and of changes beside them.
     """
     rig = Rig(cluster.objects(services, 10), NoKernel())
-    table = InMemory(lambda: rig.programmer.actual.virtual_servers)
     stop = threading.Event()
     scrapes: list[float] = []
 
@@ -95,9 +93,7 @@ async def scraping(services: int) -> tuple[list[float], list[float], list[float]
             scrapes.append(time.perf_counter() - begun)
 
     async with rig.running():
-        rig.metrics.service_traffic = ServiceTraffic(
-            rig.programmer.desired, lambda: table, detail=ServiceMetrics.ALL
-        ).expose
+        rig.traffic.detail = ServiceMetrics.ALL
         alone = [await _add_endpoint(rig, number) for number in range(CHANGES)]
         thread = threading.Thread(target=scrape)
         thread.start()

@@ -1,19 +1,18 @@
 """The agent's parts in one process, fed with the bytes of a watch: what a change costs, and where.
 
 The path is the agent's from the bytes of an event to the kernel's answer: reflector, decoder, store, controller, plan,
-difference, programmer, codec, socket. Left out are the HTTP connection and, as they do not depend on Services, the
+difference, kernel writer, codec, socket. Left out are the HTTP connection and, as they do not depend on Services, the
 packet rules.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
+import itertools
 import json
 import logging
-import sys
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, Self, cast
 
@@ -21,15 +20,18 @@ import structlog
 
 from bench.api_server import PIECE, streams
 from bench.cluster import NODE
-from ipvs_proxy.agent.assembly import GC_THRESHOLD
+from ipvs_proxy.agent import tuning
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
-from ipvs_proxy.agent.run import START_GC_THRESHOLD, SWITCH_INTERVAL
+from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
+from ipvs_proxy.agent.sync import startup
 from ipvs_proxy.agent.sync.controller import Controller
-from ipvs_proxy.agent.sync.drains import Drains, Looks, end_drains_for_ever, watch_writes
-from ipvs_proxy.agent.sync.kernel_writer import Kernel, Programmer
+from ipvs_proxy.agent.sync.departed import DepartedEndpoints
+from ipvs_proxy.agent.sync.drains import Drains, Looks, end_drains_for_ever
+from ipvs_proxy.agent.sync.kernel_access import WritableTables
+from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
@@ -37,14 +39,17 @@ from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptables
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
+from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.reflector import Response, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.netlink.socket import NetlinkSocket
+from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.tables import Family, Operation, RealServerKey, Role, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.settings.values import ServiceMetrics
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 
@@ -102,6 +107,33 @@ class WithoutRules(Dataplane):
         super().__init__(ipvs=Ipvs(), addresses=Addresses(), packet_filter=packet_filter)
 
 
+class InMemory:
+    """An IPVS table that says what somebody believes it to hold, with a little more traffic each time."""
+
+    def __init__(self, virtual_servers: Callable[[], Mapping[VirtualServerKey, VirtualServer]]) -> None:
+        self._virtual_servers = virtual_servers
+        self._counters = itertools.count(1)
+
+    def read_counters(self) -> dict[VirtualServerKey, Counters]:
+        """Read what each virtual server has balanced."""
+        return dict.fromkeys(list(self._virtual_servers()), self._traffic().total)
+
+    def observe(self, key: VirtualServerKey, *, real_servers: bool = True) -> Observation | None:
+        """Read one virtual server."""
+        server, traffic = self._virtual_servers().get(key), self._traffic()
+        if server is None:
+            return None
+        listed = server.real_servers.copy() if real_servers else {}
+        found = {real: Activity(settings, Connections(1, 0, 0), traffic) for real, settings in listed.items()}
+        return Observation(server, traffic, found)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _traffic(self) -> Balanced:
+        return Balanced(Counters(*[next(self._counters)] * 5), Counters(1, 2, 3, 4, 5))
+
+
 class _Body:
     """An answer that never ends: the list, then the bytes that are put into ``queue``."""
 
@@ -149,15 +181,20 @@ class _Transport:
 class Rig:
     """A running agent without its HTTP servers."""
 
-    def __init__(self, items: Iterable[dict[str, Any]], kernel: Kernel) -> None:
+    def __init__(self, items: Iterable[dict[str, Any]], kernel: WritableTables) -> None:
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-        gc.set_threshold(START_GC_THRESHOLD, 10, 10)
-        sys.setswitchinterval(SWITCH_INTERVAL)
+        tuning.prepare_for_start()
         self.bodies = {kind: _Body(body) for kind, body in streams(items).items()}
         self.kernel = kernel
-        self.metrics = Metrics(FAMILIES)
+        desired = DesiredTables()
+        self.in_memory = InMemory(lambda: self.writer.actual.virtual_servers)
+        self.traffic = ServiceTraffic(desired, lambda: self.in_memory, detail=ServiceMetrics.OFF)
+        self.metrics = Metrics(FAMILIES, service_traffic=self.traffic.expose)
         health = HealthTracker(FAMILIES, sync_period=30.0)
-        self.programmer = Programmer(kernel, count=self.metrics.operations)
+        departed = DepartedEndpoints(NODE)
+        self.drains = Drains(deadline=0, finished=lambda _: None, node_of=departed.node_of)
+        flows = StaleFlows(lambda: desired.virtual_servers, cleaned=lambda *_: None)
+        self.writer = KernelWriter(kernel, desired, count=self.metrics.operations, observers=(self.drains, flows))
         facts = NodeFacts(dict, node_port_cidrs=(), bind_address=None, families=FAMILIES)
         reports = Reports(self.metrics, health, wish=lambda *_: None, emit=None, history=History())
         self.synced = asyncio.Event()
@@ -169,17 +206,14 @@ class Rig:
 
         reports.synced = synced  # type: ignore[method-assign]
         self.controller = Controller(
-            self.programmer,
+            self.writer,
             context=Context(NODE, families=FAMILIES),
             recorder=reports,
             marks=Marks(),
             facts=facts,
+            departed=departed,
             adapt_rules=lambda _: False,
         )
-        self.drains = Drains(deadline=0, finished=lambda _: None, node_of=self.controller.node_of)
-        watch_writes(self.programmer, self.drains)
-        flows = StaleFlows(lambda: self.programmer.desired.virtual_servers, cleaned=lambda *_: None)
-        self.programmer.on_write(lambda touched: flows.observe(touched.virtual_servers))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -187,12 +221,11 @@ class Rig:
         transport = _Transport(self.bodies)
         resources = (SERVICES, ENDPOINT_SLICES, own_node(NODE))
         tasks = [asyncio.create_task(reflect(resource, transport, self.controller)) for resource in resources]
-        tasks.append(asyncio.create_task(self.controller.run()))
+        tasks.append(asyncio.create_task(startup.run(self.controller)))
         started = asyncio.create_task(self.controller.started.wait())
         await asyncio.wait([started, *tasks], return_when=asyncio.FIRST_COMPLETED)
         assert started.done(), tasks
-        gc.set_threshold(GC_THRESHOLD, 10, 10)
-        gc.freeze()
+        await tuning.settle_after(self.controller.started)
         try:
             yield
         finally:
@@ -200,18 +233,18 @@ class Rig:
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await asyncio.gather(*tasks)
-            self.programmer.close()
+            self.writer.close()
 
     async def end_drains(self) -> None:
         """End drains as the agent does, as if nobody were connected; for ever."""
 
         def connections(key: VirtualServerKey) -> dict[RealServerKey, Idle]:
-            return dict.fromkeys(self.programmer.actual.virtual_servers[key].real_servers, Idle())
+            return dict.fromkeys(self.writer.actual.virtual_servers[key].real_servers, Idle())
 
         async def none_dead(_: set[str]) -> Collection[str]:
             return ()
 
-        await end_drains_for_ever(self.programmer, self.drains, connections, none_dead, Looks(lambda _: set()))
+        await end_drains_for_ever(self.writer, self.drains, connections, none_dead, Looks(lambda _: set()))
 
     async def change(self, item: dict[str, Any], kind: str = "MODIFIED") -> float:
         """Send one event, which must change something; return the seconds from its bytes to the kernel's answer."""

@@ -60,7 +60,9 @@ class Balancing:
 
 def exposed() -> str:
     """Return what an agent exposes to which everything has happened: a labelled metric appears with its first use."""
-    metrics = Metrics((Family.IPV4, Family.IPV6))
+    desired = DesiredTables()
+    traffic = ServiceTraffic(desired, lambda: Balancing(desired.virtual_servers), detail=ServiceMetrics.ENDPOINTS)
+    metrics = Metrics((Family.IPV4, Family.IPV6), service_traffic=traffic.expose)
     metrics.changed("Service", 1, pending=1)
     metrics.changed("EndpointSlice", 1, pending=1)
     metrics.skipped("Service")
@@ -89,16 +91,12 @@ def exposed() -> str:
     metrics.watch("watch_failing_seconds", lambda: 1, resource="Service")
     for state in ("serving", "draining"):
         metrics.watch("real_servers", lambda: 1, state=state)
-    desired = DesiredTables()
     service = convert_object(manifests.service("web", "10.96.0.10"), SERVICES)
     (slice_,) = manifests.slices("web", [manifests.endpoint("10.244.0.1")])
     endpoint_slice = convert_object(slice_, ENDPOINT_SLICES)
     assert isinstance(service, Service)
     assert isinstance(endpoint_slice, EndpointSlice)
     desired.replace(ServiceName("ring", "web"), plan_service(service, [endpoint_slice], Context("node"), Marks()))
-    metrics.service_traffic = ServiceTraffic(
-        desired, lambda: Balancing(desired.virtual_servers), detail=ServiceMetrics.ENDPOINTS
-    ).expose
     return metrics.render("")[0].decode()
 
 

@@ -1,33 +1,38 @@
-"""Puts the agent's parts together: who reads, who plans, who writes, who is told of what."""
+"""Puts the agent's parts together: who reads, who plans, who writes, and who hears of what.
+
+Everything that a part needs is an argument of its constructor, so parts are made in the order in which they depend on
+one another. Nothing runs before ``Agent.loops`` is run, and each loop runs for ever.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from ipvs_proxy.agent import tuning
 from ipvs_proxy.agent.local_detection import adapt_rules
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
 from ipvs_proxy.agent.observe.logs import set_verbosity
 from ipvs_proxy.agent.observe.metrics import Metrics
-from ipvs_proxy.agent.observe.reports import Reports, report_refused_health_check, watch_health_for_ever
+from ipvs_proxy.agent.observe.reports import Emit, Reports, report_refused_health_check, watch_health_for_ever
 from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.observe.standard_error import dropped_lines
 from ipvs_proxy.agent.open_kernel import open_tables, set_kernel
 from ipvs_proxy.agent.reload import follow_configuration
+from ipvs_proxy.agent.sync import startup
 from ipvs_proxy.agent.sync.audit import Audit, audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.sync.controller import Controller
 from ipvs_proxy.agent.sync.dead_nodes import DeadNodes
-from ipvs_proxy.agent.sync.drains import Drains, Looks, end_drains_for_ever, watch_writes
-from ipvs_proxy.agent.sync.forwarding import warn_of_forwarding
-from ipvs_proxy.agent.sync.kernel_writer import Programmer
+from ipvs_proxy.agent.sync.departed import DepartedEndpoints
+from ipvs_proxy.agent.sync.drains import Drains, Looks, end_drains_for_ever
+from ipvs_proxy.agent.sync.forwarding import Ipv6Use
+from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.agent.sync.virtual_endpoints import VirtualEndpoints
@@ -52,17 +57,15 @@ from ipvs_proxy.kube.reflector import NOBODY, Observer, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
 from ipvs_proxy.node.requirements import Host
 from ipvs_proxy.plan.addresses import parse_address
+from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.node_addresses import Interfaces
 from ipvs_proxy.plan.tables import Family, text_of
 from ipvs_proxy.settings.model import Settings
+from ipvs_proxy.snapshots import snapshot
 
 log = structlog.get_logger(__name__)
-
-#: So many new objects are looked through for garbage at once; that takes some milliseconds.
-GC_THRESHOLD = 20_000
-#: Seconds after which a start is not a quick one.
-LONG_START = 60.0
 
 Loop = Coroutine[Any, Any, None]
 
@@ -76,85 +79,82 @@ class Agent:
         self._dataplane = dataplane
         self._client = client
         self._events = events_of(client, settings.node_name)
-        self._emit = None if self._events is None else self._events.emit
-        self._metrics = Metrics(host.families)
-        self._doorkeeper = Doorkeeper(
-            malformed=self._metrics.malformed_request, displaced=self._metrics.connection_displaced
-        )
+        desired = DesiredTables()
+        self._traffic = ServiceTraffic(desired, detail=settings.service_metrics)
+        self._metrics = Metrics(host.families, service_traffic=self._traffic.expose)
         self._resources = () if client is None else resources_of(settings)
         self._hearing = Hearing(self._resources, self._metrics)
         self._health = HealthTracker(
             host.families, sync_period=settings.sync_period, api_failures=self._hearing.failures
         )
         self._history = History()
-        self.programmer = Programmer(dataplane, count=self._metrics.operations, exclude=settings.exclude_cidrs)
-        self._facts = NodeFacts(
-            HostAddresses().read,
-            node_port_cidrs=settings.node_port_addresses,
-            bind_address=parse_address(settings.bind_address),
-            families=host.families,
+        self._facts = node_facts_of(settings, host.families, HostAddresses().read)
+        self._doorkeeper = Doorkeeper(
+            malformed=self._metrics.malformed_request, displaced=self._metrics.connection_displaced
         )
-        self._checks = ServiceHealth(
+        self._checks = self._make_health_checks()
+        self._reports = Reports(
+            self._metrics, self._health, wish=self._checks.wish, emit=self._emit, history=self._history
+        )
+        departed = DepartedEndpoints(settings.node_name)
+        self._drains = Drains(
+            deadline=settings.drain_timeout, finished=self._metrics.drain_finished, node_of=departed.node_of
+        )
+        self._flows = StaleFlows(
+            lambda: desired.virtual_servers, cleaned=self._metrics.cleaned, also_allowed=desired.internal
+        )
+        self._ipv6 = Ipv6Use()
+        self.writer = KernelWriter(
+            dataplane,
+            desired,
+            count=self._metrics.operations,
+            observers=(self._drains, self._flows, self._ipv6),
+            exclude=settings.exclude_cidrs,
+        )
+        self._controller = self._make_controller(departed)
+        self._virtual_endpoints = VirtualEndpoints(desired, self._controller.cache.services, self._reports.left_out)
+        self._audit = self._make_audit()
+        self._view = self._make_view()
+        self._watch_gauges()
+
+    @property
+    def _emit(self) -> Emit | None:
+        return None if self._events is None else self._events.emit
+
+    def _make_health_checks(self) -> ServiceHealth:
+        return ServiceHealth(
             healthy=self._health.healthy,
             addresses=self._health_check_addresses,
             refused=self._refused_health_check,
             doorkeeper=self._doorkeeper,
         )
-        self._reports = Reports(
-            self._metrics, self._health, wish=self._checks.wish, emit=self._emit, history=self._history
-        )
-        self._controller = self._make_controller()
-        self._drains = Drains(
-            deadline=settings.drain_timeout, finished=self._metrics.drain_finished, node_of=self._controller.node_of
-        )
-        watch_writes(self.programmer, self._drains)
-        self._flows = StaleFlows(
-            lambda: self.programmer.desired.virtual_servers,
-            cleaned=self._metrics.cleaned,
-            also_allowed=self.programmer.desired.internal,
-        )
-        self.programmer.on_write(lambda touched: self._flows.observe(touched.virtual_servers))
-        self._virtual_endpoints = VirtualEndpoints(
-            self.programmer.desired, self._controller.cache.services, self._reports.left_out
-        )
-        self._audit = self._make_audit()
-        self._traffic = ServiceTraffic(self.programmer.desired, detail=settings.service_metrics)
-        self._metrics.service_traffic = self._traffic.expose
-        self._view = self._make_view()
-        self._watch_gauges()
 
-    def _make_controller(self) -> Controller:
-        settings = self.settings
+    def _make_controller(self, departed: DepartedEndpoints) -> Controller:
         return Controller(
-            self.programmer,
-            context=Context(
-                settings.node_name,
-                settings.scheduler,
-                families=self._host.families,
-                compatible=settings.compatible,
-                external_ips=settings.external_ips,
-            ),
+            self.writer,
+            context=context_of(self.settings, self._host.families),
             recorder=self._reports,
-            marks=Marks(settings.masquerade_bit),
+            marks=Marks(self.settings.masquerade_bit),
             facts=self._facts,
+            departed=departed,
             adapt_rules=self._adapt_rules,
-            min_sync_period=settings.min_sync_period,
+            min_sync_period=self.settings.min_sync_period,
         )
 
     def _make_audit(self) -> Audit:
         # A socket of its own: the audit reads beside the writes.
         reader = Ipvs()
         return Audit(
-            self.programmer,
-            self._dataplane,
-            read_virtual_servers=lambda: reader.read(self.programmer.actual.virtual_servers.copy()).virtual_servers,
+            self.writer,
+            repair_rules=self._dataplane.repair_rules,
+            read_virtual_servers=lambda: reader.read(snapshot(self.writer.actual.virtual_servers)).virtual_servers,
             repaired=self._repaired,
         )
 
     def _make_view(self) -> View:
         return View(
             self._controller,
-            self.programmer,
+            self.writer,
             settings=lambda: self.settings,
             families=self._host.families,
             rules=lambda: self._dataplane.packet_filter.settings,
@@ -170,10 +170,10 @@ class Agent:
         """Return the loops that make up the agent; each runs for ever."""
         started = self._controller.started
         loops: list[Loop] = [
-            self._controller.run(),
-            self.programmer.retry_for_ever(),
+            startup.run(self._controller),
+            self.writer.retry_for_ever(),
             end_drains_for_ever(
-                self.programmer,
+                self.writer,
                 self._drains,
                 self._dataplane.connections,
                 dead_nodes_of(self._client),
@@ -183,9 +183,9 @@ class Agent:
             self._checks.serve_for_ever(),
             _after(started, self._audit_for_ever),
             _after(started, lambda: follow_for_ever(self._notice, Monitor)),
-            _after(started, lambda: warn_of_forwarding(self.programmer)),
+            _after(started, self._ipv6.warn),
             _after(started, self._virtual_endpoints.look_for_ever),
-            _spare_collections(started),
+            _settle(started),
             watch_health_for_ever(self._health.healthy, self._health_changed),
             *self._servers(),
             *sources(self.settings, self._controller, self._client, self._hearing),
@@ -195,7 +195,7 @@ class Agent:
         if config is not None and reread is not None:
             loops.append(
                 follow_configuration(
-                    config, self.settings, read=reread, apply=self.apply, told=self._metrics.configuration_read
+                    config, self.settings, read=reread, apply=self.reconfigure, told=self._metrics.configuration_read
                 )
             )
         return loops
@@ -204,14 +204,14 @@ class Agent:
         """Count for how long the event loop was kept from its work."""
         self._metrics.loop_delay(seconds)
 
-    async def apply(self, settings: Settings) -> None:
+    async def reconfigure(self, settings: Settings) -> None:
         """Go on with other settings, as far as they may change while the agent runs.
 
         Raises:
             Unusable: if the kernel refuses one of them; then nothing else changes.
 
         """
-        await self.programmer.work(set_kernel, settings, self._dataplane.ipvs)
+        await self.writer.call(set_kernel, settings, self._dataplane.ipvs)
         self.settings = settings
         set_verbosity(settings.verbosity)
         self._traffic.detail = settings.service_metrics
@@ -247,9 +247,9 @@ class Agent:
             finished=self._audited,
         )
 
-    def _repaired(self, table: str, findings: Sequence[str]) -> None:
-        self._metrics.repaired(table, len(findings))
-        self._history.repaired(table, findings)
+    def _repaired(self, table: str, drift: Sequence[str]) -> None:
+        self._metrics.repaired(table, len(drift))
+        self._history.repaired(table, drift)
 
     def _open_tables(self) -> Dataplane:
         return open_tables(self.settings, self._host, Ipvs(), self._controller.cache.node)
@@ -263,7 +263,7 @@ class Agent:
         report_refused_health_check(self._emit, metadata, port, error)
 
     def _audited(self) -> None:
-        if not self.programmer.retries:
+        if not self.writer.retries:
             self._health.updated()
 
     def _health_check_addresses(self, family: Family) -> list[str] | None:
@@ -274,7 +274,7 @@ class Agent:
         return [text_of(address) for address in self._facts.facts.node_port_addresses if len(address) == length]
 
     async def _notice(self, events: list[Event]) -> None:
-        """Take in what rtnetlink tells: of our own link, and of the addresses of others."""
+        """Take in what rtnetlink reports of our own link, and of the addresses of others."""
         await self._audit.notice(events)
         if any(event.change in {Change.HOST_ADDRESSES_CHANGED, Change.LOST} for event in events):
             await self._controller.refresh_facts()
@@ -282,19 +282,19 @@ class Agent:
 
     def _watch_gauges(self) -> None:
         watch, events = self._metrics.watch, self._events
-        watch("virtual_servers", lambda: len(self.programmer.actual.virtual_servers))
+        watch("virtual_servers", lambda: len(self.writer.actual.virtual_servers))
         watch("real_servers", lambda: max(0, self._real_servers() - len(self._drains)), state="serving")
         watch("real_servers", lambda: len(self._drains), state="draining")
-        watch("foreign_virtual_servers", lambda: len(self.programmer.foreign))
+        watch("foreign_virtual_servers", lambda: len(self.writer.foreign))
         for resource in self._resources:
             watch("watch_failing_seconds", partial(self._hearing.failing_for, resource.kind), resource=resource.kind)
         self._metrics.watch_total("events_dropped", lambda: 0 if events is None else events.dropped)
-        self._metrics.watch_total("kernel_writes", self.programmer.kernel_writes)
+        self._metrics.watch_total("kernel_writes", self.writer.kernel_writes)
         self._metrics.watch_total("log_lines_dropped", dropped_lines)
 
     def _real_servers(self) -> int:
         """Count them, in the thread of a scrape: nobody keeps their number while Services change."""
-        return sum(len(server.real_servers) for server in list(self.programmer.actual.virtual_servers.values()))
+        return sum(len(server.real_servers) for server in snapshot(self.writer.actual.virtual_servers).values())
 
 
 async def connect_to_api(settings: Settings) -> Client | None:
@@ -303,7 +303,7 @@ async def connect_to_api(settings: Settings) -> Client | None:
 
 
 def events_of(client: Client | None, node_name: str) -> Events | None:
-    """Return what posts events to the API."""
+    """Return what posts events to the API; ``None`` without one."""
     return None if client is None else Events(client.send, reporting_instance=f"ipvs-proxy-{node_name}")
 
 
@@ -321,13 +321,36 @@ def sources(
     ]
 
 
+def context_of(settings: Settings, families: Sequence[Family]) -> Context:
+    """Return what plans need to know of the settings; what they need to know of the node comes later."""
+    return Context(
+        settings.node_name,
+        settings.scheduler,
+        families=tuple(families),
+        compatible=settings.compatible,
+        external_ips=settings.external_ips,
+    )
+
+
+def node_facts_of(
+    settings: Settings, families: Sequence[Family], read_interfaces: Callable[[], Interfaces]
+) -> NodeFacts:
+    """Return what finds out about this node's addresses."""
+    return NodeFacts(
+        read_interfaces,
+        node_port_cidrs=settings.node_port_addresses,
+        bind_address=parse_address(settings.bind_address),
+        families=tuple(families),
+    )
+
+
 def resources_of(settings: Settings) -> tuple[Resource, ...]:
     """Return what is followed at the API."""
     return SERVICES, ENDPOINT_SLICES, own_node(settings.node_name)
 
 
 def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:
-    """Return what tells which nodes are dead: the API; manifests say nothing of it."""
+    """Return what finds out which of some nodes are dead: it asks the API. Manifests say nothing of it."""
     if client is not None:
         return DeadNodes(partial(get_node, client)).among
 
@@ -342,15 +365,7 @@ async def _after(event: asyncio.Event, loop: Callable[[], Coroutine[Any, Any, No
     await loop()
 
 
-async def _spare_collections(started: asyncio.Event) -> None:
-    """Keep what the start has made out of all later collections of garbage.
-
-    Looking through the objects of 10,000 Services would keep the event loop for some tenths of a second. A start that
-    waits for the API makes garbage meanwhile, which is collected as later on.
-    """
-    with suppress(TimeoutError):
-        await asyncio.wait_for(started.wait(), LONG_START)
-    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
-    await started.wait()
-    gc.freeze()
+async def _settle(started: asyncio.Event) -> None:
+    """Set the process for a running agent; never return, as no loop may."""
+    await tuning.settle_after(started)
     await asyncio.Event().wait()

@@ -19,13 +19,13 @@ from ipvs_proxy.netlink.errors import Unusable, is_passing
 from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.node import requirements
 from ipvs_proxy.node.requirements import Host
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 
-#: Seconds until a step is done again: at first, and at most.
-RETRY: Final = 0.5
-LONGEST_RETRY: Final = 5.0
+#: The pauses until a step is done again.
+BACKOFF: Final = Backoff(first=0.5, longest=5.0)
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ async def persist(what: str, step: Callable[[], Awaitable[T]], stop: asyncio.Eve
 
     """
     stop = stop or asyncio.Event()
-    delay = RETRY
+    failures = 0
     while True:
         try:
             return await step()
@@ -92,10 +92,11 @@ async def persist(what: str, step: Callable[[], Awaitable[T]], stop: asyncio.Eve
             if not is_passing(error):
                 raise Unusable(f"the start fails ({what}): {error}") from error
             problem = str(error)
+        delay = BACKOFF.delay(failures)
         log.warning("start_waits", step=what, error=problem, retry_in=delay)
         try:
             await asyncio.wait_for(stop.wait(), delay)
         except TimeoutError:
-            delay = min(2 * delay, LONGEST_RETRY)
+            failures += 1
         else:
             raise Stopped

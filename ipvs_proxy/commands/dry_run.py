@@ -11,16 +11,17 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Final, NamedTuple
 
-from ipvs_proxy.agent.assembly import sources
+from ipvs_proxy.agent.assembly import context_of, node_facts_of, sources
 from ipvs_proxy.agent.local_detection import adapt_rules, masquerading
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
 from ipvs_proxy.agent.open_kernel import open_tables
+from ipvs_proxy.agent.sync import startup
 from ipvs_proxy.agent.sync.controller import Controller
-from ipvs_proxy.agent.sync.kernel_writer import Programmer
-from ipvs_proxy.agent.sync.node_facts import NodeFacts
+from ipvs_proxy.agent.sync.departed import DepartedEndpoints
+from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.commands.empty_kernel import EmptyKernel
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
 from ipvs_proxy.kernel.filter.backend import PacketFilter
@@ -32,8 +33,7 @@ from ipvs_proxy.netlink.errors import MissingPiece, Unusable
 from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.node import requirements, sysctl
 from ipvs_proxy.node.cleanup import IPVS_LOADED
-from ipvs_proxy.plan.addresses import parse_address
-from ipvs_proxy.plan.fragment import Context
+from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK, Interfaces
 from ipvs_proxy.plan.tables import Family, Operation, Role, SetEntry, VirtualServer, VirtualServerKey
@@ -174,29 +174,19 @@ def find_changes(settings: Settings, ground: Ground) -> Differences:
 
 async def _find_changes(settings: Settings, ground: Ground) -> Differences:
     kernel = ground.kernel
-    programmer = Programmer(kernel, count=lambda *_: None, exclude=settings.exclude_cidrs)
+    writer = KernelWriter(kernel, DesiredTables(), count=lambda *_: None, exclude=settings.exclude_cidrs)
     health = HealthTracker(ground.families, sync_period=settings.sync_period)
     controller = Controller(
-        programmer,
-        context=Context(
-            settings.node_name,
-            settings.scheduler,
-            families=ground.families,
-            compatible=settings.compatible,
-            external_ips=settings.external_ips,
-        ),
+        writer,
+        context=context_of(settings, ground.families),
         recorder=Reports(Metrics(ground.families), health, wish=lambda *_: None, emit=None, history=History()),
         marks=Marks(settings.masquerade_bit),
-        facts=NodeFacts(
-            ground.read_interfaces,
-            node_port_cidrs=settings.node_port_addresses,
-            bind_address=parse_address(settings.bind_address),
-            families=ground.families,
-        ),
+        facts=node_facts_of(settings, ground.families, ground.read_interfaces),
+        departed=DepartedEndpoints(settings.node_name),
         adapt_rules=lambda node: adapt_rules(ground.packet_filter, settings, node),
     )
     client = None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
-    loops = [asyncio.create_task(loop) for loop in (controller.run(), *sources(settings, controller, client))]
+    loops = [asyncio.create_task(loop) for loop in (startup.run(controller), *sources(settings, controller, client))]
     started = asyncio.create_task(controller.started.wait())
     done, _ = await asyncio.wait([started, *loops], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
     for task in (started, *loops):
@@ -204,7 +194,7 @@ async def _find_changes(settings: Settings, ground: Ground) -> Differences:
     await asyncio.gather(started, *loops, return_exceptions=True)
     if client is not None:
         await client.close()
-    programmer.close()
+    writer.close()
     for task in done - {started}:
         task.result()
     if not controller.started.is_set():

@@ -24,6 +24,7 @@ from urllib.parse import quote
 import structlog
 
 from ipvs_proxy.kube.client import Reply
+from ipvs_proxy.pacing import Backoff, TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -34,13 +35,13 @@ SERIES_END = 360.0
 SERIES_REFRESH = 300.0
 #: Tokens of one object: this many events at once, then one per five minutes. The numbers are client-go's.
 OBJECT_BURST, OBJECT_RATE = 25, 1 / 300
-#: Tokens of all requests: this many at once, then so many per second. The numbers are kube-proxy's client's.
+#: Tokens of all requests: this many at once, then this many per second. The numbers are kube-proxy's client's.
 REQUEST_BURST, REQUEST_RATE = 10, 5.0
 #: Series, written or not, and objects that are remembered at most.
 LIMIT = 4096
-#: How often a write is tried, and the seconds after the first failure, which double.
+#: How often a write is tried, and the pauses in between.
 ATTEMPTS = 6
-FIRST_PAUSE = 1.0
+BACKOFF = Backoff(first=1.0, longest=16.0)
 #: Seconds for which no event is tried after the server said that the agent may not write any.
 FORBIDDEN_PAUSE = 600.0
 #: Seconds between two log lines about events that were dropped.
@@ -72,25 +73,6 @@ class Regarding(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
-
-
-class TokenBucket:
-    """At most ``burst`` at once, and ``rate`` per second in the long run; the clock is passed in."""
-
-    def __init__(self, burst: int, rate: float, now: float) -> None:
-        self._burst = burst
-        self._rate = rate
-        self._tokens = float(burst)
-        self._at = now
-
-    def take(self, now: float) -> float:
-        """Take a token and return 0, or give the seconds until there is one."""
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-        self._at = now
-        if self._tokens < 1 - 1e-9:  # what waited for a token gets it, also with rounding
-            return (1 - self._tokens) / self._rate
-        self._tokens -= 1
-        return 0.0
 
 
 class _Fact(NamedTuple):
@@ -132,8 +114,8 @@ class Events:
     Args:
         send: makes a request; see ``ipvs_proxy.kube.client.Client.send``.
         reporting_instance: which agent this is: ``ipvs-proxy-<node>``.
-        clock: gives seconds that never go back.
-        now: gives nanoseconds since the epoch.
+        clock: returns seconds that never go back.
+        now: returns nanoseconds since the epoch.
 
     """
 
@@ -221,7 +203,7 @@ class Events:
             due, _, series = self._heap[0]
             now = self._clock()
             if due != series.due or self._series.get(series.fact) is not series:
-                heapq.heappop(self._heap)  # it was scheduled anew, or is gone
+                heapq.heappop(self._heap)  # it was scheduled again, or is gone
             elif due > now:
                 return due - now
             elif series.count == series.written:
@@ -313,7 +295,7 @@ class Events:
         if series.attempts >= ATTEMPTS:
             self._give_up(series, error)
         else:
-            self._schedule(series, self._clock() + FIRST_PAUSE * 2 ** (series.attempts - 1))
+            self._schedule(series, self._clock() + BACKOFF.delay(series.attempts - 1))
 
     def _give_up(self, series: _Series, error: str) -> None:
         fact = series.fact

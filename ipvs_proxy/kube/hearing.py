@@ -16,6 +16,7 @@ import structlog
 from ipvs_proxy.kube.reflector import Interruption, RefusedError
 from ipvs_proxy.kube.resources import Resource
 from ipvs_proxy.kube.texts import quote
+from ipvs_proxy.snapshots import snapshot
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +86,7 @@ class Hearing:
     def failures(self) -> dict[str, tuple[float, str]]:
         """Return for each resource that fails for how many seconds, and what is wrong. Safe in any thread."""
         now = self._clock()
-        return {kind: (now - failure.since, failure.error) for kind, failure in self._failures.copy().items()}
+        return {kind: (now - failure.since, failure.error) for kind, failure in snapshot(self._failures).items()}
 
     def failing_for(self, kind: str) -> float:
         """Return for how many seconds a resource has failed; 0 if it does not. Safe in any thread."""

@@ -1,7 +1,7 @@
 """Lists and watches one resource of the API, for ever, and hands what changed to a sink.
 
 The first choice is a streaming list: one watch that begins with everything there is. A server that does not know it is
-asked for pages. The first list is handed on as it comes, so that work can begin meanwhile; ``synced`` tells that it is
+asked for pages. The first list is handed on as it comes, so that work can begin meanwhile; ``synced`` says that it is
 whole, and what had gone by then is taken back. From then on the watch goes on from the last resource version: after an
 end of the stream, a silence or a restart of the server nothing is read twice. Only when the server has forgotten that
 version (410) everything is listed again, and only real differences reach the sink. No fault ends the loop: it waits,
@@ -28,6 +28,7 @@ from ipvs_proxy.kube.objects import KubernetesObject
 from ipvs_proxy.kube.resources import Resource
 from ipvs_proxy.kube.store import Change, Store
 from ipvs_proxy.kube.texts import quote
+from ipvs_proxy.pacing import Backoff
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +39,7 @@ MAX_PAGES = 4000
 LONGEST_RETRY_AFTER = 120.0
 #: Bytes of a refusal that are read.
 REFUSAL_SIZE = 2048
-#: A watch that ends sooner than so many seconds, and without a word, is a fault.
+#: Seconds within which a watch that ends without a word is a fault.
 SHORT_WATCH = 1.0
 #: How every line of a watch begins.
 _EVENT_BEGINNING = b'{"type":'
@@ -118,16 +119,11 @@ class Transport(Protocol):
 
 
 class Timing(NamedTuple):
-    """Durations in seconds.
-
-    How long a watch lasts at least, the longest silence, and the first and longest pause after
-    a fault.
-    """
+    """Durations in seconds: of a watch at least, of the longest silence, and of the pauses after faults."""
 
     watch: float = 300.0
     inactivity: float = 150.0
-    first_pause: float = 0.5
-    longest_pause: float = 30.0
+    pauses: Backoff = Backoff(first=0.5, longest=30.0)
 
 
 DEFAULT_TIMING = Timing()
@@ -324,9 +320,9 @@ async def reflect(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     observer: Observer = NOBODY,
 ) -> None:
-    """Follow a resource for ever. ``jitter`` gives numbers from 0 to 1, which spread the requests of many agents."""
+    """Follow a resource for ever. ``jitter`` returns numbers from 0 to 1, which spread the requests of many agents."""
     reflector = Reflector(resource, transport, sink, timing=timing, jitter=jitter, observer=observer)
-    pause, reauthenticated = timing.first_pause, False
+    fruitless, reauthenticated = 0, False
     while True:
         before, delay = reflector.progress, 0.0
         try:
@@ -347,11 +343,11 @@ async def reflect(
         except (DecodeError, OSError, aiohttp.ClientError) as error:
             observer.interrupted(resource.kind, _cause_of(error), error)
         if reflector.progress > before:
-            pause, reauthenticated = timing.first_pause, False
+            fruitless, reauthenticated = 0, False
         # Also what the server asks for is spread: it refuses many agents in the same second.
-        await sleep(max(delay * (1 + jitter()), pause * (0.5 + jitter() / 2)))
+        await sleep(max(delay * (1 + jitter()), timing.pauses.delay(fruitless) * (0.5 + jitter() / 2)))
         if reflector.progress == before:
-            pause = min(pause * 2, timing.longest_pause)
+            fruitless += 1
 
 
 def _cause_of(error: Exception) -> Interruption:

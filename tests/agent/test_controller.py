@@ -1,4 +1,4 @@
-"""The controller with the programmer, over a fake kernel as strict as the real one."""
+"""The controller with the kernel writer, over a fake kernel as strict as the real one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pytest
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.sync import retries
+from ipvs_proxy.agent.sync import retries, startup
 from ipvs_proxy.agent.sync.audit import follow_for_ever
-from ipvs_proxy.agent.sync.drains import Outcome
+from ipvs_proxy.agent.sync.drains import Ending
 from ipvs_proxy.kernel.links.monitor import Change as Happened
 from ipvs_proxy.kernel.links.monitor import Event
 from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
@@ -43,7 +44,7 @@ def plane() -> FakeDataplane:
 
 async def test_kernel_is_read_when_the_node_is_known_and_services_come_when_all_is(plane: FakeDataplane) -> None:
     rig = Rig(plane)
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     rig.add(WEB, SLICE)
     rig.controller.synced("Service")
     await asyncio.sleep(0.02)
@@ -68,8 +69,8 @@ async def test_services_are_planned_while_slices_still_come_and_again_only_if_th
         planned.append(found.metadata.name)
         return plan_service(found, *arguments)
 
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", counting)
-    task = asyncio.create_task(rig.controller.run())
+    monkeypatch.setattr("ipvs_proxy.agent.sync.planner.plan_service", counting)
+    task = asyncio.create_task(startup.run(rig.controller))
     names = ["web", "api", "late"]
     rig.add(*(service(name, cluster_ip=f"10.96.0.{number}") for number, name in enumerate(names, 10)))
     pieces = [endpoint_slice(endpoint("10.244.0.1"), name=f"{name}-x", of=name) for name in names]
@@ -100,9 +101,9 @@ async def test_services_are_planned_while_slices_still_come_and_again_only_if_th
 async def test_of_many_that_were_planned_ahead_each_is_programmed_as_it_was_last(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.BATCH", 3)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.planner.BATCH", 3)
     rig = Rig(plane)
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     dns = service("kube-dns", namespace="kube-system", cluster_ip="10.96.0.2")
     many = [service(f"a{number}", cluster_ip=f"10.96.1.{number}") for number in range(11)]
     pieces = [endpoint_slice(endpoint("10.244.0.1"), name=f"a{number}-x", of=f"a{number}") for number in range(11)]
@@ -110,7 +111,7 @@ async def test_of_many_that_were_planned_ahead_each_is_programmed_as_it_was_last
     rig.add(endpoint_slice(endpoint("10.244.0.9"), name="dns-x", namespace="kube-system", of="kube-dns"))
     rig.controller.synced("Node")
     rig.controller.synced("Service")
-    await rig.until(lambda: len(rig.controller._planned) == 12)
+    await rig.until(lambda: len(rig.controller.planner.planned) == 12)
     # In batches that are planned already: one changes, one goes, one has its last endpoint go.
     rig.replace(pieces[4], endpoint_slice(endpoint("10.244.0.2"), name="a4-x", of="a4"))
     rig.replace(many[7], None)
@@ -128,13 +129,13 @@ async def test_of_many_that_were_planned_ahead_each_is_programmed_as_it_was_last
     assert len(added) == len(found)
     assert rig.wishes[ServiceName("default", "a7")] == {}
     assert len(rig.wishes) == 12
-    assert not rig.controller._planned
+    assert not rig.controller.planner.planned
 
 
 async def test_kernel_that_was_read_long_before_all_is_known_is_read_again(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.TAKE_OVER_AGAIN", 0.0)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.startup.TAKE_OVER_AGAIN", 0.0)
     async with running(plane, WEB, SLICE):
         assert plane.calls["read_virtual_servers"] == 2
 
@@ -186,7 +187,7 @@ async def test_comparing_many_virtual_servers_lets_others_run_in_between(
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(take_turns())
-        assert await rig.programmer.program_unsettled() == []
+        assert await rig.writer.write_unsettled() == []
         task.cancel()
         assert turns >= 10
 
@@ -297,9 +298,9 @@ async def test_leftovers_of_ours_go_and_those_of_others_stay(plane: FakeDataplan
     plane.kernel.addresses |= {ours.address, excluded.address}
     async with running(plane, WEB, SLICE, exclude=("10.96.5.0/24",)) as rig:
         assert plane.kernel.virtual_servers[ours].real_servers == {POD1: DRAINING}
-        await rig.programmer.remove_real_servers([(ours, POD1)])
+        await rig.writer.remove_real_servers([(ours, POD1)])
         assert set(plane.kernel.virtual_servers) == {VIP, foreign, excluded}
-        assert set(rig.programmer.foreign) == {foreign, excluded}
+        assert set(rig.writer.foreign) == {foreign, excluded}
         assert ours.address not in plane.kernel.addresses
 
 
@@ -314,7 +315,7 @@ async def test_foreign_virtual_server_that_becomes_desired_is_adopted_as_it_is(p
 async def test_failing_operation_is_retried_alone_until_it_succeeds(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(0.01, 30.0))
     attempts = []
 
     def refuse(operation: Operation) -> int:
@@ -330,16 +331,16 @@ async def test_failing_operation_is_retried_alone_until_it_succeeds(
             assert virtual("10.96.0.11") in plane.kernel.virtual_servers
             assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
             await rig.until(lambda: POD2 in plane.kernel.virtual_servers[VIP].real_servers)
-            await rig.until(lambda: not rig.programmer.retries)
+            await rig.until(lambda: not rig.writer.retries)
     delays = [entry["retry_in_seconds"] for entry in logs if entry["event"] == "operation_failed"]
     assert delays == [0.01, 0.02, 0.04]
 
 
 async def test_dead_socket_loses_nothing(plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(0.01, 30.0))
     plane.broken = 2
     async with running(plane, WEB, SLICE) as rig:
-        await rig.until(lambda: not rig.programmer.retries)
+        await rig.until(lambda: not rig.writer.retries)
         assert plane.kernel.virtual_servers[VIP].real_servers == {POD1: ACTIVE, POD2: ACTIVE}
         assert VIP.address in plane.kernel.addresses
 
@@ -362,12 +363,12 @@ async def test_endpoint_that_leaves_drains_and_returns_with_one_message(plane: F
         rig.replace(SLICE, less)
         await rig.until(lambda: len(rig.drains) == 1)
         rig.replace(less, SLICE)
-        await rig.until(lambda: rig.outcomes)
+        await rig.until(lambda: rig.endings)
         assert plane.applied == [
             RealServerOperation(Verb.SET, VIP, POD2, DRAINING),
             RealServerOperation(Verb.SET, VIP, POD2, ACTIVE),
         ]
-        assert rig.outcomes == [Outcome.RETURNED]
+        assert rig.endings == [Ending.RETURNED]
 
 
 async def test_unreadable_object_is_counted_and_named(plane: FakeDataplane) -> None:
@@ -469,7 +470,7 @@ async def test_audit_keeps_and_counts_what_is_not_ours(plane: FakeDataplane) -> 
         plane.kernel.virtual_servers[foreign] = VirtualServer(foreign, "rr")
         await rig.audit.round()
         assert foreign in plane.kernel.virtual_servers
-        assert set(rig.programmer.foreign) == {foreign}
+        assert set(rig.writer.foreign) == {foreign}
         assert rig.repairs == {}
 
 
@@ -506,7 +507,7 @@ async def test_service_that_cannot_be_planned_harms_no_other(
             raise RuntimeError("a bug")
         return plan_service(item, slices, context, *memory)
 
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", plan)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.planner.plan_service", plan)
     with capture_logs() as logs:
         async with running(plane, service("cursed", cluster_ip="10.96.0.11"), WEB, SLICE):
             assert set(plane.kernel.virtual_servers) == {VIP}
@@ -560,7 +561,7 @@ class UnwalkedDict(dict[Any, Any]):
 
 async def test_a_change_looks_at_nothing_of_other_services(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        desired, actual = rig.programmer.desired, rig.programmer.actual
+        desired, actual = rig.writer.desired, rig.writer.actual
         desired.virtual_servers = UnwalkedDict(desired.virtual_servers)
         actual.virtual_servers = UnwalkedDict(actual.virtual_servers)
         rig.controller.cache.services = UnwalkedDict(rig.controller.cache.services)

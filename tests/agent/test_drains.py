@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Collection
@@ -12,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.sync.drains import Drains, Looks, Outcome, Target
+from ipvs_proxy.agent.sync.drains import Drains, Ending, Looks, Target
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, VirtualServer
 from ipvs_proxy.state.documents import DrainState
 from tests.support.objects import real, virtual
@@ -35,13 +36,13 @@ IN_KERNEL = server(pod=DRAINING)
 
 
 @pytest.fixture
-def outcomes() -> list[Outcome]:
+def endings() -> list[Ending]:
     return []
 
 
 @pytest.fixture
-def drains(outcomes: list[Outcome]) -> Drains:
-    drains = Drains(deadline=60.0, finished=outcomes.append)
+def drains(endings: list[Ending]) -> Drains:
+    drains = Drains(deadline=60.0, finished=endings.append)
     drains.observe(KEY, NOT_WANTED, IN_KERNEL, now=0.0)
     return drains
 
@@ -81,6 +82,30 @@ def test_drains_are_counted_in_another_thread_while_they_begin_and_end(drains: D
         thread.join()
 
 
+def test_drains_are_described_in_another_thread_while_they_begin_and_end(drains: Drains) -> None:
+    stop, many = threading.Event(), [real(f"10.244.{number // 200}.{number % 200 + 1}") for number in range(600)]
+    emptied, full = server(), VirtualServer(KEY, "rr", real_servers=dict.fromkeys(many, DRAINING))
+
+    def churn() -> None:
+        while not stop.is_set():
+            for actual in (full, emptied):
+                drains.observe(KEY, NOT_WANTED, actual, now=0.0)
+
+    thread, interval = threading.Thread(target=churn), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        numbers = set()
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            numbers.add(len(drains.states(drains.virtual_servers(), now=1.0, limit=1_000)))
+        assert numbers <= {0, 1, len(many)}, "a description had a part of the drains"
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+
+
 def test_weight_0_of_somebody_who_is_wanted_is_no_drain() -> None:
     drains = Drains(deadline=60.0, finished=lambda _: None)
     drains.observe(KEY, WANTED, IN_KERNEL, now=0.0)
@@ -98,22 +123,22 @@ def test_it_ends_when_idle_or_at_its_deadline(
     assert due == ([(KEY, POD)] if ends else [])
 
 
-def test_outcome_is_told_when_the_real_server_is_gone(drains: Drains, outcomes: list[Outcome]) -> None:
+def test_outcome_is_told_when_the_real_server_is_gone(drains: Drains, endings: list[Ending]) -> None:
     drains.due(KEY, {POD: Count(0, 0)}, 1.0)
-    assert outcomes == []
+    assert endings == []
     drains.observe(KEY, NOT_WANTED, server(), now=1.0)
-    assert outcomes == [Outcome.IDLE]
+    assert endings == [Ending.IDLE]
     assert len(drains) == 0
 
 
-def test_one_that_somebody_else_removed_is_told_as_gone(drains: Drains, outcomes: list[Outcome]) -> None:
+def test_one_that_somebody_else_removed_is_told_as_gone(drains: Drains, endings: list[Ending]) -> None:
     drains.observe(KEY, NOT_WANTED, server(), now=1.0)
-    assert outcomes == [Outcome.GONE]
+    assert endings == [Ending.GONE]
 
 
-def test_one_that_is_wanted_again_has_returned(drains: Drains, outcomes: list[Outcome]) -> None:
+def test_one_that_is_wanted_again_has_returned(drains: Drains, endings: list[Ending]) -> None:
     drains.observe(KEY, WANTED, WANTED, now=1.0)
-    assert outcomes == [Outcome.RETURNED]
+    assert endings == [Ending.RETURNED]
 
 
 def test_deadline_counts_from_when_the_endpoint_stops_serving() -> None:
@@ -148,8 +173,8 @@ def test_a_service_may_have_a_deadline_of_its_own_also_when_it_is_deleted(
         assert drains.due(KEY, {POD: Count(1, 0)}, now) == ([(KEY, POD)] if ends else [])
 
 
-def test_connections_to_a_dead_node_end(outcomes: list[Outcome]) -> None:
-    drains = Drains(deadline=60.0, finished=outcomes.append, node_of=lambda _: "elsewhere")
+def test_connections_to_a_dead_node_end(endings: list[Ending]) -> None:
+    drains = Drains(deadline=60.0, finished=endings.append, node_of=lambda _: "elsewhere")
     busy = {POD: Count(1, 0)}
     drains.observe(KEY, NOT_WANTED, IN_KERNEL, now=0.0)
     assert drains.suspects(9.9) == set()
@@ -157,7 +182,7 @@ def test_connections_to_a_dead_node_end(outcomes: list[Outcome]) -> None:
     assert drains.due(KEY, busy, 11.0, {"another"}) == []
     assert drains.due(KEY, busy, 11.0, {"elsewhere"}) == [(KEY, POD)]
     drains.observe(KEY, NOT_WANTED, server(), now=11.0)
-    assert outcomes == [Outcome.NODE_DEAD]
+    assert endings == [Ending.NODE_DEAD]
 
 
 def test_an_endpoint_that_still_serves_is_not_suspected() -> None:
@@ -193,17 +218,17 @@ def test_a_drain_that_begins_is_looked_at_without_delay(drains: Drains) -> None:
     assert not drains.begun.is_set()
 
 
-def test_a_virtual_server_that_nobody_wants_drains_as_a_whole(outcomes: list[Outcome]) -> None:
-    drains = Drains(deadline=60.0, finished=outcomes.append)
+def test_a_virtual_server_that_nobody_wants_drains_as_a_whole(endings: list[Ending]) -> None:
+    drains = Drains(deadline=60.0, finished=endings.append)
     drains.observe(KEY, None, IN_KERNEL, now=0.0)
     assert drains.due(KEY, {POD: Count(0, 0)}, 0.0) == [(KEY, POD)]
     drains.observe(KEY, None, None, now=0.0)
-    assert outcomes == [Outcome.IDLE]
+    assert endings == [Ending.IDLE]
 
 
-def test_deletion_of_the_virtual_server_ends_its_drains(drains: Drains, outcomes: list[Outcome]) -> None:
+def test_deletion_of_the_virtual_server_ends_its_drains(drains: Drains, endings: list[Ending]) -> None:
     drains.observe(KEY, None, None, now=1.0)
-    assert (len(drains), outcomes) == (0, [Outcome.GONE])
+    assert (len(drains), endings) == (0, [Ending.GONE])
 
 
 def test_one_that_cannot_be_counted_stays(drains: Drains) -> None:
@@ -230,13 +255,13 @@ def test_udp_has_no_state_to_look_at() -> None:
 
 
 def test_it_ends_with_the_last_connection_that_is_not_closed_by_both_sides(
-    drains: Drains, outcomes: list[Outcome]
+    drains: Drains, endings: list[Ending]
 ) -> None:
     assert drains.due(KEY, {POD: Count(0, 3)}, 1.0) == []
     assert drains.due(KEY, {POD: Count(1, 3)}, 1.0, over=[(KEY, POD)]) == [], "one was opened after the look"
     assert drains.due(KEY, {POD: Count(0, 3)}, 1.0, over=[(KEY, POD)]) == [(KEY, POD)]
     drains.observe(KEY, NOT_WANTED, NOT_WANTED, now=1.0)
-    assert outcomes == [Outcome.IDLE]
+    assert endings == [Ending.IDLE]
 
 
 async def test_looks_take_a_small_share_of_the_time() -> None:

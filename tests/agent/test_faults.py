@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from errno import ENODEV, ENOMEM
 from typing import TypeVar
 
 import pytest
 from msgspec import structs
+from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.sync import controller as controller_module
+from ipvs_proxy.agent.sync import planner, retries, startup
+from ipvs_proxy.agent.sync.audit import audit_for_ever, follow_for_ever
+from ipvs_proxy.agent.sync.failures import LOGGED
+from ipvs_proxy.kernel.links.monitor import Change as Happened
+from ipvs_proxy.kernel.links.monitor import Event
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.roles import NODE_PORT_UDP
 from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import (
     DRAINING,
+    AddressOperation,
     Family,
     Operation,
     Protocol,
@@ -68,9 +77,9 @@ async def test_end_of_a_drain_forgets_no_failed_write_of_the_same_virtual_server
         await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers[leaving] == DRAINING)
         plane.kernel.refuse = refuse
         rig.replace(slices[0], large(("10.0.0.1", "10.0.0.7"))[0])
-        await rig.until(lambda: len(rig.programmer.retries))
+        await rig.until(lambda: len(rig.writer.retries))
         plane.kernel.refuse = None
-        await rig.programmer.remove_real_servers([(VIP, leaving)])
+        await rig.writer.remove_real_servers([(VIP, leaving)])
         found = plane.kernel.virtual_servers[VIP].real_servers
         assert new in found
         assert leaving not in found
@@ -96,7 +105,7 @@ async def test_drift_is_repaired_by_the_audit_after_one_that_failed(
 
 async def test_audit_finds_what_is_not_as_desired_though_nothing_waits(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        for tables in (plane.kernel, rig.programmer.actual):
+        for tables in (plane.kernel, rig.writer.actual):
             tables.virtual_servers[VIP].real_servers.pop(POD1, None)
             tables.addresses.discard(VIP.address)
         await rig.audit.round()
@@ -108,7 +117,7 @@ async def test_audit_that_fails_survives_a_set_that_is_gone(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        rig.programmer.actual.entries[NODE_PORT_UDP[Family.IPV4]] = {SetEntry(port=1)}
+        rig.writer.actual.entries[NODE_PORT_UDP[Family.IPV4]] = {SetEntry(port=1)}
         del plane.kernel.sets["KUBE-NODE-PORT-UDP"]
         monkeypatch.setattr(plane.kernel, "create_sets", lambda: None)
         monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
@@ -156,7 +165,7 @@ async def test_service_deleted_and_made_again_beside_an_audit_has_its_virtual_se
 
         rig.audit._read_virtual_servers = slow  # type: ignore[assignment]
         await rig.audit.round()
-        assert not rig.programmer.foreign
+        assert not rig.writer.foreign
         rig.add(dns)
         await rig.until(lambda: key.address in plane.kernel.addresses)
         assert key in plane.kernel.virtual_servers
@@ -176,15 +185,15 @@ async def test_explanation_before_the_kernel_is_read_takes_nobodys_mark(plane: F
         pass
     written = len(plane.applied)
     rig = Rig(plane)
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     rig.add(*services)
-    await rig.controller.explain(services[1])
+    await rig.controller.planner.explain(services[1])
     rig.all_known()
     await rig.until(rig.controller.started.is_set)
     assert len(plane.applied) == written
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    rig.programmer.close()
+    rig.writer.close()
 
 
 async def test_a_service_is_not_planned_twice_at_a_time(plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,18 +208,18 @@ async def test_a_service_is_not_planned_twice_at_a_time(plane: FakeDataplane, mo
         planning.clear()
         return plan_service(*arguments)
 
-    monkeypatch.setattr(controller_module, "plan_service", slow)
-    monkeypatch.setattr(controller_module, "takes_long", lambda *_: True)
+    monkeypatch.setattr(planner, "plan_service", slow)
+    monkeypatch.setattr(planner, "takes_long", lambda *_: True)
     rig = Rig(plane)
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     wanted = marked("aaa", 1)
     rig.add(wanted)
     rig.all_known()
-    await asyncio.gather(*(rig.controller.explain(wanted) for _ in range(3)))
+    await asyncio.gather(*(rig.controller.planner.explain(wanted) for _ in range(3)))
     await rig.until(rig.controller.started.is_set)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    rig.programmer.close()
+    rig.writer.close()
     assert overlaps == []
 
 
@@ -232,8 +241,8 @@ async def test_health_check_that_was_planned_stays_if_the_next_plan_fails(
             raise RuntimeError("never meant to happen")
         return plan_service(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", failing)
-    task = asyncio.create_task(rig.controller.run())
+    monkeypatch.setattr("ipvs_proxy.agent.sync.planner.plan_service", failing)
+    task = asyncio.create_task(startup.run(rig.controller))
     rig.add(balanced, SLICE)
     for kind in ("Node", "Service"):
         rig.controller.synced(kind)
@@ -246,4 +255,161 @@ async def test_health_check_that_was_planned_stays_if_the_next_plan_fails(
     assert [check.port for checks in rig.wishes.values() for check in checks.values()] == [32000]
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    rig.programmer.close()
+    rig.writer.close()
+
+
+def take_virtual_server(plane: FakeDataplane) -> None:
+    del plane.kernel.virtual_servers[VIP]
+
+
+def take_real_server(plane: FakeDataplane) -> None:
+    del plane.kernel.virtual_servers[VIP].real_servers[POD1]
+
+
+def take_set(plane: FakeDataplane) -> None:
+    del plane.kernel.sets["KUBE-CLUSTER-IP"]
+
+
+def take_link(plane: FakeDataplane) -> None:
+    """Take the link with all its addresses: the next one cannot be added before it is made again."""
+    plane.kernel.addresses.clear()
+    ensure = plane.ensure_tables
+
+    def refuse(operation: Operation) -> int:
+        return ENODEV if isinstance(operation, AddressOperation) else 0
+
+    def make() -> list[str]:
+        plane.kernel.refuse = None
+        return ["link", *ensure()]
+
+    plane.kernel.refuse = refuse
+    plane.ensure_tables = make  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("take", [take_virtual_server, take_real_server, take_set, take_link])
+async def test_a_change_that_meets_what_somebody_else_took_away_puts_it_back(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch, take: Callable[[FakeDataplane], None]
+) -> None:
+    """What failed is read again: repeated as it was, the operation would fail for ever. No audit is needed."""
+    monkeypatch.setattr(retries, "BACKOFF", Backoff(0.01, 0.01))
+    drained, more = endpoint_slice(endpoint("10.244.0.2")), service("more", cluster_ip="10.96.0.11")
+    undisturbed = FakeDataplane()
+    async with running(undisturbed, WEB, drained, more):
+        right = undisturbed.kernel.read()
+    async with running(plane, WEB, SLICE) as rig:
+        take(plane)
+        rig.replace(SLICE, drained)
+        rig.add(more)
+        await rig.until(lambda: OTHER in rig.writer.actual.virtual_servers)
+        await rig.writer.write(TableKeys())  # after the one under way
+        await rig.until(lambda: not rig.writer.retries)
+        # The endpoint that went drains, unless somebody else took it.
+        plane.kernel.virtual_servers[VIP].real_servers.pop(POD1, None)
+        assert plane.kernel.read() == right
+
+
+async def test_a_refusal_of_many_is_told_in_few_lines_and_counted(plane: FakeDataplane) -> None:
+    plane.kernel.refuse = lambda operation: ENOMEM if isinstance(operation, AddressOperation) else 0
+    many = [service(f"a{number}", cluster_ip=f"10.97.0.{number}") for number in range(1, 26)]
+    with capture_logs() as logs:
+        async with running(plane, *many) as rig:
+            assert b'operations_total{result="failure",table="addresses",verb="add"} 50.0' in rig.metrics.render("")[0]
+            assert len(rig.writer.retries) == 25
+            assert rig.health.healthy()
+    lines = [line for line in logs if line["event"].startswith("operation")]
+    of_a_write = [("operation_failed", None)] * LOGGED + [("operations_failed", 25)]
+    # With the changes, and once more with everything, at the end of the start.
+    assert [(line["event"], line.get("addresses")) for line in lines] == of_a_write * 2
+    assert {line["error"] for line in lines if line["event"] == "operation_failed"} == {"Cannot allocate memory"}
+
+
+async def test_work_is_not_done_while_something_waits_for_another_attempt(plane: FakeDataplane) -> None:
+    """What the metrics and the health tracker hear: ``kubeproxy_sync_proxy_rules_last_timestamp_seconds`` stays."""
+    plane.kernel.refuse = lambda operation: ENOMEM if isinstance(operation, AddressOperation) else 0
+    async with running(plane, WEB, SLICE) as rig:
+        assert 'last_timestamp_seconds{ip_family="IPv4"}' not in rig.metrics.render("")[0].decode()
+        assert rig.health._queued is not None
+
+
+@pytest.mark.parametrize("stale", ["a real server is missing", "all is missing"])
+async def test_what_differs_only_in_the_read_beside_the_writes_is_no_drift(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch, stale: str
+) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        found = plane.kernel.read().virtual_servers
+        if stale == "all is missing":
+            found.clear()
+        else:
+            del found[VIP].real_servers[POD1]
+        monkeypatch.setattr(rig.audit, "_read_virtual_servers", lambda: found)
+        plane.applied.clear()
+        await rig.audit.round()
+        assert (rig.repairs, plane.applied) == ({}, [])
+
+
+async def test_audits_follow_one_another_and_one_that_fails_is_not_finished(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[str]()
+    async with running(plane, WEB, SLICE) as rig:
+        monkeypatch.setattr(plane, "read_entries", failing_once(plane.read_entries, 1))
+        del plane.kernel.virtual_servers[VIP]
+        with capture_logs() as logs:
+            task = asyncio.create_task(
+                audit_for_ever(
+                    rig.audit,
+                    period=lambda: told.append("period") or 0.001,  # type: ignore[func-returns-value]
+                    begun=lambda: told.append("begun"),
+                    finished=lambda: told.append("finished"),
+                )
+            )
+            await rig.until(lambda: told.count("finished") >= 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert VIP in plane.kernel.virtual_servers
+    assert told[:8] == ["period", "begun", "period", "begun", "finished", "period", "begun", "finished"]
+    assert [line["error"] for line in logs if line["event"] == "audit_failed"] == ["a fault"]
+
+
+async def test_a_restart_touches_nothing_and_takes_away_what_nobody_wants(plane: FakeDataplane) -> None:
+    async with running(plane, WEB, SLICE):
+        right = plane.kernel.read()
+    plane.calls.clear()
+    async with running(plane, WEB, SLICE):
+        pass
+    assert plane.calls["apply"] == 0, "what is right is not written, also not in vain"
+    plane.kernel.sets["KUBE-EXTERNAL-IP"].add(SetEntry(*OTHER[:3]))
+    plane.kernel.addresses.add(OTHER.address)
+    async with running(plane, WEB, SLICE):
+        assert plane.kernel.read() == right
+
+
+async def test_a_kernel_that_cannot_be_read_is_read_again_and_traffic_comes(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "BACKOFF", Backoff(0.01, 0.02))
+    for call, number in (("ensure_tables", 1), ("read_entries", 2), ("read_virtual_servers", 1), ("read_addresses", 2)):
+        monkeypatch.setattr(plane, call, failing_once(getattr(plane, call), number))
+    with capture_logs() as logs:
+        async with running(plane, WEB, SLICE) as rig:
+            assert plane.kernel.read() == rig.writer.actual
+    delays = [line["retry_in_seconds"] for line in logs if line["event"] == "kernel_not_readable"]
+    assert delays == [0.01, 0.02, 0.02, 0.02]
+
+
+async def test_each_batch_of_notifications_is_acted_on_as_it_comes(plane: FakeDataplane) -> None:
+    taken = asyncio.Event()
+
+    async def watch() -> AsyncIterator[list[Event]]:
+        await taken.wait()
+        yield [Event(Happened.ADDRESS_REMOVED, VIP.address)]
+        await asyncio.Event().wait()
+
+    async with running(plane, WEB, SLICE) as rig:
+        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
+        await rig.until(lambda: plane.calls["read_addresses"] == 2)  # at the start, and when listening began
+        plane.kernel.addresses.clear()
+        taken.set()
+        await rig.until(lambda: plane.kernel.addresses == {VIP.address})
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

@@ -274,7 +274,7 @@ async def test_out_of_descriptors_is_a_pause_and_a_line_not_a_loop() -> None:
 
 def test_soft_limit_of_descriptors_becomes_the_hard_one() -> None:
     code = (
-        "import resource; from ipvs_proxy.agent.web.listener import raise_descriptor_limit\n"
+        "import resource; from ipvs_proxy.agent.tuning import raise_descriptor_limit\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 300)); raise_descriptor_limit()\n"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE))"
     )

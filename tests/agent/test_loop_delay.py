@@ -14,7 +14,7 @@ from ipvs_proxy.agent.observe.loop_delay import LoopDelay
 def observed(work: Coroutine[Any, Any, None]) -> list[float]:
     delays: list[float] = []
     selector = LoopDelay()
-    selector.observe = delays.append
+    selector.report_to(delays.append)
     loop = asyncio.SelectorEventLoop(selector)
     try:
         loop.run_until_complete(work)
@@ -44,7 +44,7 @@ def test_time_that_the_loop_waits_is_no_delay() -> None:
 def test_callbacks_that_were_due_at_once_count_from_then() -> None:
     selector = LoopDelay()
     delays: list[float] = []
-    selector.observe = delays.append
+    selector.report_to(delays.append)
     selector.select(0.0)
     time.sleep(0.05)
     selector.select(0.0)
@@ -58,7 +58,7 @@ def test_what_is_ready_counts_from_the_moment_it_was_handed_over() -> None:
     with here, there:
         selector = LoopDelay()
         delays: list[float] = []
-        selector.observe = delays.append
+        selector.report_to(delays.append)
         selector.register(here, 1)
         there.send(b"x")
         assert selector.select(60.0)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME, MANY_SLICES, Cache
+from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME, MANY_SLICES, ObjectCache
 from ipvs_proxy.kube.objects import EndpointSlice, Node, ObjectMeta
 from ipvs_proxy.plan.fragment import ServiceName
 from tests.support.objects import endpoint, endpoint_slice, service
@@ -16,7 +16,7 @@ WEB, API = ServiceName("default", "web"), ServiceName("default", "api")
 
 
 def test_slice_that_moves_concerns_both_services_and_leaves_nothing_behind() -> None:
-    cache = Cache()
+    cache = ObjectCache()
     of_web, of_api = endpoint_slice(endpoint("10.0.0.1")), endpoint_slice(endpoint("10.0.0.1"), of="api")
     assert cache.change(None, of_web).services == {WEB}
     assert cache.change(of_web, of_api).services == {WEB, API}
@@ -27,11 +27,11 @@ def test_slice_that_moves_concerns_both_services_and_leaves_nothing_behind() -> 
 
 def test_slice_without_a_service_concerns_nobody() -> None:
     piece = EndpointSlice(ObjectMeta("x", "default"), "IPv4")
-    assert Cache().change(None, piece).services == frozenset()
+    assert ObjectCache().change(None, piece).services == frozenset()
 
 
 def test_service_is_known_until_it_is_deleted() -> None:
-    cache, web = Cache(), service("web")
+    cache, web = ObjectCache(), service("web")
     assert cache.change(None, web).services == {WEB}
     assert cache.services == {WEB: web}
     assert cache.change(web, None).services == {WEB}
@@ -39,7 +39,7 @@ def test_service_is_known_until_it_is_deleted() -> None:
 
 
 def test_deleted_node_stays_as_it_was() -> None:
-    cache, node = Cache(), Node(ObjectMeta("node", labels={"zone": "a"}))
+    cache, node = ObjectCache(), Node(ObjectMeta("node", labels={"zone": "a"}))
     assert cache.change(None, node).node == node
     assert cache.change(node, None).node == node
     assert cache.node == node
@@ -56,11 +56,11 @@ def test_deleted_node_stays_as_it_was() -> None:
 def test_trigger_time_is_read_from_the_annotation(text: str, moment: datetime | None) -> None:
     piece = endpoint_slice(endpoint("10.0.0.1"))
     metadata = msgspec.structs.replace(piece.metadata, annotations={LAST_CHANGE_TRIGGER_TIME: text})
-    assert Cache().change(None, msgspec.structs.replace(piece, metadata=metadata)).triggered == moment
+    assert ObjectCache().change(None, msgspec.structs.replace(piece, metadata=metadata)).triggered == moment
 
 
 def test_what_is_read_is_remembered_for_services_with_many_slices_only() -> None:
-    cache = Cache()
+    cache = ObjectCache()
     name = ServiceName("default", "web")
     slices = [endpoint_slice(name=f"web-{number}") for number in range(MANY_SLICES)]
     for piece in slices[:-1]:

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from ipvs_proxy.agent.assembly import sources
-from ipvs_proxy.agent.sync import controller as controller_module
+from ipvs_proxy.agent.sync import planner, startup
 from ipvs_proxy.kube.client import connect
 from ipvs_proxy.kube.objects import EndpointPort, Node, NodeAddress, NodeStatus, ObjectMeta, Service
 from ipvs_proxy.kube.peers import Peer
@@ -52,7 +52,7 @@ async def connected(plane: FakeDataplane, cluster: Cluster) -> AsyncIterator[Rig
     with serving(cluster, listening):
         rig = Rig(plane)
         client = await connect(kubeconfig="", master=f"http://127.0.0.1:{listening.getsockname()[1]}")
-        loops = (rig.controller.run(), *sources(Settings("node"), rig.controller, client))
+        loops = (startup.run(rig.controller), *sources(Settings("node"), rig.controller, client))
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await rig.until(rig.controller.started.is_set)
@@ -63,7 +63,7 @@ async def connected(plane: FakeDataplane, cluster: Cluster) -> AsyncIterator[Rig
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await client.close()
-            rig.programmer.close()
+            rig.writer.close()
 
 
 async def test_endpoints_of_the_api_servers_own_service_are_not_taken(plane: FakeDataplane) -> None:
@@ -105,7 +105,7 @@ async def test_another_way_to_the_api_server_plans_the_services_at_its_address_a
             planned.append(arguments[0].metadata.name)
             return plan_service(*arguments)
 
-        monkeypatch.setattr(controller_module, "plan_service", plan)
+        monkeypatch.setattr(planner, "plan_service", plan)
         rig.controller.take_peers({Peer(packed(API), 6443)})
         await rig.until(lambda: packed(API) not in plane.kernel.addresses)
         await rig.until(lambda: virtual(API) not in plane.kernel.virtual_servers)

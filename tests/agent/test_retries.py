@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ipvs_proxy.agent.sync.retries import FIRST_DELAY, LONGEST_DELAY, RetryQueue
+from ipvs_proxy.agent.sync.retries import BACKOFF, RetryQueue
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import SetEntry
 from tests.support.objects import packed, virtual
 
+FIRST_DELAY, LONGEST_DELAY = BACKOFF
 A, B = virtual("10.96.0.1"), virtual("10.96.0.2")
 
 

@@ -106,8 +106,8 @@ def test_both_formats_are_whole_with_the_traffic_in_them(desired: DesiredTables,
     kernel = Kernel()
     kernel.counters = {VIP: Counters(1, 2, 3, 4, 5)}
     kernel.endpoints = {VIP: {real("10.244.0.1"): 1}}
-    metrics = Metrics(tuple(Family))
-    metrics.service_traffic = ServiceTraffic(desired, lambda: kernel, detail=ServiceMetrics.ENDPOINTS).expose
+    traffic = ServiceTraffic(desired, lambda: kernel, detail=ServiceMetrics.ENDPOINTS)
+    metrics = Metrics(tuple(Family), service_traffic=traffic.expose)
     body, content_type = metrics.render(accept)
     parse = openmetrics_parser.text_string_to_metric_families if accept else text_string_to_metric_families
     families = {family.name: family for family in parse(body.decode())}

@@ -15,6 +15,7 @@ from ipvs_proxy.agent.sync import stale_flows
 from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece
 from ipvs_proxy.netlink.wire import MalformedMessage
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.flows import Flow
 from ipvs_proxy.plan.tables import ACTIVE, Family, Protocol, RealServerKey, VirtualServer, VirtualServerKey, family_of
 from tests.support.objects import packed, real, virtual
@@ -110,8 +111,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch):
-    for name in ("SETTLE", "REST", "FIRST_DELAY", "LONGEST_DELAY"):
+    for name in ("SETTLE", "REST"):
         monkeypatch.setattr(stale_flows, name, 0.001)
+    monkeypatch.setattr(stale_flows, "BACKOFF", Backoff(0.001, 0.001))
 
 
 @pytest.fixture
@@ -244,7 +246,7 @@ async def test_fault_is_told_and_what_was_remembered_is_cleaned_later(bench, fau
 
 
 async def test_fault_of_one_family_does_not_hold_back_the_other(bench, monkeypatch):
-    monkeypatch.setattr(stale_flows, "FIRST_DELAY", 60.0)
+    monkeypatch.setattr(stale_flows, "BACKOFF", Backoff(60.0, 60.0))
     bench.table.flows = {flow(DNS, POD), flow(DNS6, POD6)}
     bench.table.faults = [OSError("no buffer")]
     async with bench.running():

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from ipvs_proxy.agent.observe.thinning import BURST, Thinning
+from ipvs_proxy.agent.sync import startup
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.plan.annotations import DRAIN_TIMEOUT
 from ipvs_proxy.plan.fragment import Fragment
@@ -34,7 +35,7 @@ def test_one_object_is_told_of_some_times_then_once_a_minute_with_what_was_left_
 
 async def test_a_large_annotation_that_changes_all_the_time_writes_little_to_the_log() -> None:
     rig = Rig(FakeDataplane())
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     rig.add(service())
     rig.all_known()
     await rig.until(rig.controller.started.is_set)
@@ -44,7 +45,7 @@ async def test_a_large_annotation_that_changes_all_the_time_writes_little_to_the
             new = replace(old, metadata=replace(old.metadata, annotations={DRAIN_TIMEOUT: f"{number}" * 100_000}))
             rig.replace(old, new)
             old = new
-            await rig.until(lambda new=new: rig.controller.cache.services and not rig.controller._dirty)  # type: ignore[misc]
+            await rig.until(lambda new=new: rig.controller.cache.services and not rig.controller.dirty)  # type: ignore[misc]
             await asyncio.sleep(0)
         await rig.until(lambda: not rig.controller._wake.is_set())
     task.cancel()
@@ -56,7 +57,7 @@ async def test_a_large_annotation_that_changes_all_the_time_writes_little_to_the
 
 async def test_a_service_that_claims_all_of_another_ones_addresses_again_and_again_writes_little_to_the_log() -> None:
     rig = Rig(FakeDataplane())
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     ports = [{"name": f"p{number}", "port": 1 + number} for number in range(500)]
     older, younger = (
         wanted(
@@ -71,9 +72,9 @@ async def test_a_service_that_claims_all_of_another_ones_addresses_again_and_aga
     with capture_logs() as logs:
         for _ in range(5):
             rig.add(younger)
-            await rig.until(lambda: len(rig.programmer.desired.conflicts()) == 500)
+            await rig.until(lambda: len(rig.writer.desired.conflicts()) == 500)
             rig.replace(younger, None)
-            await rig.until(lambda: not rig.programmer.desired.conflicts())
+            await rig.until(lambda: not rig.writer.desired.conflicts())
     task.cancel()
     told = [line for line in logs if line["event"] == "conflict"]
     assert 0 < len(told) <= BURST
@@ -97,9 +98,9 @@ async def test_a_service_that_takes_long_is_planned_beside_the_event_loop(
         planned_in[item.metadata.name] = threading.current_thread()
         return plan_service(item, *arguments)
 
-    monkeypatch.setattr("ipvs_proxy.agent.sync.controller.plan_service", plan)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.planner.plan_service", plan)
     rig = Rig(FakeDataplane())
-    task = asyncio.create_task(rig.controller.run())
+    task = asyncio.create_task(startup.run(rig.controller))
     rig.add(large, *pieces, service("small"))
     rig.all_known()
     await rig.until(rig.controller.started.is_set)
@@ -121,7 +122,7 @@ async def test_a_large_service_never_keeps_others_from_the_event_loop(name: str)
     """From the object to the last operation that the kernel has carried out, and as it goes."""
     large, pieces = LARGE[name]
     rig = Rig(FakeDataplane())
-    tasks = [asyncio.create_task(rig.controller.run())]
+    tasks = [asyncio.create_task(startup.run(rig.controller))]
     rig.all_known()
     await rig.until(rig.controller.started.is_set)
     gc.collect()
@@ -140,11 +141,11 @@ async def test_a_large_service_never_keeps_others_from_the_event_loop(name: str)
         rig.add(*pieces, large)
         await rig.until(lambda: rig.controller.cache.services and rig.plane.kernel.virtual_servers)
         rig.replace(large, None)
-        await rig.until(lambda: not rig.programmer.desired.virtual_servers and len(rig.drains))
+        await rig.until(lambda: not rig.writer.desired.virtual_servers and len(rig.drains))
     finally:
         gc.enable()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        rig.programmer.close()
+        rig.writer.close()
     assert longest < GAP

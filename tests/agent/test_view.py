@@ -141,7 +141,7 @@ async def test_drains_and_refused_objects_are_named() -> None:
     async with shown(WEB, WEB_SLICE) as (url, rig, _):
         rig.replace(WEB_SLICE, endpoint_slice(endpoint("10.244.0.3")))
         await rig.until(lambda: len(rig.drains))
-        rig.programmer.retries.failed(TableKeys(addresses={packed("10.96.0.10")}), 0.0)
+        rig.writer.retries.failed(TableKeys(addresses={packed("10.96.0.10")}), 0.0)
         _, state = await answer(f"{url}/state")
         _, web = await answer(f"{url}/state/services/default/web")
     assert (state["waiting"], state["refused"]) == (1, ["10.96.0.10 on kube-ipvs0"])

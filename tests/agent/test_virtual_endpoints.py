@@ -24,7 +24,7 @@ async def test_each_is_told_once_as_long_as_it_stays_so() -> None:
     told: list[tuple[Service | None, Omission]] = []
     async with running(FakeDataplane(), *OBJECTS) as rig:
         services = rig.controller.cache.services
-        looking = VirtualEndpoints(rig.programmer.desired, services, lambda *found: told.append(found))
+        looking = VirtualEndpoints(rig.writer.desired, services, lambda *found: told.append(found))
         with capture_logs() as logs:
             await looking.look()
             await looking.look()
@@ -33,10 +33,10 @@ async def test_each_is_told_once_as_long_as_it_stays_so() -> None:
         assert {item.metadata.name for item, _ in told if item is not None} == {"b", "c"}
         web = services[ServiceName("shop", "web")]
         rig.replace(web, None)
-        await rig.until(lambda: len(rig.programmer.desired.owners) == 2)
+        await rig.until(lambda: len(rig.writer.desired.owners) == 2)
         await looking.look()
         rig.add(web)
-        await rig.until(lambda: len(rig.programmer.desired.owners) == 3)
+        await rig.until(lambda: len(rig.writer.desired.owners) == 3)
         await looking.look()
     assert [omission.where for _, omission in told][2:] == [TOLD[0]]
 
@@ -46,5 +46,5 @@ async def test_endpoints_of_pods_and_nodes_are_none() -> None:
     async with running(
         FakeDataplane(), service("web"), endpoint_slice(endpoint("10.244.0.1"), endpoint("192.0.2.1"))
     ) as rig:
-        await VirtualEndpoints(rig.programmer.desired, {}, lambda *found: told.append(found)).look()
+        await VirtualEndpoints(rig.writer.desired, {}, lambda *found: told.append(found)).look()
     assert told == []

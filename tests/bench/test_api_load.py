@@ -197,14 +197,14 @@ def test_the_limit_of_writes_and_the_batching_period_join_changes():
 def test_watches_that_are_cut_go_on_within_the_first_pause():
     moments = reconnects(Outage(0, agents=40))
     assert len(moments) == 40
-    assert DEFAULT_TIMING.first_pause / 2 <= min(moments)
-    assert max(moments) <= DEFAULT_TIMING.first_pause
+    assert DEFAULT_TIMING.pauses.first / 2 <= min(moments)
+    assert max(moments) <= DEFAULT_TIMING.pauses.first
 
 
 def test_watches_come_back_spread_after_a_long_outage():
     moments = reconnects(Outage(120, agents=40))
     assert min(moments) >= 0
-    assert max(moments) <= DEFAULT_TIMING.longest_pause
+    assert max(moments) <= DEFAULT_TIMING.pauses.longest
     assert api_load.busiest(sorted(moments)) < 20
 
 

@@ -13,6 +13,7 @@ from ipvs_proxy.kube.decode import DecodeError
 from ipvs_proxy.kube.hearing import QUIET, REMINDER, Hearing
 from ipvs_proxy.kube.reflector import Interruption, RefusedError, Timing, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.tables import Family
 from tests.support.apiserver import ApiServer, PlainTransport, status
 from tests.support.clock import Clock
@@ -122,7 +123,7 @@ async def test_an_expired_token_is_logged_once_whatever_the_server_repeats() -> 
     server, hearing = ApiServer(status(401)), Hearing(RESOURCES, Metrics(tuple(Family)))
     await server.start()
     transport = PlainTransport(server)
-    timing = Timing(first_pause=0.01, longest_pause=0.02)
+    timing = Timing(pauses=Backoff(0.01, 0.02))
     with capture_logs() as lines:
         tasks = [
             asyncio.create_task(reflect(resource, transport, Recorder(), timing=timing, observer=hearing))

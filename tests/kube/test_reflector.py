@@ -12,12 +12,13 @@ import pytest
 
 from ipvs_proxy.kube.reflector import Interruption, Timing, reflect
 from ipvs_proxy.kube.resources import SERVICES
+from ipvs_proxy.pacing import Backoff
 from tests.support.apiserver import Answer, ApiServer, PlainTransport, bookmark, line, page, service, status, stream
 from tests.support.recorder import Recorder
 
 REFUSED_STREAMING = status(422)
 QUIET = stream(hang=True)
-FAST = Timing(watch=300.0, inactivity=5.0, first_pause=0.01, longest_pause=0.05)
+FAST = Timing(watch=300.0, inactivity=5.0, pauses=Backoff(0.01, 0.05))
 
 
 class Running:
@@ -168,7 +169,7 @@ async def test_401_is_answered_with_fresh_credentials_at_once() -> None:
 async def test_401_that_stays_backs_off() -> None:
     async with reflecting(status(401)) as running:
         await running.until(lambda: len(running.pauses) >= 4)
-        assert running.pauses[0] < running.pauses[2] <= FAST.longest_pause
+        assert running.pauses[0] < running.pauses[2] <= FAST.pauses.longest
 
 
 async def test_retry_after_is_honoured_and_spread() -> None:

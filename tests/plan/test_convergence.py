@@ -247,7 +247,7 @@ class Convergence(RuleBasedStateMachine):
             self.marks.restore(self.kernel.entries()[roles.INTERNAL[family]])
         self.mirror, self.trusted, self.pending = self.kernel.read(), True, TableKeys()
         before = len(self.kernel.log)
-        # First of all, marks that were written in part are spelled right, as ``Programmer.take_over_frame`` does.
+        # First of all, marks that were written in part are spelled right, as ``KernelWriter.take_over_frame`` does.
         for operation in corrections(self.mirror.entries):
             assert self.kernel.apply(operation) == 0, operation
             self.mirror.record([operation])

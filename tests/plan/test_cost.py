@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME, Cache
+from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME, ObjectCache
 from ipvs_proxy.kube.decode import Skipped, convert_object
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
@@ -184,7 +184,7 @@ def use(mapping: dict[str, Any]) -> None:
     service = convert_object(data, SERVICES)
     piece = convert_object(data, ENDPOINT_SLICES)
     node = convert_object(data, own_node("node"))
-    cache = Cache()
+    cache = ObjectCache()
     for item in (service, piece, node):
         cache.change(None, None if isinstance(item, Skipped) else item)
     fragment = plan(

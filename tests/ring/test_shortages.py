@@ -72,7 +72,7 @@ def short(first: int, number: int, error: int) -> Iterator[Shortage]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "RETRY", 0.001)
+    monkeypatch.setattr(start, "BACKOFF", start.BACKOFF._replace(first=0.001))
     monkeypatch.setattr(kernel_socket, "SHORTAGE_PAUSES", (0.0,) * 5)
 
 

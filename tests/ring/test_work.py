@@ -16,7 +16,7 @@ import structlog
 
 from bench import cluster
 from bench.rig import Rig, WithoutRules
-from ipvs_proxy.agent.sync import controller
+from ipvs_proxy.agent.sync import planner
 from tests.support.namespaces import fresh_namespace, run
 
 ENDPOINTS = 10
@@ -99,13 +99,13 @@ def namespace() -> Iterator[None]:
 @pytest.mark.parametrize("services", [10, 300])
 def test_the_work_of_an_event_is_exactly_that_of_the_change(services: int, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[str] = []
-    plan = controller.plan_service
+    plan = planner.plan_service
 
     def counted(service: Any, *arguments: Any, **named: Any) -> Any:
         planned.append(service.metadata.name)
         return plan(service, *arguments, **named)
 
-    monkeypatch.setattr(controller, "plan_service", counted)
+    monkeypatch.setattr(planner, "plan_service", counted)
 
     async def measure() -> dict[str, Work]:
         kernel = WithoutRules()

@@ -1,4 +1,4 @@
-"""The dataplane over the fake kernel: what the programmer and the audit need, with faults to order and counts of calls."""
+"""The dataplane over the fake kernel: what the kernel writer and the audit need, with faults to order and counts of calls."""
 
 from __future__ import annotations
 

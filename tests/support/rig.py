@@ -1,4 +1,4 @@
-"""An agent's controller, programmer and audit over a fake kernel, without an API or a clock of their own."""
+"""An agent's controller, kernel writer and audit over a fake kernel, without an API or a clock of their own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
+from ipvs_proxy.agent.sync import startup
 from ipvs_proxy.agent.sync.audit import Audit
 from ipvs_proxy.agent.sync.controller import KINDS, Controller
-from ipvs_proxy.agent.sync.drains import Drains, Outcome, watch_writes
-from ipvs_proxy.agent.sync.kernel_writer import Programmer
+from ipvs_proxy.agent.sync.departed import DepartedEndpoints
+from ipvs_proxy.agent.sync.drains import Drains, Ending
+from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.kube.events import Regarding
 from ipvs_proxy.kube.objects import KubernetesObject, Node
 from ipvs_proxy.kube.store import Change
+from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.tables import Family
@@ -36,19 +39,23 @@ class Rig:
         self.plane = plane
         self.metrics = Metrics(tuple(Family))
         self.health = HealthTracker(tuple(Family), sync_period=30.0)
-        self.programmer = Programmer(
-            plane, count=self.metrics.operations, exclude=[ip_network(cidr) for cidr in exclude]
+        self.endings: list[Ending] = []
+        departed = DepartedEndpoints("node")
+        self.drains = Drains(deadline=60.0, finished=self.endings.append, node_of=departed.node_of, clock=lambda: 0.0)
+        self.writer = KernelWriter(
+            plane,
+            DesiredTables(),
+            count=self.metrics.operations,
+            observers=[self.drains],
+            exclude=[ip_network(cidr) for cidr in exclude],
         )
-        self.outcomes: list[Outcome] = []
         self.interfaces: dict[str, set[bytes]] = {}
         self.adapted: list[Node | None] = []
         self.wishes: dict[ServiceName, Mapping[Family, HealthCheck]] = {}
         self.events: list[str] = []
         self.history = History()
-        self.drains = Drains(deadline=60.0, finished=self.outcomes.append)
-        watch_writes(self.programmer, self.drains, clock=lambda: 0.0)
         self.controller = Controller(
-            self.programmer,
+            self.writer,
             context=Context("node"),
             recorder=Reports(
                 self.metrics,
@@ -59,12 +66,13 @@ class Rig:
             ),
             marks=Marks(),
             facts=NodeFacts(lambda: self.interfaces),
+            departed=departed,
             adapt_rules=lambda node: bool(self.adapted.append(node)),
         )
         self.repairs: dict[str, int] = {}
         self.audit = Audit(
-            self.programmer,
-            plane,
+            self.writer,
+            repair_rules=plane.repair_rules,
             read_virtual_servers=plane.read_virtual_servers,
             repaired=lambda table, found: self.repairs.update({table: self.repairs.get(table, 0) + len(found)}),
         )
@@ -94,7 +102,7 @@ async def running(
 ) -> AsyncIterator[Rig]:
     """Run an agent that knows these objects, wait until it has started, and end it afterwards."""
     rig = Rig(plane, exclude)
-    tasks = [asyncio.create_task(rig.controller.run()), asyncio.create_task(rig.programmer.retry_for_ever())]
+    tasks = [asyncio.create_task(startup.run(rig.controller)), asyncio.create_task(rig.writer.retry_for_ever())]
     rig.add(*objects)
     rig.all_known()
     try:
@@ -105,7 +113,7 @@ async def running(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        rig.programmer.close()
+        rig.writer.close()
 
 
 WEB, SLICE = service("web"), endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.2"))

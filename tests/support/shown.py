@@ -53,7 +53,7 @@ async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
         ipvs = FakeIpvs(plane)
         view = View(
             rig.controller,
-            rig.programmer,
+            rig.writer,
             settings=lambda: effective(
                 {
                     "hostname_override": "node",

@@ -1,1 +1,1 @@
-"""What tells of the agent at work: metrics, health, logs, history, events."""
+"""What shows the agent at work: metrics, health, logs, history, events."""

@@ -28,7 +28,7 @@ API_PATIENCE: Final = 60.0
 class HealthTracker:
     """When something was last done, and since when something waits. Times are seconds since the epoch.
 
-    ``api_failures`` tells for each resource of the API that fails for how many seconds, and what is wrong.
+    ``api_failures`` returns, for each resource of the API that fails, the seconds for which it has and what is wrong.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Final
 
 from ipvs_proxy.state.documents import Happening
 
-#: So many of each are kept, and so many objects of each are named.
+#: Changes, and repairs, that are kept, and objects that are named of each.
 KEPT: Final = 50
 NAMED: Final = 5
 

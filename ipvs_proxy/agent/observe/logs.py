@@ -1,7 +1,7 @@
 """How the agent logs: one event name per fact, with fields, on standard error.
 
-A node whose cluster never rests has no end of changes: of each event at info level only so many lines are written, and
-the next one that is says how many were not. Warnings and errors are all written; so is everything with the verbosity of
+A node whose cluster never rests has no end of changes: lines of one event at info level are thinned out, and the next
+one that is written says how many were not. Warnings and errors are all written; so is everything with the verbosity of
 debug events. Metrics count all of it in any case. Nothing waits for the reader of the log (``standard_error``).
 """
 
@@ -18,13 +18,13 @@ import structlog
 from structlog.typing import EventDict
 
 from ipvs_proxy.agent.observe.standard_error import StandardError, install
-from ipvs_proxy.kube.events import TokenBucket
+from ipvs_proxy.agent.observe.thinning import Thinning
 
 #: Its descriptor.
 STANDARD_ERROR: Final = 2
 #: From this verbosity on (kube-proxy's ``--v``), debug events are logged.
 DEBUG_VERBOSITY = 4
-#: So many lines of one event at info level at once, then one every ten seconds.
+#: Lines of one event at info level at once, and per second from then on.
 BURST: Final = 30
 RATE: Final = 0.1
 
@@ -46,7 +46,7 @@ def never_wait() -> None:
 
 
 def end_of_log() -> None:
-    """Let the last lines out, as far as somebody reads them."""
+    """Write the last lines, as far as somebody reads them."""
     if isinstance(sys.stderr, StandardError):
         sys.stderr.drain()
     else:
@@ -70,22 +70,15 @@ class _Brake:
     """Leaves out lines at info level of an event that happens too often, and has the next one say how many."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._buckets: dict[str, TokenBucket] = {}
-        self._left_out: dict[str, int] = {}
+        self._thinning = Thinning(clock, burst=BURST, rate=RATE)
 
     def __call__(self, _: Any, method: str, event: EventDict) -> EventDict:
         if method != "info" or _verbosity >= DEBUG_VERBOSITY:
             return event
-        name, now = event["event"], self._clock()
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            bucket = self._buckets[name] = TokenBucket(BURST, RATE, now)
-        if bucket.take(now):
-            self._left_out[name] = self._left_out.get(name, 0) + 1
+        more = self._thinning.admit(event["event"])
+        if more is None:
             raise structlog.DropEvent
-        if left_out := self._left_out.pop(name, 0):
-            event["not_logged"] = left_out
+        event.update(more)
         return event
 
 

@@ -12,21 +12,24 @@ from selectors import EpollSelector, SelectorKey
 
 
 class LoopDelay(EpollSelector):
-    """A selector that tells, each time the loop comes back to it, for how long other callbacks had to wait.
+    """A selector that reports, each time the loop comes back to it, how long other callbacks had to wait.
 
     That is the time since it gave the loop something to do, or since the timeout after which the loop wanted to go on.
-    ``observe`` is called with it, in seconds.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.observe: Callable[[float], None] = _ignore
+        self._report: Callable[[float], None] = _ignore
         self._due = time.monotonic()
+
+    def report_to(self, report: Callable[[float], None]) -> None:
+        """Have ``report`` called with the delays, in seconds, from now on: a loop exists before what counts them."""
+        self._report = report
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """Wait as ``EpollSelector`` does."""
         begun = time.monotonic()
-        self.observe(begun - self._due)
+        self._report(begun - self._due)
         ready = super().select(timeout)
         self._due = time.monotonic()
         if not ready and timeout is not None:
@@ -35,4 +38,4 @@ class LoopDelay(EpollSelector):
 
 
 def _ignore(_: float) -> None:
-    """Before there is somebody to tell."""
+    """Do nothing: nobody counts yet."""

@@ -40,7 +40,7 @@ _END = b"# EOF\n"
 
 
 class ServiceTrafficText(Protocol):
-    """Gives the metrics of each Service as text, in one of two formats, without an end mark."""
+    """Returns the metrics of each Service as text, in one of two formats, without an end mark."""
 
     def __call__(self, *, openmetrics: bool) -> str:
         """Return the text."""
@@ -64,12 +64,11 @@ class _Totals:
 
 
 class Metrics:
-    """One registry and the events that change it."""
+    """One registry and the events that change it; ``service_traffic`` returns the metrics of each Service."""
 
-    def __init__(self, families: Sequence[Family]) -> None:
+    def __init__(self, families: Sequence[Family], service_traffic: ServiceTrafficText = _no_traffic) -> None:
         self.registry = CollectorRegistry()
-        #: Gives the metrics of each Service as text.
-        self.service_traffic: ServiceTrafficText = _no_traffic
+        self._service_traffic = service_traffic
         self._families = [family.label for family in families]
         self._kube_proxy()
         self._add_counters()
@@ -326,5 +325,5 @@ class Metrics:
             encode, content_type = choose_encoder("")
         body = encode(self.registry)
         openmetrics = content_type.startswith("application/openmetrics-text")
-        traffic = self.service_traffic(openmetrics=openmetrics).encode()
+        traffic = self._service_traffic(openmetrics=openmetrics).encode()
         return (body.removesuffix(_END) + traffic + _END if openmetrics else body + traffic), content_type

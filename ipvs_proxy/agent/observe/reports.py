@@ -1,9 +1,9 @@
-"""Hands what happens to those who tell it: metrics, the health tracker, events of the API, Services' health checks."""
+"""Hands on what happens to all who show it: metrics, the health tracker, events of the API, Services' health checks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -42,9 +42,15 @@ class Emit(Protocol):
 
 
 class Reports:
-    """What the controller and the health checks report goes through here.
+    """What the controller reports goes through here: it is a ``sync.recorder.Recorder``.
 
-    ``wish`` takes what health checks a Service wants. ``emit`` is ``None`` where there is no API to have events.
+    Args:
+        metrics: counts all of it.
+        health: is told when there is work, and when it is done.
+        wish: takes the health checks that a Service wants, by the Service's name.
+        emit: makes events of the API; ``None`` where there is no API to have them.
+        history: keeps the last changes.
+
     """
 
     def __init__(
@@ -58,13 +64,13 @@ class Reports:
     ) -> None:
         self._metrics = metrics
         self._health = health
+        self._wish = wish
         self._emit = emit
-        self.changed = metrics.changed
-        self.programmed = metrics.programmed
-        self.no_local_endpoints = metrics.no_local_endpoints
-        self.conflicts = metrics.conflicts
-        self.health_checks = wish
-        self.wrote = history.wrote
+        self._history = history
+
+    def changed(self, kind: str, number: int, *, pending: int) -> None:
+        """Count changes of objects, and the Services that wait for being planned."""
+        self._metrics.changed(kind, number, pending=pending)
 
     def queued(self) -> None:
         """Note that there is something to do."""
@@ -77,10 +83,30 @@ class Reports:
         if complete:
             self._health.updated()
 
-    def skipped(self, kind: str, key: str, error: str) -> None:
-        """Count an object that could not be read, and tell its owner; ``key`` is its name, after its namespace.
+    def programmed(self, *, seconds_since_trigger: float) -> None:
+        """Observe how long a change of endpoints took from the cluster to the kernel."""
+        self._metrics.programmed(seconds_since_trigger=seconds_since_trigger)
 
-        Nobody can be told of one whose name could not be read either ("").
+    def wrote(self, services: Sequence[ServiceName], *, operations: int, seconds: float) -> None:
+        """Keep a change of Services for those who ask what happened last."""
+        self._history.wrote(services, operations=operations, seconds=seconds)
+
+    def health_checks(self, name: ServiceName, wanted: Mapping[Family, HealthCheck]) -> None:
+        """Hand on which health checks a Service wants."""
+        self._wish(name, wanted)
+
+    def no_local_endpoints(self, services: dict[tuple[str, Family], int]) -> None:
+        """Note how many Services have a policy of Local and no endpoint here, by policy and family."""
+        self._metrics.no_local_endpoints(services)
+
+    def conflicts(self, number: int) -> None:
+        """Note how many claims to virtual servers are lost now."""
+        self._metrics.conflicts(number)
+
+    def skipped(self, kind: str, key: str, error: str) -> None:
+        """Count an object that could not be read, and make an event for its owner; ``key`` is ``namespace/name``.
+
+        There is no event for an object whose name could not be read either ("").
         """
         self._metrics.skipped(kind)
         if not key:
@@ -94,13 +120,13 @@ class Reports:
         self._health.node_changed(node)
 
     def started(self, node: Node | None, node_name: str) -> None:
-        """Tell the cluster that this node is served."""
+        """Make an event: this node is served."""
         metadata = ObjectMeta(node_name) if node is None else node.metadata
         note = f"ipvs-proxy {__version__} serves the Services of node {node_name}"
         self._event("Node", metadata, "Normal", "Starting", "StartProxy", note)
 
     def health_changed(self, node: Node | None, node_name: str, *, healthy: bool) -> None:
-        """Tell the cluster that this node's agent falls behind, or keeps up again."""
+        """Make an event: this node's agent falls behind, or keeps up again."""
         metadata = ObjectMeta(node_name) if node is None else node.metadata
         if healthy:
             log.info("recovered")
@@ -113,12 +139,12 @@ class Reports:
             self._event("Node", metadata, "Warning", "ProxyDegraded", "Sync", note)
 
     def conflict(self, loser: Service, key: VirtualServerKey, winner: ServiceName) -> None:
-        """Tell the loser's owner who has its address."""
+        """Make an event for the owner of the Service that lost: who has its address."""
         note = f"{key} is served for the older Service {winner}; this Service takes over when that one lets go of it"
         self._event("Service", loser.metadata, "Warning", "AddressConflict", "Bind", note)
 
     def left_out(self, service: Service | None, omission: Omission) -> None:
-        """Count what cannot be served as it is written, and tell the Service's owner."""
+        """Count what cannot be served as it is written, and make an event for the Service's owner."""
         self._metrics.left_out(omission.reason)
         if service is not None:
             note, instead = f"{omission.where}: {omission.reason}", SERVED_OTHERWISE.get(omission.reason)
@@ -133,7 +159,7 @@ class Reports:
 
 
 async def watch_health_for_ever(healthy: Callable[[], bool], changed: Callable[[bool], None]) -> None:
-    """Look every second whether the agent keeps up, and tell when that changes; it is healthy at its start."""
+    """Look every second whether the agent keeps up, and call ``changed`` when that changes; it starts healthy."""
     before = True
     while True:
         await asyncio.sleep(HEALTH_INTERVAL)
@@ -144,7 +170,7 @@ async def watch_health_for_ever(healthy: Callable[[], bool], changed: Callable[[
 
 
 def report_refused_health_check(emit: Emit | None, service: ObjectMeta, port: int, error: OSError) -> None:
-    """Tell that a Service's health check cannot be served."""
+    """Log that a Service's health check cannot be served, and make an event for its owner."""
     name = ServiceName(service.namespace, service.name)
     log.error("service_health_check_refused", service=str(name), port=port, error=str(error))
     if emit is not None:

@@ -6,9 +6,9 @@ their traffic is added up. The kernel counts from when it added a virtual server
 increases: they do not fall when one of several virtual servers goes or is made anew. What went between two scrapes is
 lost with it. A Service that is gone is not exposed any more.
 
-Endpoints cost one dump for each virtual server and five series for each endpoint, so only so many are asked and
-exposed: those of the virtual servers with the most connections. They have the kernel's own counters, one virtual server
-and endpoint each, which begin anew with the real server.
+Endpoints cost one dump for each virtual server and five series for each endpoint, so only a limited number is exposed:
+those of the virtual servers with the most connections. They have the kernel's own counters, one virtual server
+and endpoint each, which begin again with the real server.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.tables import RealServerKey, SetEntry, VirtualServerKey, family_of
 from ipvs_proxy.settings.values import ServiceMetrics
+from ipvs_proxy.snapshots import snapshot
 
 log = structlog.get_logger(__name__)
 
-#: So many endpoints are exposed: 5,000 series.
+#: Endpoints that are exposed at most, in 5,000 series.
 ENDPOINTS: Final = 1_000
 #: The help of connections, packets and bytes. The kernel's counters are up to two seconds old.
 _OF_SERVICES: Final = (
@@ -136,8 +137,8 @@ class ServiceTraffic:
         return "".join(lines)
 
     def _endpoints(self, table: Table, found: Mapping[VirtualServerKey, Counters]) -> tuple[list[_Endpoint], int]:
-        """Read the endpoints of the virtual servers with most connections; say how many there was no room for."""
-        owners, servers = self._desired.owners.copy(), self._desired.virtual_servers.copy()
+        """Return the endpoints of the virtual servers with most connections, and how many there was no room for."""
+        owners, servers = snapshot(self._desired.owners), snapshot(self._desired.virtual_servers)
         ours = {key: len(servers[key].real_servers) for key in found if key in owners and key in servers}
         exposed: list[_Endpoint] = []
         # Not sorted: that would keep Python from the event loop for as long as it takes.
@@ -158,8 +159,7 @@ class ServiceTraffic:
 
     def _add_up(self, found: Mapping[VirtualServerKey, Counters]) -> None:
         """Add what each virtual server has balanced since the last time to the sum of its labels."""
-        # Copies, each made in one step: the event loop goes on changing the tables.
-        owners, servers = self._desired.owners.copy(), self._desired.virtual_servers.copy()
+        owners, servers = snapshot(self._desired.owners), snapshot(self._desired.virtual_servers)
         stand_ins = {server.internal: key for key, server in servers.items() if server.internal is not None}
         sums: dict[Labels, Counters] = {}
         last: dict[VirtualServerKey, Counters] = {}

@@ -22,7 +22,7 @@ from typing import Final
 
 #: Bytes that wait at most: some thousands of lines.
 CAPACITY: Final = 1024 * 1024
-#: Bytes handed on in one system call, unless a line is longer: a pipe takes so many without mixing in another writer's.
+#: Bytes handed on in one system call, unless a line is longer: a pipe takes that many without another writer's between.
 ATOMIC: Final = select.PIPE_BUF
 #: Seconds that the end of the process waits for what has not been handed on.
 PATIENCE: Final = 0.3
@@ -85,7 +85,7 @@ class StandardError(io.TextIOBase):
         return len(text)
 
     def drain(self, seconds: float = PATIENCE) -> None:
-        """Wait until all is handed on, but no longer than so many seconds."""
+        """Wait until all is handed on, ``seconds`` at most."""
         if self._line:
             self.write("\n")
         with self._changed:

@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 #: Seconds for which an answer counts.
 ANSWER_AGE = 10.0
-#: So many nodes are asked about in one round.
+#: Nodes that are asked about in one round.
 ASKED_AT_ONCE = 16
 
 #: Taints of a node that the control plane has lost, or that an administrator has declared out of service (Kubernetes
@@ -32,7 +32,7 @@ class DeadNodes:
     def __init__(
         self, get_node: Callable[[str], Awaitable[Node | None]], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Take what gives a Node, or ``None`` if there is none of that name; it may raise any exception."""
+        """Take what returns a Node by its name, or ``None`` if there is none; it may raise any exception."""
         self._get_node = get_node
         self._clock = clock
         self._answers: dict[str, tuple[float, bool]] = {}

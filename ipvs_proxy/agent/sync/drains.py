@@ -2,7 +2,7 @@
 
 A drain is not state of ours: a real server with weight 0 that nobody wants is draining, whoever set it so, and a
 restart carries on with what the kernel shows. Only the time that the deadline counts from is in memory; after a restart
-it counts anew. While its endpoint still serves (it terminates, with connections of its own) a real server has no
+it starts again. While its endpoint still serves (it terminates, with connections of its own) a real server has no
 deadline: the pod itself ends it.
 
 A real server is idle when none of its connections can carry data any more: one that both sides have closed stays in the
@@ -27,10 +27,11 @@ from typing import Protocol
 
 import structlog
 
-from ipvs_proxy.agent.sync.kernel_writer import Programmer
+from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import ACTIVE, RealServerKey, VirtualServer, VirtualServerKey
 from ipvs_proxy.plan.tables import Protocol as Transport
+from ipvs_proxy.snapshots import snapshot
 from ipvs_proxy.state.documents import DrainState
 
 log = structlog.get_logger(__name__)
@@ -39,11 +40,11 @@ log = structlog.get_logger(__name__)
 INTERVAL = 1.0
 #: Looking through all connections of the node may take this share of the time.
 LOOKING_SHARE = 0.05
-#: Connections to an endpoint that does not serve are left alone for so many seconds before its node is asked about.
+#: Seconds for which connections to an endpoint that does not serve are left alone before its node is asked about.
 SUSPICION = 10.0
 
 
-class Outcome(StrEnum):
+class Ending(StrEnum):
     """How a drain ended."""
 
     IDLE = "idle"
@@ -54,7 +55,7 @@ class Outcome(StrEnum):
 
 
 #: The ends of drains that cut connections, which somebody may ask about.
-_CUTS = frozenset((Outcome.DEADLINE, Outcome.NODE_DEAD))
+_CUTS = frozenset((Ending.DEADLINE, Ending.NODE_DEAD))
 
 
 class Connections(Protocol):
@@ -83,35 +84,41 @@ class _Drain:
     begun: float
     since: float | None
     node: str
-    ending: Outcome = Outcome.GONE
+    ending: Ending = Ending.GONE
     connections: int | None = None
 
 
 class Drains:
-    """The drains under way, as they follow from what is desired and what the kernel holds. The clock is passed in."""
+    """The drains under way, as they follow from what is desired and what the kernel holds.
+
+    Args:
+        deadline: seconds after which a drain ends in any case; 0 for never.
+        finished: is told how each drain ended.
+        node_of: returns the name of the node of an endpoint's address, empty if it is not known, or our own.
+        clock: returns seconds that never go back.
+
+    """
 
     def __init__(
         self,
         *,
         deadline: float,
-        finished: Callable[[Outcome], None],
+        finished: Callable[[Ending], None],
         node_of: Callable[[bytes], str] = lambda _: "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the deadline in seconds (0: none), what is told how each drain ended, and who knows endpoints' nodes.
-
-        ``node_of`` gives the name of the node of an endpoint's address, empty if it is not known or this one.
-        """
         self.begun = asyncio.Event()
         self.deadline = deadline
         self._finished = finished
         self._node_of = node_of
+        self._clock = clock
+        #: The inner dictionaries are replaced, never changed: other threads go through them.
         self._drains: dict[VirtualServerKey, dict[RealServerKey, _Drain]] = {}
         #: Deadlines of Services that have their own, also while they drain after their deletion.
         self._deadlines: dict[VirtualServerKey, float] = {}
 
     def __len__(self) -> int:
-        # A copy, made in one step: scrapes count in a thread, while drains begin and end.
-        return sum(len(servers) for servers in list(self._drains.values()))
+        return sum(len(servers) for servers in snapshot(self._drains).values())
 
     def virtual_servers(self) -> list[VirtualServerKey]:
         """Return the virtual servers that have a drain."""
@@ -126,6 +133,17 @@ class Drains:
             DrainState(str(key), str(server), now - begun, self._seconds_left(key, drain, now), drain.connections)
             for begun, key, server, drain in heapq.nsmallest(limit, found)
         ]
+
+    def observe_write(
+        self,
+        touched: TableKeys,
+        desired: Mapping[VirtualServerKey, VirtualServer],
+        actual: Mapping[VirtualServerKey, VirtualServer],
+    ) -> None:
+        """Look at the virtual servers of a write: drains begin and end there."""
+        now = self._clock()
+        for key in touched.virtual_servers:
+            self.observe(key, desired.get(key), actual.get(key), now, touched.only.get(key))
 
     def observe(
         self,
@@ -155,12 +173,12 @@ class Drains:
         if after:
             self._drains[key] = after
         for server in before.keys() - after.keys():
-            outcome = before[server].ending
+            ending = before[server].ending
             if actual is not None and server in actual.real_servers:
-                outcome = Outcome.RETURNED
-            tell = log.info if outcome in _CUTS else log.debug
-            tell("drained", virtual_server=str(key), real_server=str(server), outcome=outcome.value)
-            self._finished(outcome)
+                ending = Ending.RETURNED
+            tell = log.info if ending in _CUTS else log.debug
+            tell("drained", virtual_server=str(key), real_server=str(server), outcome=ending.value)
+            self._finished(ending)
 
     def due(
         self,
@@ -183,11 +201,11 @@ class Drains:
                 continue
             drain.connections = counted.active + counted.inactive
             if drain.connections == 0 or (not counted.active and (key, server) in over):
-                drain.ending = Outcome.IDLE
+                drain.ending = Ending.IDLE
             elif drain.since is not None and now - drain.since >= deadline:
-                drain.ending = Outcome.DEADLINE
+                drain.ending = Ending.DEADLINE
             elif drain.since is not None and drain.node in dead:
-                drain.ending = Outcome.NODE_DEAD
+                drain.ending = Ending.NODE_DEAD
             else:
                 continue
             ends.append((key, server))
@@ -230,17 +248,6 @@ class Drains:
             self._deadlines.pop(key, None)
 
 
-def watch_writes(programmer: Programmer, drains: Drains, clock: Callable[[], float] = time.monotonic) -> None:
-    """Have every write of the programmer observed."""
-
-    def observe(touched: TableKeys) -> None:
-        desired, actual, now = programmer.desired.virtual_servers, programmer.actual.virtual_servers, clock()
-        for key in touched.virtual_servers:
-            drains.observe(key, desired.get(key), actual.get(key), now, touched.only.get(key))
-
-    programmer.on_write(observe)
-
-
 class Looks:
     """Looks for open connections among all of the node, not too often: a look takes time in proportion to them."""
 
@@ -267,7 +274,7 @@ class Looks:
 
 
 async def end_drains_for_ever(
-    programmer: Programmer,
+    writer: KernelWriter,
     drains: Drains,
     connections: Callable[[VirtualServerKey], Mapping[RealServerKey, Connections]],
     dead_nodes: Callable[[set[str]], Awaitable[Collection[str]]],
@@ -275,7 +282,7 @@ async def end_drains_for_ever(
 ) -> None:
     """Count the connections of draining real servers every second, and at once when a drain begins; end what is due.
 
-    ``dead_nodes`` tells which of some nodes are dead.
+    ``dead_nodes`` returns which of some nodes are dead.
     """
     while True:
         with suppress(TimeoutError):
@@ -287,14 +294,14 @@ async def end_drains_for_ever(
         counts: dict[VirtualServerKey, Mapping[RealServerKey, Connections]] = {}
         for key in drains.virtual_servers():
             try:
-                counted = await programmer.work(connections, key)
+                counted = await writer.call(connections, key)
             except (OSError, ValueError) as error:
                 log.warning("drain_not_readable", virtual_server=str(key), error=str(error))
                 continue
-            await programmer.remove_real_servers(drains.due(key, counted, time.monotonic(), dead))
+            await writer.remove_real_servers(drains.due(key, counted, time.monotonic(), dead))
             if found := drains.doubtful(key, counted):
                 doubtful += found
                 counts[key] = counted
         over = await looks.over(doubtful)
         for key, counted in counts.items():
-            await programmer.remove_real_servers(drains.due(key, counted, time.monotonic(), dead, over))
+            await writer.remove_real_servers(drains.due(key, counted, time.monotonic(), dead, over))

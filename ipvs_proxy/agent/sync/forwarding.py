@@ -1,35 +1,45 @@
-"""Tells of a kernel that does not forward IPv6, as soon as a Service uses it: most clusters have none that does."""
+"""Warns of a kernel that does not forward IPv6, as soon as a Service uses it: most clusters have none that does."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import structlog
 
-from ipvs_proxy.agent.sync.kernel_writer import Programmer
 from ipvs_proxy.node.sysctl import forwarding_problems
-from ipvs_proxy.plan.tables import VirtualServerKey
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey
 
 log = structlog.get_logger(__name__)
 
 
-async def warn_of_forwarding(programmer: Programmer) -> None:
-    """Wait for the first virtual server of IPv6, and log what keeps its answers from being forwarded; once.
+class Ipv6Use:
+    """Notices the first virtual server of IPv6."""
 
-    Raises:
-        Unusable: if the setting cannot be read.
+    def __init__(self) -> None:
+        self._begun = asyncio.Event()
 
-    """
-    used = asyncio.Event()
+    def observe_write(
+        self,
+        touched: TableKeys,
+        desired: Mapping[VirtualServerKey, VirtualServer],
+        _: Mapping[VirtualServerKey, VirtualServer],
+    ) -> None:
+        """Look at the virtual servers of a write."""
+        if not self._begun.is_set() and any(
+            len(key.address) == 16 and key in desired for key in touched.virtual_servers
+        ):
+            self._begun.set()
 
-    def observe(keys: Iterable[VirtualServerKey]) -> None:
-        if not used.is_set() and any(len(key.address) == 16 for key in keys):
-            used.set()
+    async def warn(self) -> None:
+        """Wait for the first one, and log once what keeps its answers from being forwarded; never return.
 
-    programmer.on_write(lambda touched: observe(touched.virtual_servers))
-    observe(programmer.desired.virtual_servers)
-    await used.wait()
-    for problem in forwarding_problems():
-        log.warning("sysctl_warning", text=str(problem))
-    await asyncio.Event().wait()
+        Raises:
+            Unusable: if the setting cannot be read.
+
+        """
+        await self._begun.wait()
+        for problem in forwarding_problems():
+            log.warning("sysctl_warning", text=str(problem))
+        await asyncio.Event().wait()

@@ -1,9 +1,16 @@
-"""Brings the kernel's tables to what is desired, and keeps book of what they hold.
+"""Writes the kernel's tables: brings them to what is desired, and keeps book of what they hold.
 
-The programmer owns the desired tables and the mirror of the kernel's. Every write goes through ``program``: the
-difference of the touched keys becomes operations, a worker thread carries them out, what succeeded is recorded, and
-what failed is read again and retried by itself. One lock orders all writes; the kernel is never read on the way of a
-change that succeeds.
+The invariant: whatever differs between the desired tables and the mirror of the kernel's is being written, or waits in
+``retries``, or is a drain. It holds because every write goes one way, under one lock:
+
+1. The touched keys are compared, which gives operations in a safe order (see ``plan.difference``).
+2. A worker thread carries them out. Every operation has a result of its own.
+3. What succeeded is recorded in the mirror. What failed is read again, as the mirror may be wrong about it, and waits
+   for another attempt by itself: it does not hold back the rest.
+4. The observers look at the virtual servers that were touched: drains begin and end there.
+
+So the kernel is never read on the way of a change that succeeds. What a fault makes forgotten all the same is found by
+``write_unsettled``, which every audit ends with.
 """
 
 from __future__ import annotations
@@ -11,8 +18,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from operator import attrgetter
@@ -20,116 +27,106 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from ipvs_proxy.agent.sync.failures import log_failures
+from ipvs_proxy.agent.sync.kernel_access import KernelThread, WritableTables
+from ipvs_proxy.agent.sync.mirror import Mirror
 from ipvs_proxy.agent.sync.retries import RetryQueue
-from ipvs_proxy.kernel.dataplane import TABLES, Failure, table_of
-from ipvs_proxy.kernel.filter.backend import NameOfRole
+from ipvs_proxy.kernel.dataplane import TABLES, Failure
 from ipvs_proxy.netlink.errors import UNKNOWN
 from ipvs_proxy.netlink.errors import describe as describe_code
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.difference import difference, unsettled, unsettled_among, unsettled_members, unwanted
+from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.marks import corrections
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
-    AddressOperation,
     Operation,
     RealServerKey,
     RealServerOperation,
     Role,
-    SetEntry,
-    SetEntryOperation,
     Verb,
     VirtualServer,
     VirtualServerKey,
-    VirtualServerOperation,
-    text_of,
 )
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Network = IPv4Network | IPv6Network
-#: So many failures of one round are logged one by one; the rest only as a number.
-LOGGED_FAILURES = 10
-#: So many real servers and members are compared, or noted, on the event loop: some 10 ms. More take the worker thread,
-#: or turns.
+#: Real servers and members that are compared, or noted, on the event loop in one turn: some 10 ms. More are compared in
+#: the worker thread, and noted in several turns.
 AT_ONCE = 5000
-#: So many virtual servers are compared before the event loop may do something else: some 10 ms.
+#: Virtual servers that are compared before the event loop may do something else: some 10 ms.
 COMPARED_AT_ONCE = 5000
 
 
-class Kernel(Protocol):
-    """What the programmer needs of the dataplane."""
+class WriteObserver(Protocol):
+    """What looks at the virtual servers after they were written."""
 
-    def ensure_tables(self) -> list[str]:
-        """Make sure that link and sets exist; say what was missing."""
+    def observe_write(
+        self,
+        touched: TableKeys,
+        desired: Mapping[VirtualServerKey, VirtualServer],
+        actual: Mapping[VirtualServerKey, VirtualServer],
+    ) -> None:
+        """Look at the touched virtual servers, as they should be and as the kernel has them; large ones come in turns.
 
-    def repair_rules(self) -> list[str]:
-        """Bring the packet rules to what they should be; say what was wrong."""
-
-    def write_rules(self) -> list[str]:
-        """Do so with what ``find_leftovers`` has read, and do not look what came of it."""
-
-    def find_leftovers(self) -> list[str]:
-        """Say what kube-proxy left behind in its other modes."""
-
-    def remove_leftovers(self) -> list[str]:
-        """Take away what kube-proxy left behind in its other modes; say what it was."""
-
-    def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
-        """Read all virtual servers, also those that are not ours."""
-
-    def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
-        """Read one virtual server."""
-
-    def read_addresses(self) -> set[bytes]:
-        """Read the addresses of our link."""
-
-    def read_entries(self) -> dict[Role, set[SetEntry]]:
-        """Read the members of our sets by role."""
-
-    def name_of_role(self, role: Role) -> str:
-        """Return what the kernel calls the set of a role."""
-
-    def apply(self, operations: Sequence[Operation]) -> list[Failure]:
-        """Carry operations out; return those that failed."""
-
-    def writes(self) -> int:
-        """Return how many messages and rule sets have been written."""
+        Called on the event loop; it may not block, and not change what it gets.
+        """
 
 
-class Programmer:
-    """The only writer of IPVS, addresses and sets."""
+class KernelWriter:
+    """The only writer of IPVS, addresses, sets and rules.
+
+    ``desired`` are the tables as they should be; they change through ``replace_fragment`` alone. ``count`` is told
+    table, verb, number and success of the operations of each write, ``observers`` look at virtual servers after it, and
+    ``exclude`` has the networks whose virtual servers are not ours, whatever the tables say.
+    """
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: WritableTables,
+        desired: DesiredTables,
         *,
         count: Callable[[str, Verb, int, bool], None],
+        observers: Sequence[WriteObserver] = (),
         exclude: Sequence[Network] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.desired = DesiredTables()
-        self.actual = KernelTables()
-        self.foreign: dict[VirtualServerKey, VirtualServer] = {}
+        self.desired = desired
         self.retries = RetryQueue()
-        self._leftovers: list[str] = []
-        self.written: TableKeys | None = None
         self._kernel = kernel
         self._count = count
+        self._observers = observers
         self._exclude = exclude
         self._clock = clock
+        self._thread = KernelThread()
+        self._mirror = Mirror(kernel, self._thread)
+        self._leftovers: list[str] = []
+        #: What has been written since somebody began to note it.
+        self._noted: TableKeys | None = None
+        #: Held by whoever writes, or corrects the mirror.
         self._lock = asyncio.Lock()
         #: Held while a thread compares the tables: ``desired`` must not change meanwhile.
-        self.comparing = asyncio.Lock()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="kernel")
+        self._comparing = asyncio.Lock()
         self._retry_soon = asyncio.Event()
-        self._watchers: list[Callable[[TableKeys], None]] = []
 
-    def on_write(self, watcher: Callable[[TableKeys], None]) -> None:
-        """Have ``watcher`` called with the virtual servers that a round touched, after it; large ones in turns."""
-        self._watchers.append(watcher)
+    @property
+    def actual(self) -> KernelTables:
+        """What is ours in the kernel, as far as is known; only to be read."""
+        return self._mirror.tables
+
+    @property
+    def foreign(self) -> Mapping[VirtualServerKey, VirtualServer]:
+        """The virtual servers that are not ours, as they were last found; only to be read."""
+        return self._mirror.foreign
+
+    async def replace_fragment(self, name: ServiceName, fragment: Fragment | None) -> TableKeys:
+        """Put a Service's plan in the place of the one it had, ``None`` for none; return what may have to change."""
+        async with self._comparing:
+            return self.desired.replace(name, fragment)
 
     def kernel_writes(self) -> int:
         """Return how many messages and rule sets have been written to the kernel so far."""
@@ -137,35 +134,34 @@ class Programmer:
 
     def close(self) -> None:
         """Let the worker thread end; what it is doing is finished first."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._thread.end()
 
     async def take_over_frame(self) -> None:
         """Make link, sets and rules right, which everything else refers to, and read addresses and members.
 
         Where kube-proxy ran in another mode its rules serve the Services until ours can: then ours are written by
-        ``take_over_rules``. Nothing is deleted here.
+        ``take_over_rules``. Nothing is deleted here. Raises OSError or ValueError if the kernel cannot be read.
         """
         async with self._lock:
-            findings = await self.work(self._kernel.ensure_tables)
-            self.actual = KernelTables(entries=await self.work(self._kernel.read_entries))
+            missing = await self._mirror.ensure_tables()
+            await self._mirror.begin()
             # Our rules put marks together from the sets of their bits.
             await self._carry_out([*corrections(self.actual.entries)], TableKeys())
-            self._leftovers = await self.work(self._kernel.find_leftovers)
+            self._leftovers = await self.call(self._kernel.find_leftovers)
             if self._leftovers:
                 log.info("other_mode_found", found=self._leftovers)
             else:
-                findings += await self.work(self._kernel.write_rules)
-            self.actual.addresses = await self.work(self._kernel.read_addresses)
-        log.info("frame_ready", written=len(findings), addresses=len(self.actual.addresses))
+                missing += await self.call(self._kernel.write_rules)
+            await self._mirror.reread_addresses()
+        log.info("frame_ready", written=len(missing), addresses=len(self.actual.addresses))
 
     async def take_over_virtual_servers(self) -> None:
-        """Read what an earlier agent left: the starting point of the mirror. The frame has been taken over."""
+        """Read what an earlier agent left: the starting point of the mirror. The frame has been taken over.
+
+        Raises OSError or ValueError if the kernel cannot be read.
+        """
         async with self._lock:
-            self.foreign.clear()
-            found = await self.work(self._kernel.read_virtual_servers)
-            is_ours = self.ownership()
-            for key, server in found.items():
-                (self.actual.virtual_servers if is_ours(key) else self.foreign)[key] = server
+            await self._mirror.read_virtual_servers(self._ownership())
         log.info(
             "kernel_read",
             virtual_servers=len(self.actual.virtual_servers),
@@ -181,18 +177,18 @@ class Programmer:
             return
         async with self._lock:
             try:
-                await self.work(self._kernel.repair_rules)
-                log.info("other_mode_removed", removed=await self.work(self._kernel.remove_leftovers))
+                await self.call(self._kernel.repair_rules)
+                log.info("other_mode_removed", removed=await self.call(self._kernel.remove_leftovers))
             except (OSError, ValueError) as error:
                 log.error("other_mode_not_removed", error=str(error))
 
     async def repair_rules(self) -> list[str]:
-        """Bring the packet rules to what they should be; say what was wrong."""
+        """Bring the packet rules to what they should be; return what was wrong."""
         async with self._lock:
-            return await self.work(self._kernel.repair_rules)
+            return await self.call(self._kernel.repair_rules)
 
-    def ownership(self) -> Callable[[VirtualServerKey], bool]:
-        """Return what tells whether a virtual server found in the kernel may be changed or deleted, as things are now.
+    def _ownership(self) -> Callable[[VirtualServerKey], bool]:
+        """Return a function that says whether a virtual server found in the kernel may be changed or deleted.
 
         It is ours if it is desired, or if the kernel's other tables say so (see ``plan.ownership``), unless
         ``excludeCIDRs`` keeps us from it.
@@ -206,36 +202,58 @@ class Programmer:
 
         return is_ours
 
-    async def program(self, touched: TableKeys) -> list[Operation]:
+    async def write(self, touched: TableKeys) -> list[Operation]:
         """Bring the touched objects to what is desired; return the operations that succeeded."""
         async with self._lock:
-            return await self._program(touched)
+            return await self._write(touched)
 
-    async def program_everything(self) -> list[Operation]:
-        """Program what differs anywhere; what nobody wants any more goes.
+    async def write_everything(self) -> list[Operation]:
+        """Write what differs anywhere; what nobody wants any more goes.
 
         Looking for it takes a quarter of the time that ``difference`` would take with every key of both sides.
         """
         touched = unsettled(self.desired, self.actual)
         touched.add(unwanted(self.desired, self.actual))
-        return await self.program(touched)
+        return await self.write(touched)
 
-    async def correct(self, correction: Callable[[KernelTables], Awaitable[TableKeys]]) -> list[Operation]:
-        """Let ``correction`` bring the mirror to what it finds in the kernel, then repair the keys it gives.
+    async def correct(self, correction: Callable[[Mirror], Awaitable[TableKeys]]) -> list[Operation]:
+        """Let ``correction`` bring the mirror to what it finds in the kernel, then repair the keys that it returns.
 
-        No write comes between the two.
+        No write comes between the two. Returns the operations that succeeded; raises what ``correction`` does.
         """
         async with self._lock:
-            return await self._program(await correction(self.actual))
+            return await self._write(await correction(self._mirror))
 
-    async def program_unsettled(self) -> list[Operation]:
-        """Program what differs although nothing waits for another attempt: what a fault made forgotten ends here."""
+    @contextmanager
+    def noting_writes(self) -> Iterator[TableKeys]:
+        """Note what is written while the context lasts, for a read of the kernel beside it; yields the notes."""
+        self._noted = noted = TableKeys()
+        try:
+            yield noted
+        finally:
+            self._noted = None
+
+    def find_suspects(
+        self, found: Mapping[VirtualServerKey, VirtualServer], written: TableKeys
+    ) -> list[VirtualServerKey]:
+        """Compare what was found in the kernel with what is known; return the virtual servers of ours that differ.
+
+        Those that are not ours are noted as foreign. What was ``written`` while the kernel was read is left out.
+        """
+        return self._mirror.compare(found, self._ownership(), but_for=written.virtual_servers)
+
+    def forget_unwanted(self, unwanted: TableKeys) -> None:
+        """Forget addresses and members that nobody wants, so that the next audit finds them again."""
+        self._mirror.forget(unwanted)
+
+    async def write_unsettled(self) -> list[Operation]:
+        """Write what differs although nothing waits for another attempt: what a fault made forgotten ends here."""
         found = unsettled_members(self.desired, self.actual)
         keys = list(self.desired.virtual_servers.keys() | self.actual.virtual_servers)
         for start in range(0, len(keys), COMPARED_AT_ONCE):
             found.virtual_servers |= unsettled_among(keys[start : start + COMPARED_AT_ONCE], self.desired, self.actual)
             await asyncio.sleep(0)
-        return await self.program(
+        return await self.write(
             TableKeys(
                 {key for key in found.virtual_servers if key not in self.retries},
                 {address for address in found.addresses if address not in self.retries},
@@ -260,7 +278,7 @@ class Programmer:
             keys = {operation.virtual_server for operation in operations}
             again = {key for key in keys if key not in self.desired.virtual_servers or key in self.retries}
             done = await self._carry_out([*operations], keys_of(operations))
-            return done + await self._program(TableKeys(again)) if again else done
+            return done + await self._write(TableKeys(again)) if again else done
 
     async def retry_for_ever(self) -> None:
         """Try failed objects again when they are due."""
@@ -271,13 +289,13 @@ class Programmer:
                 self._retry_soon.clear()
             except TimeoutError:
                 due_now = self.retries.take_due(self._clock())
-                await self.program(due_now)
+                await self.write(due_now)
 
-    async def work(self, call: Callable[..., T], *arguments: object) -> T:
-        """Make a blocking call to the kernel in the worker thread, where calls follow one another."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, call, *arguments)
+    async def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """Make a blocking call to the kernel in the thread of all such calls; return or raise what it does."""
+        return await self._thread.call(function, *arguments)
 
-    async def _program(self, touched: TableKeys) -> list[Operation]:
+    async def _write(self, touched: TableKeys) -> list[Operation]:
         self._adopt(touched)
         # Of what failed before, more may differ than what changed now.
         for key in [key for key in touched.only if key in self.retries]:
@@ -288,13 +306,17 @@ class Programmer:
         """As ``_difference``; where much was touched, the event loop goes on meanwhile."""
         if len(touched.entries) + sum(map(partial(self._size, touched), touched.virtual_servers)) <= AT_ONCE:
             return self._difference(touched)
-        async with self.comparing:
-            return await self.work(self._difference, touched)
+        async with self._comparing:
+            return await self.call(self._difference, touched)
 
     def _difference(self, touched: TableKeys) -> tuple[list[Operation], TableKeys]:
         """Return the operations for what was touched, and what that is with all that drains or goes along."""
         keys = self.actual.note_draining(self.desired, touched)
         return difference(self.desired, self.actual, keys), keys
+
+    def name_of_role(self, role: Role) -> str:
+        """Return what the kernel calls the set of a role."""
+        return self._kernel.name_of_role(role)
 
     def _size(self, touched: TableKeys, key: VirtualServerKey) -> int:
         """Return how many real servers of a virtual server have to be looked at."""
@@ -306,17 +328,18 @@ class Programmer:
     def _adopt(self, touched: TableKeys) -> None:
         """Take over a foreign virtual server that has become desired, as it is."""
         if self.foreign:
-            for key in touched.virtual_servers & self.foreign.keys() & self.desired.virtual_servers.keys():
-                self.actual.virtual_servers[key] = self.foreign.pop(key)
+            adopted = touched.virtual_servers & self.foreign.keys() & self.desired.virtual_servers.keys()
+            self._mirror.adopt(adopted)
+            for key in adopted:
                 touched.only.pop(key, None)
 
     async def _carry_out(self, operations: list[Operation], touched: TableKeys) -> list[Operation]:
         failures: list[Failure] = []
         if operations:
-            if self.written is not None:
-                self.written.add(touched)
+            if self._noted is not None:
+                self._noted.add(touched)
             try:
-                failures = await self.work(self._kernel.apply, operations)
+                failures = await self.call(self._kernel.apply, operations)
             except (OSError, ValueError) as error:
                 log.error("kernel_write_failed", error=str(error))
                 failures = [Failure(operation, UNKNOWN, describe_code(UNKNOWN)) for operation in operations]
@@ -329,10 +352,10 @@ class Programmer:
         self.retries.settled(touched, failing)
         if failures:
             await self._note_failures(failures, failing)
-        await self._tell_watchers(touched)
+        await self._tell_observers(touched)
         return succeeded
 
-    async def _tell_watchers(self, touched: TableKeys) -> None:
+    async def _tell_observers(self, touched: TableKeys) -> None:
         size, keys = 0, set[VirtualServerKey]()
         for key in touched.virtual_servers:
             keys.add(key)
@@ -345,8 +368,9 @@ class Programmer:
 
     def _tell(self, keys: set[VirtualServerKey], touched: TableKeys) -> None:
         if keys:
-            for watcher in self._watchers:
-                watcher(TableKeys(keys, only={key: touched.only[key] for key in keys & touched.only.keys()}))
+            piece = TableKeys(keys, only={key: touched.only[key] for key in keys & touched.only.keys()})
+            for observer in self._observers:
+                observer.observe_write(piece, self.desired.virtual_servers, self.actual.virtual_servers)
 
     async def _record(self, operations: list[Operation]) -> None:
         """Take note of what the kernel has carried out; in turns where that is much."""
@@ -361,77 +385,15 @@ class Programmer:
         """Read again what failed, as the mirror may be wrong about it, and have it retried."""
         self._count_all([failure.operation for failure in failures], False)
         try:
-            await self._read_again(failing)
+            await self._mirror.reread_failed(failing)
         except (OSError, ValueError) as error:
             log.error("read_after_failure_failed", error=str(error))
         delay = self.retries.failed(failing, self._clock())
         self._retry_soon.set()
-        for failure in failures[:LOGGED_FAILURES]:
-            log.warning(
-                "operation_failed",
-                **describe(failure.operation, self._kernel.name_of_role),
-                error=failure.text,
-                retry_in_seconds=delay,
-            )
-        if len(failures) > LOGGED_FAILURES:
-            log.warning("operations_failed", **Counter(table_of(failure.operation) for failure in failures))
+        log_failures(failures, delay, self._kernel.name_of_role)
 
     def _count_all(self, operations: Sequence[Operation], succeeded: bool) -> None:
         # Counted by kind first: a counter of the metrics costs as much as the rest of the book-keeping.
         kinds = Counter(zip(map(type, operations), map(attrgetter("verb"), operations), strict=True))
         for (kind, verb), number in kinds.items():
             self._count(TABLES[kind], verb, number, succeeded)
-
-    async def _read_again(self, failing: TableKeys) -> None:
-        for key in failing.virtual_servers:
-            server = await self.work(self._kernel.read_virtual_server, key)
-            if server is None:
-                self.actual.virtual_servers.pop(key, None)
-            else:
-                self.actual.virtual_servers[key] = server
-        if failing.addresses or failing.entries:
-            # The link or a whole set may be gone: then everything in it has to be written again.
-            await self.work(self._kernel.ensure_tables)
-        if failing.addresses:
-            failing.addresses |= await self.reread_addresses()
-        if failing.entries:
-            failing.entries |= self._correct_entries(await self.work(self._kernel.read_entries))
-
-    async def reread_small_tables(self) -> TableKeys:
-        """Correct the mirror of addresses and sets; return what it was wrong about. Only from within ``correct``."""
-        # Both are read before the mirror of either changes: what differs must not be lost with a fault.
-        addresses, entries = await self.work(self._kernel.read_addresses), await self.work(self._kernel.read_entries)
-        return TableKeys(addresses=self._correct_addresses(addresses), entries=self._correct_entries(entries))
-
-    async def reread_addresses(self) -> set[bytes]:
-        """Correct the mirror of the addresses; return those it was wrong about. Only from within ``correct``."""
-        return self._correct_addresses(await self.work(self._kernel.read_addresses))
-
-    def _correct_addresses(self, found: set[bytes]) -> set[bytes]:
-        wrong = found ^ self.actual.addresses
-        self.actual.addresses = found
-        return wrong
-
-    def _correct_entries(self, found: dict[Role, set[SetEntry]]) -> set[tuple[Role, SetEntry]]:
-        known = self.actual.entries
-        wrong = {
-            (role, entry)
-            for role in found.keys() | known.keys()
-            for entry in found.get(role, set()) ^ known.get(role, set())
-        }
-        self.actual.entries = found
-        return wrong
-
-
-def describe(operation: Operation, name_of_role: NameOfRole) -> dict[str, str]:
-    """Return an operation's verb, table and object, for logs."""
-    fields = {"verb": operation.verb.value, "table": table_of(operation)}
-    match operation:
-        case RealServerOperation(_, key, server, _):
-            return fields | {"virtual_server": str(key), "real_server": str(server)}
-        case VirtualServerOperation(_, server):
-            return fields | {"virtual_server": str(server.key)}
-        case AddressOperation(_, address):
-            return fields | {"address": text_of(address)}
-        case SetEntryOperation(_, role, entry):
-            return fields | {"set": name_of_role(role), "entry": str(entry)}

@@ -1,6 +1,6 @@
 """Keeps what plans need to know of this node: its addresses, its zone, and where it reaches the API server.
 
-They come from the own Node, the interfaces, the connections of the API's client, and the API server's own Service.
+They come from our own Node, the interfaces, the connections of the API's client, and the API server's own Service.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 #: Label with the zone of a node (Kubernetes documentation, "well-known labels").
 ZONE = "topology.kubernetes.io/zone"
-#: So many addresses of API servers are logged.
+#: Addresses of API servers that are logged at most.
 MOST_TOLD = 16
 
 
@@ -94,7 +94,7 @@ class NodeFacts:
         return self._settle()
 
     async def refresh(self) -> bool:
-        """Read the interfaces anew; return whether a fact changed.
+        """Read the interfaces again; return whether a fact changed.
 
         Raises:
             OSError: if they cannot be read; the facts stay as they are.

@@ -17,9 +17,8 @@ from ipvs_proxy.plan.slice_cache import SliceCache
 
 #: Annotation of the EndpointSlice controller: when the change happened that led to this version (RFC 3339).
 LAST_CHANGE_TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
-
-
-#: What is read of so many slices is kept, about 400 bytes an endpoint: one slice's change does not cost them all.
+#: From this number of slices on, what is read of them is kept, at about 400 bytes an endpoint: a change of one slice
+#: then costs no look at the others.
 MANY_SLICES = 3
 
 
@@ -31,7 +30,7 @@ class Effect(NamedTuple):
     triggered: datetime | None = None
 
 
-class Cache:
+class ObjectCache:
     """Services, their EndpointSlices and the own Node."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What plans found that somebody should know, told once for as long as it stays so: omissions and conflicts."""
+"""What is wrong with Services, reported once for as long as it stays so: parts left out, and conflicts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 _ORDINARY = frozenset((Reason.HEADLESS, Reason.EXTERNAL_NAME, Reason.OTHER_PROXY, Reason.NO_CLUSTER_IP))
 
 
-class Findings:
-    """What is known to be left out, in conflict, or without local endpoints; ``services`` are the objects as now."""
+class Problems:
+    """What is left out, in conflict, or without local endpoints; ``services`` are the objects as they are now."""
 
     def __init__(self, recorder: Recorder, desired: DesiredTables, services: Mapping[ServiceName, Service]) -> None:
         self._recorder = recorder

@@ -1,4 +1,4 @@
-"""What the loop of the changes tells others: metrics, health, history, events, and the health checks of Services."""
+"""What those who follow changes tell others: metrics, health, history, events, and the health checks of Services."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ipvs_proxy.plan.tables import Family, VirtualServerKey
 
 
 class Recorder(Protocol):
-    """What the controller tells the metrics and the health tracker."""
+    """What the controller tells; see ``observe.reports``. None of its methods may block."""
 
     def changed(self, kind: str, number: int, *, pending: int) -> None:
-        """So many objects of a kind changed; so many Services are dirty now."""
+        """Objects of a kind changed; ``pending`` is the number of Services that are dirty now."""
 
     def skipped(self, kind: str, key: str, error: str) -> None:
         """An object could not be decoded."""
@@ -27,13 +27,13 @@ class Recorder(Protocol):
         """The dirty Services were programmed; ``complete`` if nothing waits for a retry."""
 
     def programmed(self, *, seconds_since_trigger: float) -> None:
-        """A change of endpoints is in the kernel now, so long after it happened in the cluster."""
+        """A change of endpoints is in the kernel now, this long after it happened in the cluster."""
 
     def no_local_endpoints(self, services: dict[tuple[str, Family], int]) -> None:
-        """So many Services have a policy (internal, external) of Local and no endpoint here, though elsewhere."""
+        """The numbers of Services with a policy (internal, external) of Local that have endpoints, but none here."""
 
     def wrote(self, services: Sequence[ServiceName], *, operations: int, seconds: float) -> None:
-        """Changed Services were programmed with so many operations."""
+        """Changed Services were programmed."""
 
     def node_changed(self, node: Node | None) -> None:
         """The own Node changed."""
@@ -45,7 +45,7 @@ class Recorder(Protocol):
         """A Service lost a virtual server to an older one."""
 
     def conflicts(self, number: int) -> None:
-        """So many claims to virtual servers are lost now."""
+        """The number of claims to virtual servers that are lost now."""
 
     def left_out(self, service: Service | None, omission: Omission) -> None:
         """Something of a Service cannot be served as it is written."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import heapq
 from itertools import count, islice
 
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Role, SetEntry, VirtualServerKey
+from ipvs_proxy.snapshots import snapshot
 
-#: Delays in seconds: the first one, and the longest.
-FIRST_DELAY = 0.5
-LONGEST_DELAY = 30.0
+BACKOFF = Backoff(first=0.5, longest=30.0)
 
 Key = VirtualServerKey | bytes | tuple[Role, SetEntry]
 
@@ -34,8 +34,8 @@ class RetryQueue:
         return key in self._attempts
 
     def waiting(self, limit: int) -> list[Key]:
-        """Return some of the keys. Safe in any thread."""
-        return list(islice(self._attempts.copy(), limit))
+        """Return at most ``limit`` of the keys. Safe in any thread."""
+        return list(islice(snapshot(self._attempts), limit))
 
     def failed(self, touched: TableKeys, now: float) -> float:
         """Note failures at ``now`` (seconds of a monotonic clock); return the longest delay until a retry."""
@@ -43,7 +43,7 @@ class RetryQueue:
         for key in _keys(touched):
             attempts = self._attempts.get(key, 0)
             self._attempts[key] = attempts + 1
-            delay = min(FIRST_DELAY * 2 ** min(attempts, 10), LONGEST_DELAY)
+            delay = BACKOFF.delay(attempts)
             longest = max(longest, delay)
             heapq.heappush(self._heap, (now + delay, next(self._order), key))
         return longest

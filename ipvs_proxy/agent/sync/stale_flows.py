@@ -26,7 +26,9 @@ import structlog
 
 from ipvs_proxy.kernel.conntrack.table import Conntrack
 from ipvs_proxy.netlink.errors import MissingPiece
+from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.flows import Flow, stale
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family, Protocol, RealServerKey, VirtualServer, VirtualServerKey, family_of
 
 log = structlog.get_logger(__name__)
@@ -35,9 +37,8 @@ log = structlog.get_logger(__name__)
 SETTLE: Final = 0.2
 #: Seconds of rest after the flows of a family were read.
 REST: Final = 1.0
-#: Seconds until another attempt after a fault: the first, and the longest.
-FIRST_DELAY: Final = 1.0
-LONGEST_DELAY: Final = 30.0
+#: The pauses after faults.
+BACKOFF: Final = Backoff(first=1.0, longest=30.0)
 
 VirtualServers = Mapping[VirtualServerKey, VirtualServer]
 RealServers = Mapping[VirtualServerKey, Collection[RealServerKey]]
@@ -52,7 +53,7 @@ class FlowTable(Interface):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Return the socket back."""
+        """Close the socket."""
 
     def read(self, family: Family, protocol: int, *, keep: Callable[[Flow], bool]) -> list[Flow]:
         """Return the flows that ``keep`` wants."""
@@ -68,10 +69,10 @@ def _nothing() -> RealServers:
 class StaleFlows:
     """Remembers what changed, and cleans.
 
-    ``desired`` gives the virtual servers as they should be, and ``also_allowed`` the real servers that others give the
-    same destination; both are called in the event loop, and what
-    ``also_allowed`` gives must not change afterwards. ``cleaned`` is told after each reading of a family's flows
-    which family it was, how many flows were deleted and how many seconds it took.
+    ``desired`` returns the virtual servers as they should be, and ``also_allowed`` the real servers that flows to the
+    same address may lead to besides; both are called on the event loop, and what ``also_allowed`` returns must not
+    change afterwards. ``cleaned`` is called after each reading of a family's flows with the family, the number of flows
+    deleted and the seconds it took.
     """
 
     def __init__(
@@ -90,6 +91,10 @@ class StaleFlows:
         self._due = {family: asyncio.Event() for family in Family}
         self._missing_piece_told = False
 
+    def observe_write(self, touched: TableKeys, *_: VirtualServers) -> None:
+        """Look at the virtual servers of a write."""
+        self.observe(touched.virtual_servers)
+
     def observe(self, keys: AbstractSet[VirtualServerKey]) -> None:
         """Note virtual servers that were written, or that an earlier agent may have written."""
         for key in keys:
@@ -103,16 +108,16 @@ class StaleFlows:
         await asyncio.gather(*(self._clean_family_for_ever(family) for family in Family))
 
     async def _clean_family_for_ever(self, family: Family) -> None:
-        delay = 0.0
+        failures = 0
         while True:
             await self._due[family].wait()
             await asyncio.sleep(SETTLE)
             if await self._clean(family):
-                delay = 0.0
+                failures = 0
                 await asyncio.sleep(REST)
             else:
-                delay = min(delay * 2, LONGEST_DELAY) or FIRST_DELAY
-                await asyncio.sleep(delay)
+                await asyncio.sleep(BACKOFF.delay(failures))
+                failures += 1
 
     async def _clean(self, family: Family) -> bool:
         """Delete the family's stale flows; return whether all of them are gone. If not, the changes stay remembered."""

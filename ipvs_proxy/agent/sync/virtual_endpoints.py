@@ -1,4 +1,4 @@
-"""Looks from time to time for endpoints that are virtual IPs, and tells their Services' owners."""
+"""Looks from time to time for endpoints that are virtual IPs, and has their Services' owners told."""
 
 from __future__ import annotations
 

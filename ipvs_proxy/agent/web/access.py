@@ -34,7 +34,7 @@ Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
 
 def guard(*, exposed: Callable[[], bool], names: Callable[[], Collection[str]]) -> Middleware:
-    """Make the middleware. ``exposed`` tells whether everything is open, ``names`` gives the node's names."""
+    """Return the middleware. ``exposed`` returns whether everything is open, ``names`` the node's names."""
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:

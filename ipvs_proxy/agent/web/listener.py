@@ -22,19 +22,19 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_exceptions import HTTPBadRequest
 
-from ipvs_proxy.kube.events import TokenBucket
+from ipvs_proxy.pacing import TokenBucket
 
 log = structlog.get_logger(__name__)
 
-#: So many descriptors are for everything else, some 40 of which an agent has: a repair takes six more for iptables.
+#: Descriptors that are left for everything else: an agent has some 40, and a repair takes six more for iptables.
 RESERVE: Final = 128
-#: So many connections are taken at once, before others get their turn.
+#: Connections that are taken at once, before others get their turn.
 ACCEPTED_AT_ONCE: Final = 16
 #: Seconds without accepting, after the kernel refused to.
 PAUSE: Final = 1.0
-#: So many connections may wait to be accepted.
+#: Connections that may wait to be accepted.
 BACKLOG: Final = 128
-#: So many lines about trouble with clients at once, then one every so many seconds: clients make the trouble.
+#: Lines about trouble with clients at once, and seconds for each from then on: clients make the trouble.
 _LINES, _SECONDS_PER_LINE = 5, 30.0
 
 #: Is told the name of the server, and why if there is more than one reason.
@@ -43,15 +43,6 @@ Count = Callable[..., None]
 
 def _count_nothing(*_: str) -> None:
     """Leave it at that."""
-
-
-def raise_descriptor_limit() -> None:
-    """Raise the soft limit of file descriptors to the hard one (getrlimit(2)), which needs no right."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:
-        log.warning("descriptor_limit_not_raised", soft=soft, hard=hard, error=str(error))
 
 
 class Doorkeeper:
@@ -266,7 +257,7 @@ class Listener:
         self._doorkeeper.malformed(self._name)
 
     def failed(self, error: BaseException | None) -> None:
-        """Say that a request could not be answered, through a fault of ours."""
+        """Log that a request could not be answered, through a fault of ours."""
         if self._doorkeeper.may_log():
             log.error("request_failed", server=self._name, exc_info=error)
 

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 #: Seconds until a bind that failed is tried again, and how long a connection may stay without a further request.
 BIND_RETRY = 5.0
 KEEP_ALIVE = 15.0
-#: So many connections at a time; one more closes the oldest idle one, so that a flood never keeps a probe out.
+#: Connections at a time; one more closes the oldest idle one, so that a flood never keeps a probe out.
 CONNECTIONS = 128
 _NO_SNIFF = {"X-Content-Type-Options": "nosniff"}
 
@@ -50,7 +50,7 @@ def health_application(tracker: HealthTracker, metrics: Metrics) -> web.Applicat
 def metrics_application(metrics: Metrics, *, settings: Callable[[], Settings]) -> web.Application:
     """Serve ``/metrics``, ``/configz``, ``/proxyMode`` and the server's own ``/healthz``, each to whom it may concern.
 
-    ``settings`` gives those in use.
+    ``settings`` returns those in use.
     """
     host_name = socket.gethostname().lower()
 

@@ -50,9 +50,9 @@ class ServiceHealth:
     """The listeners of all Services; all methods belong to the event loop's thread.
 
     Args:
-        healthy: tells whether the agent keeps up, as ``/livez`` does.
-        addresses: gives a family's addresses to listen on, ``None`` for all of them.
-        refused: told once for a row of failures that the port of a Service cannot be bound, and why.
+        healthy: returns whether the agent keeps up, as ``/livez`` does.
+        addresses: returns a family's addresses to listen on, ``None`` for all of them.
+        refused: called once for a row of failures to bind the port of a Service, with the reason.
         doorkeeper: knows the connections of the agent's other servers too.
 
     """

@@ -2,7 +2,7 @@
 
 The event loop does only what needs its tables to stand still: planning the one Service that is looked at. Everything
 else, the reading of the kernel and the writing of documents, is done in the thread of readers with a socket of its own,
-and takes its copies of tables in one step each. Only a look at all of the kernel, which somebody has to ask for, has
+and on snapshots of the tables (see ``snapshots``). Only a look at all of the kernel, which somebody has to ask for, has
 another thread: scrapes do not wait for it.
 """
 
@@ -19,7 +19,7 @@ from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
 from ipvs_proxy.agent.sync.controller import Controller
 from ipvs_proxy.agent.sync.drains import Drains
-from ipvs_proxy.agent.sync.kernel_writer import Programmer
+from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.web.reader_thread import read
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.filter.backend import NameOfRole
@@ -36,27 +36,28 @@ from ipvs_proxy.plan.mirror import KernelTables, is_same
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of, text_of
 from ipvs_proxy.settings.model import Settings
+from ipvs_proxy.snapshots import snapshot
 from ipvs_proxy.state.changes import change_of, name_of
 from ipvs_proxy.state.documents import ChangeState, Differences, NodeState, RouteState, ServiceState
 from ipvs_proxy.state.route import trace
 from ipvs_proxy.state.services import service_state, summarize
 
-#: Rates are read of so many Services at a time; a list of more has none.
+#: Services of which rates are read at a time; a list of more has none.
 RATED = 256
-#: So many Services are listed unless somebody asks for more, and at most: ``offset`` leads to the rest.
+#: Services that are listed unless somebody asks for more, and at most: ``offset`` leads to the rest.
 LIMIT = 100
 LARGEST = 1_000
-#: So many foreign virtual servers, drains and refused objects are named.
+#: Foreign virtual servers, drains and refused objects that are named at most.
 _NAMED = 100
 
 
 class View:
-    """Gives the documents of ``/state``."""
+    """Makes the documents of ``/state``."""
 
     def __init__(
         self,
         controller: Controller,
-        programmer: Programmer,
+        writer: KernelWriter,
         *,
         settings: Callable[[], Settings],
         families: Sequence[Family],
@@ -70,11 +71,11 @@ class View:
         open_ipvs: Callable[[], Ipvs] = Ipvs,
         read_rules: Callable[[Family], Mapping[str, str]] = read_all_rules,
     ) -> None:
-        """Take the parts of the agent, what opens the kernel's tables beside the programmer's, and what names sets."""
+        """Take the parts of the agent, and what opens the kernel's tables beside the writer's."""
         self.started = datetime.now(UTC)
         self.settings = settings
         self._controller = controller
-        self._programmer = programmer
+        self._writer = writer
         self._families = families
         self._rules = rules
         self._host_addresses = host_addresses
@@ -111,12 +112,12 @@ class View:
         service = self._controller.cache.services.get(name)
         if service is None:
             return None
-        fragment = await self._controller.explain(service)
+        fragment = await self._controller.planner.explain(service)
         slices = list(self._controller.cache.slices(name))
         return await read(self._service, service, fragment, slices)
 
     async def route(self, client: bytes, key: VirtualServerKey) -> RouteState:
-        """Say what a new connection from a client's address to a virtual server's meets, also of others' rules.
+        """Describe what a new connection from a client to a virtual server meets, others' rules included.
 
         Raises:
             Unusable: if the rules cannot be read.
@@ -126,7 +127,7 @@ class View:
         return await asyncio.to_thread(self._route, client, key)
 
     async def differences(self) -> Differences:
-        """Read all of the kernel's tables, and say what is not as desired in them.
+        """Read all of the kernel's tables, and return what differs in them from what is desired.
 
         Raises:
             OSError: if the kernel cannot be read.
@@ -137,7 +138,7 @@ class View:
         async with self._one_look:
             found, suspects, rules = await asyncio.to_thread(self._read)
         # The few that look different are compared here, on the event loop, where the tables stand still.
-        desired = self._programmer.desired
+        desired = self._writer.desired
         operations = difference(desired, found, found.note_draining(desired, suspects))
         return Differences(
             len(self._controller.cache.services),
@@ -152,8 +153,8 @@ class View:
             rules = [ChangeState("set", "rules", finding) for finding in tables.packet_filter.drift()]
         finally:
             tables.close()
-        desired = self._programmer.desired
-        wanted = desired.virtual_servers.copy()
+        desired = self._writer.desired
+        wanted = snapshot(desired.virtual_servers)
         is_ours = self._ownership(found)
         differing = {
             key
@@ -161,11 +162,13 @@ class View:
             if not is_same(wanted.get(key), found.virtual_servers.get(key)) and (key in wanted or is_ours(key))
         }
         entries = {(name, entry) for name, members in found.entries.items() for entry in members}
-        suspects = TableKeys(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
+        suspects = TableKeys(
+            differing, snapshot(desired.addresses).keys() ^ found.addresses, snapshot(desired.entries).keys() ^ entries
+        )
         return found, suspects, rules
 
     def _ownership(self, found: KernelTables) -> Callable[[VirtualServerKey], bool]:
-        """Return what tells whether the next audit will call a virtual server ours: it reads the other tables, too."""
+        """Return a function that says whether the next audit will call a virtual server ours: it reads all tables."""
         exclude, is_named = self.settings().exclude_cidrs, ownership.ledger(found)
         return lambda key: is_named(key) and not any(ip_address(key.address) in network for network in exclude)
 
@@ -173,13 +176,13 @@ class View:
         found = trace(
             client,
             key,
-            tables=self._programmer.actual,
+            tables=self._writer.actual,
             rules=self._rules().get(family_of(client), Masquerading()),
             host_addresses=self._host_addresses(),
             others=self._read_rules(family_of(client)),
             name_of_role=self._name_of_role,
         )
-        owners = self._programmer.desired.owners
+        owners = self._writer.desired.owners
         return RouteState(
             client=text_of(client),
             target=str(key),
@@ -193,12 +196,12 @@ class View:
         )
 
     def _node(self, search: str, offset: int, limit: int) -> NodeState:
-        desired, actual = self._programmer.desired, self._programmer.actual
-        services = self._controller.cache.services.copy()
+        desired, actual = self._writer.desired, self._writer.actual
+        services = snapshot(self._controller.cache.services)
         matching = [name for name in self._in_order(services) if _matches(search, name, services[name])]
         shown = matching[offset : offset + limit]
         balanced = self._balanced(shown) if len(shown) <= RATED else {}
-        settings, servers = self.settings(), actual.virtual_servers.copy()
+        settings, servers = self.settings(), snapshot(actual.virtual_servers)
         return NodeState(
             version=__version__,
             node=settings.node_name,
@@ -217,8 +220,8 @@ class View:
             draining=len(self._drains),
             addresses=len(actual.addresses),
             conflicts=len(desired.conflicts()),
-            waiting=len(self._programmer.retries),
-            foreign_virtual_servers=sorted(map(str, self._programmer.foreign.copy()))[:_NAMED],
+            waiting=len(self._writer.retries),
+            foreign_virtual_servers=sorted(map(str, snapshot(self._writer.foreign)))[:_NAMED],
             service_count=len(services),
             matching=len(matching),
             offset=offset,
@@ -228,7 +231,7 @@ class View:
                     services[name],
                     desired=desired,
                     actual=actual,
-                    omissions=self._controller.omissions_of(name),
+                    omissions=self._controller.problems.omissions_of(name),
                     balanced=balanced,
                 )
                 for name in shown
@@ -236,13 +239,13 @@ class View:
             changes=list(self._history.changes.copy()),
             repairs=list(self._history.repairs.copy()),
             drains=self._drains.states(self._drains.virtual_servers(), time.monotonic(), _NAMED),
-            refused=[name_of(key, self._name_of_role) for key in self._programmer.retries.waiting(_NAMED)],
+            refused=[name_of(key, self._name_of_role) for key in self._writer.retries.waiting(_NAMED)],
         )
 
     def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
         """Return the names in order: what is almost in order from the last time is sorted in a moment.
 
-        Sorting 10,000 names anew would keep Python from the event loop for ten milliseconds, which nothing interrupts.
+        Sorting 10,000 names from scratch would keep Python from the event loop for ten milliseconds without a break.
         """
         known = [name for name in self._names if name in services]
         if len(known) < len(services):
@@ -253,7 +256,7 @@ class View:
         return known
 
     def _balanced(self, names: Iterable[ServiceName]) -> dict[VirtualServerKey, Balanced]:
-        keys = [key for name in names for key in self._programmer.desired.virtual_servers_of(name)]
+        keys = [key for name in names for key in self._writer.desired.virtual_servers_of(name)]
         found = self._observe(keys, real_servers=False)
         return {key: observation.traffic for key, observation in found.items() if observation is not None}
 
@@ -261,8 +264,8 @@ class View:
         return service_state(
             service,
             fragment,
-            desired=self._programmer.desired,
-            actual=self._programmer.actual,
+            desired=self._writer.desired,
+            actual=self._writer.actual,
             observed=self._observe(fragment.virtual_servers, real_servers=True),
             drains=self._drains.states(fragment.virtual_servers, time.monotonic(), _NAMED),
             name_of_role=self._name_of_role,

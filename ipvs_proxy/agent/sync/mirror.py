@@ -1,0 +1,131 @@
+"""The mirror: what the kernel's tables hold, as far as the agent knows.
+
+The invariant: ``tables`` is what the kernel held when it was last read, with every operation that has succeeded since.
+So it is wrong only about what somebody else changed meanwhile, and about operations whose fate is unknown; the audit
+finds the former, and the latter are read again at once and wait for a retry. A change of a Service therefore needs no
+read of the kernel.
+
+Only the kernel writer changes the mirror, with its lock held: what is read must not cross a write. Every method that
+corrects it reads all that it needs before it changes anything, so that a read that fails leaves the difference there to
+be found again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from ipvs_proxy.agent.sync.kernel_access import KernelThread, ReadableTables
+from ipvs_proxy.plan.mirror import KernelTables, is_same
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import Role, SetEntry, VirtualServer, VirtualServerKey
+
+
+class Mirror:
+    """``tables`` is what is ours in the kernel, ``foreign`` has the virtual servers there that are not."""
+
+    def __init__(self, kernel: ReadableTables, thread: KernelThread) -> None:
+        self.tables = KernelTables()
+        self.foreign: dict[VirtualServerKey, VirtualServer] = {}
+        self._kernel = kernel
+        self._thread = thread
+
+    async def ensure_tables(self) -> list[str]:
+        """Make sure that link and sets exist; return what was missing. Raises as the kernel does."""
+        return await self._thread.call(self._kernel.ensure_tables)
+
+    async def begin(self) -> None:
+        """Forget everything and read the members of the sets. Raises as the kernel does."""
+        self.tables = KernelTables(entries=await self._thread.call(self._kernel.read_entries))
+
+    async def read_virtual_servers(self, is_ours: Callable[[VirtualServerKey], bool]) -> None:
+        """Read all virtual servers into what is ours and what is not. Raises as the kernel does."""
+        self.foreign.clear()
+        for key, server in (await self._thread.call(self._kernel.read_virtual_servers)).items():
+            (self.tables.virtual_servers if is_ours(key) else self.foreign)[key] = server
+
+    async def reread_addresses(self) -> set[bytes]:
+        """Correct the mirror of the addresses; return those it was wrong about. Raises as the kernel does."""
+        return self._correct_addresses(await self._thread.call(self._kernel.read_addresses))
+
+    async def reread_small_tables(self) -> TableKeys:
+        """Correct the mirror of addresses and sets; return what it was wrong about. Raises as the kernel does."""
+        addresses = await self._thread.call(self._kernel.read_addresses)
+        entries = await self._thread.call(self._kernel.read_entries)
+        return TableKeys(addresses=self._correct_addresses(addresses), entries=self._correct_entries(entries))
+
+    async def reread_virtual_servers(self, keys: Collection[VirtualServerKey]) -> set[VirtualServerKey]:
+        """Correct the mirror of some virtual servers; return those it was wrong about. Raises as the kernel does."""
+        read = {key: await self._thread.call(self._kernel.read_virtual_server, key) for key in keys}
+        known = self.tables.virtual_servers
+        wrong = {key for key, found in read.items() if not is_same(found, known.get(key))}
+        for key in wrong:
+            self._correct_virtual_server(key, read[key])
+        return wrong
+
+    async def reread_failed(self, failed: TableKeys) -> None:
+        """Correct the mirror of what could not be written, and add to ``failed`` what else it was wrong about.
+
+        A link or a whole set may be gone: then it is made again, and everything in it has to be written again. Raises
+        as the kernel does.
+        """
+        for key in failed.virtual_servers:
+            self._correct_virtual_server(key, await self._thread.call(self._kernel.read_virtual_server, key))
+        if failed.addresses or failed.entries:
+            await self.ensure_tables()
+        if failed.addresses:
+            failed.addresses |= await self.reread_addresses()
+        if failed.entries:
+            failed.entries |= self._correct_entries(await self._thread.call(self._kernel.read_entries))
+
+    def compare(
+        self,
+        found: Mapping[VirtualServerKey, VirtualServer],
+        is_ours: Callable[[VirtualServerKey], bool],
+        *,
+        but_for: Collection[VirtualServerKey],
+    ) -> list[VirtualServerKey]:
+        """Return which of our virtual servers differ from what was found, and note which of those are not ours.
+
+        Those of ``but_for`` were written while they were read: nothing is said of them.
+        """
+        known = self.tables.virtual_servers
+        self.foreign = {
+            key: server for key, server in found.items() if key not in known and key not in but_for and not is_ours(key)
+        }
+        return [
+            key
+            for key in found.keys() | known.keys()
+            if key not in but_for and not is_same(found.get(key), known.get(key)) and (key in known or is_ours(key))
+        ]
+
+    def adopt(self, keys: Iterable[VirtualServerKey]) -> None:
+        """Take foreign virtual servers for ours, as they are."""
+        for key in keys:
+            self.tables.virtual_servers[key] = self.foreign.pop(key)
+
+    def forget(self, unwanted: TableKeys) -> None:
+        """Forget addresses and members that nobody wants, so that the next look at the kernel finds them as drift."""
+        self.tables.addresses -= unwanted.addresses
+        for role, entry in unwanted.entries:
+            self.tables.entries.get(role, set()).discard(entry)
+
+    def _correct_virtual_server(self, key: VirtualServerKey, found: VirtualServer | None) -> None:
+        if found is None:
+            self.tables.virtual_servers.pop(key, None)
+        else:
+            self.tables.virtual_servers[key] = found
+
+    def _correct_addresses(self, found: set[bytes]) -> set[bytes]:
+        wrong = found ^ self.tables.addresses
+        self.tables.addresses = found
+        return wrong
+
+    def _correct_entries(self, found: dict[Role, set[SetEntry]]) -> set[tuple[Role, SetEntry]]:
+        known = self.tables.entries
+        wrong = {
+            (name, entry)
+            for name in found.keys() | known.keys()
+            for entry in found.get(name, set()) ^ known.get(name, set())
+        }
+        self.tables.entries = found
+        return wrong

@@ -1,0 +1,177 @@
+"""What the agent knows of the kernel: read, corrected and compared, over a fake kernel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from copy import deepcopy
+
+import pytest
+
+from ipvs_proxy.agent.sync.kernel_access import KernelThread
+from ipvs_proxy.agent.sync.mirror import Mirror
+from ipvs_proxy.plan.mirror import KernelTables
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import ACTIVE, DRAINING, SetEntry, VirtualServer, VirtualServerKey
+from tests.support.fake_dataplane import FakeDataplane
+from tests.support.objects import packed, real, virtual
+
+A, B, C = (virtual(f"10.96.0.{number}") for number in (1, 2, 3))
+POD = real("10.244.0.1")
+SET = "KUBE-CLUSTER-IP"
+
+
+def member(key: VirtualServerKey) -> SetEntry:
+    return SetEntry(*key[:3])
+
+
+@pytest.fixture
+def plane() -> FakeDataplane:
+    plane = FakeDataplane()
+    for key in (A, B):
+        plane.kernel.virtual_servers[key] = VirtualServer(key, "rr", real_servers={POD: ACTIVE})
+        plane.kernel.addresses.add(key.address)
+        plane.kernel.sets[SET].add(member(key))
+    return plane
+
+
+@pytest.fixture
+async def mirror(plane: FakeDataplane) -> AsyncIterator[Mirror]:
+    """A mirror that is right."""
+    thread = KernelThread()
+    mirror = Mirror(plane, thread)
+    await mirror.begin()
+    await mirror.reread_addresses()
+    await mirror.read_virtual_servers(lambda _: True)
+    assert mirror.tables == plane.kernel.read()
+    plane.calls.clear()
+    yield mirror
+    thread.end()
+
+
+def failing(call: Callable[..., object], number: int) -> Callable[..., object]:
+    """The call, which fails when it is made for the ``number``-th time."""
+    calls = 0
+
+    def flaky(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            raise OSError("a fault")
+        return call(*arguments)
+
+    return flaky
+
+
+async def test_it_begins_with_the_members_and_nothing_else(plane: FakeDataplane, mirror: Mirror) -> None:
+    await mirror.begin()
+    assert mirror.tables == KernelTables(entries=plane.kernel.sets)
+
+
+async def test_what_is_not_ours_is_kept_apart_as_it_was_last_found(plane: FakeDataplane, mirror: Mirror) -> None:
+    await mirror.begin()
+    await mirror.read_virtual_servers(lambda key: key != A)
+    found = plane.kernel.read().virtual_servers
+    assert (mirror.tables.virtual_servers, mirror.foreign) == ({B: found[B]}, {A: found[A]})
+    del plane.kernel.virtual_servers[A]
+    await mirror.begin()
+    await mirror.read_virtual_servers(lambda key: key != A)
+    assert mirror.foreign == {}
+
+
+async def test_of_suspects_only_those_it_is_wrong_about_are_told(plane: FakeDataplane, mirror: Mirror) -> None:
+    plane.kernel.virtual_servers[A].real_servers[POD] = DRAINING
+    assert await mirror.reread_virtual_servers([A, B]) == {A}
+    assert mirror.tables == plane.kernel.read()
+    del plane.kernel.virtual_servers[A]
+    plane.kernel.virtual_servers[C] = VirtualServer(C, "rr")
+    assert await mirror.reread_virtual_servers([A, B, C]) == {A, C}
+    assert mirror.tables == plane.kernel.read()
+
+
+async def test_addresses_and_members_it_is_wrong_about_are_told(plane: FakeDataplane, mirror: Mirror) -> None:
+    assert not await mirror.reread_small_tables()
+    plane.kernel.addresses.remove(A.address)
+    plane.kernel.addresses.add(C.address)
+    plane.kernel.sets[SET].remove(member(B))
+    plane.kernel.sets["KUBE-EXTERNAL-IP"].add(member(C))
+    assert await mirror.reread_small_tables() == TableKeys(
+        addresses={A.address, C.address}, entries={(SET, member(B)), ("KUBE-EXTERNAL-IP", member(C))}
+    )
+    assert mirror.tables == plane.kernel.read()
+
+
+@pytest.mark.parametrize("call", ["read_virtual_server", "read_addresses", "read_entries"])
+async def test_a_read_that_fails_loses_no_difference(
+    plane: FakeDataplane, mirror: Mirror, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    for key in (A, B):
+        plane.kernel.virtual_servers[key].real_servers.clear()
+    plane.kernel.addresses.clear()
+    plane.kernel.sets[SET].clear()
+    before = deepcopy(mirror.tables)
+    monkeypatch.setattr(plane, call, failing(getattr(plane, call), 2 if call == "read_virtual_server" else 1))
+    with pytest.raises(OSError, match="a fault"):
+        await (mirror.reread_virtual_servers([A, B]) if call == "read_virtual_server" else mirror.reread_small_tables())
+    assert mirror.tables == before
+
+
+async def test_a_virtual_server_that_failed_is_known_as_it_is(plane: FakeDataplane, mirror: Mirror) -> None:
+    del plane.kernel.virtual_servers[A]
+    plane.kernel.virtual_servers[B].real_servers.clear()
+    failed = TableKeys(virtual_servers={A, B})
+    await mirror.reread_failed(failed)
+    assert mirror.tables == plane.kernel.read()
+    assert failed == TableKeys(virtual_servers={A, B})
+    assert plane.calls == {"read_virtual_server": 2}
+
+
+async def test_with_an_address_that_failed_all_that_is_missing_has_failed(plane: FakeDataplane, mirror: Mirror) -> None:
+    plane.kernel.addresses.clear()
+    failed = TableKeys(addresses={C.address})
+    await mirror.reread_failed(failed)
+    assert mirror.tables == plane.kernel.read()
+    assert failed == TableKeys(addresses={A.address, B.address, C.address})
+    assert plane.calls == {"ensure_tables": 1, "read_addresses": 1}
+
+
+async def test_with_a_member_that_failed_all_that_is_missing_has_failed(plane: FakeDataplane, mirror: Mirror) -> None:
+    del plane.kernel.sets[SET]
+    failed = TableKeys(entries={(SET, member(C))})
+    await mirror.reread_failed(failed)
+    assert mirror.tables == plane.kernel.read()
+    assert plane.kernel.sets[SET] == set(), "the set is made again"
+    assert failed == TableKeys(entries={(SET, member(key)) for key in (A, B, C)})
+    assert plane.calls == {"ensure_tables": 1, "read_entries": 1}
+
+
+def test_compared_with_what_was_found_ours_are_suspects_and_others_are_foreign() -> None:
+    thread = KernelThread()
+    mirror = Mirror(FakeDataplane(), thread)
+    unknown, written, both = (virtual(f"10.96.0.{number}") for number in (4, 5, 6))
+    found = {key: VirtualServer(key, "rr", real_servers={POD: ACTIVE}) for key in (A, B, C, unknown, written, both)}
+    mirror.tables.virtual_servers = {A: found[A], B: VirtualServer(B, "rr"), both: VirtualServer(both, "rr")}
+    gone = virtual("10.96.0.7")
+    mirror.tables.virtual_servers[gone] = VirtualServer(gone, "rr")
+    suspects = mirror.compare(found, lambda key: key in {C, written}, but_for={written, both})
+    # A is as known, B differs, C is ours and was not known, the unknown one is not ours, and nothing is said of what was written meanwhile.
+    assert set(suspects) == {B, C, gone}
+    assert mirror.foreign == {unknown: found[unknown]}
+    mirror.compare({A: found[A], written: found[written]}, lambda _: False, but_for={written})
+    assert mirror.foreign == {}, "nothing is said of what was written meanwhile"
+    thread.end()
+
+
+async def test_what_is_adopted_is_ours_as_it_is(mirror: Mirror) -> None:
+    foreign = VirtualServer(C, "wlc", real_servers={POD: ACTIVE})
+    mirror.foreign = {C: foreign}
+    mirror.adopt({C})
+    assert mirror.foreign == {}
+    assert mirror.tables.virtual_servers[C] is foreign
+
+
+async def test_what_is_forgotten_is_found_again(mirror: Mirror) -> None:
+    forgotten = TableKeys(
+        addresses={A.address, packed("10.96.9.9")}, entries={(SET, member(A)), ("KUBE-GONE", member(A))}
+    )
+    mirror.forget(forgotten)
+    assert await mirror.reread_small_tables() == TableKeys(addresses={A.address}, entries={(SET, member(A))})
