@@ -1,12 +1,12 @@
 """Takes everything of ours off the node, and if asked what kube-proxy left in any of its modes; nothing of others.
 
-The order is that of a removal (see ``plan.difference``): virtual servers first, as long as the link and the sets tell
+The order is that of a removal (see ``plan.difference``): virtual servers first, while the link and the sets still tell
 which of them are ours; then the addresses, so that none leads to a port of the node itself while no rule guards it;
-then the rules, and last the sets, which rules refer to. One part that cannot be removed does not hold back the others,
-with one exception: while a virtual server of ours is left, link and sets stay, as without them no later run would know
-it. Settings of the kernel (sysctls, timeouts) stay, as with kube-proxy.
+then the rules; and last the sets, which rules refer to. A part that cannot be removed does not hold back the others,
+with one exception: while a virtual server of ours is left, link and sets stay, because without them no later run would
+recognise it. Settings of the kernel (sysctls, timeouts) stay, as with kube-proxy.
 
-What the kernel does not have (no ipset, or IPVS that is not loaded) has nothing to remove.
+A kernel without ipset, or with IPVS not loaded, has nothing of that kind to remove.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ipvs_proxy.plan.tables import Verb, VirtualServerKey, VirtualServerOperatio
 
 #: Exists while IPVS is loaded, in the network namespace of the thread that looks.
 IPVS_LOADED: Final = Path("/proc/thread-self/net/ip_vs")
-#: So many of what cannot be removed are named; of the rest, the number.
+#: At most this many virtual servers that cannot be removed are named; the rest are counted.
 _NAMED: Final = 5
 
 Network = IPv4Network | IPv6Network
@@ -60,7 +60,7 @@ def _remove_virtual_servers(
 ) -> bool:
     """Delete those that are ours; return whether none of them is left.
 
-    A list that is taken while somebody else deletes can leave out some, so the end is a list without any of ours.
+    A list that is taken while somebody else deletes may miss some, so it is taken again until none of ours is in it.
     """
     if not IPVS_LOADED.exists():
         return True
