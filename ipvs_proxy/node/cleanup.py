@@ -18,7 +18,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Final
 
-from ipvs_proxy.kernel.filter.backend import Cleaning, counted
+from ipvs_proxy.kernel.filter.backend import Cleaning, Traces, counted
 from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptablesTraces
 from ipvs_proxy.kernel.ipvs.table import READ_ATTEMPTS, Ipvs
 from ipvs_proxy.kernel.links.addresses import LINK, Addresses
@@ -43,7 +43,7 @@ def clean(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[Network] = ()) -
     wrong is in the cleaning.
     """
     cleaning = Cleaning([], [])
-    with closing(Addresses()) as addresses, closing(IpsetIptablesTraces(cleaning)) as traces:
+    with closing(Addresses()) as addresses, closing(_open_traces(cleaning)) as traces:
         all_gone = False
         with cleaning.noting("the virtual servers"):
             ledger = KernelTables(addresses=addresses.read(), entries=traces.read())
@@ -53,6 +53,10 @@ def clean(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[Network] = ()) -
                 _remove_link(addresses, cleaning, dry_run=dry_run)
         traces.remove(cleaning, kube_proxy=kube_proxy, with_sets=all_gone, dry_run=dry_run)
     return cleaning
+
+
+def _open_traces(cleaning: Cleaning) -> Traces:
+    return IpsetIptablesTraces(cleaning)
 
 
 def _remove_virtual_servers(
