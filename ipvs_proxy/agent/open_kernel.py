@@ -1,4 +1,4 @@
-"""What the settings mean for the kernel beside its tables: sysctls, limits, timeouts, and the scheduler."""
+"""Opens the kernel's tables, and sets what else of the kernel follows the settings: sysctls, limits, timeouts."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Dataplane:
     def repair_rules(self) -> list[str]:
         """Bring the packet rules to what they should be; say what was wrong.
 
-        Alone among the calls this one may be made from another thread than the rest: it touches nothing else.
+        Unlike all other calls, this one may be made from another thread: it touches nothing that they use.
         """
         return self.packet_filter.repair()
 
@@ -131,9 +131,9 @@ class Dataplane:
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """Carry operations out in their order; return those that failed.
 
-        The members of sets that let connections reach a virtual server are held back where that virtual server could
-        not be added, so that its address never leads to a port of the node itself; and a packet mark whose bits are not
-        complete, so that it is never another one.
+        Two kinds of members are held back, and fail with ECANCELED: those that let connections reach a virtual server
+        that could not be added, because its address would lead to a port of the node itself; and a packet mark whose
+        bits are not complete, because it would be another mark.
         """
         failures: list[Failure] = []
         missing: set[VirtualServerKey] = set()
@@ -168,7 +168,7 @@ class Dataplane:
 
 
 def _batch_of(operation: Operation) -> tuple[str, bool]:
-    """Return what neighbours have to share to be carried out at once; what has a mark waits for what was before it."""
+    """Return what neighbours must share to go in one batch; members with a mark wait for those before them."""
     return table_of(operation), isinstance(operation, SetEntryOperation) and bool(operation.entry.mark)
 
 
@@ -180,7 +180,7 @@ def _leads_to(operation: Operation, missing: set[VirtualServerKey], torn: set[Se
 
 
 def _is_as_wanted(operation: Operation, code: int) -> bool:
-    """Return whether a refusal means that the object is as the operation would have made it."""
+    """Return whether the kernel refused because the object already is what the operation would make it."""
     if isinstance(operation, AddressOperation):
         return code == (EADDRNOTAVAIL if operation.verb is Verb.DELETE else EEXIST)
     return operation.verb is Verb.DELETE and code in {ENOENT, ESRCH}

@@ -1,12 +1,12 @@
 """Takes everything of ours off the node, and if asked what kube-proxy left in any of its modes; nothing of others.
 
-The order is that of a removal (see ``plan.difference``): virtual servers first, as long as the link and the sets tell
+The order is that of a removal (see ``plan.difference``): virtual servers first, while the link and the sets still tell
 which of them are ours; then the addresses, so that none leads to a port of the node itself while no rule guards it;
-then the rules, and last the sets, which rules refer to. One part that cannot be removed does not hold back the others,
-with one exception: while a virtual server of ours is left, link and sets stay, as without them no later run would know
-it. Settings of the kernel (sysctls, timeouts) stay, as with kube-proxy.
+then the rules; and last the sets, which rules refer to. A part that cannot be removed does not hold back the others,
+with one exception: while a virtual server of ours is left, link and sets stay, because without them no later run would
+recognise it. Settings of the kernel (sysctls, timeouts) stay, as with kube-proxy.
 
-What the kernel does not have (no ipset, or IPVS that is not loaded) has nothing to remove.
+A kernel without ipset, or with IPVS not loaded, has nothing of that kind to remove.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Final
 
-from ipvs_proxy.kernel.filter.backend import Cleaning, counted
+from ipvs_proxy.kernel.filter.backend import Cleaning, Traces, counted
 from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptablesTraces
 from ipvs_proxy.kernel.ipvs.table import READ_ATTEMPTS, Ipvs
 from ipvs_proxy.kernel.links.addresses import LINK, Addresses
@@ -29,7 +29,7 @@ from ipvs_proxy.plan.tables import Verb, VirtualServerKey, VirtualServerOperatio
 
 #: Exists while IPVS is loaded, in the network namespace of the thread that looks.
 IPVS_LOADED: Final = Path("/proc/thread-self/net/ip_vs")
-#: So many of what cannot be removed are named; of the rest, the number.
+#: At most this many virtual servers that cannot be removed are named; the rest are counted.
 _NAMED: Final = 5
 
 Network = IPv4Network | IPv6Network
@@ -43,7 +43,7 @@ def clean(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[Network] = ()) -
     wrong is in the cleaning.
     """
     cleaning = Cleaning([], [])
-    with closing(Addresses()) as addresses, closing(IpsetIptablesTraces(cleaning)) as traces:
+    with closing(Addresses()) as addresses, closing(_open_traces(cleaning)) as traces:
         all_gone = False
         with cleaning.noting("the virtual servers"):
             ledger = KernelTables(addresses=addresses.read(), entries=traces.read())
@@ -55,12 +55,16 @@ def clean(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[Network] = ()) -
     return cleaning
 
 
+def _open_traces(cleaning: Cleaning) -> Traces:
+    return IpsetIptablesTraces(cleaning)
+
+
 def _remove_virtual_servers(
     ledger: KernelTables, exclude: Sequence[Network], cleaning: Cleaning, *, dry_run: bool
 ) -> bool:
     """Delete those that are ours; return whether none of them is left.
 
-    A list that is taken while somebody else deletes can leave out some, so the end is a list without any of ours.
+    A list that is taken while somebody else deletes may miss some, so it is taken again until none of ours is in it.
     """
     if not IPVS_LOADED.exists():
         return True

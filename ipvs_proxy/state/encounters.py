@@ -10,7 +10,7 @@ from ipvs_proxy.kernel.filter.foreign.rules import WAYS, Effect, Encounter, dest
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import VirtualServerKey
 
-#: So many rules that end nothing are told.
+#: At most this many rules that do not end the way are told.
 TOLD: Final = 5
 _WORDS: Final = {
     Effect.TAKES: "takes it before the Service",

@@ -1,9 +1,9 @@
 """What a new connection from somewhere to a virtual server's address meets: the way through rules, sets and IPVS.
 
-The steps follow the packet rules in their order (``kernel.filter``); what decides is what the kernel's
-tables hold, not what is desired. Rules of others are looked at where they come before IPVS in the tables raw, mangle
-and nat (see ``encounters``); network policies, which are in filter, are not. Tables may change meanwhile: they are
-copied in one step before they are gone through.
+The steps follow the order of the packet filter's rules. What decides is what the kernel's tables hold, not what is
+desired. Rules of others are looked at where they come before IPVS in the tables raw, mangle and nat (see
+``encounters``); network policies, which are in filter, are not. Tables may change meanwhile: they are copied in one
+step before they are gone through.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One rule of iptables, as ``iptables-save`` prints it, asked about new connections to Services.
+"""One rule of iptables, as ``iptables-save`` prints it, and what it says about new connections to Services.
 
-Pure. A rule is read into what it says of destination, protocol and ports, which can be decided for a Service's address,
-and into how sure one can be of the rest. What is not understood makes a rule unsure, never an error. The meanings are
+Pure. Destination, protocol and ports of a rule can be decided for a Service's address; of the rest it is only kept
+whether it leaves the outcome open. A part that is not understood makes a rule unsure, never an error. The meanings are
 those of iptables-extensions(8).
 """
 

@@ -1,12 +1,12 @@
 """What rules of others do to new connections on their way to Services, before IPVS has them.
 
-Pure: what ``iptables-save`` prints goes in. A table is walked as a packet walks it, from a hook through all chains that
-can be reached, with all of the Services' addresses at once: each rule narrows them down. In nat our own chain accepts
-what is a Service's, so only what stands before the jump to it is met, and behind it only by node ports. A second table
-of the same hook, that of the other variant of iptables, is met whatever ours has accepted (``nf_nat_inet_fn`` of the
-kernel). In mangle only what comes after our own rules matters for the mark that they have set.
+Pure: the text that ``iptables-save`` prints goes in. A table is walked as a packet walks it, from a hook through all
+chains that can be reached, but with the addresses of all Services at once: each rule narrows them down. In nat our own
+chain accepts what is a Service's, so connections meet only the rules in front of the jump to it; those behind it meet
+only node ports. A second table of the same hook, that of the other variant of iptables, is met whatever ours has
+accepted (``nf_nat_inet_fn`` of the kernel). In mangle, only rules behind our own can change the mark that ours set.
 
-The work is bounded, as rules may be anybody's and many: see ``BUDGET``. Rules of nftables proper are not looked at.
+The work is bounded, because there may be any number of rules: see ``BUDGET``. Rules of nftables proper are not read.
 """
 
 from __future__ import annotations

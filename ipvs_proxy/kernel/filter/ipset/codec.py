@@ -1,7 +1,7 @@
 """ipset over nfnetlink, as bytes: linux/netfilter/ipset/ip_set.h.
 
-Attributes that carry addresses and ports are in network order and say so; the rest is in host order. Members go many to
-a message, each with its line number, by which the kernel names the one that fails.
+Attributes that carry addresses and ports are in network order and say so; the rest is in host order. One message
+carries many members, each with a line number by which the kernel names the one that fails.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _header(number: int, length: int) -> int:
     return int.from_bytes(ATTRIBUTE.pack(4 + length, number), sys.byteorder)
 
 
-#: A member of ``hash:ip,port`` as kernels list it, by the length of its address: what nests it, what nests the address,
-#: address, port and protocol, each behind its header.
+#: A member of ``hash:ip,port`` as kernels list it, by the length of its address: the headers that nest member and
+#: address, then address, port and protocol, each behind its own header.
 _LISTED: Final = {length: Struct(f"=III{length}sIBBxxIBxxx") for length in _IPADDR}
 _LISTED_HEADERS: Final = {
     length: (
@@ -225,7 +225,7 @@ def encode_destroy(name: str, *, protocol: int) -> Request:
 
 
 def encode_swap(one: str, other: str, *, protocol: int) -> Request:
-    """Return the message that lets two sets of one type change places: rules go on with the other's members at once."""
+    """Return the message that swaps two sets of one type: rules go on with the other's members at once."""
     return Request(_SWAP, _head(protocol, name=one) + text_attribute(_A_OTHER_NAME, other))
 
 
@@ -311,7 +311,7 @@ def decode_members(payload: bytes, kind: SetType) -> Iterator[SetEntry]:
 def _decode_alike(members: bytes) -> list[SetEntry] | None:
     """Return the members of ``hash:ip,port`` if each is as kernels list it; ``None`` if one has other parts.
 
-    A large set is nearly always so, and read in a third of the time that it takes attribute by attribute.
+    Large sets nearly always are, and reading them this way takes a third of the time of going attribute by attribute.
     """
     for length, layout in _LISTED.items():
         if not len(members) % layout.size:
@@ -363,7 +363,7 @@ def _port_attribute(number: int, port: int) -> bytes:
 
 
 def _mark_attribute(mark: int) -> bytes:
-    """Return the mark with a mask that leaves nothing of the mark that a packet had: IPVS compares whole marks."""
+    """Return the mark with a mask that replaces all of the mark that a packet had: IPVS compares whole marks."""
     return ATTRIBUTE.pack(12, _SKBMARK | NETWORK_ORDER) + (mark << 32 | 0xFFFF_FFFF).to_bytes(8, "big")
 
 

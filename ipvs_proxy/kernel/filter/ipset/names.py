@@ -1,9 +1,11 @@
 """The ipsets: kube-proxy's names, types and comments, for both families; and some of our own.
 
 The table is that of kube-proxy's IPVS mode, so that a node can be taken over in place and tools that look at the sets
-go on working. IPv6 names start with ``KUBE-6-`` and are cut at 31 characters, as ipset allows no more
+go on working. IPv6 names start with ``KUBE-6-`` and are cut at 31 characters, because ipset allows no more
 (``IPSET_MAXNAMELEN`` of linux/netfilter/ipset/ip_set.h is 32 with the final zero). The names of our own sets start with
 ``IPVS-PROXY-``, so that nobody takes them for kube-proxy's.
+
+This is the only place that knows which set a role has (``plan.roles``).
 """
 
 from __future__ import annotations

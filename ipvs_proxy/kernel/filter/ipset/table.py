@@ -1,13 +1,15 @@
 """The ipsets that the masquerade and filter rules refer to.
 
-Sets are made with kube-proxy's parameters, and sets that exist are taken over whatever their parameters, as long as
-type and family fit. Members travel many to a message. The kernel stops at a message's first failing member and names
-it; those behind it are then sent one to a message, so that every operation gets its own result after two rounds at
-most, however many fail.
+The invariant: every operation gets its own result, whatever happens to the others. Many members travel in one message.
+The kernel stops at the first member that fails and names it; the members behind it are then sent one to a message, so
+that all results are known after at most two rounds, however many members fail.
 
-A hash set that is full gets room before anything else is tried. The kernel cannot enlarge it, so another one takes its
-place, with all its members and at least twice the room: that is work in proportion to what was added since the last
-time, and no packet meets an empty set, as the two change places in one step.
+Sets are made with kube-proxy's parameters. Sets that exist are taken over whatever their parameters are, as long as
+type and family fit.
+
+A hash set that is full is given more room before anything else is tried. The kernel cannot enlarge a set, so a larger
+one with the same members takes its place. It has at least twice the room, so that the work stays in proportion to what
+was added since the last time; and the two are swapped in one step, so that no packet meets an empty set.
 """
 
 from __future__ import annotations
@@ -190,7 +192,7 @@ class Sets:
         return [0 if code == ENOENT else code for code in codes]
 
     def _carry_out(self, runs: list[_Run], results: list[int]) -> None:
-        """Send many members to a message, then those behind a failing one by themselves; note the failures."""
+        """Send members, many to a message, then those behind a failing one by themselves; note the failures."""
         behind, full = self._send(_cut(runs, MEMBERS_PER_MESSAGE), results)
         if full:
             grown = self._make_room(full)
@@ -213,9 +215,9 @@ class Sets:
         return grown
 
     def _send(self, runs: list[_Run], results: list[int]) -> tuple[list[_Run], list[_Run]]:
-        """Send one message a run; return what the kernel did not look at, as it stops at a failing member.
+        """Send one message for each run; return what the kernel did not look at, and what found its set full.
 
-        Apart from the others: what found its set full, with the member that failed.
+        The kernel stops at the first member that fails. Runs that found their set full have that member too.
         """
         for run in runs:
             for index in run.indices:
@@ -232,7 +234,7 @@ class Sets:
         return behind, full
 
     def _grow(self, definition: SetDefinition, wanted: int) -> bool:
-        """Put a larger set in the place of a full one; return whether it has room for so many members more."""
+        """Put a larger set, with room for ``wanted`` more, in the place of a full one; return whether that worked."""
         listed = self._socket.dump(codec.encode_list(definition.name, protocol=self._protocol))
         members = [member for payload in listed for member in codec.decode_members(payload, definition.type)]
         maximum = max(map(codec.decode_maximum, listed), default=0)

@@ -3,9 +3,9 @@
 Pure: rules in, text out, the input of ``iptables-restore``. Of a node's rules, which may be tens of thousands of lines
 of others, only our chains and the rules that lead to them are kept.
 
-Versions of iptables may print a rule otherwise than we write it. Spaces and quotes never matter. For the rest, what was
-printed right after a write is remembered as the form of what was written, provided that it says the same in all that
-carries meaning: otherwise somebody else's rule, written at the same moment, would pass for ours.
+Some versions of iptables print a rule in another form than we write it. Spaces and quotes never matter. Apart from
+those, what is printed right after a write is remembered as the form of what was written, but only if it says the same
+in everything that carries meaning: otherwise a rule that somebody else wrote at that moment would pass for ours.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def missing_jumps(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN
 def payload(wanted: Ruleset, jumps: Iterable[Rule], *, former: Ruleset = _NOTHING) -> str:
     """Return the input of ``iptables-restore --noflush`` that sets all our chains and inserts the given jumps.
 
-    What is ``former`` goes; its chains stay, empty, as a rule of somebody else might lead there. A chain's header
-    empties it in the same commit that fills it, so no packet meets a chain that is half done.
+    The rules in ``former`` are deleted; its chains stay, empty, because a rule of somebody else might lead there. A
+    chain's header empties it in the same commit that fills it, so no packet meets a chain that is half done.
     """
     missing = list(jumps)
     lines: list[str] = []

@@ -1,9 +1,9 @@
 """The iptables programs of this node: which variant to use, how to run them, and what their failures mean.
 
-There are two worlds of rules in a kernel, nf_tables and legacy, and each program sees only its own. The one that
-``PATH`` names is used, unless the other one is what the node uses: ``variant`` has that decision.
+A kernel has two worlds of rules, nf_tables and legacy, and each program sees only its own. The program that ``PATH``
+names is used, unless the node uses the other one: ``variant`` makes that decision.
 
-All calls block, with a deadline; every failure is one line that says what is wrong and what to do.
+All calls block, with a deadline. Every failure is one line that says what is wrong and what to do.
 """
 
 from __future__ import annotations

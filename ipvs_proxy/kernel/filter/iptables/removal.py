@@ -1,7 +1,7 @@
 """Which chains and jumps of a node are ours or kube-proxy's, and the text that takes them away.
 
-Pure: rules in, text out. What goes is told by the names of chains. A rule that leads to such a chain goes with it if it
-is a jump as all proxies make them: in a built-in chain, with a comment of theirs, or with nothing but its target (some
+Pure: rules in, text out. Chains are chosen by their names. A rule that leads to such a chain goes with it if it is a
+jump as all proxies make them: in a built-in chain, with a comment of theirs, or with nothing but its target (some
 versions of iptables lose comments). Any other rule that leads there is somebody else's: it stays, and so does the
 chain, empty.
 """
@@ -42,7 +42,7 @@ Choice = Callable[[Chain], bool]
 
 
 class Removal(NamedTuple):
-    """What is to go from one family's rules, and how.
+    """What is to be removed from one family's rules, and how.
 
     ``text`` is the input of ``iptables-restore --noflush``, empty if there is nothing to write. ``kept`` says of each
     chain that has to stay which rule leads to it.

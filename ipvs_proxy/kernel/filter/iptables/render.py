@@ -4,18 +4,18 @@ Pure. The chains, jumps and rules are those of kube-proxy's IPVS mode, in its or
 while the set that it refers to has members, it is always there: all sets exist from the start and an empty set matches
 nothing, so the text depends on the configuration alone and not on the Services.
 
-Our own are the chains whose names start with ``IPVS-PROXY-``. They give packets of clients in the cluster the mark that
-leads to all endpoints where the policy is ``Local``, right before IPVS, and take it off right after it; ``plan.marks``
-says where and why. What needs an address of the node leaves with the masquerade mark, as everything else does.
-``SOURCES`` keeps the node's own connections to the source ranges of a load balancer: kube-proxy needs a rule for each
-of its addresses and ports there, as its filter comes after IPVS has rewritten the packet.
+The chains whose names start with ``IPVS-PROXY-`` are our own. Where the policy is ``Local``, they give packets of
+clients in the cluster the mark that leads to all endpoints: right before IPVS, and they take it off right after it;
+``plan.marks`` says where and why. A packet that needs an address of the node leaves with the masquerade mark, as all
+others do. ``SOURCES`` applies the source ranges of a load balancer to the node's own connections; kube-proxy needs a
+rule for each address and port there, because its filter comes after IPVS has rewritten the packet.
 
 Rules are written as ``iptables-save`` prints them (1.8.9, both variants), so a rule is right if it is the same string.
 
 Two rules have two texts. ``-m physdev ! --physdev-is-in`` keeps what comes in through a bridge out of a shortcut, but
 inserting it makes the kernel load br_netfilter (``physdev_mt_check`` of net/netfilter/xt_physdev.c), which from then on
-sends all bridged traffic of the node through iptables. Where br_netfilter is not loaded, no packet comes from a bridge
-port as far as netfilter knows: the match is always true, and is left out.
+sends all bridged traffic of the node through iptables. Where br_netfilter is not loaded, netfilter sees no packet that
+comes from a bridge port: the match would always be true, and is left out.
 """
 
 from __future__ import annotations
@@ -188,9 +188,9 @@ def _own_clients(refer: _Sets) -> tuple[str, ...]:
 def _after_ipvs(settings: Masquerading) -> tuple[str, ...]:
     """Return the rules that take marks off; for packets that need an address of the node, they ask for masquerading.
 
-    The answer has to come back through this node: that is certain only for pods of this node. What else is in the
-    cluster's network may be a pod of another node. Only the first packet of a connection is not confirmed yet, and is
-    the only one whose masquerade mark ``KUBE-POSTROUTING`` sees, and takes off.
+    The answer has to come back through this node, which is certain only for pods of this node: any other address of
+    the cluster's network may be a pod of another node. Only the first packet of a connection is not confirmed yet, and
+    it is the only one whose masquerade mark ``KUBE-POSTROUTING`` sees and takes off.
     """
     if not settings.has_marks:
         return ()

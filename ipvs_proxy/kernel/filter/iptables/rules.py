@@ -1,17 +1,18 @@
 """The packet rules of one family: read, find drift, repair.
 
-The rules masquerade and filter; what they apply to is in the sets. They are the same whatever Services there are: a
-rule is also there while its set is empty, which matches nothing (see ``render``). So they are written once,
-before the first virtual server, and from then on only read: an audit that finds nothing wrong writes nothing.
+The rules masquerade and filter; what they apply to is in the sets. They do not depend on which Services there are: a
+rule is there even while its set is empty and matches nothing (see ``render``). So they are written once, before the
+first virtual server, and from then on only read: an audit that finds nothing wrong writes nothing.
 
-A repair is one process and one commit for each table: raw first, which takes packet marks off, then nat and filter, as
-kube-proxy does, and mangle. All our chains are set in that write, whoever filled them before; jumps are only added
-where they are missing, so rules of others keep their place. What was written is read back once, to learn how it is
-printed; in a start that waits for the first audit, as everybody waits for the first virtual servers. Between the
-commits a node has the new nat rules and the old filter rules for some milliseconds. That is harmless: at a first start
-there is no virtual server yet; at a takeover the old and the new rules of a table are both right for the same sets, and
-the tables share nothing but the packet mark. Only where a takeover also changes the mark can a packet miss the rule
-that accepts forwarding; where the node drops by default, it is then sent again.
+A repair takes one process, and one commit for each table: raw first, which takes packet marks off, then nat and filter
+in kube-proxy's order, then mangle. That write sets all our chains, whoever filled them before. Jumps are only added
+where they are missing, so that rules of others keep their place. What was written is read back once, to learn how this
+iptables prints it; a start leaves that to the first audit, because the first virtual servers are waiting.
+
+Between the commits a node has the new nat rules and the old filter rules for some milliseconds. That is harmless. At a
+first start there is no virtual server yet. At a takeover the old and the new rules of a table are both right for the
+same sets, and the tables share nothing but the packet mark. Only where a takeover also changes the mark can a packet
+miss the rule that accepts forwarding; if the node drops by default, its sender sends it again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which of the two worlds of rules a node uses, nf_tables or legacy: the decision alone, from what was seen in them.
+"""Which of the two worlds of rules a node uses, nf_tables or legacy: only the decision, from what was seen in them.
 
-The default of an image says nothing about the node it runs on, so what is in the kernel decides, as with the wrappers
-that kube-proxy's image has: first the kubelet's hint, then, on nodes whose kubelet leaves none, where the rules are.
+The default of an image says nothing about the node that it runs on, so what is in the kernel decides, as in the
+wrappers of kube-proxy's image: first the kubelet's hint; then, on nodes whose kubelet leaves none, where the rules are.
 """
 
 from __future__ import annotations
