@@ -1,4 +1,4 @@
-# Everything there is to learn: make setup | demo | test | lint | bench | chart. Each does its own set-up.
+# Everything there is to learn: make setup | demo | test | lint | docs | bench | chart. Each does its own set-up.
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -22,13 +22,14 @@ IMAGE := dist/ipvs-proxy.cdx.json
 IMAGE_SOURCES := $(shell find ipvs_proxy -name __pycache__ -prune -o -type f -print) \
     Dockerfile .dockerignore pyproject.toml README.md LICENSE requirements.lock requirements-build.lock $(wildcard .ci/image .ci/dpkg-slim .ci/sbom.py)
 
-.PHONY: help setup demo test test-stock pure lint bench chart image lock
+.PHONY: help setup demo test test-stock pure lint docs bench chart image lock
 help:
 	@echo "make demo    a client, a node and three pods on this host: requests through a ClusterIP, a pod that goes away"
 	@echo "make test    all tests; those that need a kernel with IPVS run in one that it builds once (10 to 20 minutes), if this one has none"
 	@echo "make pure    those tests that need neither such a kernel nor the image"
 	@echo "make test-stock   the kernel ring once more, in Debian's stock kernel (in an emulated machine, slow)"
 	@echo "make lint    style, types and the layers"
+	@echo "make docs    the documents that follow from the code, written anew"
 	@echo "make bench   one table of what a start and a change cost, next to ipvsadm -R, and docs/performance.md (SIZES=\"100x10 50000x2\" only prints)"
 	@echo "make chart   the Helm chart, checked and packed, in dist/"
 	@echo "make image   the container image, its root file system and what is in it, in dist/ (as root, on Debian)"
@@ -60,6 +61,9 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+docs: setup
+	$(RUN) -m tools
+
 test: setup $(VENV)/compiled .cache/helm .cache/promtool .cache/browser .cache/networkd $(IMAGE)
 	$(RUN) -m lab true
 	$(RUN) -m pytest tests --ignore=tests/ring $(BESIDE)
@@ -75,7 +79,7 @@ demo: setup
 	@$(RUN) -m lab --ready $(CURDIR)/$(RUN) -m demo
 
 bench: setup bench/fill $(VENV)/with-bench image
-	@$(RUN) -m bench $(or $(SIZES),--write)
+	@$(RUN) -m $(if $(SIZES),bench $(SIZES),tools performance)
 
 $(VENV)/with-bench: $(VENV)/ready
 	@$(INSTALL) '.[dev,bench]'

@@ -1,4 +1,4 @@
-"""What API objects cost the agent: time of its real decoder beside ``json.loads``, and memory of what it keeps."""
+"""What API objects cost the agent: the time of its decoder beside ``json.loads``, and the memory of what it keeps."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ipvs_proxy.kube.lines import LineSplitter
 from ipvs_proxy.kube.objects import KubernetesObject
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource
 
-#: Bytes that a socket gives at once, and how often a time is taken: the best counts.
+#: Bytes read from a socket at once, and the number of runs of which the fastest counts.
 CHUNK, REPEATS = 65_536, 9
-#: Seconds of one measurement, at least, and pod changes a second for which the load is told.
+#: The least seconds of one measurement, and the pod changes a second for which the load is given.
 LEAST, CHANGES = 0.02, 100
 
 
@@ -54,7 +54,7 @@ def _row(what: str, ours: float, theirs: float, amount: int) -> Sequence[str]:
 
 
 def _load(change: Churn) -> str:
-    """Tell what decoding costs a node under churn, from a slice of about the mean event's size."""
+    """Return a sentence on what decoding costs a node under churn, measured with a slice of about the mean size."""
     empty, full = len(slice_line(0)), len(slice_line(100))
     line = slice_line(round((change.event_bytes - empty) / (full - empty) * 100))
     (seconds,) = fastest(partial(decode_event, line, ENDPOINT_SLICES))
@@ -64,12 +64,12 @@ def _load(change: Churn) -> str:
 
 
 def loads_all(lines: Sequence[bytes]) -> list[object]:
-    """Read lines as Python's own decoder does."""
+    """Decode lines with the standard library."""
     return [json.loads(line) for line in lines]
 
 
 def read(stream: bytes, resource: Resource) -> list[KubernetesObject]:
-    """Read a stream as the reflector does: pieces to lines to objects."""
+    """Decode a stream as the reflector does, from pieces to lines to objects."""
     lines = LineSplitter()
     view = memoryview(stream)
     kept = []
@@ -82,7 +82,7 @@ def read(stream: bytes, resource: Resource) -> list[KubernetesObject]:
 
 
 def fastest(*calls: Callable[[], object]) -> list[float]:
-    """Return the seconds of each call in its best run; the calls take turns, so that a busy machine hits all."""
+    """Return the seconds of each call in its fastest run; the calls alternate, so that other load affects all alike."""
     best = [float("inf")] * len(calls)
     for _ in range(REPEATS):
         for index, call in enumerate(calls):
@@ -95,7 +95,7 @@ def fastest(*calls: Callable[[], object]) -> list[float]:
 
 
 def kept_bytes(lines: Sequence[bytes], resource: Resource) -> float:
-    """Return the memory that one decoded object of these stays in, in bytes."""
+    """Return the memory that one decoded object takes, in bytes: the mean of these lines."""
     decode_event(lines[0], resource)
     tracemalloc.start()
     try:
@@ -128,13 +128,13 @@ def _memory(services: Sequence[bytes], slices: Sequence[bytes]) -> str:
 
 
 def two(value: float) -> str:
-    """Write a measured value with two digits."""
+    """Format a measured value with two significant digits."""
     rounded = float(f"{value:.2g}")
     return f"{rounded:g}" if rounded < 10 else f"{rounded:,.0f}"
 
 
 def machine() -> str:
-    """Name what this ran on."""
+    """Return what this runs on: processor, number of CPUs, version of Python."""
     model = platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -37,14 +37,14 @@ class Encodings(NamedTuple):
 
 
 class Encoder:
-    """Encodes what passes by: the whole list, the whole stream, and each line as a gzip member of its own."""
+    """Adds up the sizes of objects as a list, as a stream, and with each line as a gzip member of its own."""
 
     def __init__(self) -> None:
         self._items, self._lines = _gzip(), _gzip()
         self._sizes = [0] * len(Encodings._fields)
 
     def add(self, item: dict[str, Any], encoded: bytes, line: bytes) -> None:
-        """Take one object in: itself, its JSON in a list, its line in a stream."""
+        """Add one object: itself, its JSON in a list, and its line in a stream."""
         member = _gzip()
         self._add(
             len(encoded) + 1,
@@ -65,7 +65,7 @@ class Encoder:
 
 
 def protobuf_size(value: Any, field: str = "") -> int:
-    """Count the bytes of a value's content in protobuf; ``field`` is the name of what it is the value of."""
+    """Return the number of bytes of a value's content in protobuf; ``field`` is the name of its field."""
     if isinstance(value, str):
         return _TIME_SIZE if _TIME.fullmatch(value) else len(value.encode())
     if isinstance(value, bool):

@@ -4,43 +4,40 @@ The objects are those of ``bench.api_objects``; what the server sends of them fo
 what they cost the agent from its real decoder, how a restart of the API server spreads from its real reflector on a
 clock of its own. All tables but the last two are the same on every machine.
 
-Usage: python -m bench.api_load [--write]     (--write renews the tables of docs/scale.md)
+    python -m bench.api_load     prints them; ``python -m tools scale`` writes them to docs/scale.md
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from bench.api_cost import measured_text
 from bench.api_objects import SLICE_SIZE, Shape, bookmark_line
 from bench.api_outage import Outage, reconnects
 from bench.api_rollout import Controller, Rollout, rolling_update
 from bench.api_survey import MODIFIED_MORE, Sent, Survey, churn, passed, slice_line, survey
-from bench.api_text import bits, percent, rate, renewed, size, table
+from bench.api_text import bits, percent, rate, size, table
 from ipvs_proxy.kube.reflector import DEFAULT_TIMING
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scale.md"
 AGENTS = 5_000
 KINDS = (SERVICES, ENDPOINT_SLICES, own_node("any"))
 #: Seconds between bookmarks (the API server's watch cache) and between two reports of a Node that does not change (the
 #: kubelet's nodeStatusReportFrequency).
 BOOKMARK_SECONDS, NODE_STATUS_SECONDS = 60, 300
 CHANGES_PER_SECOND = (1, 10, 100)
-#: Outages in seconds, and how many agents stand for all of them there.
+#: Seconds of outages, and the number of agents in their simulation, which stand for all.
 OUTAGES, OUTAGE_AGENTS = (0, 10, 60), 500
 LINK_BITS = 10e9
 
 
 def fan_out(amount: float) -> float:
-    """Return what all agents get together: the server sends each of them everything by itself."""
+    """Return what all agents receive together: the server sends everything to each of them."""
     return amount * AGENTS
 
 
 def initial_table(cluster: Survey) -> str:
-    """What one agent reads at its start, and all of them."""
+    """Return the table of what one agent reads at its start, and all agents together."""
     rows: list[Sequence[str]] = []
     total = [0, 0, 0]
     for label, objects in (
@@ -62,7 +59,7 @@ def _initial_cells(sums: Sequence[int]) -> tuple[str, ...]:
 
 
 def selectors_table(cluster: Survey) -> str:
-    """What the selectors keep off the wire."""
+    """Return the table of what the selectors keep off the wire."""
     others, reports = cluster.shape.nodes - 1, (cluster.shape.nodes - 1) / NODE_STATUS_SECONDS
     watched = passed(cluster.slices)
     kept = sum(sent.line for sent in watched)
@@ -93,7 +90,7 @@ def _selector_row(label: str, objects: Sequence[Sent]) -> tuple[str, ...]:
 
 
 def churn_table(cluster: Survey) -> str:
-    """What changes of pods that are spread over the whole cluster cost, each of them a write of its slice."""
+    """Return the table of what pod changes across the whole cluster cost, each of which writes one slice."""
     one = churn(cluster)
     rows = []
     for changes in CHANGES_PER_SECOND:
@@ -111,7 +108,7 @@ def _everybody(amount: float) -> tuple[str, str]:
 
 
 def rollout_table() -> str:
-    """What a rolling update of one large Service costs, by how the EndpointSlice controller batches."""
+    """Return the table of what a rolling update of a large Service costs, by the controller's batching."""
     rows = []
     for label, controller in (
         ("defaults (no batching period, 20 writes/s)", Controller()),
@@ -145,7 +142,7 @@ def rollout_bytes(rollout: Rollout) -> float:
 
 
 def upkeep_table(cluster: Survey) -> str:
-    """What watches cost in which nothing happens."""
+    """Return the table of what idle watches cost."""
     bookmarks = sum(len(bookmark_line(resource.kind, "1234567890")) for resource in KINDS)
     mean_watch = DEFAULT_TIMING.watch * 1.5
     rows = []
@@ -160,7 +157,7 @@ def upkeep_table(cluster: Survey) -> str:
 
 
 def outage_table() -> str:
-    """How the watches of all agents come back after the API has been away."""
+    """Return the table of how the watches of all agents come back after an outage of the API."""
     rows = []
     for seconds in OUTAGES:
         moments = sorted(reconnects(Outage(seconds, OUTAGE_AGENTS)))
@@ -172,7 +169,7 @@ def outage_table() -> str:
 
 
 def busiest(moments: Sequence[float]) -> int:
-    """Return how many of the moments, which are in order, fall into the fullest second."""
+    """Return the largest number of the moments, which are sorted, within one second."""
     most = first = 0
     for index, moment in enumerate(moments):
         while moment - moments[first] >= 1:
@@ -182,7 +179,7 @@ def busiest(moments: Sequence[float]) -> int:
 
 
 def encodings_table(cluster: Survey) -> str:
-    """What the ways of sending the first list cost."""
+    """Return the table of what the first list costs in each encoding."""
     assert cluster.encodings is not None
     sizes = cluster.encodings
     rows = []
@@ -209,18 +206,17 @@ def exact_tables(cluster: Survey) -> Iterator[tuple[str, str]]:
     yield "outage", outage_table()
 
 
+def measured_tables(cluster: Survey) -> Iterator[tuple[str, str]]:
+    """Return the tables that depend on this machine, by name; the survey must be one with encodings."""
+    yield "encodings", encodings_table(cluster)
+    yield "measured", measured_text(cluster)
+
+
 def main() -> None:
-    """Print all tables; with ``--write`` also put them into the document."""
+    """Print all tables."""
     cluster = survey(Shape(), encodings=True)
-    tables = [
-        *exact_tables(cluster),
-        ("encodings", encodings_table(cluster)),
-        ("measured", measured_text(cluster)),
-    ]
-    for name, text in tables:
+    for name, text in (*exact_tables(cluster), *measured_tables(cluster)):
         print(f"{name}\n{text}\n")
-    if "--write" in sys.argv[1:]:
-        DOCUMENT.write_text(renewed(DOCUMENT.read_text(), tables))
 
 
 if __name__ == "__main__":

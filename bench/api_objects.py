@@ -31,7 +31,7 @@ IMAGES = 50
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """How many of what, and what is special about every so many Services (0: none is)."""
+    """The size of a cluster, and which Services are special: every n-th, none for 0."""
 
     nodes: int = 5_000
     pods: int = 150_000
@@ -45,13 +45,13 @@ class Shape:
 
     @property
     def endpoints(self) -> int:
-        """Pods that are behind a Service."""
+        """The number of pods behind Services."""
         return sum(count * pods for count, pods in self.services)
 
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """One Service and its slices, without kind and version: lists leave those of items out."""
+    """One Service and its slices, without kind and apiVersion, which lists leave out of their items."""
 
     service: Json
     slices: list[Json]
@@ -228,19 +228,19 @@ def node(number: int, source: random.Random) -> Json:
 
 
 def event_line(item: Json, kind: str, *, event: str = "ADDED") -> bytes:
-    """Encode one line of a watch, with its end."""
+    """Return one line of a watch, with its newline."""
     return event_of(msgspec.json.encode(item), kind, event=event)
 
 
 def event_of(encoded: bytes, kind: str, *, event: str = "ADDED") -> bytes:
-    """Make the line of a watch from an encoded object: its kind and version, then what lists have of it too."""
+    """Return the line of a watch for an object that is encoded as in a list, with kind and apiVersion added."""
     version = "discovery.k8s.io/v1" if kind == "EndpointSlice" else "v1"
     head = f'{{"type":"{event}","object":{{"kind":"{kind}","apiVersion":"{version}",'
     return head.encode() + encoded[1:] + b"}\n"
 
 
 def bookmark_line(kind: str, version: str) -> bytes:
-    """Encode a bookmark: an object without content but for its version (and what the kind's encoder always writes)."""
+    """Return a bookmark: an object with its version, and with what the encoder of its kind always writes."""
     empty: dict[str, Json] = {
         "Service": {"spec": {}, "status": {"loadBalancer": {}}},
         "EndpointSlice": {"addressType": "", "endpoints": None, "ports": None},

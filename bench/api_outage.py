@@ -22,7 +22,7 @@ VERSION = "1234567890"
 
 
 class Outage(NamedTuple):
-    """The API is away from second 0 to second ``seconds`` and then takes requests from ``agents``."""
+    """The API is unreachable for ``seconds`` from time 0; then ``agents`` come back to it."""
 
     seconds: float
     agents: int
@@ -34,7 +34,7 @@ def reconnects(outage: Outage) -> list[float]:
 
     Raises RuntimeError if an agent lists again instead of going on from where it was.
     """
-    with capture_logs():  # what the reflectors tell of the outage is of no interest
+    with capture_logs():  # the reflectors log the outage
         return asyncio.run(_reconnects(outage))
 
 
@@ -57,7 +57,7 @@ async def _reconnects(outage: Outage) -> list[float]:
 
 
 class _Clock:
-    """Time passes only when everybody sleeps."""
+    """A clock that moves on only when everybody sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -70,7 +70,7 @@ class _Clock:
         await alarm
 
     async def run(self) -> None:
-        """Wake the sleepers in turn until nobody sleeps any more."""
+        """Wake the sleepers in turn until nobody sleeps."""
         await asyncio.sleep(0)
         while self._alarms:
             self.now, _, alarm = heapq.heappop(self._alarms)
@@ -122,7 +122,7 @@ class _Broken:
         yield event_line({"metadata": metadata}, SERVICES.kind, event="BOOKMARK")
         raise ConnectionResetError
 
-    async def read(self) -> bytes:
+    async def read(self, limit: int) -> bytes:  # noqa: ARG002
         raise AssertionError
 
 
@@ -135,10 +135,10 @@ class _Silent(_Broken):
 
 
 class _Nobody:
-    """A sink that needs nothing."""
+    """A sink that ignores everything."""
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """Take changes."""
+        """Ignore the changes."""
 
     def synced(self, kind: str) -> None:
         """Take note."""

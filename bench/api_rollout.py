@@ -1,4 +1,4 @@
-"""How many writes of EndpointSlices a rolling update brings, by the rules of the EndpointSlice controller.
+"""How many writes of EndpointSlices a rolling update causes, by the rules of the EndpointSlice controller.
 
 The controller works on one Service at a time: what has changed since its last pass is written slice by slice, so the
 changes of a batching period, or of the time that its limit of writes makes it wait, are joined. Endpoints that are
@@ -27,7 +27,7 @@ class Controller:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """A rolling update: pods, how many are replaced a second, seconds until one is ready and until an old one ends."""
+    """A rolling update: pods, pods replaced a second, seconds until a new one is ready and until an old one ends."""
 
     pods: int = 5_000
     replaced_per_second: float = 50.0
@@ -36,7 +36,7 @@ class Update:
 
 
 class Rollout(NamedTuple):
-    """What every agent hears: events, the endpoints in all of them together, and the seconds that it took."""
+    """What every agent receives: events, the endpoints in all of them, and the seconds that the update took."""
 
     writes: int
     endpoints: int
@@ -50,12 +50,12 @@ class _Do(IntEnum):
 
 
 _UPDATE = Update()
-#: A pass of the controller takes at least so many seconds.
+#: The least seconds that a pass of the controller takes.
 _PASS = 0.01
 
 
 def rolling_update(controller: Controller, update: Update = _UPDATE, *, seed: int = 1) -> Rollout:
-    """Count what the update of one Service brings; each pod changes four times: there, ready, terminating, gone."""
+    """Simulate the update of one Service. Each pod changes four times: there, ready, terminating, gone."""
     slices = Slices(controller.slice_size, update.pods)
     pending = sorted(_changes(update, random.Random(seed)), reverse=True)
     now, writes, endpoints = 0.0, 0, 0
@@ -71,7 +71,7 @@ def rolling_update(controller: Controller, update: Update = _UPDATE, *, seed: in
 
 
 def _changes(update: Update, source: random.Random) -> list[tuple[float, _Do, int]]:
-    """List what happens when: the new pod takes the place of an old one, whose slice may be any."""
+    """Return what happens when; a new pod replaces an old one of any slice."""
     old = list(range(update.pods))
     source.shuffle(old)
     changes = []
@@ -88,7 +88,7 @@ def _changes(update: Update, source: random.Random) -> list[tuple[float, _Do, in
 
 
 class Slices:
-    """The slices of one Service: which pods are in which."""
+    """The slices of one Service, with the pods in each."""
 
     def __init__(self, slice_size: int, pods: int) -> None:
         self._size = slice_size
@@ -99,7 +99,7 @@ class Slices:
         self._next = len(self._count)
 
     def apply(self, batch: list[tuple[_Do, int]]) -> list[int]:
-        """Take the changes of one pass in; return the number of endpoints of each slice that is written."""
+        """Apply the changes of one pass; return the number of endpoints in each slice that is written."""
         written: set[int] = set()
         added = []
         for do, pod in batch:
@@ -132,7 +132,7 @@ class Slices:
         return added[room:]
 
     def _with_room(self, needed: int) -> int:
-        """Return the fullest slice that takes all, or a new one."""
+        """Return the fullest slice with room for all, or a new one."""
         fitting = [(count, place) for place, count in self._count.items() if 0 < count <= self._size - needed]
         if fitting:
             return max(fitting)[1]

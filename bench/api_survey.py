@@ -1,4 +1,4 @@
-"""The generated cluster counted: what the API server sends of it to one agent, and in how many bytes.
+"""Counts a generated cluster: what the API server sends of it to one agent, and in how many bytes.
 
 What the server sends follows from the selectors of ``ipvs_proxy.kube.resources``.
 """
@@ -31,7 +31,7 @@ class Sent(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What there is in the cluster, counted; ``node`` is one Node of many that are alike."""
+    """The objects of a cluster, counted; ``node`` is one Node of many that are alike."""
 
     shape: Shape
     services: list[Sent]
@@ -41,14 +41,14 @@ class Survey(NamedTuple):
 
 
 class Churn(NamedTuple):
-    """What one change of a pod anywhere brings to an agent: events (less than one), and bytes of such an event."""
+    """What one change of a pod anywhere sends to an agent: events (fewer than one), and the bytes of one event."""
 
     events: float
     event_bytes: float
 
 
 def survey(shape: Shape, *, encodings: bool = False) -> Survey:
-    """Generate the cluster once and count it; other encodings take some times as long."""
+    """Generate the cluster once and count it; with other encodings that takes several times as long."""
     services: list[Sent] = []
     slices: list[Sent] = []
     encoder = Encoder() if encodings else None
@@ -107,7 +107,7 @@ def passed(objects: Iterable[Sent]) -> list[Sent]:
 
 
 def churn(cluster: Survey) -> Churn:
-    """Return what the change of a pod brings if every pod of the cluster is as likely to change, and none coincide."""
+    """Return what a pod's change sends, if all pods are equally likely to change and no two changes coincide."""
     watched = passed(cluster.slices)
     endpoints = sum(sent.endpoints for sent in watched)
     amount = sum(sent.endpoints * (sent.line + MODIFIED_MORE) for sent in watched)
@@ -115,7 +115,7 @@ def churn(cluster: Survey) -> Churn:
 
 
 def slice_line(endpoints: int) -> bytes:
-    """Return the line of a watch for a slice with so many endpoints."""
+    """Return the line of a watch for a slice with that number of endpoints."""
     shape = Shape(services=((1, 1),), headless_every=0, other_proxy_every=0)
     service = next(applications(shape)).service
     item = endpoint_slice(service, random.Random(1), first_pod=0, endpoints=endpoints, nodes=shape.nodes)

@@ -1,13 +1,12 @@
-"""Figures and tables as text, and the places in a document that they are put into."""
+"""Figures and tables as text."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 
 def size(amount: float) -> str:
-    """Write an amount of bytes with three digits."""
+    """Format a number of bytes with three digits."""
     for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if amount >= factor * 0.9995:
             value = amount / factor
@@ -16,36 +15,21 @@ def size(amount: float) -> str:
 
 
 def rate(amount: float) -> str:
-    """Write bytes for each second."""
+    """Format bytes a second."""
     return f"{size(amount)}/s"
 
 
 def bits(amount: float) -> str:
-    """Write bytes for each second as bits on the wire."""
+    """Format bytes a second as bits on the wire."""
     return f"{size(amount * 8)[:-1]}bit/s"
 
 
 def percent(part: float) -> str:
-    """Write a part of one."""
+    """Format a part of one."""
     return f"{part * 100:.0f} %"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table in Markdown; the first column is text, the others are figures."""
+    """Return a Markdown table; the first column is text, the others are figures."""
     lines = [head, ("---", *("---:" for _ in head[1:])), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def renewed(document: str, tables: Iterable[tuple[str, str]]) -> str:
-    """Put tables into a document, between their markers.
-
-    Raises ValueError if a marker is not there exactly once.
-    """
-    for name, text in tables:
-        pattern = rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)"
-        parts = re.split(pattern, document, flags=re.DOTALL)
-        if len(parts) != 4:
-            raise ValueError(f"the document has {len(parts) // 3} places for the table {name!r}, not one")
-        before, begin, end, after = parts
-        document = f"{before}{begin}{text}\n{end}{after}"
-    return document

@@ -1,4 +1,4 @@
-"""A cluster's objects, as an API server gives them: what the benchmarks feed to the agent.
+"""A cluster's objects as an API server sends them, for the agent in the benchmarks.
 
 The first Services are the API server and the cluster's DNS, as in every cluster; the others are alike, each with
 EndpointSlices of at most 1,000 endpoints. Addresses follow the numbers, so that the same table can be written by other

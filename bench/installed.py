@@ -1,4 +1,4 @@
-"""The agent as operators have it: in the root file system of the image, where ``make image`` has left one.
+"""The agent as operators run it: in the root file system of the image, if ``make image`` has left one.
 
 What is in the image decides how long a start takes, its Python before all. Without an image, the agent is that of this
 checkout.
@@ -20,7 +20,7 @@ _PROGRAM = "opt/ipvs-proxy/bin/ipvs-proxy"
 
 
 def mount() -> None:
-    """Return the image what the kubelet gives a container, and this ``/tmp``; in a mount namespace of one's own."""
+    """Mount in the image what the kubelet mounts in a container, and this ``/tmp``; needs its own mount namespace."""
     if _is_there():
         subprocess.run(["mount", "--make-rprivate", "/"], check=True)
         for place in ("proc", "sys", "dev", "tmp"):
@@ -29,7 +29,7 @@ def mount() -> None:
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    """Start the agent; what it logs comes from a pipe."""
+    """Start the agent with its log in a pipe."""
     if not _is_there():
         return subprocess.Popen([sys.executable, "-m", "ipvs_proxy", *arguments], stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(
@@ -37,7 +37,7 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd="/",
-        # Nothing of this environment, which is for another Python and other programs.
+        # This environment is for another Python and other programs.
         env={"PATH": f"{STAND_INS}:/usr/sbin:/usr/bin:/sbin:/bin"},
         preexec_fn=lambda: os.chroot(IMAGE),  # noqa: PLW1509  this process has one thread
     )

@@ -1,4 +1,4 @@
-"""What somebody who looks at the agent costs a change: all its pages, from another process, one after the other.
+"""What it costs a change when somebody reads the agent's pages, all in turn, from another process.
 
 ``python -m bench.looking PORT`` is that process: it asks until its standard input ends, and prints the seconds of each
 answer by path. The kernel's tables are in memory, so what is measured is what the agent itself does for an answer.
@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from typing import NoReturn
 
 from aiohttp import web
 
@@ -26,9 +27,10 @@ from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.web.server import metrics_application
 from ipvs_proxy.agent.web.state_pages import add_state
 from ipvs_proxy.agent.web.view import View
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.settings.values import ServiceMetrics
 
 #: What is asked for in turn, by the name in the table: number ``%d`` changes from turn to turn.
@@ -43,7 +45,7 @@ PAGES: Mapping[str, str] = {
 
 
 class InMemory:
-    """An IPVS table that says what somebody believes it to hold, with a little more traffic each time."""
+    """An IPVS table in memory with what it should hold, and a little more traffic at each reading."""
 
     def __init__(self, virtual_servers: Callable[[], Mapping[VirtualServerKey, VirtualServer]]) -> None:
         self._virtual_servers = virtual_servers
@@ -71,7 +73,7 @@ class InMemory:
 
 @asynccontextmanager
 async def served(rig: Rig) -> AsyncIterator[int]:
-    """Serve what a running agent serves at its metrics address; return the port."""
+    """Serve what an agent serves at its metrics address; return the port."""
     table, settings = InMemory(lambda: rig.programmer.actual.virtual_servers), Settings("node-0")
     rig.metrics.service_traffic = ServiceTraffic(
         rig.programmer.desired, lambda: table, detail=ServiceMetrics.ENDPOINTS
@@ -87,6 +89,7 @@ async def served(rig: Rig) -> AsyncIterator[int]:
         drains=rig.drains,
         history=History(),
         open_tables=_no_tables,
+        name_of_role=name_of,
         open_ipvs=lambda: table,  # type: ignore[arg-type,return-value]
     )
     application = metrics_application(rig.metrics, settings=lambda: settings)
@@ -101,13 +104,13 @@ async def served(rig: Rig) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-def _no_tables() -> None:
+def _no_tables() -> NoReturn:
     raise AssertionError("nobody asks for differences")
 
 
 @asynccontextmanager
 async def looked_at(port: int, answers: dict[str, list[float]]) -> AsyncIterator[None]:
-    """Have another process look; at the end there are the seconds of its answers, by the page's name."""
+    """Have another process read the pages; at the end fill ``answers`` with the seconds of each, by name."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench.looking", str(port)),
         stdin=asyncio.subprocess.PIPE,

@@ -7,7 +7,6 @@ All figures are seconds unless their name says otherwise.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import json
 import os
@@ -38,10 +37,11 @@ from ipvs_proxy.plan.tables import (
     VirtualServerKey,
     VirtualServerOperation,
 )
+from lab.namespaces import MOUNT, NETWORK, unshare
 
 T = TypeVar("T")
 API_PORT, METRICS_PORT = 18080, 10249
-#: An agent that has not started after so many seconds is given up.
+#: The longest that an agent may take to start, in seconds.
 PATIENCE = 1800
 IDLE = 90.0
 AUDIT = 30.0
@@ -62,13 +62,13 @@ def main() -> None:
 
 
 def inside(measure: Callable[[], T]) -> T:
-    """Measure in a child process in new network and mount namespaces, with ``lo`` up; return what it gives."""
+    """Measure in a child process in new network and mount namespaces, with ``lo`` up; return its result."""
     with tempfile.TemporaryFile("w+") as answer:
         child = os.fork()
         if not child:
             status = 1
             try:
-                _unshare()
+                unshare(NETWORK | MOUNT)
                 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
                 json.dump(measure(), answer)
                 answer.flush()
@@ -83,12 +83,6 @@ def inside(measure: Callable[[], T]) -> T:
             sys.exit("a measurement failed, see above")
         answer.seek(0)
         return json.load(answer)  # type: ignore[no-any-return]
-
-
-def _unshare() -> None:
-    # Python 3.11 has no os.unshare. CLONE_NEWNET and CLONE_NEWNS of linux/sched.h:
-    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000 | 0x00020000):
-        raise OSError(ctypes.get_errno(), "unshare")
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -107,7 +101,7 @@ def restore(services: int, endpoints: int) -> float:
 
 
 def fill_by_c(services: int, endpoints: int) -> float:
-    """Fill it with the C program, which times itself."""
+    """Fill the table with the C program, which times itself."""
     command = [str(Path(__file__).with_name("fill")), str(services), str(endpoints)]
     seconds = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     require(services, endpoints)
@@ -115,7 +109,7 @@ def fill_by_c(services: int, endpoints: int) -> float:
 
 
 def fill(services: int, endpoints: int) -> dict[str, float]:
-    """Fill it from planned operations in memory, and read it back."""
+    """Fill the table from planned operations in memory, and read it back."""
     operations: list[Any] = []
     table: dict[VirtualServerKey, VirtualServer] = {}
     for index in range(services):
@@ -142,18 +136,18 @@ def packed(text: str) -> bytes:
 
 
 def require_zero(results: list[int]) -> None:
-    """Fail if any operation did."""
+    """Fail if an operation failed."""
     assert not any(results), "the kernel refused operations"
 
 
 def require(services: int, endpoints: int) -> None:
-    """Fail if the table is not whole, by what ipvsadm says."""
+    """Fail if the table is not complete according to ipvsadm."""
     lines = subprocess.run(["ipvsadm", "-Sn"], capture_output=True, text=True, check=True).stdout
     assert lines.count("\n-a ") == services * endpoints, "the table is not complete"
 
 
 def agent(services: int, endpoints: int, *, idle: bool) -> dict[str, Any]:
-    """Start the agent with an API server on loopback, let it idle, start it again."""
+    """Start the agent with an API server on the loopback, let it idle, and start it again."""
     with tempfile.TemporaryDirectory() as directory, api_server(services, endpoints):
         config = Path(directory) / "kubeconfig"
         config.write_text(KUBECONFIG)
@@ -192,7 +186,7 @@ current-context: bench
 
 @contextmanager
 def api_server(services: int, endpoints: int) -> Iterator[None]:
-    """Have an API server until the end."""
+    """Run an API server until the end."""
     command = [sys.executable, "-m", "bench.api_server", str(API_PORT), str(services), str(endpoints)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -254,7 +248,7 @@ def scrape() -> str:
 
 
 def loop_delays(text: str) -> dict[float, float]:
-    """Return how often the event loop was kept so long, by the upper bound of the bucket."""
+    """Return the number of delays of the event loop in each bucket, by its upper bound in seconds."""
     counts: dict[float, float] = {}
     below = 0.0
     for bound, count in re.findall(

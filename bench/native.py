@@ -1,4 +1,4 @@
-"""What Python alone costs, at this machine's own speed: the same path with a kernel that takes everything.
+"""What Python alone costs at this machine's own speed: the same path, with a kernel that accepts everything.
 
 ``python -m bench.native SERVICES ENDPOINTS`` prints the figures. As Markdown, ``rolling`` prints what an event of a
 large Service costs, ``scraping`` what a scrape and a change cost each other, ``looking`` the same with all
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.settings.values import ServiceMetrics
 
 CHANGES = 500
-#: Seconds between two changes beside somebody who looks: they meet every page in every state.
+#: Seconds between two changes while somebody reads the pages, so that changes meet every page in every state.
 PAUSE = 0.02
 ROLLING = (1_000, 10_000, 50_000)
 #: A day with a change of endpoints every two seconds.
@@ -38,7 +39,7 @@ def measure_python(services: int, endpoints: int) -> dict[str, Any]:
 
 
 def growth() -> str:
-    """Measure a rolling update and a day of changes, each in a process of its own; return both tables."""
+    """Measure what grows with time or size, each in a process of its own; return the tables."""
     tables = []
     for what in ("rolling", "scraping", "looking", "churn"):
         command = [sys.executable, "-m", "bench.native", what]
@@ -129,7 +130,7 @@ async def _add_endpoint(rig: Rig, number: int) -> float:
 
 
 async def churn(events: int) -> list[tuple[int, float]]:
-    """Let endpoints come and go in 1,000 Services for a day; return numbers of changes and MiB of memory on the way."""
+    """Let endpoints come and go in 1,000 Services for a day; return (changes, MiB of memory) along the way."""
     rig = Rig(cluster.objects(1_000, 10), NoKernel())
     sizes = []
     async with rig.running():
@@ -143,6 +144,8 @@ async def churn(events: int) -> list[tuple[int, float]]:
                 gc.collect()
                 sizes.append((number + 1, resident_mib()))
         drains.cancel()
+        with suppress(asyncio.CancelledError):
+            await drains
     return sizes
 
 
@@ -152,7 +155,7 @@ def resident_mib() -> float:
 
 
 def spread(measured: dict[str, list[float]]) -> str:
-    """Return a table of medians, of what one in a hundred exceeds, and of the longest, in milliseconds."""
+    """Return a table of medians, 99th percentiles and maxima, in milliseconds."""
     lines = ["| | median | 99 % | longest |\n|---|--:|--:|--:|\n"]
     for label, seconds in measured.items():
         parts = (percentile(seconds, 0.5), percentile(seconds, 0.99), max(seconds))
@@ -161,7 +164,7 @@ def spread(measured: dict[str, list[float]]) -> str:
 
 
 def main(words: list[str]) -> None:
-    """Measure what the words say."""
+    """Measure what the arguments ask for."""
     write = sys.stdout.write
     if words == ["rolling"]:
         write("Rolling update of one Service: an event brings a slice of 1,000 endpoints, ten of them new.\n\n")

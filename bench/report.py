@@ -1,18 +1,17 @@
-"""The figures as one table, each beside its target, and as a picture of how they grow."""
+"""The figures as one table, each beside its target."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 Figures = dict[str, Any]
-#: Targets that do not hold for any number of Services are for 10,000 of 10 endpoints.
+#: The size (Services and endpoints of each) that targets are for, unless they hold for any size.
 TARGET_SIZE = (10_000, 10)
 
 
 class Row(NamedTuple):
-    """One line: what it is, the target in words, how the cell reads, whether it holds (``None``: no target here)."""
+    """One line: label, target in words, text of the cell, and whether the target is met (``None``: there is none)."""
 
     label: str
     target: str
@@ -21,7 +20,7 @@ class Row(NamedTuple):
 
 
 def rows(found: Figures, smallest: Figures) -> list[Row]:
-    """Return the lines of one size; ``smallest`` are the figures of the smallest, for what must not grow."""
+    """Return the lines of one size; ``smallest`` has the figures of the smallest size, for what must not grow."""
     return [
         *_fill_rows(found),
         *_start_rows(found),
@@ -133,7 +132,7 @@ def _ratio(found: Figures, name: str, to: float, target: float | None, words: st
 
 
 def _is_judged(found: Figures) -> bool:
-    """Return whether the targets of one size are for this one, at native speed as they are meant."""
+    """Return whether these figures are of the size and at the speed that targets are for."""
     return (found["services"], found["endpoints"]) == TARGET_SIZE and not found["emulated"]
 
 
@@ -167,37 +166,3 @@ def table(found: Sequence[Figures], machine: str) -> str:
         cells = [part.cell + (" (!)" if part.met is False else "") for part in parts]
         lines.append(f"| {parts[0].label} | {parts[0].target} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def picture(found: Sequence[Figures], path: Path) -> None:
-    """Draw cold start, latency of a change and memory against the number of Services."""
-    import matplotlib as mpl  # noqa: PLC0415  only for --write
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
-
-    found = [figures for figures in found if figures["endpoints"] == 10 and not figures["emulated"]]
-    services = [figures["services"] for figures in found]
-    figure, (start, change, memory) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    for name, label in (
-        ("ipvsadm", "ipvsadm -R (IPVS alone)"),
-        ("cold_start", "agent, process start to everything"),
-        ("fill", "agent, IPVS alone"),
-        ("c_program", "C program, IPVS alone"),
-    ):
-        start.plot(services, [figures[name] for figures in found], marker="o", label=label)
-    start.set(title="Filling an empty kernel", ylabel="seconds", xscale="log", yscale="log")
-    # Place for the legend above the lines.
-    start.set_ylim(top=100 * start.get_ylim()[1])
-    for name, label in (("change_median", "median"), ("change_p99", "99th percentile")):
-        change.plot(services, [figures[name] * 1000 for figures in found], marker="o", label=label)
-    change.set(title="One endpoint added", ylabel="milliseconds", xscale="log")
-    change.set_ylim(bottom=0)
-    memory.plot(services, [figures["resident_mib"] for figures in found], marker="o", label="resident")
-    memory.set(title="Memory of the agent", ylabel="MiB", xscale="log")
-    memory.set_ylim(bottom=0)
-    for axes in (start, change, memory):
-        axes.set_xlabel("Services of 10 endpoints")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path, dpi=110)

@@ -1,4 +1,4 @@
-"""The agent's own parts in one process, fed with bytes as a watch brings them: what a change costs, and where.
+"""The agent's parts in one process, fed with the bytes of a watch: what a change costs, and where.
 
 The path is the agent's from the bytes of an event to the kernel's answer: reflector, decoder, store, controller, plan,
 difference, programmer, codec, socket. Left out are the HTTP connection and, as they do not depend on Services, the
@@ -28,13 +28,15 @@ from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
 from ipvs_proxy.agent.run import START_GC_THRESHOLD, SWITCH_INTERVAL
 from ipvs_proxy.agent.sync.controller import Controller
-from ipvs_proxy.agent.sync.drains import Drains, end_drains_for_ever, watch_writes
+from ipvs_proxy.agent.sync.drains import Drains, Looks, end_drains_for_ever, watch_writes
 from ipvs_proxy.agent.sync.kernel_writer import Kernel, Programmer
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
+from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets
-from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptables
+from ipvs_proxy.kernel.filter.iptables.programs import Iptables
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.reflector import Response, reflect
@@ -42,8 +44,7 @@ from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.netlink.socket import NetlinkSocket
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.plan.tables import Family, Operation, RealServerKey, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Family, Operation, RealServerKey, Role, SetEntry, VirtualServer, VirtualServerKey
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 
@@ -56,7 +57,7 @@ class Idle(NamedTuple):
 
 
 class NoKernel:
-    """A kernel that takes everything and holds nothing: what is left is the cost of Python."""
+    """A kernel that accepts everything and holds nothing, which leaves the cost of Python."""
 
     def ensure_tables(self) -> list[str]:
         """Find nothing missing."""
@@ -75,12 +76,16 @@ class NoKernel:
         """Read nothing."""
         return set()
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
+    def name_of_role(self, role: Role) -> str:
+        """Name the set of a role."""
+        return name_of(role)
+
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read nothing."""
         return {}
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:  # noqa: ARG002
-        """Take everything."""
+        """Accept everything."""
         return []
 
     def writes(self) -> int:
@@ -92,18 +97,13 @@ class WithoutRules(Dataplane):
     """The kernel's tables in this network namespace, without the packet rules."""
 
     def __init__(self) -> None:
-        sets = [definition for family in FAMILIES for definition in definitions(family).values()]
-        # Nothing is looked for, so nobody is needed who looks.
-        leftovers = cast("Leftovers", None)
-        super().__init__(ipvs=Ipvs(), addresses=Addresses(), sets=Sets(sets), rules={}, leftovers=leftovers)
-
-    def find_leftovers(self) -> list[str]:
-        """Find nothing, as nothing else runs here."""
-        return []
+        # Without rules, nobody is needed who writes them.
+        packet_filter = IpsetIptables(Sets(definitions(FAMILIES)), {}, cast("Iptables", None))
+        super().__init__(ipvs=Ipvs(), addresses=Addresses(), packet_filter=packet_filter)
 
 
 class _Body:
-    """An answer that goes on as long as somebody puts bytes into ``queue``."""
+    """An answer that never ends: the list, then the bytes that are put into ``queue``."""
 
     status, headers = 200, dict[str, str]()
 
@@ -112,7 +112,7 @@ class _Body:
         self._start = start
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Return the list, then the events."""
+        """Yield the list, then the events."""
         for start in range(0, len(self._start), PIECE):
             yield self._start[start : start + PIECE]
             await asyncio.sleep(0)
@@ -120,8 +120,8 @@ class _Body:
         while True:
             yield await self.queue.get()
 
-    async def read(self) -> bytes:
-        """Return nothing: the body never ends."""
+    async def read(self, limit: int) -> bytes:  # noqa: ARG002
+        """Refuse: the body never ends."""
         raise AssertionError("not a list")
 
 
@@ -139,7 +139,7 @@ class _Transport:
         *,
         inactivity: float,  # noqa: ARG002
     ) -> AsyncIterator[Response]:
-        """Return the body of the path's kind."""
+        """Yield the body of the path's kind."""
         yield self._bodies["Node" if "nodes" in path else "Service" if "services" in path else "EndpointSlice"]
 
     async def reauthenticate(self) -> None:
@@ -183,7 +183,7 @@ class Rig:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run until everything is programmed, then give control, then stop."""
+        """Run until everything is programmed, then hand over control, then stop."""
         transport = _Transport(self.bodies)
         resources = (SERVICES, ENDPOINT_SLICES, own_node(NODE))
         tasks = [asyncio.create_task(reflect(resource, transport, self.controller)) for resource in resources]
@@ -211,10 +211,10 @@ class Rig:
         async def none_dead(_: set[str]) -> Collection[str]:
             return ()
 
-        await end_drains_for_ever(self.programmer, self.drains, connections, none_dead)
+        await end_drains_for_ever(self.programmer, self.drains, connections, none_dead, Looks(lambda _: set()))
 
     async def change(self, item: dict[str, Any], kind: str = "MODIFIED") -> float:
-        """Let one event come; return the seconds from its bytes to the kernel's answer. It has to change something."""
+        """Send one event, which must change something; return the seconds from its bytes to the kernel's answer."""
         line = _line(item, kind)
         self.synced.clear()
         begun = time.perf_counter()
@@ -223,7 +223,7 @@ class Rig:
         return time.perf_counter() - begun
 
     def send(self, item: dict[str, Any], kind: str = "MODIFIED") -> None:
-        """Let one event come without waiting for anything."""
+        """Send one event without waiting for its effect."""
         self.bodies[item["kind"]].queue.put_nowait(_line(item, kind))
 
 
@@ -232,7 +232,7 @@ def _line(item: dict[str, Any], kind: str) -> bytes:
 
 
 class KernelTime:
-    """Adds up the seconds that ``sendmsg`` of netlink takes: the kernel's own work on our messages."""
+    """Adds up the seconds in netlink's ``sendmsg``: the kernel's own work on our messages."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -245,7 +245,7 @@ class KernelTime:
             transmit(netlink, data)
             self.seconds += time.perf_counter() - begun
 
-        NetlinkSocket._transmit = timed  # type: ignore[method-assign]  # noqa: SLF001
+        NetlinkSocket._transmit = timed  # type: ignore[assignment,method-assign]  # noqa: SLF001
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -253,5 +253,5 @@ class KernelTime:
 
 
 def percentile(values: Collection[float], share: float) -> float:
-    """Return the value that ``share`` of all values do not exceed."""
+    """Return the percentile of values for a share between 0 and 1."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]

@@ -17,7 +17,7 @@ import sys
 from lab import build
 from lab.machine import Machine, running
 
-#: Where stand-ins for iptables' programs are in there.
+#: The directory in the guest with stand-ins for iptables' programs.
 STAND_INS = "/tmp/stand-ins"
 
 _PREPARE = """\
@@ -38,8 +38,8 @@ def main() -> None:
     if not sys.argv[1:]:
         sys.exit("usage: python -m bench.user_mode COMMAND [ARGUMENT ...]")
     machine = Machine("native", build.built() or build.build(), "for figures of a node's own speed")
-    # The kernel and the processes in it are processes here that take turns: on one processor none has to be woken up on
-    # another.
+    # The kernel and the guest's processes are processes here that take turns. On one processor none has to be woken up
+    # on another.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     script = _PREPARE.format(stand_ins=STAND_INS, command=shlex.join(sys.argv[1:]))
     with running(machine, ["sh", "-c", script]) as guest:

@@ -1,7 +1,8 @@
-"""Shows the agent at work on a small cluster of network namespaces; ends with status 0 only if everything shown held.
+"""Shows the agent at work in a small cluster of network namespaces; ends with status 0 only if all it shows held.
 
-A client outside, a node with the agent, three pods. The agent reads the manifests of this folder, as it would follow
-the API. Requests go through the ClusterIP; then a pod goes away while a connection to it is open.
+There are a client outside the cluster, a node with the agent, and three pods. The agent reads the manifests in this
+folder instead of following an API server. Requests go through the ClusterIP; then a pod goes away while a connection to
+it is open.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tests.ring.agent import PROGRAM, eventually, running_agent
-from tests.ring.topology import ADDRESSES, Topology, exchange, servers, topology
-from tests.ring.witness import weights
+from lab.agent import PROGRAM, eventually, running_agent
+from lab.topology import ADDRESSES, Topology, exchange, servers, topology
+from lab.witness import weights
 
 MANIFESTS = Path(__file__).parent / "manifests"
 PODS = ("pod1", "pod2", "pod3")
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def show_balance(net: Topology, expected: set[str]) -> None:
-    """Send requests through the ClusterIP and show on which pods they land."""
+    """Send requests through the ClusterIP and show which pods answered."""
     say(f"{REQUESTS} requests from the client to the ClusterIP {VIP}:{PORT} land on:")
     counts = Counter(net.ask("client", VIP, PORT)[0] for _ in range(REQUESTS))
     for pod in sorted(counts):
@@ -51,7 +52,7 @@ def show_balance(net: Topology, expected: set[str]) -> None:
 
 
 def show_departure(net: Topology, directory: Path) -> None:
-    """Take a pod out of the EndpointSlice while a connection to it is open."""
+    """Remove a pod from the EndpointSlice while a connection to it is open."""
     connections = [net.connect("client", VIP, PORT) for _ in PODS]
     kept = next(connection for connection in connections if exchange(connection)[0] == "pod1")
     say("A connection to pod1 is open. Now pod1 leaves the EndpointSlice.")
@@ -70,19 +71,19 @@ def show_departure(net: Topology, directory: Path) -> None:
 
 
 def show_table(net: Topology) -> None:
-    """Show what ipvsadm says."""
+    """Show the IPVS table as ipvsadm prints it."""
     say("ipvsadm -Ln on the node:")
     for line in net.run("node", "ipvsadm", "-Ln").splitlines():
         print(f"  {line.rstrip()}")
 
 
 def say(text: str) -> None:
-    """Begin a step."""
+    """Print the heading of a step."""
     print(f"\n{text}", flush=True)
 
 
 def check(held: bool, problem: str) -> None:
-    """End the demo with a message if something shown did not hold."""
+    """Exit with a message if something shown did not hold."""
     if not held:
         sys.exit(f"demo: this did not hold: {problem}")
 

@@ -1,23 +1,28 @@
-"""The command line. ``ipvs-proxy`` without a subcommand is ``ipvs-proxy run``, with kube-proxy's flags."""
+"""The command line. ``ipvs-proxy`` without a subcommand is ``ipvs-proxy run``, with kube-proxy's flags.
+
+The flags of ``run`` and ``plan`` are made from the table of settings; those that are no settings are written out here.
+"""
 
 from __future__ import annotations
 
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NoReturn
 
 import click
 
 from ipvs_proxy import __version__
 from ipvs_proxy.commands.ask import DEFAULT_ADDRESS
-from ipvs_proxy.commands.cli import completion, debug_bundle, diff, doctor, explain, services, status
+from ipvs_proxy.commands.command_line import completion, debug_bundle, diff, doctor, explain, services, status
 from ipvs_proxy.settings.document import note_lines, write_file
 from ipvs_proxy.settings.file import read_settings
-from ipvs_proxy.settings.merge import Settings, SettingsError
-from ipvs_proxy.settings.table import SETTINGS, SETTINGS_BY_GROUP, Setting
+from ipvs_proxy.settings.model import Settings, SettingsError
+from ipvs_proxy.settings.row import Setting
+from ipvs_proxy.settings.table import SETTINGS, SETTINGS_BY_GROUP
 from ipvs_proxy.settings.values import SWITCH
 
 _EXAMPLES = """\b
@@ -33,11 +38,12 @@ Examples:
   ipvs-proxy plan --kubeconfig ~/.kube/config --cluster-cidr 10.244.0.0/16
   ipvs-proxy plan --config /var/lib/kube-proxy/config.conf -o json
   ipvs-proxy plan --manifests ./services
+  ipvs-proxy plan --manifests ./services --offline
 """
 
 
 class _Commands(click.Group):
-    """Takes flags without a subcommand for those of ``run``, in the ways of writing them that kube-proxy takes."""
+    """Takes flags without a subcommand as those of ``run``, written in any way that kube-proxy accepts."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put ``run`` in front where no subcommand is named."""
@@ -49,21 +55,23 @@ class _Commands(click.Group):
 
 
 class _Run(click.Command):
-    """Shows its flags in the groups of the table."""
+    """Shows its flags in the groups of the table, after those that are no settings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one block of help for each group."""
         shown = {option.name: record for option in self.get_params(ctx) if (record := option.get_help_record(ctx))}
-        names = {group: [setting.name for setting in settings] for group, settings in SETTINGS_BY_GROUP.items()}
-        grouped = {name for group in names.values() for name in group}
-        names["Other"] = [name for name in shown if name is not None and name not in grouped]
-        for group, members in names.items():
-            with formatter.section(group):
-                formatter.write_dl([shown[name] for name in members if name in shown], col_max=34)
+        names = {setting.name for setting in SETTINGS}
+        blocks = {"Options": [record for name, record in shown.items() if name not in names]} | {
+            group: [shown[setting.name] for setting in settings if setting.name in shown]
+            for group, settings in SETTINGS_BY_GROUP.items()
+        }
+        for heading, records in blocks.items():
+            with formatter.section(heading):
+                formatter.write_dl(records, col_max=34)
 
 
 def _as_click_reads_it(argument: str) -> str:
-    """Write ``--some_flag`` with hyphens, and ``-v=4``, which is Go's, as ``--v=4``."""
+    """Return ``--some_flag`` with hyphens, and ``-v=4``, which is Go's, as ``--v=4``."""
     name, equals, value = argument.partition("=")
     if name == "-v" and equals:
         return f"--v={value}"
@@ -71,7 +79,7 @@ def _as_click_reads_it(argument: str) -> str:
 
 
 def _print_version(context: click.Context, _: click.Parameter, wanted: str | None) -> None:
-    """Print the version and end, as kube-proxy does: ``true`` in words, ``raw`` with all there is to know."""
+    """Print the version and exit, as kube-proxy does: ``true`` as a sentence, ``raw`` as JSON."""
     if wanted is None or wanted == "false" or context.resilient_parsing:
         return
     if wanted == "raw":
@@ -80,42 +88,44 @@ def _print_version(context: click.Context, _: click.Parameter, wanted: str | Non
     elif wanted == "true":
         click.echo(f"ipvs-proxy {__version__}")
     else:
-        raise click.BadParameter(f"{wanted!r} is none of true, false, raw")
+        raise click.BadParameter(f"{wanted!r} is not one of true, false, raw")
     context.exit()
 
 
-_VERSION_OPTION: Final[dict[str, Any]] = {
-    "is_flag": False,
-    "flag_value": "true",
-    "is_eager": True,
-    "expose_value": False,
-    "callback": _print_version,
-    "metavar": "[true|false|raw]",
-    "help": "Print the version and end",
-}
+_version_option: Final = click.option(
+    "--version",
+    is_flag=False,
+    flag_value="true",
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    metavar="[true|false|raw]",
+    help="Print version information and exit; raw prints it as JSON",
+)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--version", **_VERSION_OPTION)
+@_version_option
 def main() -> None:
-    """Keep this node's IPVS table as the Services of a Kubernetes cluster ask for.
+    """Keep this node's IPVS table in line with the Services of a Kubernetes cluster.
 
-    Without a subcommand, run the agent: see "ipvs-proxy run --help" for its flags, which are kube-proxy's.
+    Without a subcommand, the agent runs. Its flags are kube-proxy's; see "ipvs-proxy run --help".
     """
 
 
-@main.command(cls=_Run, epilog=_EXAMPLES)
+@main.command(cls=_Run, short_help="Run the agent until SIGTERM.", epilog=_EXAMPLES)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A KubeProxyConfiguration; it replaces the flags that it has fields for, and is followed",
+    help="The path to the configuration file, a KubeProxyConfiguration. It replaces the flags that it has fields for, "
+    "and changes to it are applied while the agent runs",
 )
 @click.option(
     "--write-config-to",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Write the effective configuration, with all defaults, and end",
+    help="If set, write the effective configuration, with all defaults, to this file and exit",
 )
 @click.option(
     "--cleanup",
@@ -124,14 +134,17 @@ def main() -> None:
     default="false",
     type=click.BOOL,
     metavar="[true|false]",
-    help='As kube-proxy\'s: the same as "ipvs-proxy cleanup --kube-proxy"',
+    help='If true, do as "ipvs-proxy cleanup --kube-proxy" and exit',
 )
-@click.option("--init-only", is_flag=True, help="Load modules and set sysctls, which needs more rights, and end")
-@click.option("--version", **_VERSION_OPTION)
-def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_only: bool, **flags: Any) -> None:
-    """Run the agent until SIGTERM; the kernel then stays as it is."""
-    # A repeatable flag that was not given is an empty tuple.
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+@click.option(
+    "--init-only",
+    is_flag=True,
+    help="If true, load kernel modules and set sysctls, which needs more privileges than running does, and exit",
+)
+@_version_option
+def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_only: bool, **flags: object) -> None:
+    """Run the agent until SIGTERM, which leaves the kernel as it is: traffic goes on."""
+    given = _given(flags)
     try:
         settings = read_settings(given, config)
         if write_config_to is not None:
@@ -139,12 +152,10 @@ def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_o
             write_file(settings, write_config_to)
             return
     except SettingsError as error:
-        for line in str(error).splitlines():
-            click.echo(f"ipvs-proxy: error: {line}", err=True)
-        sys.exit(1)
+        _refuse(error)
     if cleanup:
-        sys.exit(_clean(kube_proxy=True, dry_run=False, exclude=settings.exclude_cidrs))
-    # Only here: --help and errors above answer at once.
+        sys.exit(_clean(settings, kube_proxy=True))
+    # Imported only here, so that --help and the errors above come at once.
     from ipvs_proxy.agent import run as agent  # noqa: PLC0415
 
     if init_only:
@@ -152,14 +163,16 @@ def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_o
     sys.exit(agent.run(settings, reread=partial(read_settings, given, config), config=config))
 
 
-@main.command("cleanup", short_help="Remove everything of ours from this node.")
-@click.option("--kube-proxy", is_flag=True, help="Also what kube-proxy left in its iptables or nftables mode")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed")
+@main.command("cleanup", short_help="Remove everything that ipvs-proxy set up on this node.")
+@click.option(
+    "--kube-proxy", is_flag=True, help="If true, also remove what kube-proxy left in its iptables or nftables mode"
+)
+@click.option("--dry-run", is_flag=True, help="If true, only print what would be removed")
 def cleanup_command(kube_proxy: bool, dry_run: bool) -> None:
-    """Remove everything of ours from this node, and nothing else.
+    """Remove everything that ipvs-proxy set up on this node, and nothing else.
 
-    That is: the virtual servers, the link kube-ipvs0, the ipsets, and the chains of both variants of iptables. What
-    kube-proxy's IPVS mode leaves has the same names and goes with it. Virtual servers of others stay.
+    This removes the virtual servers, the link kube-ipvs0, the ipsets, and the chains of both variants of iptables. What
+    kube-proxy's IPVS mode left has the same names and is removed too. Virtual servers of other programs stay.
 
     Exit status: 0 if the node is clean, 1 if something could not be removed, or if an agent or kube-proxy is running
     here, which would put everything back.
@@ -177,84 +190,102 @@ def migrate() -> None:
     "--config",
     type=click.Path(path_type=Path, allow_dash=True),
     metavar="FILE",
-    help="kube-proxy's config.conf, or a ConfigMap manifest that contains it; - for standard input",
+    help="The path to kube-proxy's config.conf, or to a ConfigMap manifest that contains it (- for standard input)",
 )
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How the report is written")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="The output format")
 def check(config: Path | None, output: str) -> None:
-    """Say what will change on this node, what is not supported, and what stands in the way.
+    """Print what will change on this node, what is not supported, and what prevents a migration.
 
-    Exit status: 0 if the node is ready, 2 if something stands in the way, 1 if the node or FILE cannot be read.
+    Exit status: 0 if the node is ready, 2 if something prevents it, 1 if the node or FILE cannot be read.
     """
     from ipvs_proxy.commands.migrate import check as check_node  # noqa: PLC0415
 
     sys.exit(check_node(config, as_json=output == "json"))
 
 
-@main.command("plan", cls=_Run, short_help="What a start would change on this node.", epilog=_PLAN_EXAMPLES)
+@main.command("plan", cls=_Run, short_help="Print what a start would change on this node.", epilog=_PLAN_EXAMPLES)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="A KubeProxyConfiguration; it replaces the flags that it has fields for",
+    help="The path to the configuration file, a KubeProxyConfiguration. It replaces the flags that it has fields for",
 )
-@click.option(
-    "-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="How the answer is written"
-)
+@click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="The output format")
 @click.option(
     "--agent",
     default=DEFAULT_ADDRESS,
     show_default=True,
     metavar="IP:PORT",
-    help="Where the metrics server of the agent listens whose configuration counts if there is none here",
+    help="The metrics address of the agent whose configuration is used if none is given here",
 )
-def plan_command(config: Path | None, output: str, agent: str, **flags: Any) -> None:
-    """Say what a start with these flags would change on this node; nothing is written.
+@click.option("--offline", is_flag=True, help="Plan against an empty kernel, whatever this system has")
+def plan_command(config: Path | None, output: str, agent: str, offline: bool, **flags: object) -> None:
+    """Print what a start with these flags would change on this node, and write nothing.
 
-    The flags are those of "ipvs-proxy run". Without --config and flags that a file replaces, the configuration is that
-    of the agent that runs on this node, if one does; standard error says which it was. Objects come from the API or
-    from --manifests. + is added, ~ changed and - deleted; real servers that are not wanted get weight 0 first, so that
-    their connections go on.
+    The flags are those of "ipvs-proxy run". Without --config and the flags that a file replaces, the configuration is
+    that of the agent that runs on this node, if one does; standard error says which it was. Objects come from the API
+    or from --manifests. Additions are marked +, changes ~ and deletions -. Real servers that are no longer wanted get
+    weight 0 first, so that their connections go on.
 
-    Exit status: 0 if nothing would change, 2 if something would, 1 if that cannot be said.
+    With --offline it works anywhere, without root, IPVS or iptables: the plan is made against an empty kernel, and no
+    agent is asked. With --manifests that is so by itself on a system without IPVS. Standard error says what is assumed.
+
+    Exit status: 0 if nothing would change, 2 if something would, 1 if there was an error.
     """
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
     from ipvs_proxy.commands.plan import assume, plan  # noqa: PLC0415
 
     try:
-        assumed = assume(given, config, agent)
+        assumed = assume(_given(flags), config, None if offline else agent)
     except SettingsError as error:
-        for line in str(error).splitlines():
-            click.echo(f"ipvs-proxy: error: {line}", err=True)
-        sys.exit(1)
+        _refuse(error)
     _tell_notes(assumed.settings)
-    sys.exit(plan(assumed, output))
+    sys.exit(plan(assumed, output, offline=offline))
 
 
 for _command in (status, services, explain, diff, doctor, debug_bundle, completion):
     main.add_command(_command)
 
 
+def _given(flags: Mapping[str, object]) -> dict[str, object]:
+    """Return the flags that were given; a repeatable one that was not is an empty tuple."""
+    return {name: value for name, value in flags.items() if value is not None and value != ()}
+
+
+def _refuse(error: SettingsError) -> NoReturn:
+    """Print one line for each fault and exit."""
+    for line in str(error).splitlines():
+        click.echo(f"ipvs-proxy: error: {line}", err=True)
+    sys.exit(1)
+
+
 def _tell_notes(settings: Settings) -> None:
-    """Say on standard error what the agent would log of its settings."""
+    """Print on standard error what the agent would log of its settings."""
     for line in note_lines(settings):
         click.echo(f"ipvs-proxy: warning: {line}", err=True)
 
 
-def _clean(**how: Any) -> int:
+def _clean(settings: Settings | None = None, *, kube_proxy: bool, dry_run: bool = False) -> int:
     from ipvs_proxy.commands.cleanup import run as clean_node  # noqa: PLC0415
 
-    return clean_node(**how)
+    exclude = () if settings is None else settings.exclude_cidrs
+    return clean_node(kube_proxy=kube_proxy, dry_run=dry_run, exclude=exclude)
 
 
 def _add_flag(setting: Setting) -> None:
+    """Add the flag of a setting to the commands that take settings."""
     names = ["-v", setting.flag] if setting.flag == "--v" else [setting.flag]
-    how: dict[str, Any] = {"multiple": setting.kind.repeatable}
-    if setting.kind is SWITCH:
-        how |= {"is_flag": False, "flag_value": "true"}
     default = f" (default {setting.default})" if setting.default not in {"", "false"} else ""
-    text = setting.help + default
+    option = partial(
+        click.option,
+        *(*names, setting.name),
+        help=setting.help + default,
+        metavar=setting.kind.name,
+        hidden=setting.hidden,
+    )
+    is_switch = setting.kind is SWITCH
     for command in (run, plan_command):
-        click.option(*names, setting.name, help=text, metavar=setting.kind.name, hidden=setting.hidden, **how)(command)
+        added = option(is_flag=False, flag_value="true") if is_switch else option(multiple=setting.kind.repeatable)
+        added(command)
 
 
 for _setting in SETTINGS:

@@ -1,4 +1,4 @@
-"""Runs a command where the kernel has IPVS; see ``lab.machine`` for the choice.
+"""Runs a command in a kernel with IPVS; ``lab.machine`` chooses which.
 
     python -m lab [--ready] [COMMAND [ARGUMENT ...]]
 
@@ -18,7 +18,7 @@ def main() -> None:
     words = sys.argv[1:]
     ready = words[:1] == ["--ready"]
     command = words[1:] if ready else words
-    # As Ctrl-C does: a guest that is told to end takes everything of itself along.
+    # As Ctrl-C does: SystemExit unwinds the contexts, which end the guest.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     machine = choose(may_build=not ready)
     sys.stderr.write(f"{machine}\n")

@@ -27,7 +27,7 @@ FRAGMENT = Path(__file__).with_name("kernel.config")
 #: Before 6.16 user-mode Linux has no ``seccomp=on``, and 6.1 and 6.12 panic on processors with large extended state.
 SOURCE = "linux-source-7.2"
 COMPILER = ("gcc", "libc6-dev", "make", "flex", "bison", "bc", "perl", "xz-utils")
-#: How many lines ``make`` prints, for the progress; only roughly right.
+#: Roughly how many lines ``make`` prints, for the progress.
 OBJECTS = 1_150
 #: Seconds between two lines of progress.
 PROGRESS = 20.0
@@ -56,7 +56,7 @@ def built() -> Path | None:
 
 
 def build() -> Path:
-    """Build the kernel and return it; return the one of another build that is going on, when that is done.
+    """Build the kernel and return its path; if another build is running, wait for it and return its result.
 
     Raises SystemExit with the reason and the remedy if it cannot be built here.
     """
@@ -102,7 +102,7 @@ def _only_one() -> Iterator[None]:
 
 
 def _fetch(home: Path) -> tuple[str, Path]:
-    """Unpack Debian's newest source of this series from its unstable suite; return its version and its directory.
+    """Unpack the newest source of this series from Debian unstable; return its version and directory.
 
     It has package lists of its own, so that apt's are as before.
     """
@@ -124,7 +124,7 @@ def _fetch(home: Path) -> tuple[str, Path]:
 
 
 def _mirror() -> str:
-    """Return the mirror of Debian that apt uses. It tells of one only when it has its lists."""
+    """Return the Debian mirror that apt uses, which apt knows only once it has package lists."""
     for attempt in range(2):
         listed = _output(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages"]).split()
         mirrors = [uri for uri in listed if uri.rstrip("/").endswith("/debian")]
@@ -137,7 +137,7 @@ def _mirror() -> str:
 
 def _compile(source: Path, log: Path) -> Path:
     make = ["make", "-s", "ARCH=um"]
-    # Nothing of who builds it and where, so that two builds of one configuration are one kernel.
+    # No name of a user or host, so that two builds of one configuration are identical.
     environment = os.environ | {"KBUILD_BUILD_USER": "ipvs-proxy", "KBUILD_BUILD_HOST": "lab", "LC_ALL": "C"}
     _run([*make, "allnoconfig"], environment | {"KCONFIG_ALLCONFIG": str(FRAGMENT)}, cwd=source)
     _check_configuration(source / ".config")
@@ -158,7 +158,7 @@ def _compile(source: Path, log: Path) -> Path:
 
 
 def _check_configuration(written: Path) -> None:
-    """Refuse a kernel that would lack something it should have: Kconfig silently drops what it does not know."""
+    """Refuse a source that does not know a wanted option: Kconfig drops unknown options silently."""
     wanted = {line for line in FRAGMENT.read_text().splitlines() if line.startswith("CONFIG_")}
     dropped = sorted(wanted - set(written.read_text().splitlines()))
     if dropped:

@@ -1,9 +1,9 @@
 """Runs a command in Debian's stock kernel in a virtual machine, emulated unless IPVS_PROXY_KVM=1.
 
 The command runs as root in a copy of this checkout. The machine sees the host's files read-only; only a scratch
-directory is shared for writing. Its root file system is slow (a start of Python takes seconds, a small file some
-hundredths), so the checkout and the virtual environment go into the guest's memory as one file each, and the rest is
-mounted once more with a cache.
+directory is shared for writing. Its root file system is slow: starting Python takes seconds, opening a small file some
+hundredths of one. So the checkout and the virtual environment are copied into the guest's memory, as one archive each,
+and the rest is mounted a second time with a cache.
 
 Emulation is the default: a ``/dev/kvm`` may exist and still not boot a stock kernel.
 """
@@ -24,11 +24,11 @@ from typing import IO
 from lab.native import Guest
 from lab.packages import install
 
-#: The kernel, the emulator, and what virtme-ng makes an initial file system with.
+#: The kernel, the emulator, and the programs with which virtme-ng makes an initial file system.
 PACKAGES = ("linux-image-amd64", "qemu-system-x86", "busybox-static", "udev", "zstd", "cpio")
 PATH = "/tmp/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: What of the checkout, and of the virtual environment, the guest does not need; RING_WITH_API=1 takes the API's models
-#: along.
+#: Parts of the checkout and of the virtual environment that the guest does not need. With RING_WITH_API=1 it also gets
+#: the models of the Kubernetes API.
 _NOT_OF_THE_CHECKOUT = ("./.venv", "./.git", "./.cache", "./.*_cache", "./.hypothesis", "./dist")
 _NOT_OF_THE_PACKAGES = (
     *(
@@ -72,7 +72,7 @@ echo $status > {scratch}/status
 
 
 def stock_kernel() -> Path:
-    """Return the newest of Debian's general kernels here; install one, and the emulator, if need be.
+    """Return Debian's newest general kernel on this machine; install one, and the emulator, if there is none.
 
     Raises SystemExit if they cannot be installed.
     """
@@ -125,7 +125,7 @@ def guest(
             *("--", "sh", str(scratch / "guest.sh")),
         ],
         stdin=subprocess.DEVNULL,
-        # Always pipes: the emulator opens its output anew by its path, which would empty a file.
+        # Always pipes: the emulator reopens its output by path, which would truncate a file.
         stdout=subprocess.PIPE if output is None else output,
         stderr=subprocess.PIPE if output is None else output,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TMPDIR": str(scratch)},
@@ -148,7 +148,7 @@ def guest(
 
 
 def pack(directory: Path, archive: Path, left_behind: Iterable[str]) -> None:
-    """Put a directory into a tar archive, without what matches the patterns."""
+    """Archive a directory with tar, except for what matches the patterns."""
     excludes = [f"--exclude={pattern}" for pattern in left_behind]
     subprocess.run(["tar", "cf", str(archive), "-C", str(directory), *excludes, "."], check=True)
 

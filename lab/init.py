@@ -53,9 +53,9 @@ def main() -> None:
 
 
 def prepare(kept: list[str]) -> None:
-    """Mount the guest's own file systems, but go on showing the directories of the host that are ``kept``.
+    """Mount the guest's own file systems; directories of the host in ``kept`` stay visible.
 
-    The rest is the host's, read-only.
+    Everything else is the host's, read-only.
     """
     opened = {place: os.open(place, os.O_PATH) for place in kept}
     for kind, place in _MOUNTS:
@@ -92,7 +92,7 @@ def run(task: dict[str, Any]) -> int:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    # Through pipes: on a terminal programs print for people.
+    # Through pipes, because programs format their output differently on a terminal.
     relays = [
         threading.Thread(target=relay, args=(source, console))
         for source, console in ((child.stdout, "/dev/tty0"), (child.stderr, "/dev/tty1"))
@@ -133,7 +133,7 @@ def relay(source: IO[bytes] | None, console: str) -> None:
 
 
 def wait(child: subprocess.Popen[bytes]) -> int:
-    """Wait for the command, and bury orphans meanwhile, as the first process has to; return its status as a shell."""
+    """Wait for the command and return its status as a shell would; meanwhile reap orphans, as process 1 has to."""
     while True:
         pid, status = os.wait()
         if pid == child.pid:
@@ -144,6 +144,6 @@ def wait(child: subprocess.Popen[bytes]) -> int:
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Not ignored: what it starts would inherit that.
+        # A handler rather than SIG_IGN, which child processes would inherit.
         signal.signal(number, lambda *_: None)
     main()

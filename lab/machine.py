@@ -1,4 +1,4 @@
-"""Which kernel a command runs in that needs IPVS: the choice is made here and nowhere else.
+"""Chooses the kernel for a command that needs IPVS; nothing else makes that choice.
 
 In this order: this machine's own kernel if it has IPVS; the native one (``lab.build``), from the cache or built now;
 Debian's stock kernel, emulated, if the native one cannot be had. ``RING_KERNEL`` asks for one of them: ``own``,
@@ -22,7 +22,7 @@ CHECKOUT = Path(__file__).parents[1]
 
 
 class Machine(NamedTuple):
-    """Where commands run: a kernel and why it is that one. ``own`` has no file, it is the running one."""
+    """A kernel to run commands in, and the reason for it. ``own`` is the running kernel and has no file."""
 
     kind: Literal["own", "native", "stock"]
     kernel: Path
@@ -38,7 +38,7 @@ class Machine(NamedTuple):
 
 
 def choose(*, may_build: bool = True) -> Machine:
-    """Return the machine to use; build its kernel if need be and allowed.
+    """Return the machine to use; build its kernel if that is needed and allowed.
 
     Raises SystemExit with the reason if there is none and none can be installed.
     """
@@ -57,7 +57,7 @@ def choose(*, may_build: bool = True) -> Machine:
 
 
 def has_ipvs() -> bool:
-    """Return whether this kernel has IPVS and dummy links; load the modules if need be."""
+    """Return whether this kernel has IPVS, after trying to load the modules for it and for dummy links."""
     for module in ("ip_vs", "dummy"):
         subprocess.run(["modprobe", module], check=False, capture_output=True)
     return Path("/proc/net/ip_vs").exists()
@@ -74,7 +74,7 @@ def running(
     interactive: bool = False,
     output: int | IO[bytes] | None = None,
 ) -> Iterator[native.Guest]:
-    """Start a command in a guest, in the checkout, and end both at the end.
+    """Run a command in a guest, with the checkout as its directory; kill both at the end.
 
     ``environment`` is added to the guest's. ``shared`` is a directory that this guest and others may write.
     ``processors`` are the emulated machine's; as a program Linux has one. ``interactive`` gives the command a terminal.

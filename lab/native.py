@@ -26,16 +26,16 @@ PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 #: An upper bound: the kernel takes pages as it needs them.
 MEMORY = "6G"
 MAPPINGS = Path("/proc/sys/vm/max_map_count")
-#: A page of a process in there is a mapping here: 4 GiB in one process. At the usual limit a process meets the same
-#: page fault for ever.
+#: Each page of a process in the guest is a mapping here; this allows 4 GiB in one process. At the usual limit a process
+#: repeats the same page fault for ever.
 ENOUGH_MAPPINGS = 1 << 20
 
-#: Guests take turns with the processors; those of another run begin elsewhere.
+#: The processor of the next guest, round robin; another run starts with another processor.
 _ALLOWED = sorted(os.sched_getaffinity(0))
 _PROCESSORS = cycle(_ALLOWED[os.getpid() % len(_ALLOWED) :] + _ALLOWED[: os.getpid() % len(_ALLOWED)])
-#: What every command gets; nothing can be written beside the sources.
+#: The environment of every command; byte code cannot be written beside the sources.
 _ENVIRONMENT = {"PATH": PATH, "HOME": "/tmp", "TERM": os.environ.get("TERM", "dumb"), "PYTHONDONTWRITEBYTECODE": "1"}
-#: The machine's files once more, read-only, without what others mount over them later.
+#: Mounts the machine's files a second time, read-only and unaffected by later mounts, and boots there.
 _BOOT = """\
 set -e
 mount --make-rprivate /
@@ -110,7 +110,8 @@ def guest(
     process = subprocess.Popen(
         [
             *("taskset", "--cpu-list", str(next(_PROCESSORS))),
-            # Whoever kills us, the guest goes with us. It is not in our terminal's foreground, so that Ctrl-C is ours.
+            # If this process is killed, the guest dies with it. The guest is not in the terminal's foreground, so that
+            # Ctrl-C reaches only this process.
             *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"),
             *("sh", "-c", boot),
         ],
@@ -153,15 +154,15 @@ def here(
 
 @contextmanager
 def scratch_directory() -> Iterator[Path]:
-    """Make a directory that goes at the end."""
+    """Make a temporary directory and remove it at the end."""
     with tempfile.TemporaryDirectory(prefix="ipvs-proxy-lab-", dir="/var/tmp") as name:
         yield Path(name)
 
 
 def allow_many_mappings() -> None:
-    """Let processes of this machine have as many mappings as guests need, and leave it so: other guests may run.
+    """Raise this machine's limit on mappings (``vm.max_map_count``) to what guests need, and say so.
 
-    Says so, as it changes a setting of the machine (``vm.max_map_count``, which some distributions have as high).
+    The limit stays raised, because other guests may be running. Some distributions have it as high by default.
     """
     if int(MAPPINGS.read_text()) < ENOUGH_MAPPINGS:
         sys.stderr.write(f"lab: setting vm.max_map_count to {ENOUGH_MAPPINGS}, as large processes in there need\n")
@@ -169,5 +170,5 @@ def allow_many_mappings() -> None:
 
 
 def _memory() -> str:
-    """Return where the kernel keeps its memory: a file system in memory, if there is one that programs may map."""
+    """Return the directory for the guest's memory file: one in memory if possible."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"

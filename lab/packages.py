@@ -1,4 +1,4 @@
-"""Debian packages that a kernel needs, installed when it is first wanted."""
+"""Installs the Debian packages that a kernel needs, when it is first used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 def install(names: Sequence[str], purpose: str) -> None:
-    """Install what is missing of these packages, and say so; apt asks nothing.
+    """Install those of these packages that are missing, without questions, and say so.
 
     Raises SystemExit with apt's words if that fails.
     """

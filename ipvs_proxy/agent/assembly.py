@@ -55,7 +55,7 @@ from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.tables import Family, text_of
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -157,12 +157,13 @@ class Agent:
             self.programmer,
             settings=lambda: self.settings,
             families=self._host.families,
-            rules=lambda: {family: rules.settings for family, rules in self._dataplane.rules.items()},
+            rules=lambda: self._dataplane.packet_filter.settings,
             host_addresses=lambda: self._facts.facts.host_addresses,
             health=self._health,
             drains=self._drains,
             history=self._history,
             open_tables=self._open_tables,
+            name_of_role=self._dataplane.name_of_role,
         )
 
     def loops(self, config: Path | None, reread: Callable[[], Settings] | None) -> list[Loop]:
@@ -226,7 +227,7 @@ class Agent:
         self._checks.readdress()
 
     def _adapt_rules(self, node: Node | None) -> bool:
-        return adapt_rules(self._dataplane.rules, self.settings, node)
+        return adapt_rules(self._dataplane.packet_filter, self.settings, node)
 
     def _servers(self) -> list[Loop]:
         serve = partial(serve_for_ever, hard_fail=self.settings.bind_address_hard_fail, doorkeeper=self._doorkeeper)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import structlog
 
-from ipvs_proxy.agent.local_detection import rule_settings
+from ipvs_proxy.agent.local_detection import masquerading
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.filter.ipset.table import Sets
-from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
-from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables
 from ipvs_proxy.kernel.ipvs.records import Timeouts
 from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.node import conntrack_limits, sysctl
 from ipvs_proxy.node.requirements import Host
-from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -30,22 +27,18 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
     """
     ipvs = Ipvs()
     set_kernel(settings, ipvs)
-    for warning in sysctl.kernel_warnings():
-        log.warning("sysctl_warning", text=warning)
+    for problem in sysctl.kernel_problems():
+        log.warning("sysctl_warning", text=str(problem))
     return open_tables(settings, host, ipvs)
 
 
 def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = None) -> Dataplane:
     """Open the kernel's tables, with the rules that follow from the own Node; nothing is written yet."""
+    rules = {family: masquerading(settings, family, node) for family in host.families}
     return Dataplane(
         ipvs=ipvs,
         addresses=Addresses(),
-        sets=Sets([definition for family in host.families for definition in definitions(family).values()]),
-        rules={
-            family: IptablesRules(family, rule_settings(settings, family, node), iptables=host.iptables)
-            for family in host.families
-        },
-        leftovers=Leftovers(host.iptables, host.families),
+        packet_filter=open_ipset_iptables(rules, host.iptables),
     )
 
 
@@ -56,7 +49,7 @@ def set_kernel(settings: Settings, ipvs: Ipvs) -> None:
         Unusable: for the first thing that does not work.
 
     """
-    for change in sysctl.apply(strict_arp=settings.strict_arp):
+    for change in sysctl.make_changes(strict_arp=settings.strict_arp):
         log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
     limits = conntrack_limits.Limits(
         max_per_core=settings.conntrack_max_per_core,
@@ -67,7 +60,7 @@ def set_kernel(settings: Settings, ipvs: Ipvs) -> None:
         udp=settings.conntrack_udp,
         udp_stream=settings.conntrack_udp_stream,
     )
-    changes, refusals = conntrack_limits.apply(limits)
+    changes, refusals = conntrack_limits.set_limits(limits)
     for change in changes:
         log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
     for refusal in refusals:

@@ -1,41 +1,29 @@
-"""Follows the configuration file: what can change while the agent runs does, the rest is named.
+"""Follows the configuration file: what can change while the agent runs does, and the rest is named.
 
 The file is looked at every second, through symbolic links, so that the swap of a ConfigMap volume is a change like any
-other. One that is written in place is read when it has rested for a second, as its first half may parse. A file that
+other. A file that is written in place is read when it has rested for a second, as its first half may parse. A file that
 cannot be used is refused with its faults, and what runs stays as it is.
+
+This loop has a clock and a log, so it belongs to the agent. Which settings may change is for ``settings.live`` to say.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from ipvs_proxy.settings.document import changes
-from ipvs_proxy.settings.merge import Settings, SettingsError
-from ipvs_proxy.settings.table import SETTINGS
+from ipvs_proxy.settings.live import Reload, changes, reloaded
+from ipvs_proxy.settings.model import Settings, SettingsError
 
 log = structlog.get_logger(__name__)
 
 #: Seconds between two looks at the file.
 INTERVAL: Final = 1.0
-_LIVE: Final = tuple(setting for setting in SETTINGS if setting.live)
-
-
-class Outcome(StrEnum):
-    """What became of a changed file."""
-
-    APPLIED = "applied"
-    UNCHANGED = "unchanged"
-    RESTART_NEEDED = "restart-needed"
-    REFUSED = "refused"
-
-
+#: Inode, time of the last change in nanoseconds, size in bytes; ``None`` while there is no file.
 Signature = tuple[int, int, int] | None
 
 
@@ -45,13 +33,13 @@ async def follow_configuration(
     *,
     read: Callable[[], Settings],
     apply: Callable[[Settings], Awaitable[None]],
-    told: Callable[[Outcome], None],
+    told: Callable[[Reload], None],
     interval: float = INTERVAL,
 ) -> None:
     """Apply every change of a file, for ever.
 
-    ``read`` gives the settings anew or raises SettingsError; ``apply`` gets those that are to run from now on, and
-    ``told`` the outcome. A change that ``apply`` fails with is tried again with the next change of the file.
+    ``read`` returns the settings anew or raises SettingsError; ``apply`` takes those that are to run from now on, and
+    ``told`` what became of the file. If ``apply`` fails, the next change of the file tries again.
     """
     seen, moving = _signature(path), None
     while True:
@@ -67,42 +55,33 @@ async def follow_configuration(
             wanted = await asyncio.to_thread(read)
         except SettingsError as error:
             log.error("configuration_refused", path=str(path), faults=str(error).splitlines())
-            told(Outcome.REFUSED)
+            told(Reload.REFUSED)
             continue
         try:
-            running, outcome = await _take(running, wanted, apply)
+            running, outcome = await _apply(running, wanted, apply)
         except (OSError, ValueError) as error:
             log.error("configuration_not_applied", path=str(path), error=str(error))
-            outcome = Outcome.REFUSED
+            outcome = Reload.REFUSED
         told(outcome)
 
 
-async def _take(
+async def _apply(
     running: Settings, wanted: Settings, apply: Callable[[Settings], Awaitable[None]]
-) -> tuple[Settings, Outcome]:
+) -> tuple[Settings, Reload]:
     """Apply what can be applied; return what runs now, and whether that is all."""
     changed = changes(running.fields, wanted.fields)
-    live = changed & {setting.path for setting in _LIVE}
-    left = sorted(changed - live)
-    if live:
-        running = merge(running, wanted)
+    if changed.live:
+        running = reloaded(running, wanted)
         await apply(running)
-        log.info("configuration_applied", changed=sorted(live))
-    if left:
-        log.warning("restart_needed", changed=left, remedy="restart the agent; traffic goes on meanwhile")
-        return running, Outcome.RESTART_NEEDED
-    return running, Outcome.APPLIED if live else Outcome.UNCHANGED
-
-
-def merge(running: Settings, wanted: Settings) -> Settings:
-    """Return the running settings with those of ``wanted`` that may change while the agent runs."""
-    values = {setting.name: getattr(wanted, setting.name) for setting in _LIVE}
-    fields = {setting.path: wanted.fields[setting.path] for setting in _LIVE if setting.path in wanted.fields}
-    return replace(running, **values, fields={**running.fields, **fields})
+        log.info("configuration_applied", changed=changed.live)
+    if changed.restart:
+        log.warning("restart_needed", changed=changed.restart, remedy="restart the agent; traffic goes on meanwhile")
+        return running, Reload.RESTART_NEEDED
+    return running, Reload.APPLIED if changed.live else Reload.UNCHANGED
 
 
 def _signature(path: Path) -> Signature:
-    """Tell one content of a file from another; ``None`` while it is not there."""
+    """Return what tells one content of a file from another; ``None`` while it is not there."""
     try:
         found = path.stat()
     except OSError:

@@ -28,7 +28,7 @@ from ipvs_proxy.kube.client import ConnectError
 from ipvs_proxy.kube.manifests import ManifestsError
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import instances
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -98,8 +98,8 @@ async def _run(
         log.warning(event, **fields)
     _protect_from_memory_pressure(settings.oom_score_adj)
     # Held as long as this process lives: no cleanup meanwhile.
-    announced = instances.announce()
-    if instances.count() > (announced is not None):
+    registered = instances.register()
+    if instances.count_running() > (registered is not None):
         log.warning("another_agent_is_running", reason="two agents on one node undo each other's work")
     try:
         agent = await start(settings, stop)

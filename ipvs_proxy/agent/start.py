@@ -19,7 +19,7 @@ from ipvs_proxy.netlink.errors import Unusable, is_passing
 from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.node import requirements
 from ipvs_proxy.node.requirements import Host
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ async def prepare(settings: Settings, stop: asyncio.Event | None = None) -> tupl
     """Check the node and set what needs more rights than the rest. Raises as ``start`` does."""
 
     async def check() -> Host:
-        return requirements.check()
+        return requirements.require_all()
 
     async def open_kernel() -> Dataplane:
         return prepare_kernel(settings, host)

@@ -1,1 +1,1 @@
-"""The commands that show what an agent does: each asks the agent, or reads the kernel itself, and prints."""
+"""All commands but the agent itself: each asks the agent, or looks at this node, and prints."""

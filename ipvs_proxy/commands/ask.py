@@ -1,4 +1,4 @@
-"""Asks the agent on this node: plain HTTP to the address of its metrics server, without the agent's own libraries."""
+"""Asks the agent on this node, with plain HTTP to its metrics server and without the agent's own libraries."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import msgspec
 
 from ipvs_proxy.state.documents import NodeState
 
-#: Where the agent's metrics server listens unless ``--metrics-bind-address`` says otherwise, as kube-proxy's.
+#: Where the agent's metrics server listens by default (``--metrics-bind-address``), as kube-proxy's does.
 DEFAULT_ADDRESS: Final = "127.0.0.1:10249"
-#: Seconds until an agent that does not answer is given up.
+#: Seconds to wait for an answer.
 PATIENCE: Final = 30.0
 
-#: So many Services are asked for at a time.
+#: How many Services to ask for at a time.
 _PAGE: Final = 1_000
 
 D = TypeVar("D", bound=msgspec.Struct)
 
 
 class NoAnswer(Exception):  # noqa: N818  the name says what is wrong
-    """The agent cannot be reached, or does not know; the text says what to do."""
+    """The agent cannot be reached, or cannot answer; the text says what to do."""
 
 
 class NotThere(NoAnswer):
@@ -32,7 +32,7 @@ class NotThere(NoAnswer):
 
 
 def ask(address: str, path: str, kind: type[D], /, **query: object) -> D:
-    """Ask for a document. ``address`` is ``IP:port``.
+    """Ask the agent at ``address`` (``IP:port``) for a document, and return it.
 
     Raises:
         NotThere: if there is no such object.
@@ -46,20 +46,20 @@ def ask(address: str, path: str, kind: type[D], /, **query: object) -> D:
 
 
 def ask_for_services(address: str, *, search: str = "", limit: int = sys.maxsize) -> NodeState:
-    """Ask for the agent's state with up to ``limit`` Services, page by page. Raises as ``ask`` does."""
+    """Return the agent's state with at most ``limit`` Services, asking page by page. Raises as ``ask`` does."""
     state = page = ask(address, "/state", NodeState, search=search, limit=min(limit, _PAGE))
     services = {(one.namespace, one.name): one for one in page.services}
     asked = len(page.services)
     while page.services and asked < min(limit, page.matching):
         page = ask(address, "/state", NodeState, search=search, offset=asked, limit=min(limit - asked, _PAGE))
-        # One that came meanwhile moves the others on, and the last of a page may be the first of the next.
+        # A Service that was added meanwhile shifts the others: the last of a page may be the first of the next.
         services |= {(one.namespace, one.name): one for one in page.services}
         asked += len(page.services)
     return msgspec.structs.replace(state, services=list(services.values()))
 
 
 def fetch(address: str, path: str, /, **query: object) -> bytes:
-    """Ask for the bytes of a page. Raises as ``ask`` does."""
+    """Return the bytes of a page. Raises as ``ask`` does."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise NoAnswer(f"{address!r} is not IP:port")

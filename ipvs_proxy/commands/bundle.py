@@ -1,8 +1,8 @@
-"""``ipvs-proxy debug-bundle``: one archive with what somebody needs who is to find a fault from afar.
+"""``ipvs-proxy debug-bundle``: one archive with all that is needed to find a fault from afar.
 
-Each part stands for itself: one that cannot be had is named in ``missing.txt``, and the others are there. Of the
-packet rules only the lines that name chains of ours are taken. No setting of the agent is a secret; what looks like
-one in any part (a token, a password, a user in an address) is masked all the same.
+The parts are independent: one that cannot be read is named in ``missing.txt``, and the others are there. Of the packet
+rules, only lines that name our chains are taken. No setting of the agent is a secret; what looks like one in any part
+(a token, a password, a user in a URL) is masked all the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.tables import Family
 from ipvs_proxy.state.documents import NodeState
 
-#: Pages of the agent, by the names of their files.
+#: Pages of the agent, by file name in the archive.
 _PAGES: Final = {
     "differences.json": "/state/differences",
     "configz.json": "/configz",
@@ -36,7 +36,7 @@ _PAGES: Final = {
 }
 _FILES: Final = ("net/ip_vs", "net/ip_vs_stats", "modules", "version", "net/dev", "net/route", "net/if_inet6")
 _SYSCTLS: Final = ("net/ipv4/vs", "net/netfilter", "net/ipv4/ip_forward", "net/ipv4/conf/all", "net/ipv6/conf/all")
-#: The states of so many Services that are not as they should be are taken.
+#: At most this many Services that are not in sync are explained.
 _EXPLAINED: Final = 50
 _SECRETS: Final = (
     (re.compile(r"(?i)(bearer\s+)[\w.~+/=-]{8,}"), r"\1(masked)"),
@@ -50,7 +50,7 @@ _SECRETS: Final = (
 
 
 def masked(text: str) -> str:
-    """Take out what looks like a secret."""
+    """Return the text with everything masked that looks like a secret."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

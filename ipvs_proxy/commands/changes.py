@@ -1,4 +1,4 @@
-"""How differences between the kernel and what is desired are written."""
+"""How ``diff`` and ``plan`` print changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SIGNS = {"add": "+", "set": "~", "delete": "-"}
 
 
 def changes_text(found: Differences) -> str:
-    """Write one line for each change, by table and object, and a last one that counts them."""
+    """Return one line for each change, by table and object, and a last line with their number."""
     served = several(found.services, "Service")
     if not found.changes:
         return f"nothing would change: the kernel is as {served} {'wants' if found.services == 1 else 'want'} it\n"
@@ -19,7 +19,7 @@ def changes_text(found: Differences) -> str:
     ordered = sorted(found.changes, key=lambda change: (tables.index(change.table), _place(change.object)))
     rows = [(_SIGNS[change.verb], change.table, change.object) for change in ordered]
     verbs = Counter(change.verb for change in found.changes)
-    # The header of a table is its first row; here there is none.
+    # A table's first row is its header; this one has none.
     return (
         table(rows[0], rows[1:])
         + f"{verbs['add']:,} to add, {verbs['set']:,} to change, {verbs['delete']:,} to delete, for {served}\n"
@@ -27,5 +27,5 @@ def changes_text(found: Differences) -> str:
 
 
 def _place(name: str) -> tuple[str, bool, str]:
-    """Return what orders objects: the real servers of a virtual server come behind it."""
+    """Return the sort key of an object: real servers follow their virtual server."""
     return name.partition(" ")[0], " -> " in name, name

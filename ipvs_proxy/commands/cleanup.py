@@ -1,8 +1,8 @@
-"""``ipvs-proxy cleanup``: takes everything of ours off this node, and says what that was.
+"""``ipvs-proxy cleanup``: removes everything of ours from this node, and says what that was.
 
-Safe to repeat: on a clean node it removes nothing and ends well. It does not touch a node on which an agent or
-kube-proxy is at work: they would put everything back, and until then the Services would be cut off. A kube-proxy whose
-processes cannot be seen from here (in a container without ``hostPID``) is not noticed.
+It can be repeated: on a clean node it removes nothing and succeeds. It refuses to touch a node on which an agent or
+kube-proxy is running: that would put everything back, and until then no Service could be reached. A kube-proxy whose
+process cannot be seen from here (from a container without ``hostPID``) is not noticed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ _AT_WORK = "is running on this node and would put everything back: take it off t
 
 
 def run(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[cleanup.Network] = ()) -> int:
-    """Clean the node; return the exit status: 0 if it is clean (or could be), 1 with one line for each problem.
+    """Clean the node; return the exit status: 0 if it is clean, or would be, else 1 with one line for each problem.
 
-    ``kube_proxy``: also what kube-proxy left in any of its modes. ``exclude``: networks whose virtual servers stay.
+    ``kube_proxy`` also removes what kube-proxy left in any of its modes. With ``dry_run`` nothing is removed.
+    ``exclude`` has networks whose virtual servers stay.
     """
     try:
         requirements.require_linux()
         requirements.require_capabilities()
     except Unusable as error:
         return _fail([str(error)])
-    if instances.is_running():
+    if instances.any_running():
         return _fail([f"an agent {_AT_WORK}"])
     kube_proxy_process = processes.running_kube_proxy()
     if kube_proxy_process is not None:

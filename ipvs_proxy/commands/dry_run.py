@@ -1,43 +1,48 @@
 """A start that writes nothing: what an agent with these settings would change on this node.
 
-The real controller and the real programmer run until everything would be programmed; only the kernel under them takes
-note of what it is told instead of doing it.
+The agent's own controller and writer run until everything would be programmed; only the kernel under them notes what
+it is told instead of doing it. That kernel is this node's, or an empty one (see ``empty_kernel``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Final, NamedTuple
 
 from ipvs_proxy.agent.assembly import sources
-from ipvs_proxy.agent.local_detection import adapt_rules
+from ipvs_proxy.agent.local_detection import adapt_rules, masquerading
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
-from ipvs_proxy.agent.observe.logs import configure
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports
 from ipvs_proxy.agent.open_kernel import open_tables
 from ipvs_proxy.agent.sync.controller import Controller
 from ipvs_proxy.agent.sync.kernel_writer import Programmer
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
+from ipvs_proxy.commands.empty_kernel import EmptyKernel
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
+from ipvs_proxy.kernel.filter.backend import PacketFilter
+from ipvs_proxy.kernel.filter.ipset_iptables import EmptyIpsetIptables
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.kube.client import connect
-from ipvs_proxy.netlink.errors import Unusable
+from ipvs_proxy.netlink.errors import MissingPiece, Unusable
+from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.node import requirements, sysctl
+from ipvs_proxy.node.cleanup import IPVS_LOADED
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.node_addresses import SERVICE_LINK
-from ipvs_proxy.plan.tables import Operation, SetEntry, VirtualServer, VirtualServerKey
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.plan.node_addresses import SERVICE_LINK, Interfaces
+from ipvs_proxy.plan.tables import Family, Operation, Role, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.state.changes import change_of
 from ipvs_proxy.state.documents import ChangeState, Differences
 
-#: Seconds until the API server's answer, or all objects, are given up.
-PATIENCE = 60.0
+#: Seconds after which the API server's answer, or all objects, are given up.
+PATIENCE: Final = 60.0
 
 
 class ReadOnlyKernel:
@@ -52,22 +57,18 @@ class ReadOnlyKernel:
         """Note which of link and sets are missing."""
         if not self._dataplane.addresses.has_link():
             self.frame.append(ChangeState("add", "addresses", f"link {SERVICE_LINK}"))
-        self.frame += [ChangeState("add", "sets", name) for name in self._dataplane.sets.missing()]
+        self.frame += [ChangeState("add", "sets", name) for name in self._dataplane.packet_filter.missing()]
         return []
 
     def repair_rules(self) -> list[str]:
         """Note what is wrong with the packet rules."""
-        self.frame += [
-            ChangeState("set", "rules", f"{family.label} {finding}")
-            for family, rules in self._dataplane.rules.items()
-            for finding in rules.drift()
-        ]
+        self.frame += [ChangeState("set", "rules", finding) for finding in self._dataplane.packet_filter.drift()]
         return []
 
     write_rules = repair_rules
 
     def find_leftovers(self) -> list[str]:
-        """Say what kube-proxy left behind in its other modes."""
+        """Return what kube-proxy left behind in its other modes."""
         return self._dataplane.find_leftovers()
 
     def remove_leftovers(self) -> list[str]:
@@ -87,9 +88,13 @@ class ReadOnlyKernel:
         """Read the addresses of our link; none if it is missing."""
         return self._dataplane.read_addresses() if self._dataplane.addresses.has_link() else set()
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
-        """Read the members of our sets."""
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read the members of our sets by role."""
         return self._dataplane.read_entries()
+
+    def name_of_role(self, role: Role) -> str:
+        """Return what the kernel calls the set of a role."""
+        return self._dataplane.name_of_role(role)
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """Note the operations."""
@@ -97,47 +102,98 @@ class ReadOnlyKernel:
         return []
 
     def writes(self) -> int:
-        """There is none."""
+        """Return 0: nothing is written."""
         return 0
 
 
-def find_changes(settings: Settings) -> Differences:
-    """Say what a start with these settings would change.
+class Ground(NamedTuple):
+    """What a plan is made against: a kernel, and what else of the node matters.
+
+    ``assumed`` says in one line what is assumed of the node without looking at it; empty if it is looked at.
+    """
+
+    kernel: ReadOnlyKernel | EmptyKernel
+    families: tuple[Family, ...]
+    packet_filter: PacketFilter
+    read_interfaces: Callable[[], Interfaces]
+    sysctls: Sequence[sysctl.SysctlChange] = ()
+    assumed: str = ""
+
+
+def find_ground(settings: Settings, *, offline: bool) -> Ground:
+    """Return what to plan against: this node, or an empty kernel if ``offline``.
+
+    A plan for manifests is made against an empty kernel too if this system has no IPVS, as on a laptop.
 
     Raises:
-        Unusable: if this node cannot be served, or if the objects are not known after a minute.
+        Unusable: if this node cannot be served.
+
+    """
+    if offline:
+        return _empty_ground(settings, "as --offline says")
+    try:
+        host = requirements.require_all()
+    except MissingPiece as error:
+        if settings.manifests is not None and not IPVS_LOADED.exists():
+            return _empty_ground(settings, f"as IPVS is not in use here ({error.piece})")
+        raise MissingPiece(error.piece, f"{error.remedy}; or use --offline to plan against an empty kernel") from error
+    dataplane = open_tables(settings, host, Ipvs())
+    return Ground(
+        ReadOnlyKernel(dataplane),
+        host.families,
+        dataplane.packet_filter,
+        HostAddresses().read,
+        sysctl.find_changes(strict_arp=settings.strict_arp),
+    )
+
+
+def _empty_ground(settings: Settings, reason: str) -> Ground:
+    packet_filter = EmptyIpsetIptables({family: masquerading(settings, family, None) for family in Family})
+    try:
+        with closing(HostAddresses()) as reader:
+            interfaces = reader.read()
+        addresses = f"the {sum(map(len, interfaces.values()))} addresses of this host"
+    except (OSError, AttributeError, MalformedMessage):  # no netlink here: not Linux, or a sandbox
+        interfaces = {}
+        addresses = "no address, as those of this host cannot be read"
+    assumed = f"assumed to be empty, {reason}; the node to have IPv4, IPv6 and {addresses}; sysctls are left out"
+    return Ground(EmptyKernel(packet_filter), tuple(Family), packet_filter, lambda: interfaces, assumed=assumed)
+
+
+def find_changes(settings: Settings, ground: Ground) -> Differences:
+    """Return what a start with these settings would change.
+
+    Raises:
+        Unusable: if the objects are not known after a minute.
         ConnectError: if the configuration of the API client cannot be used.
         ManifestsError: if the manifests cannot be read.
 
     """
-    configure(settings.verbosity, settings.logging_format, logging.WARNING)
-    return asyncio.run(_find_changes(settings))
+    return asyncio.run(_find_changes(settings, ground))
 
 
-async def _find_changes(settings: Settings) -> Differences:
-    host = requirements.check()
-    dataplane = open_tables(settings, host, Ipvs())
-    kernel = ReadOnlyKernel(dataplane)
+async def _find_changes(settings: Settings, ground: Ground) -> Differences:
+    kernel = ground.kernel
     programmer = Programmer(kernel, count=lambda *_: None, exclude=settings.exclude_cidrs)
-    health = HealthTracker(host.families, sync_period=settings.sync_period)
+    health = HealthTracker(ground.families, sync_period=settings.sync_period)
     controller = Controller(
         programmer,
         context=Context(
             settings.node_name,
             settings.scheduler,
-            families=host.families,
+            families=ground.families,
             compatible=settings.compatible,
             external_ips=settings.external_ips,
         ),
-        recorder=Reports(Metrics(host.families), health, wish=lambda *_: None, emit=None, history=History()),
+        recorder=Reports(Metrics(ground.families), health, wish=lambda *_: None, emit=None, history=History()),
         marks=Marks(settings.masquerade_bit),
         facts=NodeFacts(
-            HostAddresses().read,
+            ground.read_interfaces,
             node_port_cidrs=settings.node_port_addresses,
             bind_address=parse_address(settings.bind_address),
-            families=host.families,
+            families=ground.families,
         ),
-        adapt_rules=lambda node: adapt_rules(dataplane.rules, settings, node),
+        adapt_rules=lambda node: adapt_rules(ground.packet_filter, settings, node),
     )
     client = None if settings.manifests else await connect(kubeconfig=settings.kubeconfig, master=settings.master)
     loops = [asyncio.create_task(loop) for loop in (controller.run(), *sources(settings, controller, client))]
@@ -157,8 +213,9 @@ async def _find_changes(settings: Settings) -> Differences:
             "we list services, endpointslices and this node?"
         )
     settings_of_kernel = [
-        ChangeState("set", "sysctls", f"{change.name.replace('/', '.')} from {change.found} to {change.wanted}")
-        for change in sysctl.drift(strict_arp=settings.strict_arp)
+        ChangeState("set", "sysctls", f"{change.dotted_name} from {change.found} to {change.wanted}")
+        for change in ground.sysctls
     ]
-    changes = [*settings_of_kernel, *dict.fromkeys(kernel.frame), *map(change_of, kernel.operations)]
+    operations = [change_of(operation, kernel.name_of_role) for operation in kernel.operations]
+    changes = [*settings_of_kernel, *dict.fromkeys(kernel.frame), *operations]
     return Differences(services=len(controller.cache.services), changes=changes)

@@ -1,4 +1,4 @@
-"""``ipvs-proxy explain``: which virtual servers a Service has, which endpoints are in or out, where packets go."""
+"""``ipvs-proxy explain``: which virtual servers a Service has, which endpoints are in or out, and where packets go."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ipvs_proxy.state.documents import (
     VirtualServerState,
 )
 
-#: So many endpoints of one virtual server are shown.
+#: At most this many endpoints of one virtual server are shown.
 SHOWN = 50
 _TARGET = re.compile(r"(?:\[(?P<six>[0-9a-fA-F:.]+)\]|(?P<four>[0-9.]+)):(?P<port>[0-9]{1,5})(?:/(?P<protocol>\w+))?")
 
 
 class Target(NamedTuple):
-    """An address, port and protocol as somebody writes them: ``10.96.0.1:443``, ``[fd00::1]:53/UDP``."""
+    """An address, port and protocol as a user writes them: ``10.96.0.1:443``, ``[fd00::1]:53/UDP``."""
 
     address: str
     port: int
@@ -36,7 +36,7 @@ class Target(NamedTuple):
 
 
 def parse_target(text: str) -> Target | None:
-    """Read a target; ``None`` if the text is none, and so the name of a Service."""
+    """Parse a target; return ``None`` if the text is not one, and so names a Service."""
     found = _TARGET.fullmatch(text)
     if found is None:
         return None
@@ -48,7 +48,7 @@ def parse_target(text: str) -> Target | None:
 
 
 def find_service(agent: str, text: str) -> ServiceState:
-    """Ask for the Service that ``NAMESPACE/NAME``, ``NAME`` (of the namespace default) or a target names.
+    """Ask for the Service that ``text`` names: ``NAMESPACE/NAME``, ``NAME`` (in the namespace default) or a target.
 
     Raises:
         NotThere: if there is none.
@@ -66,7 +66,7 @@ def find_service(agent: str, text: str) -> ServiceState:
 
 
 def find_route(agent: str, client: str, text: str) -> RouteState:
-    """Ask what a connection from a client's address to a target meets.
+    """Ask what a new connection from the address ``client`` to the target ``text`` meets.
 
     Raises:
         NoAnswer: if the agent does not answer, or if ``text`` is no target.
@@ -79,18 +79,19 @@ def find_route(agent: str, client: str, text: str) -> RouteState:
 
 
 def search_service(agent: str, text: str) -> list[str]:
-    """Return the names of Services that contain a text, for a hint."""
+    """Return names of Services that contain a text, as a hint."""
     found = ask(agent, "/state", NodeState, search=text.rpartition("/")[2], limit=5)
     return [f"{service.namespace}/{service.name}" for service in found.services]
 
 
 def service_text(state: ServiceState) -> str:
-    """Write all about a Service."""
-    sync = _verdict(state)
+    """Return everything about a Service as text."""
+    sync = _sync_text(state)
     text = f"{state.namespace}/{state.name} ({state.type}): {sync}\n"
     for omission in state.omissions:
         text += f"  {'served otherwise' if omission.instead else 'left out'}: {omission.where}: {omission.reason}"
         text += f"; {omission.instead}\n" if omission.instead else "\n"
+    text += "".join(f"  annotation {name}: {value}\n" for name, value in state.annotations.items())
     if not state.virtual_servers:
         text += "  it has no virtual server on this node\n"
     shown: list[tuple[list[tuple[object, ...]], str]] = []
@@ -113,7 +114,7 @@ def service_text(state: ServiceState) -> str:
     return text + ("\n" if missing else "")
 
 
-def _verdict(state: ServiceState) -> str:
+def _sync_text(state: ServiceState) -> str:
     if state.in_sync:
         return "as it should be"
     differs = any(server.differences and not server.owner for server in state.virtual_servers)
@@ -143,7 +144,7 @@ def _virtual_server_text(server: VirtualServerState) -> str:
 
 
 def endpoints_text(endpoints: Iterable[EndpointState]) -> str:
-    """Write the endpoints of a virtual server: those that are in first, each with its reason."""
+    """Return the endpoints of a virtual server as a table, those that are in first, each with its reason."""
     found = sorted(endpoints, key=lambda endpoint: (not endpoint.wanted, endpoint.wanted is None))
     if not found:
         return "  it has no endpoint\n"
@@ -173,7 +174,7 @@ def _drain_text(drain: DrainState) -> str:
 
 
 def use_of(endpoint: EndpointState) -> str:
-    """Say in a word what an endpoint is used for."""
+    """Return in a word what an endpoint is used for."""
     if endpoint.wanted:
         return "in" if endpoint.weight else "missing"
     if endpoint.weight is None:
@@ -182,7 +183,7 @@ def use_of(endpoint: EndpointState) -> str:
 
 
 def route_text(route: RouteState) -> str:
-    """Write the way of a connection, step by step."""
+    """Return the way of a connection, step by step."""
     served = f" ({route.service})" if route.service else ""
     text = wrapped(f"{route.client} -> {route.target}{served}", start="")
     text += "".join(wrapped(step, start=f"  {number}. ") for number, step in enumerate(route.steps, 1))

@@ -1,6 +1,6 @@
-"""Which rules of others stand between clients and Services: for ``ipvs-proxy doctor``. Pure.
+"""Which rules of others come between clients and Services, for ``ipvs-proxy doctor``. Pure.
 
-Thousands of rules may do the same thing to thousands of Services: they are counted, and one of them is quoted.
+Thousands of rules may do the same to thousands of Services: they are counted, and one of them is quoted.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import WAYS, Destinations, Effect, Encounter, look
-from ipvs_proxy.kernel.filter.iptables.render import SERVICES
-from ipvs_proxy.kernel.filter.iptables.rule_text import INPUT
-from ipvs_proxy.node.inventory import Survey
+from ipvs_proxy.kernel.filter.foreign.rule_text import INPUT
+from ipvs_proxy.kernel.filter.foreign.rules import WAYS, Effect, Encounter, destinations, look
+from ipvs_proxy.kernel.filter.iptables.chains import SERVICES
+from ipvs_proxy.node.inventory import Inventory
 from ipvs_proxy.plan.tables import VirtualServerKey, family_of
 
-#: So many findings are told of the rules of one family in one variant.
+#: At most this many findings are reported for the rules of one family in one variant.
 TOLD: Final = 3
 
-#: What rules do, what one of them does, what follows, and what to do about it.
+#: For each effect: what many rules do, what one of them does, what follows from it, and what to do about it.
 _WORDS: Final = {
     Effect.TAKES: (
         "take",
@@ -43,7 +43,7 @@ _WORDS: Final = {
 
 
 class Interference(NamedTuple):
-    """Rules of others that do one thing to Services, in a sentence, and the remedy."""
+    """Rules of others with one effect on Services, as a sentence, and the remedy."""
 
     table: str
     effect: Effect
@@ -67,12 +67,12 @@ class _Group:
         return f"{hooks} ({where}): {subject} {min(self.keys)}{more} {consequence}: {self.example.rule}"
 
 
-def interferences(found: Survey) -> Iterator[Interference]:
+def interferences(found: Inventory) -> Iterator[Interference]:
     """Return what of others' rules keeps connections from Services, the worst first for each family and variant."""
     marked = any(key.mark for key in found.served)
     for (family, variant), saved in found.rules.items():
         keys = [key for key in found.served if not key.mark and family_of(key.address) is family]
-        known = Destinations(keys, found.tables.addresses, found.tables.entries)
+        known = destinations(keys, found.tables.addresses, found.tables.entries)
         looks = [look(saved, known, hook=hook) for hook in WAYS] if keys else []
         encounters = [encounter for seen in looks for encounter in seen.encounters if _counts(encounter, marked=marked)]
         groups = _grouped(encounters)
@@ -89,7 +89,10 @@ def interferences(found: Survey) -> Iterator[Interference]:
 
 
 def _counts(encounter: Encounter, *, marked: bool) -> bool:
-    """Return whether something is a finding: not what may be meant for other addresses, or for some clients only."""
+    """Return whether an encounter is a finding.
+
+    It is none if the rule may be meant for other addresses, or drops what only some clients send.
+    """
     if encounter.blind or (encounter.effect is Effect.DROPS and not encounter.sure):
         return False
     if encounter.effect is Effect.MARKS and not marked:

@@ -1,17 +1,17 @@
-"""``ipvs-proxy status`` and ``ipvs-proxy services``: the agent on one screen, and its Services with their rates."""
+"""What ``ipvs-proxy status`` and ``ipvs-proxy services`` print: the agent on one screen; its Services with rates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ipvs_proxy.commands.text import age, count, duration, several, table
-from ipvs_proxy.state.documents import NodeState, ServiceSummary
+from ipvs_proxy.state.documents import DifferenceKind, NodeState, ServiceSummary
 
 _SHOWN = 5
 
 
 def status_text(state: NodeState) -> str:
-    """Write the agent's state for one screen of 80 columns."""
+    """Return the agent's state as text for one screen of 80 columns."""
     if not state.programmed:
         health = "starting: not everything is known and programmed yet"
     elif not state.healthy:
@@ -42,7 +42,7 @@ def status_text(state: NodeState) -> str:
 
 
 def _happenings_text(state: NodeState) -> str:
-    """Write what is under way and what happened last, one table each."""
+    """Return tables of the drains under way, the last changes and the last repairs."""
     text = ""
     if state.drains:
         drains = [
@@ -83,7 +83,7 @@ def _first(names: Sequence[str], total: int) -> str:
 
 
 def services_text(services: Sequence[ServiceSummary]) -> str:
-    """Write a table of Services; connections and bytes are each second."""
+    """Return a table of Services. Connections and bytes are per second."""
     header = ("SERVICE", "ADDRESS", "PORTS", "ENDPOINTS", "CONN/S", "IN/S", "OUT/S", "STATE")
     rows = [
         (
@@ -106,9 +106,9 @@ def _first_of(names: Sequence[str]) -> str:
 
 
 def state_word(service: ServiceSummary) -> str:
-    """Say in a word or two how a Service is served."""
+    """Return the state of a Service in a word or two."""
     if not service.in_sync:
-        return "conflict" if all(" belongs to " in text for text in service.differences) else "differs"
+        return "conflict" if service.difference_kinds == [DifferenceKind.CONFLICT] else "differs"
     if not service.virtual_servers:
         return service.omissions[0].reason if service.omissions else "not served"
     if not service.endpoints:

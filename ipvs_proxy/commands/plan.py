@@ -1,8 +1,12 @@
-"""``ipvs-proxy plan``: a dry run of a start on this node, as the agent that runs here is configured."""
+"""``ipvs-proxy plan``: a dry run of a start on this node or, offline, on one with an empty kernel.
+
+Settings are those that are given, or those of the agent that runs here.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +14,17 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
+from ipvs_proxy.agent.observe.logs import configure
 from ipvs_proxy.commands.ask import NoAnswer, fetch
 from ipvs_proxy.commands.changes import changes_text
-from ipvs_proxy.commands.dry_run import find_changes
+from ipvs_proxy.commands.dry_run import find_changes, find_ground
 from ipvs_proxy.commands.text import document
 from ipvs_proxy.kube.client import ConnectError
 from ipvs_proxy.kube.manifests import ManifestsError
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.settings.file import read_settings, read_text
-from ipvs_proxy.settings.merge import Settings, SettingsError, effective
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import Settings, SettingsError
 from ipvs_proxy.settings.table import SETTINGS
 
 NOTHING, ERROR, DIFFERENT = 0, 1, 2
@@ -33,11 +39,11 @@ class Assumed(NamedTuple):
     source: str
 
 
-def assume(given: Mapping[str, Any], config: Path | None, agent: str) -> Assumed:
+def assume(given: Mapping[str, Any], config: Path | None, agent: str | None) -> Assumed:
     """Return the settings to plan with.
 
     They are those of the flags and the file if there are any; otherwise those of the agent at ``agent`` (``IP:port``),
-    with the flags that outrank a file. Where no agent answers they are the defaults.
+    with the flags that outrank a file. If no agent answers, or if ``agent`` is ``None``, they are the defaults.
 
     Raises:
         SettingsError: with one line for each fault.
@@ -47,6 +53,8 @@ def assume(given: Mapping[str, Any], config: Path | None, agent: str) -> Assumed
         return Assumed(read_settings(given, config), f"--config {config}")
     if _REPLACED & given.keys():
         return Assumed(read_settings(given, None), "the flags given, and defaults for all others")
+    if agent is None:
+        return Assumed(read_settings(given, None), "defaults")
     try:
         answer = fetch(agent, "/configz")
     except NoAnswer as error:
@@ -60,14 +68,20 @@ def assume(given: Mapping[str, Any], config: Path | None, agent: str) -> Assumed
     return Assumed(effective(given, fields), name)
 
 
-def plan(assumed: Assumed, output: str) -> int:
+def plan(assumed: Assumed, output: str, *, offline: bool) -> int:
     """Print what would change; return the exit status: NOTHING, DIFFERENT, or ERROR with one line on standard error.
 
-    Where the settings are from is said on standard error, too: a plan is only as right as they are.
+    Standard error also says where the settings come from and, if the kernel is assumed to be empty, what else is
+    assumed: a plan is only as right as that.
     """
+    settings = assumed.settings
+    configure(settings.verbosity, settings.logging_format, logging.WARNING)
     sys.stderr.write(f"ipvs-proxy: settings: {assumed.source}\n")
     try:
-        found = find_changes(assumed.settings)
+        ground = find_ground(settings, offline=offline)
+        if ground.assumed:
+            sys.stderr.write(f"ipvs-proxy: kernel: {ground.assumed}\n")
+        found = find_changes(settings, ground)
     except (Unusable, ConnectError, ManifestsError, OSError) as error:
         sys.stderr.write(f"ipvs-proxy: error: {error}\n")
         return ERROR

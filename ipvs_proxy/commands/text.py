@@ -1,4 +1,4 @@
-"""How tables and numbers are written on a terminal: aligned columns as kubectl's, units that stay short."""
+"""Tables and numbers for a terminal: columns aligned as kubectl does, short units."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any, Final
 import msgspec
 import yaml
 
-#: A column is not cut to less than this.
+#: A column is never cut to less than this.
 _LEAST: Final = 10
 _UNITS: Final = ("", "k", "M", "G", "T", "P", "E")
 
 
 def terminal_width() -> int:
-    """Return how many columns the terminal has that standard output is; 0 if it is none: then nothing is shortened."""
+    """Return the width of the terminal in columns; 0 if standard output is none, and so nothing is to be cut."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 
@@ -32,10 +32,10 @@ def table(
     indent: int = 0,
     width: int | None = None,
 ) -> str:
-    """Write a table with two spaces between columns; ``right`` names the columns that are aligned to the right.
+    """Return a table with two spaces between columns; ``right`` names the columns that are aligned to the right.
 
-    Where that is wider than the terminal (``width``, 0 for no bound), the columns that ``spare`` names are left out,
-    one after the other, until it fits. If it still does not, the widest column is cut.
+    If it is wider than the terminal (or than ``width``; 0 for no bound), the columns in ``spare`` are left out one by
+    one until it fits. If it still does not fit, the widest column is cut.
     """
     limit = (terminal_width() if width is None else width) or sys.maxsize
     columns = [list(column) for column in zip(header, *rows, strict=True)]
@@ -64,7 +64,7 @@ def _total(columns: Sequence[Sequence[str]], indent: int) -> int:
 
 
 def wrapped(text: str, *, start: str, width: int | None = None) -> str:
-    """Write a sentence after ``start``, in as many lines as the terminal needs for it, all of them aligned."""
+    """Return a sentence after ``start``, wrapped to the terminal (or ``width``) and aligned below its beginning."""
     limit = (terminal_width() if width is None else width) or sys.maxsize
     lines = textwrap.wrap(
         text,
@@ -78,7 +78,7 @@ def wrapped(text: str, *, start: str, width: int | None = None) -> str:
 
 
 def count(number: float) -> str:
-    """Write a number with three digits at most and a unit of 1,000: ``999``, ``1.2k``, ``35M``."""
+    """Return a number with at most three digits and a decimal unit: ``999``, ``1.2k``, ``35M``."""
     value, unit = float(number), 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
@@ -87,17 +87,17 @@ def count(number: float) -> str:
 
 
 def several(number: int, noun: str, plural: str = "s") -> str:
-    """Write a number with its noun: ``1 Service``, ``3 Services``."""
+    """Return a number with its noun: ``1 Service``, ``3 Services``."""
     return f"{number:,} {noun}{'' if number == 1 else plural}"
 
 
 def age(then: datetime, now: datetime) -> str:
-    """Write how long ago something was, as kubectl does: ``45s``, ``12m``, ``5h``, ``3d``."""
+    """Return how long ago something was, as kubectl prints it: ``45s``, ``12m``, ``5h``, ``3d``."""
     return duration((now - then).total_seconds())
 
 
 def duration(seconds: float) -> str:
-    """Write a time span in its largest unit of which it has two: ``45s``, ``12m``, ``5h``, ``3d``."""
+    """Return a time span in the largest unit of which it has at least two: ``45s``, ``12m``, ``5h``, ``3d``."""
     seconds = max(0, int(seconds))
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "m")):
         if seconds >= 2 * size:
@@ -106,7 +106,7 @@ def duration(seconds: float) -> str:
 
 
 def document(value: Any, form: str) -> str:
-    """Write a document as ``json`` or ``yaml``."""
+    """Return a document as text; ``form`` is ``json`` or ``yaml``."""
     plain = msgspec.to_builtins(value)
     if form == "json":
         return json.dumps(plain, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""The kernel's tables behind one door: IPVS, addresses, sets and rules.
+"""The kernel's tables behind one door: IPVS, the addresses of our link, and the packet filter's sets and rules.
 
 Operations go to their table in the order given, neighbours of one table in one batch, and every one comes back with its
 own result. All calls block; the agent makes them from a worker thread.
@@ -6,25 +6,23 @@ own result. All calls block; the agent makes them from a worker thread.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from errno import EADDRNOTAVAIL, ECANCELED, EEXIST, ENOENT, ESRCH
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 
-from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
-from ipvs_proxy.kernel.filter.iptables.rules import Rules
-from ipvs_proxy.kernel.filter.other_modes import Leftovers
+from ipvs_proxy.kernel.filter.backend import PacketFilter
 from ipvs_proxy.kernel.ipvs.records import Connections
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
+from ipvs_proxy.netlink.errors import describe
 from ipvs_proxy.plan.tables import (
     AddressOperation,
-    Family,
     Operation,
     RealServerKey,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     Verb,
@@ -33,22 +31,19 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
 )
 
-#: Seconds for which what was read of the packet rules is taken for what they are, in a start.
-RECENT: Final = 1.0
+_HELD_BACK: Final = "held back: what it leads to could not be completed"
 
 
 class Failure(NamedTuple):
-    """An operation that the kernel refused: an errno, an ipset error (from 4096), or -1 if its fate is unknown."""
+    """An operation that the kernel refused.
+
+    ``code`` is an errno, one of the packet filter's own codes, or -1 if the operation's fate is unknown; ``text`` says
+    what it means.
+    """
 
     operation: Operation
     code: int
-
-    @property
-    def text(self) -> str:
-        """Say what the code means."""
-        if self.code == ECANCELED:
-            return "held back: what it leads to could not be completed"
-        return describe_error(self.code)
+    text: str = ""
 
 
 #: The table of each kind of operation.
@@ -68,16 +63,10 @@ def table_of(operation: Operation) -> str:
 class Dataplane:
     """What the agent needs of the kernel."""
 
-    def __init__(
-        self, *, ipvs: Ipvs, addresses: Addresses, sets: Sets, rules: Mapping[Family, Rules], leftovers: Leftovers
-    ) -> None:
-        self.leftovers = leftovers
+    def __init__(self, *, ipvs: Ipvs, addresses: Addresses, packet_filter: PacketFilter) -> None:
         self.ipvs = ipvs
         self.addresses = addresses
-        self.sets = sets
-        self.rules = rules
-        self._seen: dict[Family, str] = {}
-        self._seen_until = 0.0
+        self.packet_filter = packet_filter
 
     def prepare(self) -> None:
         """Make link and sets, and read the rules: what a start needs whatever objects there are.
@@ -86,38 +75,34 @@ class Dataplane:
         """
         with suppress(OSError, ValueError):
             self.ensure_tables()
-            self._recent_rules()
+            self.packet_filter.look()
 
     def ensure_tables(self) -> list[str]:
         """Make sure that the link and the sets exist; say what was missing."""
         findings = ["link"] if self.addresses.ensure_link() else []
-        return findings + self.sets.ensure()
+        return findings + self.packet_filter.ensure()
 
     def repair_rules(self) -> list[str]:
-        """Bring chains, jumps and rules to what they should be; say what was wrong.
+        """Bring the packet rules to what they should be; say what was wrong.
 
         Alone among the calls this one may be made from another thread than the rest: it touches nothing else.
         """
-        return [f"{family.label} {finding}" for family, rules in self.rules.items() for finding in rules.repair()]
+        return self.packet_filter.repair()
 
     def write_rules(self) -> list[str]:
-        """Bring the rules to what they should be, as far as is known from a look of just now; say what was wrong.
+        """Bring the packet rules to what they should be, as ``prepare`` just found them; say what was wrong.
 
         What came of it is left to the next ``repair_rules`` to look at.
         """
-        seen = self._recent_rules()
-        self._seen_until = 0.0
-        return [
-            f"{family.label} {finding}" for family, rules in self.rules.items() for finding in rules.write(seen[family])
-        ]
+        return self.packet_filter.write()
 
     def find_leftovers(self) -> list[str]:
         """Say what kube-proxy left behind in its other modes."""
-        return self.leftovers.find(self._recent_rules())
+        return self.packet_filter.find_other_modes()
 
     def remove_leftovers(self) -> list[str]:
         """Take away what kube-proxy left behind in its other modes; say what it was."""
-        return self.leftovers.remove()
+        return self.packet_filter.remove_other_modes()
 
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """Read all virtual servers with their real servers, also those that are not ours."""
@@ -127,9 +112,13 @@ class Dataplane:
         """Read the addresses of our link."""
         return self.addresses.read()
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
-        """Read the members of our sets; a set that is missing is left out."""
-        return self.sets.read()
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read the members of our sets by role; a set that is missing is left out."""
+        return self.packet_filter.read()
+
+    def name_of_role(self, role: Role) -> str:
+        """Return what the kernel calls the set of a role."""
+        return self.packet_filter.name_of(role)
 
     def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
         """Read one virtual server with its real servers."""
@@ -153,11 +142,12 @@ class Dataplane:
             batch = list(group)
             if table == "sets" and (missing or torn):
                 held = [operation for operation in batch if _leads_to(operation, missing, torn)]
-                failures += [Failure(operation, ECANCELED) for operation in held]
+                failures += [Failure(operation, ECANCELED, _HELD_BACK) for operation in held]
                 batch = [operation for operation in batch if not _leads_to(operation, missing, torn)]
             for operation, code in zip(batch, self._table(table).apply(batch), strict=True):
                 if code and not _is_as_wanted(operation, code):
-                    failures.append(Failure(operation, code))
+                    text = self.packet_filter.describe(code) if table == "sets" else describe(code)
+                    failures.append(Failure(operation, code, text))
                     if isinstance(operation, VirtualServerOperation) and operation.verb is Verb.ADD:
                         missing.add(operation.virtual_server.key)
                     if isinstance(operation, SetEntryOperation):
@@ -166,23 +156,15 @@ class Dataplane:
 
     def close(self) -> None:
         """Close the sockets."""
-        for table in (self.ipvs, self.addresses, self.sets):
+        for table in (self.ipvs, self.addresses, self.packet_filter):
             table.close()
 
     def writes(self) -> int:
         """Return how many messages and rule sets have been written."""
-        messages = {id(table.traffic): table.traffic for table in (self.ipvs, self.addresses, self.sets)}
-        return sum(traffic.writes for traffic in messages.values()) + sum(r.writes for r in self.rules.values())
-
-    def _recent_rules(self) -> dict[Family, str]:
-        """Read the rules of all families, unless that was done just now: each family takes a process."""
-        if time.monotonic() > self._seen_until:
-            self._seen = {family: rules.look() for family, rules in self.rules.items()}
-            self._seen_until = time.monotonic() + RECENT
-        return self._seen
+        return self.ipvs.traffic.writes + self.addresses.traffic.writes + self.packet_filter.writes()
 
     def _table(self, name: str) -> Any:
-        return {"ipvs": self.ipvs, "addresses": self.addresses, "sets": self.sets}[name]
+        return {"ipvs": self.ipvs, "addresses": self.addresses, "sets": self.packet_filter}[name]
 
 
 def _batch_of(operation: Operation) -> tuple[str, bool]:

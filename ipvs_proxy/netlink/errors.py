@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from errno import EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import Final
 
@@ -12,7 +13,15 @@ SHORTAGES: Final = frozenset({EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, UN
 
 
 class Unusable(OSError):  # noqa: N818  the name says what is wrong
-    """Something in the kernel is missing or in use by others: the text is one line that names it and the remedy."""
+    """A piece of this node is missing, occupied or broken: ``str()`` is one line with the piece and the remedy.
+
+    The remedy is empty where none is known.
+    """
+
+    def __init__(self, piece: str, remedy: str = "") -> None:
+        super().__init__(f"{piece}: {remedy}" if remedy else piece)
+        self.piece = piece
+        self.remedy = remedy
 
 
 class Busy(Unusable):
@@ -20,12 +29,15 @@ class Busy(Unusable):
 
 
 class MissingPiece(Unusable):
-    """Something that the agent needs is missing on this node: the text is one line with the piece and the remedy."""
+    """Something that the agent needs is missing on this node."""
 
     def __init__(self, piece: str, remedy: str) -> None:
-        super().__init__(f"{piece}: {remedy}")
-        self.piece = piece
-        self.remedy = remedy
+        super().__init__(piece, remedy)
+
+
+def describe(code: int) -> str:
+    """Say what the result of an operation means: an errno, or ``UNKNOWN``."""
+    return "unknown: no answer from the kernel" if code == UNKNOWN else os.strerror(code)
 
 
 def is_passing(error: BaseException | None) -> bool:

@@ -1,1 +1,1 @@
-"""Questions about the host, apart from our tables: what it has, who is at work on it, its sysctls; and cleaning up."""
+"""The host apart from our tables: what it has, what the agent requires of it, who else runs on it; and cleaning up."""

@@ -11,85 +11,53 @@ What the kernel does not have (no ipset, or IPVS that is not loaded) has nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing
 from errno import ESRCH
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
-from ipvs_proxy.kernel.filter.iptables.programs import Iptables, MissingNfTables, installed_variants
-from ipvs_proxy.kernel.filter.iptables.removal import Choice, is_ours_beside_iptables_mode, removal
-from ipvs_proxy.kernel.filter.iptables.removal import is_ours as is_our_chain
-from ipvs_proxy.kernel.filter.other_modes import chains_of, delete_table, has_table, is_of_iptables_mode
+from ipvs_proxy.kernel.filter.backend import Cleaning, counted
+from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptablesTraces
 from ipvs_proxy.kernel.ipvs.table import READ_ATTEMPTS, Ipvs
 from ipvs_proxy.kernel.links.addresses import LINK, Addresses
-from ipvs_proxy.netlink.errors import MissingPiece
+from ipvs_proxy.netlink.errors import describe
 from ipvs_proxy.plan import ownership
-from ipvs_proxy.plan.difference import KernelTables
-from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.plan.tables import Family, Verb, VirtualServerKey, VirtualServerOperation
+from ipvs_proxy.plan.mirror import KernelTables
+from ipvs_proxy.plan.tables import Verb, VirtualServerKey, VirtualServerOperation
 
 #: Exists while IPVS is loaded, in the network namespace of the thread that looks.
 IPVS_LOADED: Final = Path("/proc/thread-self/net/ip_vs")
 #: So many of what cannot be removed are named; of the rest, the number.
 _NAMED: Final = 5
 
-_DEFINITIONS: Final = tuple(entry for family in Family for entry in definitions(family).values())
-
 Network = IPv4Network | IPv6Network
 
 
-class Result(NamedTuple):
-    """What was removed (or with a dry run would be), one line for each kind; and what could not be, with the reason."""
-
-    removed: list[str]
-    problems: list[str]
-
-
-def clean(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[Network] = ()) -> Result:
+def clean(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[Network] = ()) -> Cleaning:
     """Remove everything of ours in the network namespace of this thread, or say what would be removed.
 
     ``kube_proxy``: also what only kube-proxy's iptables and nftables modes have. What its IPVS mode leaves has our
     names and goes anyway. ``exclude``: networks whose virtual servers are never deleted. Nothing is raised: what goes
-    wrong is in the result.
+    wrong is in the cleaning.
     """
-    result = Result([], [])
-    write = not dry_run
-    with closing(Addresses()) as addresses, ExitStack() as stack:
-        sets: Sets | None = None
-        with _noting(result, "the sets"), suppress(MissingPiece):
-            sets = stack.enter_context(closing(Sets(_DEFINITIONS)))
+    cleaning = Cleaning([], [])
+    with closing(Addresses()) as addresses, closing(IpsetIptablesTraces(cleaning)) as traces:
         all_gone = False
-        with _noting(result, "the virtual servers"):
-            ledger = KernelTables(addresses=addresses.read(), entries={} if sets is None else sets.read())
-            all_gone = _remove_virtual_servers(ledger, exclude, result, write=write)
+        with cleaning.noting("the virtual servers"):
+            ledger = KernelTables(addresses=addresses.read(), entries=traces.read())
+            all_gone = _remove_virtual_servers(ledger, exclude, cleaning, dry_run=dry_run)
         if all_gone:
-            with _noting(result, f"the link {LINK}"):
-                _remove_link(addresses, result, write=write)
-        with _noting(result, "the rules"):
-            for variant in installed_variants():
-                _remove_rules(variant, result, kube_proxy=kube_proxy, write=write)
-        if sets is not None and all_gone:
-            with _noting(result, "the sets"):
-                _remove_sets(sets, result, write=write)
-    for family in Family if kube_proxy else ():
-        with _noting(result, f"the nftables table kube-proxy of {family.label}"):
-            _remove_table(family, result, write=write)
-    return result
+            with cleaning.noting(f"the link {LINK}"):
+                _remove_link(addresses, cleaning, dry_run=dry_run)
+        traces.remove(cleaning, kube_proxy=kube_proxy, with_sets=all_gone, dry_run=dry_run)
+    return cleaning
 
 
-@contextmanager
-def _noting(result: Result, what: str) -> Iterator[None]:
-    """Note why a part could not be removed, and go on."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        result.problems.append(f"{what}: {error.strerror if isinstance(error, OSError) and error.strerror else error}")
-
-
-def _remove_virtual_servers(ledger: KernelTables, exclude: Sequence[Network], result: Result, *, write: bool) -> bool:
+def _remove_virtual_servers(
+    ledger: KernelTables, exclude: Sequence[Network], cleaning: Cleaning, *, dry_run: bool
+) -> bool:
     """Delete those that are ours; return whether none of them is left.
 
     A list that is taken while somebody else deletes can leave out some, so the end is a list without any of ours.
@@ -106,19 +74,19 @@ def _remove_virtual_servers(ledger: KernelTables, exclude: Sequence[Network], re
             failed = {}
             if not ours:
                 break
-            if not write:
+            if dry_run:
                 deleted = len(ours)
                 break
             codes = ipvs.apply([VirtualServerOperation(Verb.DELETE, server) for server in ours])
             outcomes = zip(ours, codes, strict=True)
-            failed = {str(server.key): describe_error(code) for server, code in outcomes if code not in {0, ESRCH}}
+            failed = {str(server.key): describe(code) for server, code in outcomes if code not in {0, ESRCH}}
             deleted += len(ours) - len(failed)
     if deleted:
-        result.removed.append(_count(deleted, "virtual server"))
+        cleaning.removed.append(counted(deleted, "virtual server"))
     for name, reason in list(failed.items())[:_NAMED]:
-        result.problems.append(f"the virtual server {name}: {reason}")
+        cleaning.problems.append(f"the virtual server {name}: {reason}")
     if len(failed) > _NAMED:
-        result.problems.append(f"{len(failed) - _NAMED} more virtual servers")
+        cleaning.problems.append(f"{len(failed) - _NAMED} more virtual servers")
     return not failed
 
 
@@ -127,53 +95,10 @@ def _is_in(key: VirtualServerKey, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
 
 
-def _remove_link(addresses: Addresses, result: Result, *, write: bool) -> None:
+def _remove_link(addresses: Addresses, cleaning: Cleaning, *, dry_run: bool) -> None:
     if not addresses.has_link():
         return
     carried = len(addresses.read())
-    if write:
+    if not dry_run:
         addresses.delete_link()
-    result.removed.append(f"the link {LINK} with {_count(carried, 'address', 'addresses')}")
-
-
-def _remove_rules(variant: Iptables, result: Result, *, kube_proxy: bool, write: bool) -> None:
-    for family in Family:
-        where = f"{family.label} {variant.backend}"
-        with _noting(result, f"the rules of {where}"), suppress(MissingNfTables):
-            saved = variant.save(family)
-            found = removal(saved, _choice(saved, kube_proxy=kube_proxy))
-            if found.text and write:
-                variant.restore(family, found.text)
-            if found.chains or found.jumps:
-                counts = f"{_count(found.chains, 'chain')} and {_count(found.jumps, 'jump')}"
-                result.removed.append(f"{counts} of {where}")
-            result.problems.extend(f"the {where} {kept}" for kept in found.kept)
-
-
-def _choice(saved: str, *, kube_proxy: bool) -> Choice:
-    """Choose what goes of the rules: never what belongs to a kube-proxy that was rolled back to, unless asked to."""
-    if kube_proxy:
-        return lambda chain: is_our_chain(chain) or is_of_iptables_mode(chain)
-    return is_ours_beside_iptables_mode if chains_of(saved) else is_our_chain
-
-
-def _remove_sets(sets: Sets, result: Result, *, write: bool) -> None:
-    names = sets.present()
-    codes = sets.destroy(names) if write else [0] * len(names)
-    outcomes = list(zip(names, codes, strict=True))
-    destroyed = sum(not code for _, code in outcomes)
-    if destroyed:
-        result.removed.append(_count(destroyed, "set"))
-    result.problems.extend(f"the set {name}: {describe_error(code)}" for name, code in outcomes if code)
-
-
-def _remove_table(family: Family, result: Result, *, write: bool) -> None:
-    if not has_table(family):
-        return
-    if write:
-        delete_table(family)
-    result.removed.append(f"the nftables table kube-proxy of {family.label}")
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+    cleaning.removed.append(f"the link {LINK} with {counted(carried, 'address', 'addresses')}")

@@ -1,7 +1,7 @@
-"""What besides our own tables decides how well Services work on a node: read, never changed.
+"""What else on a host decides how well Services work, apart from our own tables: read, never changed.
 
-A fact that cannot be read here (another kernel, a container that does not see the host) is ``None`` or empty: it is not
-known, which is no finding.
+A fact that cannot be read here (another kernel, a container that does not see the host) is ``None`` or empty. That
+means "unknown", and nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from ipvs_proxy.kernel.filter.iptables.chains import FILTER, IPVS_FILTER
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
-from ipvs_proxy.kernel.filter.iptables.render import IPVS_FILTER
+from ipvs_proxy.kernel.filter.iptables.saved import SavedTable, parse
 from ipvs_proxy.kernel.links.addresses import LINK
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.node import processes
@@ -25,18 +26,17 @@ from ipvs_proxy.plan.tables import Family, text_of
 ROOT: Final = Path("/")
 #: Programs that announce addresses of load balancers by ARP, by the names of their processes.
 ANNOUNCERS: Final = ("speaker", "kube-vip")
-_POLICY: Final = re.compile(r"^:(INPUT|FORWARD) (\w+)", re.MULTILINE)
 #: What is not about new connections to a port: answers, the node's own connections, ICMP.
 _HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icmp|icmpv6) ")
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
 _STATUS_CONNECTIONS: Final = re.compile(r"^Conns:\s+(\d+)$", re.MULTILINE)
 _STATUS_BUCKETS: Final = re.compile(r"^Conn buckets:\s+(\d+)\b", re.MULTILINE)
-#: More connections are not counted one by one, which takes a second and a half.
+#: At most this many connections are counted one by one, which takes a second and a half.
 MOST_CONNECTIONS: Final = 1_000_000
 
 
 @dataclass(slots=True, kw_only=True)
-class Checkup:
+class HostFacts:
     """The facts.
 
     ``policies`` are those of the chains INPUT and FORWARD, by family label and chain; ``twice`` are the addresses that
@@ -67,7 +67,7 @@ class Checkup:
     ahead: dict[str, list[str]] = field(default_factory=dict)
 
 
-def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path = ROOT) -> Checkup:
+def read_host_facts(iptables: Iptables | None, families: Iterable[Family], *, root: Path = ROOT) -> HostFacts:
     """Read the facts of the network namespace of this thread.
 
     Raises:
@@ -76,7 +76,7 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
 
     """
     sysctl = root / "proc/sys/net"
-    found = Checkup(
+    found = HostFacts(
         run_estimation=_number(sysctl / "ipv4/vs/run_estimation"),
         connection_buckets=_buckets(root / "proc/net"),
         connections=_connections(root / "proc/net"),
@@ -90,29 +90,26 @@ def check(iptables: Iptables | None, families: Iterable[Family], *, root: Path =
         local_ports=_range(sysctl / "ipv4/ip_local_port_range"),
         reserved_ports=_ranges(_text(sysctl / "ipv4/ip_local_reserved_ports")),
         link_manager=_link_manager(root / "run"),
-        announcers=processes.running(ANNOUNCERS, root / "proc"),
-        firewalld=bool(processes.running(("firewalld",), root / "proc")),
+        announcers=processes.running_programs(ANNOUNCERS, root / "proc"),
+        firewalld=bool(processes.running_programs(("firewalld",), root / "proc")),
         twice=_twice(),
     )
     if iptables is not None:
         for family in families:
-            rules = _filter_table(iptables.save(family))
-            for chain, policy in _POLICY.findall(rules):
-                found.policies[family.label, chain] = policy
-            if ahead := accepted_ahead(rules):
+            table = parse(iptables.save(family)).get(FILTER, SavedTable())
+            for chain, policy in table.policies.items():
+                if chain in {"INPUT", "FORWARD"}:
+                    found.policies[family.label, chain] = policy
+            if ahead := accepted_ahead(table):
                 found.ahead[family.label] = ahead
     return found
 
 
-def accepted_ahead(saved: str) -> list[str]:
+def accepted_ahead(table: SavedTable) -> list[str]:
     """Return the rules of INPUT that accept new connections from elsewhere before our filter of ports is reached."""
-    rules = [line for line in saved.splitlines() if line.startswith("-A INPUT ")]
+    rules = table.chains.get("INPUT", [])
     first = next((number for number, rule in enumerate(rules) if rule.endswith(f"-j {IPVS_FILTER}")), 0)
     return [rule for rule in rules[:first] if rule.endswith("-j ACCEPT") and not _HARMLESS.search(rule)]
-
-
-def _filter_table(saved: str) -> str:
-    return saved.partition("*filter\n")[2].partition("\nCOMMIT")[0]
 
 
 def _text(path: Path) -> str:
@@ -151,7 +148,7 @@ def _buckets(net: Path) -> int | None:
 
 
 def _connections(net: Path) -> int | None:
-    """Count the connections of IPVS: Linux 7.1 and later tell, before that there is a line for each."""
+    """Count the connections of IPVS. Linux 7.1 and later has their number; before that there is one line for each."""
     status = _STATUS_CONNECTIONS.search(_text(net / "ip_vs_status"))
     if status is not None:
         return int(status[1])
@@ -162,7 +159,7 @@ def _connections(net: Path) -> int | None:
 
 
 def _link_manager(run: Path) -> str:
-    """Name who manages our link on this host besides us, if the host's /run tells."""
+    """Return who manages our link besides us; empty if nobody does, or if the host's ``/run`` cannot be seen."""
     try:
         index = socket.if_nametoindex(LINK)
     except OSError:

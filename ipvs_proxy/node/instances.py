@@ -1,10 +1,10 @@
 """Whether an agent is at work on this node.
 
-An agent holds a raw socket (raw(7)) of a protocol and an address that nothing else uses, as long as it lives. Such
-sockets belong to a network namespace, as the tables that the agent writes do; only a process with CAP_NET_RAW there can
-open one, and the kernel closes it with the process, however that ends. So there is no file to go stale, no other user
-of the node can pretend to be an agent or keep one from being seen, and an agent in another container of the node's
-network is seen as well as one on the host: all of them are listed in ``/proc/net/raw`` (proc(5)).
+Invariant: an agent holds a raw socket (raw(7)), with a protocol and an address that nothing else uses, for as long as
+it lives. Like the tables that the agent writes, such a socket belongs to a network namespace. Only a process with
+CAP_NET_RAW there can open one, and the kernel closes it when the process ends, however it ends. So no file can go
+stale, and no other user of the node can pretend to be an agent or hide one. An agent in another container of the node's
+network is seen as well as one on the host: ``/proc/net/raw`` (proc(5)) lists the sockets of all of them.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Final
 
 #: "Use for experimentation and testing" (RFC 3692, 2.1): no program's traffic has it.
 _PROTOCOL: Final = 253
-#: Of the loopback network, so that nothing from outside the node comes to the socket.
+#: An address of the loopback network, so that nothing from outside the node reaches the socket.
 _ADDRESS: Final = "127.105.112.118"
 _IP_FREEBIND: Final = 15  # linux/in.h: the loopback may be down
 _SOCKETS: Final = Path("/proc/thread-self/net/raw")
 
 
-def announce() -> socket.socket | None:
-    """Say that an agent is at work until the socket is closed; ``None`` if the host forbids it."""
+def register() -> socket.socket | None:
+    """Mark this process as an agent until the socket is closed; return ``None`` if the host forbids it."""
     try:
         holder = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _PROTOCOL)
     except OSError:
         return None
     try:
-        # It is not for packets.
+        # The socket is a mark: it is to receive nothing.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
         holder.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         holder.bind((_ADDRESS, 0))
@@ -39,7 +39,7 @@ def announce() -> socket.socket | None:
     return holder
 
 
-def count() -> int:
+def count_running() -> int:
     """Return how many agents are at work in the network namespace of this thread."""
     # As the kernel writes it: the address in the order of its bytes in memory, then the protocol.
     wanted = f"{int.from_bytes(socket.inet_aton(_ADDRESS), sys.byteorder):08X}:{_PROTOCOL:04X}"
@@ -50,6 +50,6 @@ def count() -> int:
     return sum(line.split()[1:2] == [wanted] for line in lines)
 
 
-def is_running() -> bool:
+def any_running() -> bool:
     """Return whether an agent is at work in the network namespace of this thread."""
-    return count() > 0
+    return count_running() > 0

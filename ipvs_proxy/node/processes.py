@@ -1,7 +1,7 @@
-"""Which processes of this node's network matter to a migration: who serves a port, and whether kube-proxy runs.
+"""Which processes on this node matter to a migration: who listens on a port, and whether kube-proxy is running.
 
-All of it is read from ``/proc`` (proc(5)). In a container only its own processes are seen, unless it shares the host's
-(``hostPID``); a port that is taken is seen all the same, its holder then not.
+Everything is read from ``/proc`` (proc(5)). A container sees only its own processes, unless it shares the host's
+(``hostPID``). It still sees that a port is taken, but not by whom.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LISTENING: Final = "0A"  # TCP_LISTEN of include/net/tcp_states.h
 _SOCKET: Final = re.compile(
     r"\s*\d+: [0-9A-F]+:([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} ([0-9A-F]{2}) \S+ \S+ \S+ +\d+ +\d+ (\d+)"
 )
-#: Of /proc/PID/status: real, effective, saved and file system user. A name in it has no line of its own.
+#: A line of /proc/PID/status: real, effective, saved and file system user. A process name cannot forge such a line.
 _UID: Final = re.compile(r"^Uid:\t\d+\t(\d+)\t", re.MULTILINE)
 
 
@@ -54,7 +54,8 @@ def holder_of(port: int, proc: Path = PROC) -> Process | None:
 def running_kube_proxy(proc: Path = PROC) -> Process | None:
     """Return the kube-proxy of this network namespace; ``None`` if there is none, or if it cannot be seen from here.
 
-    Any user of the node may call a process so: only one that is root's (or of the user who asks) can change networks.
+    Any user of the node may give a process this name, so only processes of root, and of the user who asks, count: no
+    other can change networks.
     """
     with suppress(OSError):
         here = (proc / "thread-self/ns/net").readlink()
@@ -69,8 +70,8 @@ def running_kube_proxy(proc: Path = PROC) -> Process | None:
     return None
 
 
-def running(names: Collection[str], proc: Path = PROC) -> list[str]:
-    """Return which of some programs run on this host, as far as their processes can be seen from here, sorted."""
+def running_programs(names: Collection[str], proc: Path = PROC) -> list[str]:
+    """Return, sorted, which programs of ``names`` run on this host, as far as processes can be seen from here."""
     with suppress(OSError):
         return sorted({process.name for process in _processes(proc) if process.name in names})
     return []
@@ -87,7 +88,7 @@ def _listening(proc: Path) -> Iterator[tuple[str, int]]:
 
 
 def _uid(process: Process, proc: Path) -> int | None:
-    """Read whose a process is: its effective user; the owner of its directory says less (proc(5))."""
+    """Return the effective user of a process. The owner of its directory is not always that user (proc(5))."""
     found = _UID.search((proc / str(process.pid) / "status").read_text(encoding="utf-8", errors="replace"))
     return int(found[1]) if found else None
 
@@ -97,5 +98,5 @@ def _processes(proc: Path) -> Iterator[Process]:
         if directory.name.isdigit():
             with suppress(OSError):
                 name = (directory / "comm").read_text(encoding="utf-8", errors="replace").strip()
-                # Whoever runs it has chosen the name, and it is printed on a terminal.
+                # The name is chosen by whoever runs the process, and ours is printed on a terminal.
                 yield Process(int(directory.name), "".join(char if char.isprintable() else "?" for char in name))

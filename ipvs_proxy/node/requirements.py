@@ -1,7 +1,8 @@
-"""What must be there before anything is touched: the first piece that is missing ends the start with one line.
+"""What the agent requires of a node: it is checked before anything is touched.
 
-Every check asks the kernel or a program to do the thing, or the nearest thing that leaves no trace. Lists of modules
-are not read: they leave out what is built in, differ between distributions and do not exist in a container.
+The first piece that is missing ends the start with one line. Every check asks the kernel or a program to do the thing
+itself, or the nearest thing that leaves no trace. Lists of modules are not read: they leave out what is built in,
+differ between distributions, and do not exist in a container.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from ipvs_proxy.plan.tables import Family
 
 PROC: Final = Path("/proc")
 
-#: Bits of linux/capability.h. iptables asks ipset about a set through a raw socket; its legacy variant opens one for
-#: every table.
+#: Bits of linux/capability.h. NET_RAW: iptables asks ipset about a set through a raw socket, and its legacy variant
+#: opens one for every table.
 _CAPABILITIES: Final = {"NET_ADMIN": 1 << 12, "NET_RAW": 1 << 13}
 _LINK_ADDRESS: Final = 1  # IFLA_ADDRESS of linux/if_link.h
 #: NFNL_SUBSYS_NFT_COMPAT and NFNL_MSG_COMPAT_GET of linux/netfilter.
@@ -42,10 +43,10 @@ class Host(NamedTuple):
     unsupported: dict[Family, str]
 
 
-def check() -> Host:
-    """Make all checks, in the order in which the pieces are needed, in the network namespace of this thread.
+def require_all() -> Host:
+    """Check everything, in the order in which it is needed, in the network namespace of this thread.
 
-    Whether the node's own primary family is among those that work is for the caller to decide.
+    It is for the caller to decide whether the families that work are enough.
 
     Raises:
         MissingPiece: for the first piece that is missing.
@@ -95,8 +96,8 @@ def require_ipvs() -> None:
 def require_dummy() -> None:
     """Make sure that the kernel can make dummy links, without making one.
 
-    The driver is asked for a link with an impossible address, which it refuses by itself (``dummy_validate`` of
-    drivers/net/dummy.c); a kernel without the driver has another answer.
+    The driver is asked for a link with an impossible address, which it refuses (``dummy_validate`` of
+    drivers/net/dummy.c); a kernel without the driver answers something else.
     """
     request = encode_new_dummy("ipvs-probe")
     request = request._replace(payload=request.payload + attribute(_LINK_ADDRESS, bytes(6)))
@@ -118,7 +119,7 @@ def require_ipset() -> None:
 def require_set_match(family: Family) -> None:
     """Make sure that rules can refer to sets.
 
-    A kernel without nf_tables cannot be asked; there the first write of the rules finds out.
+    A kernel without nf_tables cannot be asked; there the first write of the rules fails instead.
     """
     if not has_extension("set", family):
         raise MissingPiece(
@@ -128,7 +129,7 @@ def require_set_match(family: Family) -> None:
 
 
 def has_extension(name: str, family: Family) -> bool:
-    """Ask the kernel whether it has a match of iptables, loading its module if need be; true if it cannot be asked."""
+    """Return whether the kernel has an iptables match, loading its module if need be; true if it cannot be asked."""
     payload = pack("=BBH", family, 0, 0) + text_attribute(1, name) + attribute(2, bytes(4)) + attribute(3, bytes(4))
     with NetlinkSocket(NETLINK_NETFILTER) as socket:
         try:
@@ -143,7 +144,7 @@ def supported_families(iptables: Iptables, *, proc: Path = PROC) -> tuple[tuple[
 
     Raises:
         MissingPiece: if there is none.
-        Unusable: if that cannot be told just now.
+        Unusable: if the kernel is short of something just now, so that this is not known.
 
     """
     unsupported: dict[Family, str] = {}
@@ -167,7 +168,7 @@ def supported_families(iptables: Iptables, *, proc: Path = PROC) -> tuple[tuple[
 
 
 def _load_ipvs() -> None:
-    """Try to load IPVS. It may be built in, and a container may have no modprobe: whether it helped is seen later."""
+    """Try to load IPVS. It may be built in, and a container may have no modprobe: the caller sees whether it helped."""
     try:
         subprocess.run(["modprobe", "-a", "ip_vs"], check=False, capture_output=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):

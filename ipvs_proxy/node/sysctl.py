@@ -1,12 +1,12 @@
 """The kernel settings that IPVS with masquerading needs, as desired state: read, compare, write what differs.
 
-The list is kube-proxy's, with one deliberate difference. From Linux 5.9 kube-proxy leaves ``conn_reuse_mode`` alone,
-because the kernel's default, 1, is right since then; here it is set, because a 0 that somebody left behind keeps
-sending new connections of a reused client port to real servers that are gone, and survives a reboot in sysctl.conf.
+The list is kube-proxy's, with one deliberate difference. From Linux 5.9 on, kube-proxy leaves ``conn_reuse_mode``
+alone, because the kernel's default of 1 has been right since then. Here it is set: a 0 that somebody left in
+sysctl.conf survives reboots, and sends new connections from a reused client port to real servers that are gone.
 
-A setting that is right is never written, so a read-only ``/proc/sys`` is no obstacle on a node that was prepared.
-Nothing is set back at the end. IPv6 forwarding is never changed, as with kube-proxy, since it also turns router
-advertisements off; ``forwarding_warnings`` says so where it is missing.
+Invariant: a setting that is right is never written. So a read-only ``/proc/sys`` is no obstacle on a node that has been
+prepared. Nothing is set back at the end. As with kube-proxy, IPv6 forwarding is never changed, since turning it on also
+turns router advertisements off; ``forwarding_problems`` reports where it is missing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ipvs_proxy.netlink.errors import Unusable
+from ipvs_proxy.node.problem import Problem
 
 PROC_SYS: Final = Path("/proc/sys")
 
@@ -23,7 +24,10 @@ Version = tuple[int, int]
 
 
 class Sysctl(NamedTuple):
-    """A setting and when it applies: to kernels from ``since`` on and before ``until``, and with strict ARP only."""
+    """A setting, and when it applies: to kernels from ``since`` up to but not including ``until``.
+
+    With ``strict_arp`` it applies only if that is configured.
+    """
 
     name: str
     value: str
@@ -51,18 +55,23 @@ SYSCTLS: Final = (
 )
 
 
-class Change(NamedTuple):
-    """A setting that is not as it should be. The name is written with slashes, as below ``/proc/sys``."""
+class SysctlChange(NamedTuple):
+    """A setting that is not as it should be. ``name`` has slashes, as below ``/proc/sys``."""
 
     name: str
     found: str
     wanted: str
 
+    @property
+    def dotted_name(self) -> str:
+        """The name as ``sysctl`` takes it."""
+        return _dotted(self.name)
+
     def __str__(self) -> str:
-        return f"sysctl {_dotted(self.name)} is {self.found}, wanted {self.wanted}"
+        return f"sysctl {self.dotted_name} is {self.found}, wanted {self.wanted}"
 
 
-def drift(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[Change]:
+def find_changes(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[SysctlChange]:
     """Return the settings that are not as they should be.
 
     Raises:
@@ -73,27 +82,27 @@ def drift(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[Change]:
     wanted = [sysctl for sysctl in SYSCTLS if sysctl.applies(kernel, strict_arp=strict_arp)]
     found = [_read(root, sysctl.name) for sysctl in wanted]
     return [
-        Change(sysctl.name, value, sysctl.value)
+        SysctlChange(sysctl.name, value, sysctl.value)
         for sysctl, value in zip(wanted, found, strict=True)
         if value != sysctl.value
     ]
 
 
-def apply(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[Change]:
+def make_changes(*, strict_arp: bool = False, root: Path = PROC_SYS) -> list[SysctlChange]:
     """Write the settings that are not as they should be; return what was changed.
 
     Raises:
-        Unusable: if a setting cannot be read or written. Those before it in the list are written then.
+        Unusable: if a setting cannot be read or written. Those before it in the list have been written by then.
 
     """
-    changes = drift(strict_arp=strict_arp, root=root)
+    changes = find_changes(strict_arp=strict_arp, root=root)
     for change in changes:
         _write(root, change)
     return changes
 
 
-def kernel_warnings(root: Path = PROC_SYS) -> list[str]:
-    """Say what of this kernel may keep traffic from flowing, whatever its settings.
+def kernel_problems(root: Path = PROC_SYS) -> list[Problem]:
+    """Return what in this kernel may keep traffic from flowing, whatever its settings.
 
     Raises:
         Unusable: if its version cannot be read.
@@ -104,13 +113,13 @@ def kernel_warnings(root: Path = PROC_SYS) -> list[str]:
         return []
     text = (
         f"Linux {kernel[0]}.{kernel[1]} cannot balance a reused client port well: such connections are delayed "
-        "by a second or sent to an endpoint that is gone; use Linux 5.9 or later"
+        "by a second or sent to an endpoint that is gone"
     )
-    return [text]
+    return [Problem(text, "use Linux 5.9 or later")]
 
 
-def forwarding_warnings(root: Path = PROC_SYS) -> list[str]:
-    """Say if IPv6 is not forwarded, which matters once Services use it.
+def forwarding_problems(root: Path = PROC_SYS) -> list[Problem]:
+    """Return a problem if IPv6 is not forwarded, which matters once Services use it.
 
     Raises:
         Unusable: if the setting cannot be read.
@@ -121,9 +130,9 @@ def forwarding_warnings(root: Path = PROC_SYS) -> list[str]:
         return []
     text = (
         f"sysctl {_dotted(name)} is 0: the answers of IPv6 endpoints are not forwarded to clients in pods or on "
-        f"other hosts; set it to 1 if this node serves them (sysctl -w {_dotted(name)}=1)"
+        "other hosts"
     )
-    return [text]
+    return [Problem(text, f"set it to 1 if this node serves them (sysctl -w {_dotted(name)}=1)")]
 
 
 def kernel_version(root: Path = PROC_SYS) -> Version:
@@ -150,19 +159,19 @@ def _read(root: Path, name: str) -> str:
             if name.startswith("net/ipv4/vs/")
             else f"mount {PROC_SYS} of the node's network namespace"
         )
-        raise Unusable(f"sysctl {_dotted(name)} does not exist: {remedy}") from None
+        raise Unusable(f"sysctl {_dotted(name)} does not exist", remedy) from None
     except OSError as error:
         raise Unusable(f"sysctl {_dotted(name)} cannot be read from {path}: {error.strerror}") from error
 
 
-def _write(root: Path, change: Change) -> None:
+def _write(root: Path, change: SysctlChange) -> None:
     try:
         (root / change.name).write_text(change.wanted, encoding="ascii")
     except OSError as error:
-        name = _dotted(change.name)
         raise Unusable(
-            f"{change}, and cannot be written ({error.strerror}): set it on the node "
-            f"(sysctl -w {name}={change.wanted}), or run this agent with {PROC_SYS} writable"
+            f"{change}, and cannot be written ({error.strerror})",
+            f"set it on the node (sysctl -w {change.dotted_name}={change.wanted}), or run this agent with {PROC_SYS} "
+            "writable",
         ) from error
 
 

@@ -13,18 +13,19 @@ from ipvs_proxy.plan.tables import Family
 
 _IPV4 = re.compile(r"\.".join([r"([0-9]{1,16})"] * 4))
 _MAPPED = bytes(10) + b"\xff\xff"
-#: How an address begins that is special in either family, or maps one of the other; some others do too.
+#: The first byte of every address that is special in its family or maps one of the other; some ordinary addresses
+#: begin like that, too.
 _PERHAPS_SPECIAL = frozenset((0, 127, *range(224, 240), 0xFE, 0xFF))
 
 
 def parse_address(text: str) -> bytes | None:
-    """Pack an IP address (4 or 16 bytes, network order), ``None`` if the text is none.
+    """Return an IP address packed (4 or 16 bytes, network order), or ``None`` if the text is not an address.
 
     An IPv4-mapped IPv6 address is the IPv4 address it maps, as in Go's ``net.ParseIP``. Zone identifiers are refused: a
     Service address is not bound to an interface.
     """
     try:
-        # Ten times as fast as the pattern below, which is left with what the C library finds too lenient.
+        # Ten times as fast as the pattern below, which only gets what the C library refuses.
         if ":" not in text:
             return inet_pton(AF_INET, text)
         address = inet_pton(AF_INET6, text)
@@ -42,9 +43,9 @@ def _parse_leniently(text: str) -> bytes | None:
 
 
 def ordinary_address(text: str, family: Family) -> bytes | None:
-    """Pack an address of one family as nearly all are; ``None`` if it needs a closer look, by the functions below.
+    """Return an ordinary address of one family packed, or ``None`` if it needs a closer look by the functions below.
 
-    A table has 100,000 endpoints, and this one call takes a quarter of the time that those take.
+    A table has 100,000 endpoints, and this one call takes a quarter of the time of those functions.
     """
     try:
         address = inet_pton(family, text)
@@ -59,7 +60,7 @@ def is_of(address: bytes, family: Family) -> bool:
 
 
 def is_special(address: bytes) -> bool:
-    """Return whether a packed address can be nobody's on a network: unspecified, loopback, multicast or broadcast.
+    """Return whether a packed address belongs to no host on a network: unspecified, loopback, multicast or broadcast.
 
     IPv6 link-local addresses count too, as they mean nothing without an interface. The API's validation refuses these
     (``ValidateNonSpecialIP`` of Kubernetes), but objects of other origin have them.
@@ -74,7 +75,7 @@ def is_special(address: bytes) -> bool:
 def parse_network(text: str) -> tuple[bytes, int] | None:
     """Read a CIDR as kube-proxy does: the packed network address with host bits masked off, and the prefix length.
 
-    White space around it is ignored, and addresses are read as ``parse_address`` does. ``None`` if it is none.
+    White space around it is ignored, and the address is read as ``parse_address`` does. ``None`` if it is not a CIDR.
     """
     base, slash, suffix = text.strip().partition("/")
     address = parse_address(base)

@@ -1,8 +1,8 @@
-"""What one Service may ask of a node, so that no object keeps the agent from all others.
+"""What one Service may ask of a node, so that no single object keeps the agent from its work for all others.
 
 Whoever may create Services decides on the products: ports by addresses, by source ranges, by endpoints. A hundred
 external IPs at a thousand ports are a hundred thousand virtual servers in 30 KB of text. The bounds are far above what
-Services of people have; beyond them ports stay without the addresses outside the cluster, which is told.
+real Services have. Beyond them, ports are not served at addresses outside the cluster, which is reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_LOCAL_MEMBERS: Final = 20_000
 #: Endpoints by ports that are read of one Service's EndpointSlices in one family.
 MAX_ENDPOINT_PORTS: Final = 500_000
 
-#: So many steps of a plan take some 10 milliseconds: what is read and looked at, one by one.
+#: Steps of a plan that take some 10 milliseconds; a step reads or looks at one thing.
 _MANY_STEPS: Final = 5_000
 
 
@@ -37,7 +37,7 @@ def takes_long(service: Service, slices: Sequence[EndpointSlice]) -> bool:
 
 
 class Budget:
-    """What is left for a Service while its ports are planned. Cluster IPs go first: there is room for all ports' own.
+    """What is left for a Service while its ports are planned; each port's cluster IP has its room set aside.
 
     ``left_out`` counts the ports, in each family, for which there was no room or not enough.
     """
@@ -85,7 +85,7 @@ class Budget:
         return True
 
     def take_local(self, members: int) -> bool:
-        """Take room for a port's endpoints on this node, which may be their own clients; return if there was enough."""
+        """Take room for a port's local endpoints, which may be their own clients; return whether there was enough."""
         if members > self._local:
             self.left_out += 1
             return False

@@ -1,11 +1,13 @@
 """Which endpoints of a service port get connections, and why each one does or does not.
 
-``choose_cluster`` and ``choose_local`` apply the rules that all kube-proxy modes share: readiness, the fallback to
-serving-terminating endpoints (KEP-1669), node and zone hints (KEP-2433, KEP-4444), and the traffic policies. Every
-endpoint comes out with a reason, in or out.
+**The invariant: a decision depends only on the states of the port's endpoints and on the name and zone of this node.**
+Endpoints in equal states get equal decisions, every endpoint comes out with a reason, in or out, and neither the order
+of events nor an earlier decision matters. Most endpoints of a Service share a handful of states, so a choice decides
+about states: 50,000 endpoints cost a look-up each, or nothing where they are remembered (see ``slice_cache``).
 
-Most endpoints of a Service share a handful of states, so a choice decides about states, and 50,000 endpoints cost a
-look-up each, or nothing where they are remembered (see ``memory``).
+``choose_cluster`` and ``choose_local`` apply the rules that all modes of kube-proxy share: readiness, the fallback to
+endpoints that serve while they terminate (KEP-1669), hints of node and zone (KEP-2433, KEP-4444), and the traffic
+policies.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from typing import NamedTuple
 
 from ipvs_proxy.plan.endpoints import Endpoints, State
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.slice_cache import PortMemory
+from ipvs_proxy.plan.slice_cache import PortCache
 from ipvs_proxy.plan.tables import ACTIVE, RealServer, RealServerKey
 
 
-class Verdict(NamedTuple):
+class Decision(NamedTuple):
     """The decision about a state."""
 
     used: bool
@@ -37,88 +39,88 @@ class Choice(NamedTuple):
 
 
 class Choices:
-    """The decisions about the endpoints of one port, by their states; iterating gives them one by one, by address."""
+    """The decisions about the endpoints of one port, by their states. Iteration yields each endpoint's, by address."""
 
     def __init__(
-        self, endpoints: Endpoints, verdicts: dict[State, Verdict], policy: str, memory: PortMemory | None
+        self, endpoints: Endpoints, decisions: dict[State, Decision], policy: str, cache: PortCache | None
     ) -> None:
         self._endpoints = endpoints
-        self._verdicts = verdicts
+        self._decisions = decisions
         self._policy = policy
-        self._memory = memory
+        self._cache = cache
 
     def __iter__(self) -> Iterator[Choice]:
         for key, state in sorted(self._endpoints.items(), key=lambda item: item[0]):
-            yield Choice(key, state, *self._verdicts[state])
+            yield Choice(key, state, *self._decisions[state])
 
     @property
     def any_used(self) -> bool:
         """Whether any endpoint gets connections."""
-        return any(verdict.used for verdict in self._verdicts.values())
+        return any(decision.used for decision in self._decisions.values())
 
     @cached_property
     def real_servers(self) -> dict[RealServerKey, RealServer]:
         """The endpoints that get connections; the same object for every virtual server that has them."""
-        return self._select("used", {state for state, verdict in self._verdicts.items() if verdict.used})
+        return self._select("used", {state for state, decision in self._decisions.items() if decision.used})
 
     @cached_property
     def lingering(self) -> frozenset[RealServerKey]:
         """The endpoints that get no new connections and go on with those that they have."""
-        states = {state for state, verdict in self._verdicts.items() if not verdict.used and state.fallback}
+        states = {state for state, decision in self._decisions.items() if not decision.used and state.fallback}
         return frozenset(self._select("lingering", states))
 
     def local(self) -> Iterable[RealServerKey]:
         """Return the endpoints on this node, used or not."""
-        return self._select("local", {state for state in self._verdicts if state.local})
+        return self._select("local", {state for state in self._decisions if state.local})
 
     def differing(self, other: dict[RealServerKey, RealServer]) -> frozenset[RealServerKey] | None:
-        """Return all keys in which ``real_servers`` may differ from those of an earlier plan; ``None``: not known."""
-        if self._memory is None:
+        """Return all keys in which ``real_servers`` may differ from an earlier plan's, or ``None`` if unknown."""
+        if self._cache is None:
             return None
-        return self._memory.differing(f"{self._policy} used", self.real_servers, other)
+        return self._cache.differing(f"{self._policy} used", self.real_servers, other)
 
     def _select(self, purpose: str, states: set[State]) -> dict[RealServerKey, RealServer]:
-        if self._memory is not None:
-            return self._memory.select(f"{self._policy} {purpose}", frozenset(states))
+        if self._cache is not None:
+            return self._cache.select(f"{self._policy} {purpose}", frozenset(states))
         if not states:
             return {}
-        if len(states) == len(self._verdicts):
+        if len(states) == len(self._decisions):
             return dict.fromkeys(self._endpoints, ACTIVE)
         return dict.fromkeys([key for key, state in self._endpoints.items() if state in states], ACTIVE)
 
 
-def choose_cluster(endpoints: Endpoints, *, node_name: str, zone: str, memory: PortMemory | None = None) -> Choices:
+def choose_cluster(endpoints: Endpoints, *, node_name: str, zone: str, cache: PortCache | None = None) -> Choices:
     """Choose among all endpoints of a service port: the rule for traffic policy ``Cluster``.
 
     Hints are judged on ready endpoints only and apply only if every ready endpoint has one. With no ready endpoint
     (that the hints allow), all endpoints that are serving while terminating are used, whatever their hints.
     """
-    states = _states(endpoints, memory)
+    states = _states(endpoints, cache)
     mode = _topology(states, node_name=node_name, zone=zone)
-    verdicts = {state: _judge(state, mode, node_name, zone) for state in states}
-    return Choices(endpoints, _fall_back(verdicts), "cluster", memory)
+    decisions = {state: _judge(state, mode, node_name, zone) for state in states}
+    return Choices(endpoints, _fall_back(decisions), "cluster", cache)
 
 
-def choose_local(endpoints: Endpoints, *, memory: PortMemory | None = None) -> Choices:
+def choose_local(endpoints: Endpoints, *, cache: PortCache | None = None) -> Choices:
     """Choose among this node's endpoints only: the rule for traffic policy ``Local``. Hints never apply."""
-    verdicts = {
-        state: Verdict(state.local and state.ready, _local_reason(state)) for state in _states(endpoints, memory)
+    decisions = {
+        state: Decision(state.local and state.ready, _local_reason(state)) for state in _states(endpoints, cache)
     }
-    return Choices(endpoints, _fall_back(verdicts), "local", memory)
+    return Choices(endpoints, _fall_back(decisions), "local", cache)
 
 
-def _states(endpoints: Endpoints, memory: PortMemory | None) -> set[State]:
-    return set(endpoints.values() if memory is None else memory.states)
+def _states(endpoints: Endpoints, cache: PortCache | None) -> set[State]:
+    return set(endpoints.values() if cache is None else cache.states)
 
 
-def _fall_back(verdicts: dict[State, Verdict]) -> dict[State, Verdict]:
-    if any(verdict.used for verdict in verdicts.values()):
-        return verdicts
+def _fall_back(decisions: dict[State, Decision]) -> dict[State, Decision]:
+    if any(decision.used for decision in decisions.values()):
+        return decisions
     return {
-        state: Verdict(True, Reason.TERMINATING_FALLBACK)
-        if state.fallback and verdict.reason is not Reason.NOT_LOCAL
-        else verdict
-        for state, verdict in verdicts.items()
+        state: Decision(True, Reason.TERMINATING_FALLBACK)
+        if state.fallback and decision.reason is not Reason.NOT_LOCAL
+        else decision
+        for state, decision in decisions.items()
     }
 
 
@@ -132,18 +134,18 @@ def _unready_reason(state: State) -> Reason:
     return Reason.TERMINATING if state.terminating else Reason.NOT_READY
 
 
-def _judge(state: State, mode: Reason | None, node_name: str, zone: str) -> Verdict:
+def _judge(state: State, mode: Reason | None, node_name: str, zone: str) -> Decision:
     if not state.ready:
-        return Verdict(False, _unready_reason(state))
+        return Decision(False, _unready_reason(state))
     if mode is Reason.OTHER_NODE and node_name not in state.nodes:
-        return Verdict(False, Reason.OTHER_NODE)
+        return Decision(False, Reason.OTHER_NODE)
     if mode is Reason.OTHER_ZONE and zone not in state.zones:
-        return Verdict(False, Reason.OTHER_ZONE)
-    return Verdict(True, Reason.READY)
+        return Decision(False, Reason.OTHER_ZONE)
+    return Decision(True, Reason.READY)
 
 
 def _topology(states: Iterable[State], *, node_name: str, zone: str) -> Reason | None:
-    """Return the reason for which endpoints will be left out by hints, ``None`` if hints do not apply."""
+    """Return the reason for which hints exclude endpoints, or ``None`` if hints do not apply."""
     ready = [state for state in states if state.ready]
     if node_name and all(state.nodes for state in ready) and any(node_name in state.nodes for state in ready):
         return Reason.OTHER_NODE

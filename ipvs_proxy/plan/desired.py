@@ -1,56 +1,34 @@
 """The tables that the kernel should hold: the union of the fragments of all Services.
 
-Objects that several Services ask for (an address, a member of a set) are counted and stay until the last one lets go. A
-virtual server has one owner. Where two Services claim the same address, port and protocol, the older one wins, then the
-lower name; the other takes over as soon as the winner goes. Members of sets that say how a virtual server is reached
-(its policy, its source ranges) are those of its owner alone. Replacing a fragment costs in proportion to that fragment.
+**The invariant: the tables are a function of the fragments that are in them, in whatever order these came and went.**
+A restart, which hears of Services in another order, therefore finds nothing to change. For that
+
+* what several Services ask for (an address, a member of a set) is counted, and stays until the last of them lets go;
+* a virtual server has one owner. Where several Services claim the same address, port and protocol, the oldest has it,
+  then the one with the lowest name; when it lets go, the next one takes over;
+* members of sets that say how a virtual server is reached (its policy, its source ranges) are those of its owner alone.
+
+The second rule of this module is that of cost: replacing a fragment costs in proportion to that fragment. ``replace``
+returns the keys of everything that it may have changed, and nothing else has to be looked at. Virtual servers are
+compared as whole values, so that a field of theirs is never overlooked.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import Family, RealServerKey, SetEntry, VirtualServer, VirtualServerKey, family_of
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import RealServerKey, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
 
 T = TypeVar("T")
-#: A member of a set, with the set's name.
-Member = tuple[str, SetEntry]
-
-
-@dataclass(slots=True)
-class Touched:
-    """Keys of table objects that may have to change, whatever the change is.
-
-    ``only`` has, for virtual servers of which it is known, the real servers that may have to.
-    """
-
-    virtual_servers: set[VirtualServerKey] = field(default_factory=set)
-    addresses: set[bytes] = field(default_factory=set)
-    entries: set[tuple[str, SetEntry]] = field(default_factory=set)
-    only: dict[VirtualServerKey, frozenset[RealServerKey]] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.virtual_servers or self.addresses or self.entries)
-
-    def add(self, other: Touched) -> None:
-        """Take in the keys of another one."""
-        if self.only or other.only:
-            for key in other.virtual_servers & self.virtual_servers:
-                mine, theirs = self.only.pop(key, None), other.only.get(key)
-                if mine is not None and theirs is not None:
-                    self.only[key] = mine | theirs
-            for key in other.only.keys() - self.virtual_servers:
-                self.only[key] = other.only[key]
-        self.virtual_servers |= other.virtual_servers
-        self.addresses |= other.addresses
-        self.entries |= other.entries
+#: A member of a set, with its role.
+Member = tuple[Role, SetEntry]
 
 
 class Conflict(NamedTuple):
@@ -68,11 +46,11 @@ class _Claim(NamedTuple):
     name: ServiceName
 
 
-class _Held(NamedTuple):
-    """What is kept of a fragment after it has been merged.
+class _Contribution(NamedTuple):
+    """What one Service contributes to the tables: what is kept of its fragment after it has been merged.
 
-    ``members`` are those that go with a virtual server, ``entries`` the others; all are in the order of the plan, and
-    in tuples, as a set of two takes three times the memory. The reasons and choices are computed again when somebody
+    ``members`` are those that go with a virtual server, ``entries`` the others. All are in the order of the plan, and
+    in tuples, because a set of two takes three times the memory. Reasons and choices are computed again when somebody
     asks for them.
     """
 
@@ -83,14 +61,14 @@ class _Held(NamedTuple):
     entries: tuple[Member, ...]
 
 
-_NOTHING = _Held(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, {}, (), ())
+_NOTHING = _Contribution(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, {}, (), ())
 _NO_MEMBERS: tuple[Member, ...] = ()
-#: What the sets of node ports are for.
-_NODE_PORT_SETS = {
-    sets.set_name(base, family): (family, protocol)
-    for of_protocols in (sets.NODE_PORT_SETS, sets.LOCAL_NODE_PORT_SETS)
-    for protocol, base in of_protocols.items()
-    for family in Family
+#: The family and protocol of each role of node ports.
+_NODE_PORTS = {
+    role: (family, protocol)
+    for of_protocols in (roles.NODE_PORTS, roles.LOCAL_NODE_PORTS)
+    for protocol, both in of_protocols.items()
+    for family, role in both.items()
 }
 
 
@@ -102,22 +80,22 @@ class DesiredTables:
         self.addresses: Counter[bytes] = Counter()
         self.entries: Counter[Member] = Counter()
         self.owners: dict[VirtualServerKey, ServiceName] = {}
-        self._held: dict[ServiceName, _Held] = {}
+        self._contributions: dict[ServiceName, _Contribution] = {}
         self._contested: dict[VirtualServerKey, set[ServiceName]] = {}
 
-    def replace(self, name: ServiceName, fragment: Fragment | None) -> Touched:
-        """Put a fragment in the place of the one that the Service had; ``None`` takes it out.
+    def replace(self, name: ServiceName, fragment: Fragment | None) -> TableKeys:
+        """Replace the fragment of a Service; ``None`` removes it.
 
-        Returns the keys that may differ from before: all of the old and the new fragment that are not the same in both.
+        Returns the keys of what may have changed: everything in which the old and the new fragment differ.
         """
-        old = self._held.get(name)
-        new = None if fragment is None else _hold(name, fragment)
+        old = self._contributions.get(name)
+        new = None if fragment is None else _contribution_of(name, fragment)
         if new is not None and (new.virtual_servers or new.addresses or new.entries):
-            self._held[name] = new
+            self._contributions[name] = new
         else:
-            self._held.pop(name, None)
+            self._contributions.pop(name, None)
             new = None
-        touched = Touched()
+        touched = TableKeys()
         before, after = old or _NOTHING, new or _NOTHING
         _count(self.addresses, before.addresses, after.addresses, touched.addresses)
         _count(self.entries, before.entries, after.entries, touched.entries)
@@ -151,7 +129,7 @@ class DesiredTables:
         return [conflict for key in list(self._contested) for conflict in self.conflicts_of(key)]
 
     def internal(self) -> dict[VirtualServerKey, frozenset[RealServerKey]]:
-        """Return the real servers that clients in the cluster get at addresses where they are others: a snapshot."""
+        """Return the real servers for clients in the cluster, by the addresses where they differ: a snapshot."""
         return {
             key: frozenset(internal.real_servers) | internal.lingering
             for key, server in self.virtual_servers.items()
@@ -160,39 +138,39 @@ class DesiredTables:
 
     def services(self) -> Iterable[ServiceName]:
         """Return the Services that ask for anything."""
-        return self._held.keys()
+        return self._contributions.keys()
 
     def virtual_servers_of(self, name: ServiceName) -> tuple[VirtualServerKey, ...]:
-        """Return the virtual servers that a Service claims, also those that another one has."""
-        held = self._held.get(name)
-        return () if held is None else tuple(held.virtual_servers)
+        """Return the virtual servers that a Service claims, including those that another Service owns."""
+        contribution = self._contributions.get(name)
+        return () if contribution is None else tuple(contribution.virtual_servers)
 
-    def _members(self, key: VirtualServerKey, name: ServiceName, held: _Held) -> tuple[Member, ...]:
-        """Return the members that go with a virtual server, by its owner; ``held`` is what the Service ``name`` has."""
+    def _members(self, key: VirtualServerKey, name: ServiceName, contribution: _Contribution) -> tuple[Member, ...]:
+        """Return the members that go with a virtual server, by its owner; ``contribution`` is that of ``name``."""
         owner = self.owners.get(key)
         if owner is None:
             return _NO_MEMBERS
-        return (held if owner == name else self._held[owner]).members.get(key, _NO_MEMBERS)
+        return (contribution if owner == name else self._contributions[owner]).members.get(key, _NO_MEMBERS)
 
     def _settle(self, key: VirtualServerKey, name: ServiceName, *, claims: bool) -> None:
-        """Decide anew who owns a virtual server after one Service's claim changed."""
+        """Decide who owns a virtual server now that one Service's claim has changed."""
         claimants = self._contested.pop(key, None) or ({self.owners[key]} if key in self.owners else set())
         claimants = claimants | {name} if claims else claimants - {name}
         if not claimants:
             self.virtual_servers.pop(key, None)
             self.owners.pop(key, None)
             return
-        winner = min(self._held[claimant].claim for claimant in claimants).name
+        winner = min(self._contributions[claimant].claim for claimant in claimants).name
         self.owners[key] = winner
-        self.virtual_servers[key] = self._held[winner].virtual_servers[key]
+        self.virtual_servers[key] = self._contributions[winner].virtual_servers[key]
         if len(claimants) > 1:
             self._contested[key] = claimants
 
 
 def _differing(
-    before: _Held, after: _Held, key: VirtualServerKey, fragment: Fragment | None
+    before: _Contribution, after: _Contribution, key: VirtualServerKey, fragment: Fragment | None
 ) -> frozenset[RealServerKey] | None:
-    """Return all real servers in which a virtual server may differ from before; ``None`` if that is not known."""
+    """Return all real servers in which a virtual server may differ from before, or ``None`` if that is unknown."""
     old, new = before.virtual_servers.get(key), after.virtual_servers.get(key)
     if old is None or new is None or fragment is None:
         return None
@@ -201,17 +179,15 @@ def _differing(
 
 
 def _same(old: VirtualServer | None, new: VirtualServer | None, only: frozenset[RealServerKey] | None) -> bool:
-    if old is None or new is None or only is None:
-        return old == new
-    return not only and (old.settings, old.internal, old.drain_timeout) == (
-        new.settings,
-        new.internal,
-        new.drain_timeout,
-    )
+    """Return whether two virtual servers are the same in everything; ``only`` as ``_differing`` returns it.
+
+    Where it is empty, both have the very same dictionary of real servers, which a comparison of both does not walk.
+    """
+    return not only and old == new
 
 
 def _count(counter: Counter[T], before: tuple[T, ...], after: tuple[T, ...], touched: set[T]) -> None:
-    """Move a fragment's references; what appears or disappears altogether is touched."""
+    """Count a fragment's new references and drop its old ones; add to ``touched`` what appears or disappears."""
     if before == after:
         return
     for item in set(after).difference(before):
@@ -225,7 +201,7 @@ def _count(counter: Counter[T], before: tuple[T, ...], after: tuple[T, ...], tou
             touched.add(item)
 
 
-def _hold(name: ServiceName, fragment: Fragment) -> _Held:
+def _contribution_of(name: ServiceName, fragment: Fragment) -> _Contribution:
     node_ports = {
         (family_of(key.address), key.protocol, key.port): key
         for key, (_, reason) in fragment.virtual_servers.items()
@@ -234,15 +210,15 @@ def _hold(name: ServiceName, fragment: Fragment) -> _Held:
     members: dict[VirtualServerKey, list[Member]] = {}
     others: list[Member] = []
     for member in fragment.entries:
-        set_name, entry = member
+        role, entry = member
         key: VirtualServerKey | None = VirtualServerKey(*entry[:3])
-        if not entry.address and set_name in _NODE_PORT_SETS:
-            key = node_ports.get((*_NODE_PORT_SETS[set_name], entry.port))
+        if not entry.address and role in _NODE_PORTS:
+            key = node_ports.get((*_NODE_PORTS[role], entry.port))
         if key in fragment.virtual_servers:
             members.setdefault(key, []).append(member)
         else:
             others.append(member)
-    return _Held(
+    return _Contribution(
         claim=_Claim(fragment.created, name),
         virtual_servers={key: server for key, (server, _) in fragment.virtual_servers.items()},
         members={key: tuple(found) for key, found in members.items()},

@@ -43,7 +43,7 @@ class State:
 
     @property
     def rank(self) -> tuple[bool, bool, bool]:
-        """Which of several states of one endpoint counts: that of the highest rank, then the last one."""
+        """What decides between several states of one endpoint: the highest rank counts, then the last one."""
         return self.ready, not self.terminating, self.serving
 
 
@@ -51,8 +51,8 @@ class State:
 _FIRST_RANK = (True, True, True)
 
 
-#: The one object for each state. The bound is far above what is alive at a time; a state that is made anew is only
-#: decided about once more.
+#: Returns the one object for each state. The bound is far above what is alive at a time; beyond it, a state is merely
+#: made and decided about once more.
 state_of = lru_cache(maxsize=65_536)(State)
 
 #: The endpoints of one port: each address and port with its state.
@@ -60,7 +60,7 @@ Endpoints = dict[RealServerKey, State]
 
 
 class PortKey(NamedTuple):
-    """What joins a Service's port to ports of EndpointSlices."""
+    """What a port of a Service and those of its EndpointSlices are matched by."""
 
     name: str
     protocol: Protocol
@@ -90,9 +90,10 @@ def gather(slices: Iterable[EndpointSlice], family: Family, node_name: str) -> G
 
 
 def of_family(slices: Iterable[EndpointSlice], family: Family, omissions: list[Omission]) -> list[EndpointSlice]:
-    """Return the slices of a family in order of their names; omissions are those of no known address type.
+    """Return the slices of a family in the order of their names.
 
-    So are those that are too much for one Service, counted by endpoints and ports.
+    Omissions are slices of an unknown address type, and those beyond what one Service may have, counted by endpoints
+    and ports.
     """
     found: list[EndpointSlice] = []
     room = MAX_ENDPOINT_PORTS
@@ -112,7 +113,7 @@ def of_family(slices: Iterable[EndpointSlice], family: Family, omissions: list[O
 
 
 def merge(slices: Sequence[Gathered]) -> dict[PortKey, Endpoints]:
-    """Put what slices hold together; with more than one slice, in new dictionaries.
+    """Return the endpoints of all slices together; with more than one slice, in new dictionaries.
 
     Of two entries for one address and port the one that is ready wins, then the one that is not terminating: the
     address of a pod that is going away may already be another pod's. Otherwise the later slice, in order of slice
@@ -130,7 +131,7 @@ def merge(slices: Sequence[Gathered]) -> dict[PortKey, Endpoints]:
 def _merge(earlier: Endpoints, later: Endpoints) -> None:
     """Put later endpoints into earlier ones."""
     staying: Endpoints = {}
-    # Mostly none is outranked, which their few states tell in a fifth of the time that a look at each endpoint takes.
+    # Mostly none is outranked. Their few states show that in a fifth of the time of a look at each endpoint.
     if any(state.rank != _FIRST_RANK for state in set(later.values())):
         twins = [(key, earlier[key]) for key in later.keys() & earlier.keys()]
         staying = {key: state for key, state in twins if state.rank > later[key].rank}
@@ -179,7 +180,7 @@ def _read_endpoints(
                 omissions.append(Omission(f"{where} endpoint {index}", looked_at))
                 continue
             address = looked_at
-        # Neighbours mostly share all that a state is made of, the very objects (``kube.decode``).
+        # Neighbours mostly share the very objects that a state is made of (see ``kube.decode``).
         if (
             last is None
             or endpoint.conditions is not last.conditions
@@ -195,7 +196,7 @@ def _read_endpoints(
 def _with_port(found: list[tuple[bytes, State]], port: int) -> Endpoints:
     endpoints = {RealServerKey(address, port): state for address, state in found}
     if len(endpoints) < len(found):
-        # An address stands there twice.
+        # An address is listed twice.
         endpoints.clear()
         for address, state in found:
             key = RealServerKey(address, port)

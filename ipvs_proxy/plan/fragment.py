@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from ipvs_proxy.plan.annotations import ServiceOptions
 from ipvs_proxy.plan.choices import Choices
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import Family, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Family, Role, SetEntry, VirtualServer, VirtualServerKey
 
 #: When a Service of unknown age counts as created: after all others.
 YOUNGEST = datetime.max.replace(tzinfo=UTC)
@@ -65,16 +66,18 @@ class HealthCheck(NamedTuple):
 class Fragment(msgspec.Struct, frozen=True, gc=False):
     """What one Service asks of the kernel, everything with the reason it is there.
 
-    ``created`` orders Services that claim the same virtual server. ``entries`` are keyed by (set name, entry).
-    ``choices`` has the decision about every endpoint of every virtual server; ``no_local`` tells for which policy
-    (``internal``, ``external``) ``Local`` finds no endpoint here although there are some.
+    ``created`` orders Services that claim the same virtual server, and ``options`` is what annotations ask for.
+    ``entries`` are keyed by (role, entry). ``choices`` has the decision about every endpoint of every virtual
+    server; ``no_local`` tells for which policy (``internal``, ``external``) ``Local`` finds no endpoint here although
+    there are some.
     """
 
     name: ServiceName
     created: datetime = YOUNGEST
+    options: ServiceOptions = ServiceOptions()
     virtual_servers: dict[VirtualServerKey, tuple[VirtualServer, Reason]] = msgspec.field(default_factory=dict)
     addresses: dict[bytes, Reason] = msgspec.field(default_factory=dict)
-    entries: dict[tuple[str, SetEntry], Reason] = msgspec.field(default_factory=dict)
+    entries: dict[tuple[Role, SetEntry], Reason] = msgspec.field(default_factory=dict)
     choices: dict[VirtualServerKey, Choices] = msgspec.field(default_factory=dict)
     omissions: list[Omission] = msgspec.field(default_factory=list)
     no_local: set[tuple[str, Family]] = msgspec.field(default_factory=set)

@@ -1,39 +1,42 @@
 """Packet marks: how clients in the cluster get other endpoints than clients outside.
 
-A virtual server has one list of real servers. With ``externalTrafficPolicy: Local`` two are needed: local endpoints for
-clients outside the cluster, all endpoints for clients in it (Kubernetes documentation, "Traffic policies"). So such a
-service port gets a second virtual server, known to the kernel by a packet mark instead of an address: IPVS looks for
-one by the whole mark first (``ip_vs_service_find`` of the kernel), and by the address only if there is none.
-
 **The invariant: a mark of ours is on a packet only between our rule and IPVS, in one run through one hook.** The mark
 of a packet belongs to everybody: rules route by it, other rules replace it, and tunnels hand it on to the packet that
-they wrap around it. That one would come to IPVS as if it were for the Service, and be balanced, wrapped and balanced
-again until the kernel's stack ends. So:
+they wrap around it. That outer packet would come to IPVS as if it were for the Service, and be balanced, wrapped and
+balanced again until the kernel's stack ends.
 
-* Only the first packet of a connection gets it. Later ones are known to IPVS by their addresses and ports.
+Marks are needed because a virtual server has one list of real servers, and ``externalTrafficPolicy: Local`` wants two:
+local endpoints for clients outside the cluster, all endpoints for clients in it (Kubernetes documentation, "Traffic
+policies"). So such a service port gets a second virtual server, known to the kernel by a packet mark instead of an
+address: IPVS looks for one by the whole mark first (``ip_vs_service_find`` of the kernel), and by the address only if
+there is none.
+
+What keeps the invariant:
+
+* Only the first packet of a connection gets a mark. Later ones are known to IPVS by their addresses and ports.
 * It comes as late as the hooks allow, when the packet has been routed. In LOCAL_IN (pods): the ``INPUT`` chain of the
   mangle table, where ``INTERNAL`` maps an address and port to the mark. In LOCAL_OUT (the node's own): the ``OUTPUT``
   chain of the nat table, right before IPVS and the last that others could write to. In mangle ``OUTPUT``, the kernel
-  routes a packet again by its new mark; outside the mangle table, a set cannot map (``set_target_v3_checkentry``). So
-  the number is put together bit by bit there, from one set for each bit.
+  would route the packet again by its new mark; outside the mangle table, a set cannot map
+  (``set_target_v3_checkentry``). So the number is put together bit by bit there, from one set for each bit.
 * It goes in the first chain after IPVS: raw ``OUTPUT``. If the packet needs an address of the node, the masquerade mark
   takes its place, as always of the first packet only, and ``KUBE-POSTROUTING`` takes that back. What IPVS delivers on
   the node itself loses it in nat ``INPUT`` or, if the node sent it, in mangle ``POSTROUTING``.
-* A mark that looks like ours and comes from elsewhere is taken off before IPVS, at both of its hooks. It does not
-  matter therefore what others restore, save, route by or wrap.
+* A mark that looks like ours and comes from elsewhere is taken off before IPVS, at both of its hooks. So it does not
+  matter what others restore, save, route by or wrap.
 
-What others put on a packet between our rule and IPVS (in filter ``INPUT``: Calico for its policies, kube-router) stays:
-their policies go by it. IPVS finds no virtual server by such a mark and takes that of the address, so the client gets
-the endpoints that clients outside get; ``doctor`` names such rules.
+What others put on a packet between our rule and IPVS (in filter ``INPUT``: Calico for its policies, kube-router) stays,
+because their policies go by it. IPVS finds no virtual server by such a mark and takes that of the address, so the
+client gets the endpoints that clients outside get; ``doctor`` names such rules.
 
-Ways without marks were looked at. Another address behind DNAT does not go with IPVS that keeps conntrack, as it must
-for masquerading: it writes the real server into the connection, and from the second packet on DNAT sends past IPVS.
-Without conntrack, by rewriting packets, ICMP errors are lost. Schedulers and persistence do not see who asks.
+There is no way without marks. Another address behind DNAT does not go with IPVS that keeps conntrack, as it must for
+masquerading: it writes the real server into the connection, and from the second packet on DNAT sends past IPVS. Without
+conntrack, by rewriting packets, ICMP errors are lost. Schedulers and persistence do not see who asks.
 
 A mark is ``CLASS`` (one bit) with a number and a protocol below it, and nothing above. The lowest free numbers go
-first. One that was given back rests until some others have come back, so that what the kernel remembers of it does not
-meet another Service. A Service and a namespace can only have a part of all numbers; who has one keeps it. An agent that
-starts goes on with the marks that the set holds.
+first. A number that was given back rests until some others have come back, so that what the kernel remembers of it does
+not meet another Service. A Service and a namespace can only have a part of all numbers; who has one keeps it. An agent
+that starts goes on with the marks that the set holds.
 """
 
 from __future__ import annotations
@@ -43,9 +46,10 @@ from collections.abc import Collection, Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.endpoints import PortKey
-from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, SetEntryOperation, Verb, VirtualServerKey
+from ipvs_proxy.plan.roles import Roles
+from ipvs_proxy.plan.tables import Family, Protocol, Role, SetEntry, SetEntryOperation, Verb, VirtualServerKey
 
 #: The bit that all our marks have.
 CLASS_BIT: Final = 13
@@ -156,25 +160,24 @@ def is_ours(mark: int) -> bool:
     return mark & CLASS_MASK == CLASS and bool(mark & 3) and bool(_number(mark))
 
 
-def spelling(mark: int) -> list[str]:
-    """Return the sets, by their names without the prefix, that have the addresses and ports of a mark of ours."""
-    return [base for bit, base in sets.MARK_BITS.items() if mark & bit]
+def spelling(mark: int) -> list[Roles]:
+    """Return the roles of the bits that a mark of ours has: its addresses and ports are members in each."""
+    return [of_bit for bit, of_bit in roles.MARK_BITS.items() if mark & bit]
 
 
-def corrections(entries: Mapping[str, Collection[SetEntry]]) -> list[SetEntryOperation]:
-    """Return what makes the sets of bits right for the marks in ``entries``, which has members by the kernel's names.
+def corrections(entries: Mapping[Role, Collection[SetEntry]]) -> list[SetEntryOperation]:
+    """Return what makes the sets of bits right for the marks in ``entries``, which has members by their roles.
 
     An agent of an earlier version, or one that was killed in between, may have left marks without their bits.
     """
     operations = []
     for family in Family:
-        names = sets.names(family)
-        for entry in entries.get(names[sets.INTERNAL], ()):
+        for entry in entries.get(roles.INTERNAL[family], ()):
             bare = entry._replace(mark=0)
-            for bit, base in sets.MARK_BITS.items():
+            for bit, of_bit in roles.MARK_BITS.items():
                 wanted = bool(entry.mark & bit)
-                if wanted != (bare in entries.get(names[base], ())):
-                    operations.append(SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, names[base], bare))
+                if wanted != (bare in entries.get(of_bit[family], ())):
+                    operations.append(SetEntryOperation(Verb.ADD if wanted else Verb.DELETE, of_bit[family], bare))
     return operations
 
 

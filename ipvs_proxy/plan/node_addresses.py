@@ -1,7 +1,7 @@
 """Which addresses are this node's own: what the API says, and what its interfaces have.
 
 The API names the node by one address of each family, its node IPs. Node ports are served on addresses that interfaces
-really have, and an external address that an interface has must not be taken to the dummy link. Interfaces are given as
+really have, and an external address that an interface has must not be put on the dummy link. Interfaces are given as
 names with packed addresses; everything here is computed from its arguments alone.
 """
 

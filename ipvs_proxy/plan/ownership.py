@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan import roles
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, VirtualServerKey, family_of
 
-_EXTERNAL = (sets.LOAD_BALANCER, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
-_EXACT = (sets.CLUSTER_IP, *_EXTERNAL, sets.LEAVING)
+_EXTERNAL = (roles.LOAD_BALANCER, roles.EXTERNAL_IP, roles.EXTERNAL_IP_LOCAL)
+_EXACT = (roles.CLUSTER_IP, *_EXTERNAL, roles.LEAVING)
 
 
 def ledger(actual: KernelTables) -> Callable[[VirtualServerKey], bool]:
@@ -28,9 +28,8 @@ def ledger(actual: KernelTables) -> Callable[[VirtualServerKey], bool]:
 
     @cache
     def shared(family: Family) -> frozenset[bytes]:
-        names = sets.names(family)
-        found = {entry.address for base in _EXTERNAL for entry in actual.entries.get(names[base], ())}
-        return frozenset(found.difference(entry.address for entry in actual.entries.get(names[sets.CLUSTER_IP], ())))
+        found = {entry.address for role in _EXTERNAL for entry in actual.entries.get(role[family], ())}
+        return frozenset(found.difference(entry.address for entry in actual.entries.get(roles.CLUSTER_IP[family], ())))
 
     def is_ours(key: VirtualServerKey) -> bool:
         if key.mark:
@@ -42,9 +41,9 @@ def ledger(actual: KernelTables) -> Callable[[VirtualServerKey], bool]:
 
 
 def _is_named(key: VirtualServerKey, actual: KernelTables) -> bool:
-    names, protocol = sets.names(family_of(key.address)), Protocol(key.protocol)
+    family, protocol = family_of(key.address), Protocol(key.protocol)
     exact = SetEntry(key.address, key.protocol, key.port)
-    if any(exact in actual.entries.get(names[base], ()) for base in _EXACT):
+    if any(exact in actual.entries.get(role[family], ()) for role in _EXACT):
         return True
     member = exact if protocol is Protocol.SCTP else SetEntry(port=key.port)
-    return member in actual.entries.get(names[sets.NODE_PORT_SETS[protocol]], ())
+    return member in actual.entries.get(roles.NODE_PORTS[protocol][family], ())

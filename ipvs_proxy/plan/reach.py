@@ -1,4 +1,4 @@
-"""The way to the API server, which no Service may take from this agent: it would not hear of the correction.
+"""The way to the API server, which no Service may take from this agent: it would never hear of the correction.
 
 What is on our link is this node's own address, so nothing that is sent there leaves the node; and what is sent to the
 address and port of a virtual server goes to its endpoints. External addresses and node ports are chosen by whoever may
@@ -38,7 +38,7 @@ def api_servers(peers: Collection[tuple[bytes, int]], slices: Iterable[EndpointS
 
 
 def cuts_off(address: bytes, context: Context) -> bool:
-    """Return whether the API server would not be reached any more with this address on our link."""
+    """Return whether this address on our link would cut this node off from the API server."""
     return address in context.api_servers and address not in context.host_addresses
 
 
@@ -54,7 +54,7 @@ def may_be_cluster_ip(address: bytes, service: Service, context: Context) -> boo
 
 
 def concerned(before: Context, after: Context) -> Callable[[Service], bool]:
-    """Return what tells whether a Service may be planned otherwise, now that facts of the node have changed."""
+    """Return a function that says whether a Service's plan may change now that facts of the node have changed."""
     if before.zone != after.zone:
         return lambda _: True
     only_servers = before == after._replace(api_servers=before.api_servers)

@@ -67,7 +67,7 @@ class Reason(StrEnum):
     NO_ENDPOINT = "no-endpoint"
 
 
-#: What is done instead, for what is served in another way than it is written: connections are taken all the same.
+#: What is done instead where a Service is served, but not as it is written.
 SERVED_OTHERWISE: Final[Mapping[Reason, str]] = MappingProxyType(
     {
         Reason.INVALID_AFFINITY_TIMEOUT: "the API's default of 10800 s is used",

@@ -11,16 +11,17 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from ipvs_proxy.kube.objects import Service, ServicePort
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.budget import Budget
 from ipvs_proxy.plan.choices import Choices, choose_cluster, choose_local
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey, State
-from ipvs_proxy.plan.exposures import Exposures, contains
+from ipvs_proxy.plan.family_spec import FamilySpec, contains
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks, mark_key, spelling
 from ipvs_proxy.plan.reach import takes_place
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.slice_cache import Memory, PortMemory
+from ipvs_proxy.plan.roles import Roles
+from ipvs_proxy.plan.slice_cache import PortCache, SliceCache
 from ipvs_proxy.plan.tables import (
     PERSISTENT,
     SCHED2,
@@ -47,8 +48,7 @@ class FamilyPlan:
         *,
         marks: Marks,
         marked: set[PortKey],
-        memory: Memory | None,
-        drain_timeout: float | None,
+        cache: SliceCache | None,
         budget: Budget,
     ) -> None:
         self.family = family
@@ -56,47 +56,45 @@ class FamilyPlan:
         self.marks = marks
         self.fragment = fragment
         self.marked = marked
-        self.memory = memory
-        self.drain_timeout = drain_timeout
+        self.cache = cache
         self.budget = budget
-        self._names = sets.names(family)
 
-    def add_entry(self, base: str, entry: SetEntry, reason: Reason) -> None:
-        """Add a member to the set of this family."""
-        self.fragment.entries[self._names[base], entry] = reason
+    def add_entry(self, role: Roles, entry: SetEntry, reason: Reason) -> None:
+        """Add a member in a role of this family."""
+        self.fragment.entries[role[self.family], entry] = reason
 
     def add_address(self, address: bytes, reason: Reason) -> None:
         """Have an address put on our link, unless another link has it."""
         if reason is Reason.CLUSTER_IP or address not in self.context.host_addresses:
             self.fragment.addresses[address] = reason
-            self.add_entry(sets.IPVS_IPS, SetEntry(address), reason)
+            self.add_entry(roles.IPVS_IPS, SetEntry(address), reason)
 
     def admit_health_checks(self, port: int) -> None:
         """Let health checks through to the node's own port."""
-        self.add_entry(sets.HEALTH_CHECK_NODE_PORT, SetEntry(port=port), Reason.HEALTH_CHECK)
+        self.add_entry(roles.HEALTH_CHECK_NODE_PORT, SetEntry(port=port), Reason.HEALTH_CHECK)
 
 
 class _Chosen:
     """The endpoints of a port that each traffic policy chooses."""
 
-    def __init__(self, endpoints: Endpoints, context: Context, memory: PortMemory | None) -> None:
+    def __init__(self, endpoints: Endpoints, context: Context, cache: PortCache | None) -> None:
         self._endpoints = endpoints
         self._context = context
-        self._memory = memory
+        self._cache = cache
 
     @cached_property
     def cluster(self) -> Choices:
         context = self._context
-        return choose_cluster(self._endpoints, node_name=context.node_name, zone=context.zone, memory=self._memory)
+        return choose_cluster(self._endpoints, node_name=context.node_name, zone=context.zone, cache=self._cache)
 
     @cached_property
     def local(self) -> Choices:
-        return choose_local(self._endpoints, memory=self._memory)
+        return choose_local(self._endpoints, cache=self._cache)
 
     @property
     def has_any(self) -> bool:
         """Whether any endpoint, here or elsewhere, could be used."""
-        states: Iterable[State] = self._endpoints.values() if self._memory is None else self._memory.states
+        states: Iterable[State] = self._endpoints.values() if self._cache is None else self._cache.states
         return any(state.ready or state.fallback for state in states)
 
 
@@ -106,10 +104,10 @@ def plan_port(
     cluster_ip: bytes,
     endpoints: Endpoints,
     *,
-    exposures: Exposures,
+    spec: FamilySpec,
     plan: FamilyPlan,
 ) -> None:
-    """Add what one port asks for; its protocol and number are known to be good."""
+    """Add what one port asks for. Its protocol and number have been checked."""
     protocol = PROTOCOLS[port.protocol]
     fragment, context = plan.fragment, plan.context
     key = VirtualServerKey(cluster_ip, protocol, port.port)
@@ -120,14 +118,14 @@ def plan_port(
         return
     if not plan.budget.take_inside(len(endpoints)):
         return
-    memory = None if plan.memory is None else plan.memory.port(plan.family, PortKey(port.name, protocol))
-    chosen = _Chosen(endpoints, context, memory)
-    free = _unclaimed(_outside(port, protocol, exposures, plan), key, port, plan)
-    outside = _affordable(free, len(endpoints), exposures, plan)
+    cache = None if plan.cache is None else plan.cache.port(plan.family, PortKey(port.name, protocol))
+    chosen = _Chosen(endpoints, context, cache)
+    free = _unclaimed(_outside(port, protocol, spec, plan), key, port, plan)
+    outside = _affordable(free, len(endpoints), spec, plan)
     settings = _settings(service, port, context, fragment)
 
-    choices = chosen.local if exposures.internal_local else chosen.cluster
-    if exposures.internal_local and not choices.any_used:
+    choices = chosen.local if spec.internal_local else chosen.cluster
+    if spec.internal_local and not choices.any_used:
         if chosen.has_any:
             fragment.no_local.add(("internal", plan.family))
         if context.compatible and outside:
@@ -135,27 +133,26 @@ def plan_port(
     _add(plan, key, Reason.CLUSTER_IP, choices, settings)
     _turn_away(plan, key, choices, chosen)
     plan.add_address(cluster_ip, Reason.CLUSTER_IP)
-    plan.add_entry(sets.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
+    plan.add_entry(roles.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
     if outside:
-        _serve_outside(port, outside, chosen, settings, exposures=exposures, plan=plan)
+        _serve_outside(port, outside, chosen, settings, spec=spec, plan=plan)
     local = list(choices.local())
     for address, number in local if plan.budget.take_local(len(local)) else ():
-        # Whatever its condition: a connection of a pod to itself that exists must find its way.
-        plan.add_entry(sets.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
+        # Whatever its condition: existing connections of a pod to itself must go on.
+        plan.add_entry(roles.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
 
 
 def _outside(
-    port: ServicePort, protocol: Protocol, exposures: Exposures, plan: FamilyPlan
+    port: ServicePort, protocol: Protocol, spec: FamilySpec, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
-    """Return the virtual servers that clients outside the cluster use, with their kinds; one can have two."""
+    """Return the virtual servers for clients outside the cluster with their kinds; one can have two."""
     if plan.budget.is_spent:
-        plan.budget.left_out += bool(port.node_port or exposures.external_ips or exposures.load_balancer_ips)
+        plan.budget.left_out += bool(port.node_port or spec.external_ips or spec.load_balancer_ips)
         return []
     length = 4 if plan.family is Family.IPV4 else 16
-    found = [(VirtualServerKey(address, protocol, port.port), Reason.EXTERNAL_IP) for address in exposures.external_ips]
+    found = [(VirtualServerKey(address, protocol, port.port), Reason.EXTERNAL_IP) for address in spec.external_ips]
     found += [
-        (VirtualServerKey(address, protocol, port.port), Reason.LOAD_BALANCER)
-        for address in exposures.load_balancer_ips
+        (VirtualServerKey(address, protocol, port.port), Reason.LOAD_BALANCER) for address in spec.load_balancer_ips
     ]
     if port.node_port:
         found += [
@@ -167,13 +164,13 @@ def _outside(
 
 
 def _affordable(
-    outside: list[tuple[VirtualServerKey, Reason]], endpoints: int, exposures: Exposures, plan: FamilyPlan
+    outside: list[tuple[VirtualServerKey, Reason]], endpoints: int, spec: FamilySpec, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
-    """Return these virtual servers if the Service may have all of them, and the one for clients in the cluster."""
+    """Return these virtual servers, or none if they and the one for clients in the cluster exceed the budget."""
     if not outside:
         return outside
-    number = len(outside) + (exposures.external_local and not plan.context.compatible)
-    ranges = len(exposures.source_ranges) * len(exposures.load_balancer_ips)
+    number = len(outside) + (spec.external_local and not plan.context.compatible)
+    ranges = len(spec.source_ranges) * len(spec.load_balancer_ips)
     return outside if plan.budget.take_outside(number, number * endpoints, ranges) else []
 
 
@@ -183,7 +180,7 @@ def _unclaimed(
     """Leave out what would get the agent's connections to the API server, and what the Service has already.
 
     That is what an earlier port has, and ``own``, the port's own at the cluster IP. The API refuses such Services, but
-    manifests and older objects have them. The first port has the virtual server with all that goes with it, whatever
+    manifests and older objects have them. The first port gets the virtual server and all that goes with it, whatever
     the others want there.
     """
     fragment = plan.fragment
@@ -204,7 +201,7 @@ def _serve_outside(
     chosen: _Chosen,
     settings: tuple[str, int, int],
     *,
-    exposures: Exposures,
+    spec: FamilySpec,
     plan: FamilyPlan,
 ) -> None:
     """Add the virtual servers for clients outside the cluster.
@@ -214,7 +211,7 @@ def _serve_outside(
     ``compatible`` all get the local endpoints, or all endpoints if there is none.
     """
     fragment = plan.fragment
-    local = exposures.external_local
+    local = spec.external_local
     internal: VirtualServerKey | None = None
     choices = chosen.local if local else chosen.cluster
     empty = local and not choices.any_used
@@ -236,16 +233,16 @@ def _serve_outside(
     for key, kind in outside:
         _add(plan, key, kind, choices, settings, internal=internal)
         entry = SetEntry(*key[:3])
-        _add_members(plan, port, entry, kind, exposures)
+        _add_members(plan, port, entry, kind, spec)
         _turn_away(plan, key, choices, chosen)
         if internal is not None:
-            plan.add_entry(sets.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
-            for base in spelling(internal.mark):
-                plan.add_entry(base, entry, Reason.CLUSTER_CLIENT)
+            plan.add_entry(roles.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
+            for role in spelling(internal.mark):
+                plan.add_entry(role, entry, Reason.CLUSTER_CLIENT)
 
 
 def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen: _Chosen) -> None:
-    """Have new connections to a virtual server without real servers dropped, or refused if there is no endpoint at all.
+    """Have new connections to a virtual server without real servers dropped, or refused if no endpoint exists at all.
 
     The API documents dropping for the policies ``Local``. IPVS by itself refuses with ICMP, which the kernel limits to
     one a second for each client.
@@ -254,40 +251,40 @@ def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen
         return
     entry = SetEntry(*key[:3])
     if chosen.cluster.any_used:
-        plan.add_entry(sets.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
+        plan.add_entry(roles.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
     else:
-        plan.add_entry(sets.NO_ENDPOINT, entry, Reason.NO_ENDPOINT)
+        plan.add_entry(roles.NO_ENDPOINT, entry, Reason.NO_ENDPOINT)
 
 
-def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Reason, exposures: Exposures) -> None:
+def _add_members(plan: FamilyPlan, port: ServicePort, entry: SetEntry, kind: Reason, spec: FamilySpec) -> None:
     """Add the address and the set members of one virtual server, by its kind."""
-    local = exposures.external_local
+    local = spec.external_local
     if kind is Reason.NODE_PORT:
         protocol = Protocol(entry.protocol)
         member = entry if protocol is Protocol.SCTP else SetEntry(port=port.node_port)
-        plan.add_entry(sets.NODE_PORT_SETS[protocol], member, kind)
+        plan.add_entry(roles.NODE_PORTS[protocol], member, kind)
         if local:
-            plan.add_entry(sets.LOCAL_NODE_PORT_SETS[protocol], member, kind)
+            plan.add_entry(roles.LOCAL_NODE_PORTS[protocol], member, kind)
         return
     plan.add_address(entry.address, kind)
     if kind is Reason.EXTERNAL_IP:
-        plan.add_entry(sets.EXTERNAL_IP_LOCAL if local else sets.EXTERNAL_IP, entry, kind)
+        plan.add_entry(roles.EXTERNAL_IP_LOCAL if local else roles.EXTERNAL_IP, entry, kind)
         return
-    plan.add_entry(sets.LOAD_BALANCER, entry, kind)
+    plan.add_entry(roles.LOAD_BALANCER, entry, kind)
     if local:
-        plan.add_entry(sets.LOAD_BALANCER_LOCAL, entry, kind)
-    if exposures.source_ranges:
-        plan.add_entry(sets.LOAD_BALANCER_FW, entry, Reason.SOURCE_RANGE)
-        for network, length in exposures.source_ranges:
+        plan.add_entry(roles.LOAD_BALANCER_LOCAL, entry, kind)
+    if spec.source_ranges:
+        plan.add_entry(roles.LOAD_BALANCER_FW, entry, Reason.SOURCE_RANGE)
+        for network, length in spec.source_ranges:
             member = entry._replace(source=network, prefix_length=length)
-            plan.add_entry(sets.LOAD_BALANCER_SOURCE_CIDR, member, Reason.SOURCE_RANGE)
+            plan.add_entry(roles.LOAD_BALANCER_SOURCE_CIDR, member, Reason.SOURCE_RANGE)
         if any(
             len(node_ip) == len(entry.address) and contains(network, node_ip)
-            for network in exposures.source_ranges
+            for network in spec.source_ranges
             for node_ip in plan.context.node_ips
         ):
             # The node's own connections have the virtual server's address as their source.
-            plan.add_entry(sets.LOAD_BALANCER_SOURCE_IP, entry._replace(source=entry.address), Reason.SOURCE_RANGE)
+            plan.add_entry(roles.LOAD_BALANCER_SOURCE_IP, entry._replace(source=entry.address), Reason.SOURCE_RANGE)
 
 
 def _add(
@@ -310,7 +307,7 @@ def _add(
             real_servers=choices.real_servers,
             lingering=choices.lingering,
             internal=internal,
-            drain_timeout=plan.drain_timeout,
+            drain_timeout=plan.fragment.options.drain_timeout,
         ),
         reason,
     )
@@ -318,7 +315,7 @@ def _add(
 
 def _settings(service: Service, port: ServicePort, context: Context, fragment: Fragment) -> tuple[str, int, int]:
     """Return scheduler, flags and persistence timeout of a port's virtual servers."""
-    # ``mh`` hashes the source port too, as kube-proxy asks of it.
+    # ``mh`` hashes the source port too, as with kube-proxy.
     flags = SCHED2 if context.scheduler == "mh" else 0
     if service.spec.session_affinity != "ClientIP":
         return context.scheduler, flags, 0

@@ -6,7 +6,6 @@ makes the cost of a change proportional to the change. Fragments of different Se
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,25 +13,23 @@ from itertools import islice
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
+from ipvs_proxy.plan.annotations import read_options
 from ipvs_proxy.plan.budget import Budget
-from ipvs_proxy.plan.durations import duration
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Gathered, Omission, PortKey, gather
-from ipvs_proxy.plan.exposures import expose
+from ipvs_proxy.plan.family_spec import read_family_spec
 from ipvs_proxy.plan.fragment import YOUNGEST, Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reach import may_be_cluster_ip
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.service_ports import FamilyPlan, plan_port
-from ipvs_proxy.plan.slice_cache import Memory
+from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.tables import Family, Protocol, text_of
 
-#: Label that hands a Service to another proxy, with whatever value (Kubernetes documentation, "well-known labels").
+#: Label that hands a Service to another proxy, whatever its value (Kubernetes documentation, "well-known labels").
 SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 #: Label of an EndpointSlice that names its Service.
 SERVICE_NAME = "kubernetes.io/service-name"
-#: Annotation of a Service: how long its removed endpoints keep their connections, ``5m``, ``0s`` or ``unlimited``.
-DRAIN_TIMEOUT = "ipvs-proxy.io/drain-timeout"
-#: So many omissions of one Service are told one by one.
+#: The most omissions of one Service that are reported one by one.
 MAX_OMISSIONS = 50
 
 
@@ -41,59 +38,56 @@ def plan_service(
     slices: Iterable[EndpointSlice],
     context: Context,
     marks: Marks,
-    memory: Memory | None = None,
+    cache: SliceCache | None = None,
 ) -> Fragment:
     """Compute the fragment of a Service. Never fails: what cannot be planned is an omission with its reason.
 
     Nothing is remembered but in ``marks``, which holds the marks of this Service as long as it needs them, and in
-    ``memory``, which a Service with many slices can have.
+    ``cache``, which a Service with many slices can have.
     """
     name = ServiceName(service.metadata.namespace, service.metadata.name)
     skipped = _skip_reason(service)
     if skipped is not None:
         marks.keep(name, ())
         return Fragment(name, omissions=[Omission(f"service {name}", skipped)])
-    fragment = Fragment(name, created=_created(service))
+    omissions: list[Omission] = []
+    fragment = Fragment(name, _created(service), options=read_options(service, omissions), omissions=omissions)
     pieces = list(slices)
     marked: set[PortKey] = set()
-    drain_timeout = _drain_timeout(service, fragment)
     budget = Budget(len(service.spec.ports or ()) * len(service.spec.ip_families or (None,)))
     for family in context.families:
-        address = _cluster_address(service, family)
-        if isinstance(address, bytes) and not may_be_cluster_ip(address, service, context):
-            where = f"service {name} clusterIP {text_of(address)}"
-            fragment.omissions.append(Omission(where, Reason.API_SERVER_ADDRESS))
-        elif isinstance(address, Reason):
-            # Most Services have one family only: that is no news.
-            if address is not Reason.NO_CLUSTER_IP:
-                fragment.omissions.append(Omission(f"service {name} {family.label}", address))
-        else:
-            _plan_family(
-                service,
-                (gather if memory is None else memory.gather)(pieces, family, context.node_name),
-                address,
-                FamilyPlan(
-                    *(family, context, fragment),
-                    marks=marks,
-                    marked=marked,
-                    memory=memory,
-                    drain_timeout=drain_timeout,
-                    budget=budget,
-                ),
-            )
+        address = _served_address(service, family, context, fragment)
+        if address is not None:
+            gathered = (gather if cache is None else cache.gather)(pieces, family, context.node_name)
+            plan = FamilyPlan(family, context, fragment, marks=marks, marked=marked, cache=cache, budget=budget)
+            _plan_family(service, gathered, address, plan)
     marks.keep(name, marked)
     if budget.left_out:
         where = f"service {name} ports with more virtual servers or endpoints: {budget.left_out:,}"
-        fragment.omissions.append(Omission(where, Reason.TOO_MUCH))
-    if fragment.omissions:
-        fragment.omissions[:] = _as_told(fragment.omissions)
+        omissions.append(Omission(where, Reason.TOO_MUCH))
+    if omissions:
+        omissions[:] = _as_told(omissions)
     return fragment
 
 
-def _as_told(omissions: list[Omission]) -> list[Omission]:
-    """Return omissions as they are told: quoted in part, and only the number of those beyond the first fifty.
+def _served_address(service: Service, family: Family, context: Context, fragment: Fragment) -> bytes | None:
+    """Return the cluster IP of a family; ``None``, with an omission, if it cannot be served."""
+    address = _cluster_address(service, family)
+    if isinstance(address, bytes):
+        if may_be_cluster_ip(address, service, context):
+            return address
+        where = f"service {fragment.name} clusterIP {text_of(address)}"
+        fragment.omissions.append(Omission(where, Reason.API_SERVER_ADDRESS))
+    elif address is not Reason.NO_CLUSTER_IP:
+        # Most Services have one family only: nothing to report.
+        fragment.omissions.append(Omission(f"service {fragment.name} {family.label}", address))
+    return None
 
-    What is wrong in both families, such as a slice of no known address type, is told once.
+
+def _as_told(omissions: list[Omission]) -> list[Omission]:
+    """Return omissions as they are reported: long texts shortened, and only the number of those beyond the first fifty.
+
+    What is wrong in both families, such as a slice of an unknown address type, is reported once.
     """
     distinct = dict.fromkeys(omissions)
     told = [Omission(quote(where), reason) for where, reason in islice(distinct, MAX_OMISSIONS)]
@@ -103,7 +97,7 @@ def _as_told(omissions: list[Omission]) -> list[Omission]:
 
 
 def _created(service: Service) -> datetime:
-    """Return the time of creation, always with a time zone: a manifest may leave it out, and UTC is meant."""
+    """Return the time of creation, always with a time zone: UTC where a manifest leaves it out."""
     created = service.metadata.creation_timestamp
     if created is None:
         return YOUNGEST
@@ -123,7 +117,7 @@ def _skip_reason(service: Service) -> Reason | None:
 
 
 def _cluster_address(service: Service, family: Family) -> bytes | Reason:
-    """Find the cluster IP of a family: by position in ``ipFamilies``, or by its own form where that list is missing."""
+    """Return the cluster IP of a family: by position in ``ipFamilies``, or by its form where there is no such list."""
     spec = service.spec
     if not spec.ip_families:
         address = parse_address(spec.cluster_ip)
@@ -144,26 +138,11 @@ def _usable(address: bytes) -> bytes | Reason:
     return Reason.INVALID_CLUSTER_IP if is_special(address) else address
 
 
-def _drain_timeout(service: Service, fragment: Fragment) -> float | None:
-    """Read how long real servers may drain, in seconds; ``None`` if the Service does not say."""
-    text = (service.metadata.annotations or {}).get(DRAIN_TIMEOUT)
-    if text is None:
-        return None
-    if text.strip() == "unlimited":
-        return math.inf
-    try:
-        return duration(text)
-    except ValueError:
-        where = f"service {fragment.name} annotation {DRAIN_TIMEOUT} {text}"
-        fragment.omissions.append(Omission(where, Reason.INVALID_DRAIN_TIMEOUT))
-        return None
-
-
 def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: FamilyPlan) -> None:
     """Add what a Service asks for in one family."""
     fragment = plan.fragment
     fragment.omissions.extend(gathered.omissions)
-    exposures = expose(service, plan.family, plan.context, fragment.omissions)
+    spec = read_family_spec(service, plan.family, plan.context, fragment.omissions)
     counted: set[PortKey] = set()
     ready: set[bytes] = set()
     for port in service.spec.ports or ():
@@ -177,16 +156,16 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
             continue
         key = PortKey(port.name, protocol)
         endpoints = gathered.endpoints.get(key, {})
-        if exposures.health_check_port and key not in counted:
+        if spec.health_check_port and key not in counted:
             counted.add(key)
             ready.update(found.address for found, state in endpoints.items() if state.local and state.ready)
-        plan_port(service, port, address, endpoints, exposures=exposures, plan=plan)
-    if exposures.health_check_port:
-        _check_health(exposures.health_check_port, len(ready), plan)
+        plan_port(service, port, address, endpoints, spec=spec, plan=plan)
+    if spec.health_check_port:
+        _check_health(spec.health_check_port, len(ready), plan)
 
 
 def _check_health(port: int, local_endpoints: int, plan: FamilyPlan) -> None:
-    """Add the health check, unless its port on the node is the API server's or a virtual server's of the Service."""
+    """Add the health check, unless the API server or a virtual server of the Service has its port on this node."""
     fragment, hosts = plan.fragment, plan.context.host_addresses.union(plan.context.node_port_addresses)
     where = f"service {fragment.name} healthCheckNodePort {port}"
     if any(port in ports and address in hosts for address, ports in plan.context.api_servers.items()):

@@ -1,10 +1,13 @@
-"""What is remembered of a large Service between two plans, so that a changed slice costs what it holds.
+"""What is remembered of a large Service between two plans, so that a changed slice costs what that slice holds.
 
-Services with thousands of endpoints change all the time, a few endpoints in one slice at once. What their other slices
-hold is not read, merged, chosen or compared again. Nothing that has been given away changes: a change makes new
-dictionaries as copies, which takes a fiftieth of the time of making them anew (0.01 ms for 1,000 endpoints). Whether a
-remembered difference is one to what somebody has is told by the identity of that dictionary, so forgetting to apply a
-plan, or planning twice, only leads to a whole comparison.
+**The invariant: what has been handed out never changes, and a remembered difference is applied only to the very
+dictionary that it was taken from.** A change makes new dictionaries as copies, and whether a difference fits is told by
+the identity of the other side. Planning twice, or forgetting to apply a plan, therefore leads to a whole comparison and
+never to a wrong result; without a cache every plan is the same, only slower.
+
+Services with thousands of endpoints change all the time, by a few endpoints in one slice at once. What their other
+slices hold is not read, merged, chosen or compared again. A copy takes a fiftieth of the time of making a dictionary
+anew (0.01 ms for 1,000 endpoints).
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ class _Selection(NamedTuple):
     differing: frozenset[RealServerKey]
 
 
-class PortMemory:
+class PortCache:
     """The endpoints of one port, how many are in each state, and what was selected among them."""
 
     def __init__(self, endpoints: Endpoints) -> None:
@@ -41,7 +44,7 @@ class PortMemory:
         self._selections: dict[str, _Selection] = {}
 
     def change(self, states: Mapping[RealServerKey, State | None]) -> None:
-        """Take the new states of some endpoints, ``None`` for those that are gone."""
+        """Set the states of some endpoints; ``None`` removes one."""
         changed = {key: state for key, state in states.items() if self.endpoints.get(key) is not state}
         if not changed:
             return
@@ -58,7 +61,7 @@ class PortMemory:
                 self.states[state] += 1
 
     def select(self, purpose: str, states: frozenset[State]) -> Selected:
-        """Return the endpoints in some of the states; what was selected for the same purpose before is the start."""
+        """Return the endpoints in these states, starting from what was last selected for the same purpose."""
         before = self._selections.get(purpose)
         base: Selected | None = None
         if before is not None and before.states == states:
@@ -79,7 +82,7 @@ class PortMemory:
         return selected
 
     def differing(self, purpose: str, selected: Selected, other: Selected) -> frozenset[RealServerKey] | None:
-        """Return all keys in which what was ``selected`` may differ from ``other``; ``None`` if that is not known."""
+        """Return all keys in which ``selected`` may differ from ``other``, or ``None`` if that is unknown."""
         if selected is other:
             return frozenset()
         selection = self._selections.get(purpose)
@@ -88,14 +91,14 @@ class PortMemory:
         return selection.differing
 
 
-class Memory:
+class SliceCache:
     """What is remembered of one Service, for each family."""
 
     def __init__(self) -> None:
         self._read: dict[Family, dict[str, tuple[EndpointSlice, Gathered]]] = {}
-        self._ports: dict[Family, dict[PortKey, PortMemory]] = {}
+        self._ports: dict[Family, dict[PortKey, PortCache]] = {}
 
-    def port(self, family: Family, port: PortKey) -> PortMemory | None:
+    def port(self, family: Family, port: PortKey) -> PortCache | None:
         """Return what is remembered of a port that has endpoints."""
         return self._ports.get(family, {}).get(port)
 
@@ -113,7 +116,7 @@ class Memory:
         changed = [name for name in before.keys() | after.keys() if before.get(name) is not after.get(name)]
         readings = [gathered for _, gathered in after.values()]
         if len(changed) * 2 > len(after):
-            self._ports[family] = {port: PortMemory(found) for port, found in merge(readings).items()}
+            self._ports[family] = {port: PortCache(found) for port, found in merge(readings).items()}
         else:
             self._change(family, readings, [(_found(before.get(name)), _found(after.get(name))) for name in changed])
         ports = self._ports.get(family, {})
@@ -134,7 +137,7 @@ class Memory:
         ports = self._ports.setdefault(family, {})
         for port, keys in candidates.items():
             parts = [gathered.endpoints[port] for gathered in readings if port in gathered.endpoints]
-            found = ports.setdefault(port, PortMemory({}))
+            found = ports.setdefault(port, PortCache({}))
             found.change({key: _winner(parts, key) for key in keys})
             if not found.endpoints:
                 del ports[port]

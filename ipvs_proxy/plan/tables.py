@@ -130,11 +130,12 @@ class VirtualServer(msgspec.Struct, frozen=True, gc=False):
 
 
 class SetEntry(NamedTuple):
-    """A member of an ipset, in the order of the longest set type, ``hash:ip,port,net``.
+    """A member of a set of the packet filter. Which fields it has is its role's matter; the others are empty.
 
-    ``bitmap:port`` uses only ``port``, ``hash:ip`` only ``address``, ``hash:ip,port`` the first three,
-    ``hash:ip,port,ip`` the first four. ``mark`` is the packet mark that a member of a set with marks gives; it is not
-    a part of what identifies the member.
+    Node ports have only a ``port`` (those of SCTP an address and a protocol, too), the addresses of our link only an
+    ``address``; nearly all other members are the first three fields, and ``source`` with or without
+    ``prefix_length`` is whose connections they are about. ``mark`` is the packet mark that a member in the role
+    ``INTERNAL`` gives; it is not a part of what identifies the member.
     """
 
     address: bytes = b""
@@ -145,27 +146,21 @@ class SetEntry(NamedTuple):
     mark: int = 0
 
 
-class SetType(Enum):
-    """The ipset types in use, with the kernel's names."""
+class Role:
+    """What the members of one set are for, in one family: ``plan.roles`` has all there are.
 
-    HASH_IP = "hash:ip"
-    HASH_IP_PORT = "hash:ip,port"
-    HASH_IP_PORT_IP = "hash:ip,port,ip"
-    HASH_IP_PORT_NET = "hash:ip,port,net"
-    BITMAP_PORT = "bitmap:port"
-
-
-class SetDefinition(NamedTuple):
-    """One ipset: its name (at most 31 characters), type and family, and the comment of the rules that refer to it.
-
-    ``marks``: every member has a packet mark (``skbinfo`` in ipset's words).
+    Each role is one object, compared and hashed by identity, which costs no Python call: with its member it is the key
+    of every table of members, and a start hashes 100,000 of those.
     """
 
-    name: str
-    type: SetType
-    family: Family
-    comment: str
-    marks: bool = False
+    __slots__ = ("family", "purpose")
+
+    def __init__(self, purpose: str, family: Family) -> None:
+        self.purpose = purpose
+        self.family = family
+
+    def __repr__(self) -> str:
+        return f"<{self.purpose} {self.family.label}>"
 
 
 class Verb(Enum):
@@ -203,10 +198,10 @@ class AddressOperation(NamedTuple):
 
 
 class SetEntryOperation(NamedTuple):
-    """Add or delete a member of an ipset."""
+    """Add or delete a member of the set of a role."""
 
     verb: Verb
-    set_name: str
+    role: Role
     entry: SetEntry
 
 

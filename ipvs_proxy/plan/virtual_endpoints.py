@@ -1,7 +1,7 @@
 """Endpoints that are virtual IPs: of another Service, or of their own.
 
-A Service without selector can name another one's cluster IP as its endpoint. Such an address is the node's own, so
-IPVS hands the connection to the node itself: it is refused there, or balanced in a circle. No proxy of this kind can
+A Service without a selector can name another one's cluster IP as its endpoint. Such an address is the node's own, so
+IPVS hands the connection to the node itself, where it is refused or balanced in a circle. No proxy of this kind can
 serve it, and a packet filter shows nothing.
 """
 
@@ -15,7 +15,7 @@ from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import RealServerKey, VirtualServer, text_of
 
-#: So many addresses of one Service are told.
+#: The most addresses of one Service that are reported.
 MAX_TOLD: Final = 50
 
 
@@ -25,6 +25,6 @@ def at_virtual_ips(servers: Iterable[VirtualServer], virtual_ips: Collection[byt
 
 
 def omissions(name: ServiceName, found: Iterable[RealServerKey]) -> list[Omission]:
-    """Say it of a Service, once for each address; there is a bound."""
+    """Return an omission of a Service for each address, up to ``MAX_TOLD``."""
     addresses = sorted({key.address for key in found})[:MAX_TOLD]
     return [Omission(f"service {name} endpoint {text_of(address)}", Reason.VIRTUAL_ENDPOINT) for address in addresses]

@@ -1,30 +1,34 @@
-"""The kinds of values that settings have: how each is written in a flag and in a file, and what it means.
+"""The kinds of values that settings have: how each is written in a flag and in a file, and what is read from it.
 
-A kind promises that whatever it is given becomes a value or a ValueError that an operator understands.
+Invariant: whatever a kind is given, ``read`` returns a value of the kind's type or raises a ValueError whose text an
+operator understands. What comes from a command line or a YAML file is ``object`` until a kind has read it. The readers
+below take the text of a flag and what a file holds alike.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Generic, Literal, TypeVar
 
 from ipvs_proxy.kube.texts import control_character, quote
 from ipvs_proxy.plan.durations import duration, duration_text
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import interface
 from ipvs_proxy.plan.node_addresses import PRIMARY, NodePortAddresses
 
 Network = IPv4Network | IPv6Network
+#: Covariant, so that a table can hold kinds of every type: ``show`` is only given what the same kind has read.
+T_co = TypeVar("T_co", covariant=True)
 
 _NETWORK: Final = re.compile(r"[0-9a-fA-F.:]+/\d{1,3}", re.ASCII)
 #: The words of ``nodePortAddresses`` that stand for CIDRs (pkg/proxy/apis/config of Kubernetes 1.37).
 _WORDS: Final = {"all": ["0.0.0.0/0", "::/0"], "localhost": ["127.0.0.0/8", "::1/128"]}
-#: Schedulers by the names that people know them by, and the kernel does not.
+#: Names that people use for schedulers, and the kernel's name for each.
 _SCHEDULERS: Final = {
     "roundrobin": "rr",
     "weightedroundrobin": "wrr",
@@ -41,7 +45,7 @@ _SCHEDULERS: Final = {
     "shortestexpecteddelay": "sed",
     "neverqueue": "nq",
 }
-#: Bytes of a scheduler's name (``IP_VS_SCHEDNAME_MAXLEN`` of linux/ip_vs.h, with the NUL).
+#: Bytes of a scheduler's name without its NUL (``IP_VS_SCHEDNAME_MAXLEN`` in linux/ip_vs.h is 16).
 _LONGEST_SCHEDULER: Final = 15
 _TYPES: Final = {
     dict: "a mapping",
@@ -54,34 +58,39 @@ _TYPES: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of value: its name in the help, how it is read, and the type that it has in a file.
+class Kind(Generic[T_co]):
+    """One kind of value: its name in ``--help``, how it is read, and its type in a file.
 
-    ``read`` takes text, or what the file holds, and raises ValueError; ``show`` turns what it gave into what a file
-    holds. A file may hold anything where the type is ``object``. The flag of a ``repeatable`` kind may be given more
-    than once, as Go's lists may.
+    ``read`` takes the text of a flag (a tuple of texts if the flag is ``repeatable``, as Go's lists are) or what a file
+    holds. ``show`` turns a value that ``read`` returned into what a file holds. ``in_file`` is the type that a value
+    must have in a file; ``object`` stands for any.
     """
 
     name: str
-    read: Callable[[Any], Any]
+    read: Callable[[object], T_co]
     in_file: type[object] = str
     repeatable: bool = False
-    show: Callable[[Any], Any] = str
+    show: Callable[[T_co], object] = str
 
-    def read_from_file(self, value: Any) -> Any:
-        """Read what a file holds. Raises ValueError if it has another type, as kube-proxy's decoder does."""
+    def read_from_file(self, value: object) -> T_co:
+        """Return the value that a file's content stands for.
+
+        Raises:
+            ValueError: it has another type than ``in_file``, which kube-proxy's decoder refuses too, or cannot be read.
+
+        """
         refuse_control_characters(value)
         if self.in_file is not object and type(value) is not self.in_file:
-            raise ValueError(f"is {type_of(value)}, wanted {_TYPES[self.in_file]}")
+            raise ValueError(f"must be {_TYPES[self.in_file]}, not {type_of(value)}")
         if isinstance(value, list):
             for index, element in enumerate(value):
                 if type(element) is not str:
-                    raise ValueError(f"element {index} is {type_of(element)}, wanted text")
+                    raise ValueError(f"element {index} must be text, not {type_of(element)}")
         return self.read(value)
 
 
-def refuse_control_characters(value: Any) -> None:
-    """Look through a value. Raises ValueError if a text of it has a control character.
+def refuse_control_characters(value: object) -> None:
+    """Raise ValueError if a text anywhere in a value has a control character.
 
     A NUL ends a name for iptables and the kernel, which then means more than was written; a line end begins a rule.
     """
@@ -96,44 +105,42 @@ def refuse_control_characters(value: Any) -> None:
             refuse_control_characters(element)
 
 
-def type_of(value: Any) -> str:
-    """Name the type of a value of a file."""
+def type_of(value: object) -> str:
+    """Return the name of a value's type in words."""
     return _TYPES.get(type(value), type(value).__name__)
 
 
-def duration_or(default: float) -> Callable[[Any], float]:
-    """Make a reader of durations where 0 means the default, in seconds."""
-    return lambda value: duration(value) or default
-
-
-def networks(value: Any) -> tuple[Network, ...]:
+def networks(value: object) -> tuple[Network, ...]:
     """Read CIDRs: a list of texts, each of which may have commas, or one such text."""
-    texts = value if isinstance(value, list | tuple) else [value]
-    return tuple(_network(part) for text in texts for part in str(text).split(",") if part)
+    return tuple(_network(part) for text in _elements(value) for part in text.split(",") if part)
+
+
+def _elements(value: object) -> list[str]:
+    return [str(element) for element in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 def _network(text: str) -> Network:
-    # A bare address would be a network of one, and all pods outside of it.
+    # A bare address would be a network of one address, and all pods would be outside it.
     if not _NETWORK.fullmatch(text):
-        raise ValueError(f"{text!r} is no CIDR such as 10.244.0.0/16")
+        raise ValueError(f"{text!r} is not a CIDR such as 10.244.0.0/16")
     return ip_network(text, strict=False)
 
 
-def cluster_networks(value: Any) -> tuple[Network, ...]:
+def cluster_networks(value: object) -> tuple[Network, ...]:
     """Read ``clusterCIDR``: one CIDR, or one of each family."""
     found = networks(value)
     if len({network.version for network in found}) != len(found):
-        raise ValueError(f"{value!r} has two CIDRs of one family; give one, or one for each family")
+        raise ValueError(f"{value!r} has two CIDRs of one family; give one, or one of each family")
     return found
 
 
-def whole_number(low: int, high: int) -> Callable[[Any], int]:
-    """Make a reader of integers within bounds."""
+def whole_number(low: int, high: int) -> Callable[[object], int]:
+    """Return a reader of integers from ``low`` to ``high``."""
 
-    def read(value: Any) -> int:
+    def read(value: object) -> int:
         text = str(value)
         if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
-            raise ValueError(f"{text!r} is no whole number")
+            raise ValueError(f"{text!r} is not a whole number")
         if not low <= int(text) <= high:
             raise ValueError(f"{text} is not between {low} and {high}")
         return int(text)
@@ -141,7 +148,7 @@ def whole_number(low: int, high: int) -> Callable[[Any], int]:
     return read
 
 
-def switch(value: Any) -> bool:
+def switch(value: object) -> bool:
     """Read a boolean, also in the short forms that Go takes."""
     word = str(value).lower()
     if word in {"true", "t", "1"}:
@@ -151,13 +158,11 @@ def switch(value: Any) -> bool:
     raise ValueError(f"{value!r} is neither true nor false")
 
 
-def bind_address(port: int) -> Callable[[Any], str]:
-    """Make a reader of ``IP`` or ``IP:port``; nothing stays nothing."""
+def bind_address(port: int) -> Callable[[object], str]:
+    """Return a reader of ``IP`` or ``IP:port``; ``port`` is for an address without one."""
 
-    def read(value: Any) -> str:
+    def read(value: object) -> str:
         text = str(value)
-        if not text:
-            return ""
         host, _, number = text.rpartition(":")
         if not host or (text.count(":") > 1 and not text.startswith("[")):
             host, number = text, str(port)
@@ -166,19 +171,19 @@ def bind_address(port: int) -> Callable[[Any], str]:
             head, _, tail = text.rpartition(":")
             meant = f": write [{head}]:{tail}" if ":" in head and _is_address(head) else ""
             raise ValueError(
-                f"{text!r} is neither an IP address nor one with a port, as 127.0.0.1:80 and [::1]:80 are{meant}"
+                f"{text!r} is neither an IP address nor one with a port, such as 127.0.0.1:80 and [::1]:80{meant}"
             )
         if not re.fullmatch(r"[0-9]{1,5}", number) or not 1 <= int(number) <= 65535:
-            raise ValueError(f"{number!r} is no port: that is a number from 1 to 65535")
+            raise ValueError(f"{number!r} is not a port, which is a number from 1 to 65535")
         return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"
 
     return read
 
 
-def any_address(value: Any) -> str:
+def any_address(value: object) -> str:
     """Read an IP address."""
     if not _is_address(str(value)):
-        raise ValueError(f"{value!r} is no IP address")
+        raise ValueError(f"{value!r} is not an IP address")
     return str(ip_address(str(value)))
 
 
@@ -190,26 +195,26 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def one_of(*choices: str) -> Callable[[Any], str]:
-    """Make a reader of one of some words."""
+def one_of(*choices: str) -> Callable[[object], str]:
+    """Return a reader of one of some words."""
 
-    def read(value: Any) -> str:
-        if str(value) not in choices:
-            raise ValueError(f"{value!r} is none of {', '.join(choice for choice in choices if choice)}")
-        return str(value)
+    def read(value: object) -> str:
+        text = str(value)
+        if text not in choices:
+            raise ValueError(f"{text!r} is not one of {', '.join(choice for choice in choices if choice)}")
+        return text
 
     return read
 
 
-def directory(value: Any) -> Path | None:
-    """Read a path; nothing if it is empty."""
-    return Path(value) if value else None
+def directory(value: object) -> Path | None:
+    """Read a path; ``None`` if it is empty."""
+    return Path(str(value)) if value else None
 
 
-def node_port_addresses(value: Any) -> NodePortAddresses:
+def node_port_addresses(value: object) -> NodePortAddresses:
     """Read CIDRs and the words ``primary``, ``all`` and ``localhost`` in any mix, as kube-proxy does from 1.37 on."""
-    texts = value if isinstance(value, list | tuple) else [value]
-    words = [part.strip() for text in texts for part in str(text).split(",")]
+    words = [part.strip() for text in _elements(value) for part in text.split(",")]
     if words == [PRIMARY]:
         return PRIMARY
     found: list[Network | Literal["primary"]] = []
@@ -221,93 +226,90 @@ def node_port_addresses(value: Any) -> NodePortAddresses:
     return tuple(dict.fromkeys(found))
 
 
-def interface(value: Any) -> str:
-    """Read the name of a network interface, or the beginning of one."""
-    if value:
-        RuleSettings(local=Interface(value))
-    return str(value)
+def interface_name(value: object) -> str:
+    """Read the name of a network interface, or the beginning of one; it may be empty."""
+    return interface(str(value)).name if value else ""
 
 
-def scheduler(value: Any) -> str:
-    """Read the name of a scheduler as the kernel has it; whether there is one of that name, the kernel knows."""
+def scheduler(value: object) -> str:
+    """Read the kernel's name of a scheduler; only the kernel knows whether there is one of that name."""
     text = str(value)
     known = _SCHEDULERS.get(text.replace("-", "").replace("_", "").replace(" ", "").lower())
     if known is None and text.lower() in _SCHEDULERS.values() and text != text.lower():
         known = text.lower()
     if known is not None:
-        raise ValueError(f"{text!r} is no name of a scheduler in the kernel, which calls it {known}")
+        raise ValueError(f"{text!r} is not the kernel's name of a scheduler; it calls this one {known}")
     if len(text.encode()) > _LONGEST_SCHEDULER:
-        raise ValueError(f"{quote(text)!r} is longer than the name of a scheduler")
+        raise ValueError(f"{quote(text)!r} is longer than the name of a scheduler may be")
     return text
 
 
-def compatibility(value: Any) -> bool:
-    """Read whose behaviour to have."""
+def compatibility(value: object) -> bool:
+    """Read ``kube-proxy``, or nothing; return whether to behave as kube-proxy does."""
     if value not in {"", "kube-proxy"}:
         raise ValueError(f"{value!r} is not kube-proxy")
     return bool(value)
 
 
 class ServiceMetrics(StrEnum):
-    """Whose traffic is exposed: nobody's, all Services', or besides that of the busiest endpoints."""
+    """Whose traffic is exposed: nobody's, that of all Services, or that of the busiest endpoints as well."""
 
     OFF = "off"
     ALL = "all"
     ENDPOINTS = "endpoints"
 
 
-def service_metrics(value: Any) -> ServiceMetrics:
+def service_metrics(value: object) -> ServiceMetrics:
     """Read whose traffic is exposed."""
     return ServiceMetrics(one_of(*ServiceMetrics)(value))
 
 
-def number(value: Any) -> float:
-    """Read a number that is not negative."""
+def number(value: object) -> float:
+    """Read a finite number that is not negative."""
     try:
         found = float(str(value))
     except ValueError:
         found = -1.0
     if not 0 <= found < math.inf:
-        raise ValueError(f"{value!r} is no number of 0 or more")
+        raise ValueError(f"{value!r} is not a number of 0 or more")
     return found
 
 
-def gates(value: Any) -> dict[str, bool]:
+def gates(value: object) -> dict[str, bool]:
     """Read feature gates: a mapping, or ``A=true,B=false``."""
     pairs = value.items() if isinstance(value, dict) else [part.partition("=")[::2] for part in str(value).split(",")]
     return {str(name).strip(): switch(state) for name, state in pairs if name}
 
 
-def anything(value: Any) -> Any:
-    """Take what comes."""
+def anything(value: object) -> object:
+    """Return what comes as it is."""
     return value
 
 
-def duration_kind(read: Callable[[Any], float] = duration) -> Kind:
-    """Make a kind of durations."""
-    return Kind("DURATION", read, show=duration_text)
-
-
-def integer_kind(name: str, low: int, high: int) -> Kind:
-    """Make a kind of integers within bounds."""
+def integer_kind(name: str, low: int, high: int) -> Kind[int]:
+    """Return the kind of integers from ``low`` to ``high``."""
     return Kind(name, whole_number(low, high), int, show=int)
 
 
-def _show_all(elements: Any) -> list[str] | None:
+def _show_all(elements: str | Iterable[object]) -> list[str] | None:
     if isinstance(elements, str):
         return [elements]
     return [str(element) for element in elements] or None
 
 
+def _show_number(found: float) -> float:
+    return int(found) if found == int(found) else found
+
+
 TEXT: Final = Kind("TEXT", str)
-DURATION: Final = duration_kind()
+DURATION: Final = Kind("DURATION", duration, show=duration_text)
 SWITCH: Final = Kind("[true|false]", switch, bool, show=bool)
 COUNT: Final = integer_kind("NUMBER", 0, 2**31 - 1)
-NUMBER: Final = Kind("NUMBER", number, object, show=lambda found: int(found) if found == int(found) else found)
+NUMBER: Final = Kind("NUMBER", number, object, show=_show_number)
 NETWORKS: Final = Kind("CIDR,...", networks, list, repeatable=True, show=_show_all)
 CLUSTER_NETWORKS: Final = Kind("CIDR[,CIDR]", cluster_networks, show=lambda found: ",".join(map(str, found)))
 NODE_PORT_ADDRESSES: Final = Kind("CIDR|primary|all,...", node_port_addresses, list, repeatable=True, show=_show_all)
-INTERFACE: Final = Kind("NAME", interface)
+INTERFACE: Final = Kind("NAME", interface_name)
 SCHEDULER: Final = Kind("NAME", scheduler)
 ADDRESS: Final = Kind("IP", any_address)
 DIRECTORY: Final = Kind("DIRECTORY", directory, show=lambda path: str(path or ""))

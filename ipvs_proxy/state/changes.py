@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from ipvs_proxy.kernel.dataplane import table_of
+from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
 from ipvs_proxy.plan.tables import (
     PERSISTENT,
     AddressOperation,
     Operation,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     Verb,
@@ -21,22 +23,22 @@ from ipvs_proxy.state.documents import ChangeState
 from ipvs_proxy.state.services import member_text
 
 
-def change_of(operation: Operation) -> ChangeState:
-    """Describe one operation."""
-    return ChangeState(operation.verb.value, table_of(operation), _object(operation))
+def change_of(operation: Operation, name_of_role: NameOfRole) -> ChangeState:
+    """Describe one operation; ``name_of_role`` tells what the kernel calls the set of a role."""
+    return ChangeState(operation.verb.value, table_of(operation), _object(operation, name_of_role))
 
 
-def name_of(key: VirtualServerKey | bytes | tuple[str, SetEntry]) -> str:
+def name_of(key: VirtualServerKey | bytes | tuple[Role, SetEntry], name_of_role: NameOfRole) -> str:
     """Name an object of a table by its key."""
     if isinstance(key, VirtualServerKey):
         return str(key)
     if isinstance(key, bytes):
         return f"{text_of(key)} on {SERVICE_LINK}"
-    name, entry = key
-    return f"{name} {member_text(entry)}"
+    role, entry = key
+    return f"{name_of_role(role)} {member_text(entry)}"
 
 
-def _object(operation: Operation) -> str:
+def _object(operation: Operation, name_of_role: NameOfRole) -> str:
     deleted = operation.verb is Verb.DELETE
     match operation:
         case RealServerOperation(_, key, server, settings):
@@ -44,9 +46,9 @@ def _object(operation: Operation) -> str:
         case VirtualServerOperation(_, server):
             return str(server.key) if deleted else f"{server.key} {_settings(server)}"
         case AddressOperation(_, address):
-            return name_of(address)
-        case SetEntryOperation(_, name, entry):
-            return name_of((name, entry))
+            return name_of(address, name_of_role)
+        case SetEntryOperation(_, role, entry):
+            return name_of((role, entry), name_of_role)
 
 
 def _settings(server: VirtualServer) -> str:

@@ -1,22 +1,25 @@
-"""The documents of ``/state``: what the agent tells and the commands read, camelCase on the wire.
+"""The documents of ``/state``: what the agent serves and the commands read, in camelCase on the wire.
 
-Addresses, keys of virtual servers and reasons have the text form that logs, metrics and events use too. Rates are per
-second, as the kernel estimates them over some seconds; they are 0 where its estimation is off.
+Addresses, keys of virtual servers and reasons have the same text form as in logs, metrics and events. Rates are per
+second, as the kernel estimates them over a few seconds; they are 0 if its estimation is off.
+
+Facts have fields of their own. A text is for people: no program has to take one apart.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from enum import Enum
 
 import msgspec
 
 
 class Document(msgspec.Struct, frozen=True, rename="camel"):
-    """Base of all documents."""
+    """The base of all documents."""
 
 
 class Traffic(Document, frozen=True):
-    """What was balanced since the virtual or real server was added, or what is each second."""
+    """What was balanced since the virtual or real server was added, or per second."""
 
     connections: int = 0
     packets_in: int = 0
@@ -28,8 +31,8 @@ class Traffic(Document, frozen=True):
 class EndpointState(Document, frozen=True):
     """One endpoint of a virtual server: whether it is wanted for new connections and why, and what the kernel has.
 
-    ``wanted`` is ``None`` and ``reason`` empty for a real server of the kernel that belongs to no endpoint (any more):
-    it drains if its ``weight`` is 0. ``weight`` is ``None`` if the kernel does not have it.
+    For a real server of the kernel without an endpoint, ``wanted`` is ``None`` and ``reason`` empty: it drains if its
+    ``weight`` is 0. ``weight`` is ``None`` if the kernel does not have the real server.
     """
 
     address: str
@@ -51,10 +54,10 @@ class EndpointState(Document, frozen=True):
 class VirtualServerState(Document, frozen=True):
     """One virtual server that a Service asks for.
 
-    ``reason`` says what it is for, ``owner`` who has it if that is another Service (an older one): then there is
-    nothing of the kernel here, as all that is there is the other one's. ``in_kernel`` is whether it exists, and
-    ``differences`` what is not as desired. ``internal`` is the virtual server that clients in the cluster get in its
-    place. ``affinity_seconds`` is 0 without session affinity.
+    ``reason`` says what it is for. ``owner`` is the older Service that has it, or empty: with an owner, nothing of the
+    kernel is here, as all that is there is the owner's. ``in_kernel`` is whether it exists, and ``differences`` what is
+    not as desired. ``internal`` is the virtual server that clients in the cluster get instead. ``affinity_seconds``
+    is 0 without session affinity.
     """
 
     name: str
@@ -75,9 +78,9 @@ class VirtualServerState(Document, frozen=True):
 
 
 class OmissionState(Document, frozen=True):
-    """Something that is written in a Service or an EndpointSlice and not served, or otherwise: where, and why.
+    """A part of a Service or an EndpointSlice that is not served as written: where it stands, and why.
 
-    ``instead`` is what is done in its place, if it is served otherwise.
+    ``reason`` is a value of ``plan.reasons.Reason``. ``instead`` is what is done in its place, or empty if nothing is.
     """
 
     where: str
@@ -86,7 +89,7 @@ class OmissionState(Document, frozen=True):
 
 
 class MemberState(Document, frozen=True):
-    """A member of an ipset, or an address of the link (``set`` is then its name): why, and whether it is there."""
+    """A member of an ipset, or an address of the link, whose name is then in ``set``: why, and whether it is there."""
 
     set: str
     member: str
@@ -95,10 +98,10 @@ class MemberState(Document, frozen=True):
 
 
 class DrainState(Document, frozen=True):
-    """A real server that gets no new connections and goes when it has none, or in ``seconds_left``.
+    """A real server that gets no new connections; it goes when it has none left, or in ``seconds_left``.
 
-    ``seconds_left`` is ``None`` if there is no deadline (the endpoint still serves, or none is set), ``connections`` if
-    they have not been counted yet.
+    ``seconds_left`` is ``None`` without a deadline (the endpoint still serves, or none is set). ``connections`` is
+    ``None`` if they have not been counted yet.
     """
 
     virtual_server: str
@@ -109,7 +112,10 @@ class DrainState(Document, frozen=True):
 
 
 class ServiceState(Document, frozen=True):
-    """One Service: all that it asks for, with reasons, beside what the kernel has."""
+    """One Service: all that it asks for, with reasons, beside what the kernel has.
+
+    ``annotations`` are those that the agent goes by, with their values as it has read them.
+    """
 
     namespace: str
     name: str
@@ -119,10 +125,24 @@ class ServiceState(Document, frozen=True):
     members: list[MemberState] = []
     omissions: list[OmissionState] = []
     drains: list[DrainState] = []
+    annotations: dict[str, str] = {}
+
+
+class DifferenceKind(Enum):
+    """Why a Service is not in sync."""
+
+    CONFLICT = "conflict"
+    """An older Service has a virtual server that this one asks for as well."""
+    KERNEL = "kernel"
+    """The kernel does not have a virtual server as it should be."""
 
 
 class ServiceSummary(Document, frozen=True):
-    """One Service in a list. ``endpoints`` get new connections; ``draining`` only go on with those they have."""
+    """One Service in a list. ``endpoints`` get new connections; ``draining`` only keep those they have.
+
+    ``differences`` names some of what is not as it should be; ``difference_kinds`` has each kind that occurs among all
+    of them, and is empty if the Service is in sync.
+    """
 
     namespace: str
     name: str
@@ -134,6 +154,7 @@ class ServiceSummary(Document, frozen=True):
     draining: int = 0
     in_sync: bool = True
     differences: list[str] = []
+    difference_kinds: list[DifferenceKind] = []
     omissions: list[OmissionState] = []
     total: Traffic = Traffic()
     per_second: Traffic = Traffic()
@@ -148,14 +169,14 @@ class ChangeState(Document, frozen=True):
 
 
 class Differences(Document, frozen=True):
-    """What would have to change in the kernel, in the order in which it would be done, for so many Services."""
+    """What would have to change in the kernel for ``services`` Services, in the order in which it would be done."""
 
     services: int
     changes: list[ChangeState]
 
 
 class RouteState(Document, frozen=True):
-    """What a new connection from a client meets: see ``state.route``. ``service`` is whose virtual server it is."""
+    """What a new connection from a client meets (see ``state.route``). ``service`` has the virtual server."""
 
     client: str
     target: str
@@ -169,9 +190,9 @@ class RouteState(Document, frozen=True):
 
 
 class Happening(Document, frozen=True):
-    """A change that was programmed, or a repair: when, what, and how many writes or findings it was.
+    """A change that was programmed, or a repair: when, what, and the number of writes or findings.
 
-    ``objects`` are the first of ``total`` that it was about: Services of a change, findings of a repair.
+    ``objects`` are the first of ``total``: Services of a change, findings of a repair.
     """
 
     time: datetime
@@ -183,12 +204,12 @@ class Happening(Document, frozen=True):
 
 
 class NodeState(Document, frozen=True):
-    """The agent on this node, and the Services that the question was about.
+    """The agent on this node, and the Services that were asked for.
 
-    ``services`` are those from ``offset`` on, at most ``limit``, of ``matching`` that the search found.
+    ``services`` are those from ``offset`` on, at most ``limit``, of the ``matching`` ones that the search found.
     ``waiting`` objects were refused by the kernel and are tried again; ``refused`` names some of them. ``drains`` are
-    some of those under way, the oldest first. ``strict_arp`` is the setting. ``api_failures`` says of which resources
-    nothing has been heard for a while, and why.
+    some of those under way, the oldest first. ``strict_arp`` is the setting. ``api_failures`` names the resources of
+    which nothing has been heard for a while, and says why.
     """
 
     version: str

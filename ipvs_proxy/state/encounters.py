@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import WAYS, Destinations, Effect, Encounter, look
-from ipvs_proxy.kernel.filter.iptables.rule_text import OUTPUT, PREROUTING
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.kernel.filter.foreign.rule_text import OUTPUT, PREROUTING
+from ipvs_proxy.kernel.filter.foreign.rules import WAYS, Effect, Encounter, destinations, look
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import VirtualServerKey
 
 #: So many rules that end nothing are told.
@@ -28,7 +28,12 @@ class Meeting(NamedTuple):
 
 
 def meet(
-    client: bytes | None, key: VirtualServerKey, *, own: bool, tables: KernelTables, rules: Mapping[str, str]
+    client: bytes | None,
+    key: VirtualServerKey,
+    *,
+    own: bool,
+    tables: KernelTables,
+    rules: Mapping[str, str],
 ) -> Meeting:
     """Follow a connection through the rules of others.
 
@@ -41,7 +46,7 @@ def meet(
 
     """
     hook = OUTPUT if own else PREROUTING
-    known = Destinations([key], tables.addresses, tables.entries)
+    known = destinations([key], tables.addresses, tables.entries)
     met: list[tuple[int, str, Encounter]] = []
     steps: list[str] = []
     for variant, saved in rules.items():

@@ -1,6 +1,6 @@
 """What a new connection from somewhere to a virtual server's address meets: the way through rules, sets and IPVS.
 
-The steps follow the packet rules in their order (``kernel.filter.iptables.render``); what decides is what the kernel's
+The steps follow the packet rules in their order (``kernel.filter``); what decides is what the kernel's
 tables hold, not what is desired. Rules of others are looked at where they come before IPVS in the tables raw, mangle
 and nat (see ``encounters``); network policies, which are in filter, are not. Tables may change meanwhile: they are
 copied in one step before they are gone through.
@@ -15,12 +15,14 @@ from ipaddress import ip_address, ip_network
 from types import MappingProxyType
 from typing import Final
 
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
-from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.kernel.filter.backend import NameOfRole
+from ipvs_proxy.kernel.filter.foreign.rules import Effect
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.marks import mark_key
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.node_addresses import is_confined
+from ipvs_proxy.plan.roles import Roles
 from ipvs_proxy.plan.tables import Protocol, RealServerKey, SetEntry, VirtualServerKey, family_of, text_of
 from ipvs_proxy.state.encounters import meet
 
@@ -65,28 +67,30 @@ def trace(
     key: VirtualServerKey,
     *,
     tables: KernelTables,
-    rules: RuleSettings,
+    rules: Masquerading,
     host_addresses: Collection[bytes],
+    name_of_role: NameOfRole,
     others: Mapping[str, str] = _NO_RULES,
 ) -> Route:
     """Follow a new connection from a client's address (packed, of the same family) to a virtual server's.
 
     ``others`` are all rules of the family as ``iptables-save`` prints them, by variant of iptables.
+    ``name_of_role`` tells what the kernel calls the set of a role.
     """
-    walk = _Walk(client, key, tables, rules)
+    walk = _Walk(client, key, tables, rules, name_of_role)
     walk.origin = _origin(client, tables, rules, host_addresses)
     walk.say(f"the client {text_of(client)} is {walk.origin}{_why_there(walk.origin, rules)}")
     return walk.taken_by(others) or walk.route()
 
 
-def _origin(client: bytes, tables: KernelTables, rules: RuleSettings, host_addresses: Collection[bytes]) -> Origin:
+def _origin(client: bytes, tables: KernelTables, rules: Masquerading, host_addresses: Collection[bytes]) -> Origin:
     if client in host_addresses or client in tables.addresses or is_confined(client):
         return Origin.NODE
     network = rules.own_pods if isinstance(rules.local, Interface) else rules.local
     return Origin.CLUSTER if network is not None and ip_address(client) in network else Origin.OUTSIDE
 
 
-def _why_there(origin: Origin, rules: RuleSettings) -> str:
+def _why_there(origin: Origin, rules: Masquerading) -> str:
     if isinstance(rules.local, Interface):
         return f" (packets that come in by the interface {rules.local.name} count as from the cluster)"
     if origin is Origin.NODE:
@@ -97,13 +101,21 @@ def _why_there(origin: Origin, rules: RuleSettings) -> str:
 class _Walk:
     """The steps taken so far."""
 
-    def __init__(self, client: bytes, key: VirtualServerKey, tables: KernelTables, rules: RuleSettings) -> None:
+    def __init__(
+        self,
+        client: bytes,
+        key: VirtualServerKey,
+        tables: KernelTables,
+        rules: Masquerading,
+        name_of_role: NameOfRole,
+    ) -> None:
         self.origin = Origin.OUTSIDE
         self._client = client
         self._key = key
         self._tables = tables
         self._rules = rules
-        self._names = sets.names(family_of(key.address))
+        self._family = family_of(key.address)
+        self._name_of_role = name_of_role
         self._entry = SetEntry(*key[:3])
         self._steps: list[str] = []
 
@@ -128,11 +140,11 @@ class _Walk:
         marked = self._marked()
         if marked is not None:
             key = marked
-        elif self._has(sets.NO_LOCAL):
-            self.say(f"{self._names[sets.NO_LOCAL]} has it: the policy is Local and no endpoint is on this node")
+        elif self._has(roles.NO_LOCAL):
+            self.say(f"{self._name(roles.NO_LOCAL)} has it: the policy is Local and no endpoint is on this node")
             return self._end(Verdict.DROPPED, key)
-        if self._has(sets.NO_ENDPOINT):
-            self.say(f"{self._names[sets.NO_ENDPOINT]} has it: the Service has no endpoint that could be used")
+        if self._has(roles.NO_ENDPOINT):
+            self.say(f"{self._name(roles.NO_ENDPOINT)} has it: the Service has no endpoint that could be used")
             return self._end(Verdict.REFUSED, key)
         server = self._tables.virtual_servers.get(key)
         if server is None:
@@ -161,25 +173,28 @@ class _Walk:
     ) -> Route:
         return Route(self.origin, tuple(self._steps), verdict, key, real_servers, masqueraded)
 
-    def _members(self, base: str) -> Collection[SetEntry]:
-        return self._tables.entries.get(self._names[base], ())
+    def _name(self, role: Roles) -> str:
+        return self._name_of_role(role[self._family])
 
-    def _has(self, base: str, entry: SetEntry | None = None) -> bool:
-        return (self._entry if entry is None else entry) in self._members(base)
+    def _members(self, role: Roles) -> Collection[SetEntry]:
+        return self._tables.entries.get(role[self._family], ())
+
+    def _has(self, role: Roles, entry: SetEntry | None = None) -> bool:
+        return (self._entry if entry is None else entry) in self._members(role)
 
     def _source_may(self) -> bool:
         """Return whether source ranges let the client in, if there are any."""
-        if not self._has(sets.LOAD_BALANCER_FW):
+        if not self._has(roles.LOAD_BALANCER_FW):
             return True
         networks = [
             f"{text_of(member.source)}/{member.prefix_length}"
-            for member in tuple(self._members(sets.LOAD_BALANCER_SOURCE_CIDR))
+            for member in tuple(self._members(roles.LOAD_BALANCER_SOURCE_CIDR))
             if member[:3] == self._entry[:3]
         ]
         # The node's own connections have the virtual server's address as their source.
         sources = [self._client, self._key.address] if self.origin is Origin.NODE else [self._client]
         allowed = any(_contains(networks, source) for source in sources) or any(
-            self._has(sets.LOAD_BALANCER_SOURCE_IP, self._entry._replace(source=source)) for source in sources
+            self._has(roles.LOAD_BALANCER_SOURCE_IP, self._entry._replace(source=source)) for source in sources
         )
         listed = ", ".join(sorted(networks)) or "none"
         self.say(f"source ranges ({listed}) {'let it in' if allowed else 'keep it out'}")
@@ -189,10 +204,12 @@ class _Walk:
         """Return the virtual server of a mark, if this client gets one."""
         if self.origin is Origin.OUTSIDE:
             return None
-        mark = next((member.mark for member in tuple(self._members(sets.INTERNAL)) if member[:3] == self._entry[:3]), 0)
+        mark = next(
+            (member.mark for member in tuple(self._members(roles.INTERNAL)) if member[:3] == self._entry[:3]), 0
+        )
         if not mark:
             return None
-        self.say(f"{self._names[sets.INTERNAL]} gives it the mark {mark:#x}: clients in the cluster get all endpoints")
+        self.say(f"{self._name(roles.INTERNAL)} gives it the mark {mark:#x}: clients in the cluster get all endpoints")
         return mark_key(mark, family_of(self._key.address))
 
     def _not_served(self, key: VirtualServerKey) -> Route:
@@ -205,7 +222,7 @@ class _Walk:
     def _is_local(self, ready: Iterable[RealServerKey]) -> bool:
         protocol = self._key.protocol
         return any(
-            self._has(sets.LOOP_BACK, SetEntry(address, protocol, port, address))
+            self._has(roles.LOOP_BACK, SetEntry(address, protocol, port, address))
             for address, port in ready
             if address == self._client
         )
@@ -219,21 +236,21 @@ class _Walk:
             return True, "a marked connection may leave for any endpoint, and its answer has to come back here"
         if is_confined(self._client):
             return False, "loopback addresses are left alone"
-        if self._has(sets.LOAD_BALANCER):
-            local = self._has(sets.LOAD_BALANCER_LOCAL)
-            return not local, f"{self._names[sets.LOAD_BALANCER_LOCAL]} {'has' if local else 'does not have'} it"
-        if self._has(sets.CLUSTER_IP):
+        if self._has(roles.LOAD_BALANCER):
+            local = self._has(roles.LOAD_BALANCER_LOCAL)
+            return not local, f"{self._name(roles.LOAD_BALANCER_LOCAL)} {'has' if local else 'does not have'} it"
+        if self._has(roles.CLUSTER_IP):
             return self._masquerade_cluster_ip()
-        if self._has(sets.EXTERNAL_IP):
-            return True, f"{self._names[sets.EXTERNAL_IP]} has it"
-        if self._has(sets.EXTERNAL_IP_LOCAL):
-            return False, f"{self._names[sets.EXTERNAL_IP_LOCAL]} has it"
+        if self._has(roles.EXTERNAL_IP):
+            return True, f"{self._name(roles.EXTERNAL_IP)} has it"
+        if self._has(roles.EXTERNAL_IP_LOCAL):
+            return False, f"{self._name(roles.EXTERNAL_IP_LOCAL)} has it"
         protocol = Protocol(self._key.protocol)
         member = self._entry if protocol is Protocol.SCTP else SetEntry(port=self._key.port)
-        if self._has(sets.LOCAL_NODE_PORT_SETS[protocol], member):
-            return False, f"{self._names[sets.LOCAL_NODE_PORT_SETS[protocol]]} has it"
-        port_set = self._names[sets.NODE_PORT_SETS[protocol]]
-        if self._has(sets.NODE_PORT_SETS[protocol], member):
+        if self._has(roles.LOCAL_NODE_PORTS[protocol], member):
+            return False, f"{self._name(roles.LOCAL_NODE_PORTS[protocol])} has it"
+        port_set = self._name(roles.NODE_PORTS[protocol])
+        if self._has(roles.NODE_PORTS[protocol], member):
             return True, f"{port_set} has it"
         return False, "no set has it"
 

@@ -1,21 +1,23 @@
 """From tables to documents: what one Service asks for, beside what the kernel has.
 
-Nothing here reads or writes: the caller hands in the tables, and what it has just read of the kernel.
+Pure: the caller passes the tables, and what it has just read from the kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Counters, Observation
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import virtual_endpoints
+from ipvs_proxy.plan.annotations import option_texts
 from ipvs_proxy.plan.choices import Choice
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
 from ipvs_proxy.plan.reasons import SERVED_OTHERWISE
 from ipvs_proxy.plan.tables import (
@@ -29,6 +31,7 @@ from ipvs_proxy.plan.tables import (
     text_of,
 )
 from ipvs_proxy.state.documents import (
+    DifferenceKind,
     DrainState,
     EndpointState,
     MemberState,
@@ -39,17 +42,17 @@ from ipvs_proxy.state.documents import (
     VirtualServerState,
 )
 
-#: So many differences are named in a list; the state of one Service has them all.
+#: At most this many differences are named in a list of Services; the state of one Service has all of them.
 _NAMED = 5
 
 
 def traffic_of(counters: Counters) -> Traffic:
-    """Write counters as a document."""
+    """Return counters as a document."""
     return Traffic(*counters)
 
 
 def sum_of(balanced: Iterable[Balanced]) -> tuple[Traffic, Traffic]:
-    """Add up the traffic of some virtual servers: totals, and rates."""
+    """Return the traffic of several virtual servers together: totals, and rates per second."""
     found = list(balanced)
     total = Traffic(*(sum(numbers) for numbers in zip(*(one.total for one in found), strict=True)))
     per_second = Traffic(*(sum(numbers) for numbers in zip(*(one.per_second for one in found), strict=True)))
@@ -65,17 +68,19 @@ def service_state(
     observed: Mapping[VirtualServerKey, Observation | None],
     nodes: Mapping[str, str],
     drains: list[DrainState],
+    name_of_role: NameOfRole,
 ) -> ServiceState:
-    """Say all about one Service.
+    """Return everything about one Service.
 
     ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes``
-    the node of each endpoint's address, ``drains`` are those of its virtual servers.
+    the node of each endpoint's address, ``drains`` are those of its virtual servers. ``name_of_role`` tells what the
+    kernel calls the set of a role.
     """
     servers = [
         _virtual_server_state(fragment, key, desired=desired, observation=observed.get(key), nodes=nodes)
         for key in fragment.virtual_servers
     ]
-    members = _members(fragment, desired, actual)
+    members = _members(fragment, desired, actual, name_of_role)
     virtual = virtual_endpoints.at_virtual_ips(
         (server for server, _ in fragment.virtual_servers.values()), desired.addresses
     )
@@ -88,11 +93,12 @@ def service_state(
         members=members,
         omissions=omissions_of([*fragment.omissions, *virtual_endpoints.omissions(fragment.name, virtual)]),
         drains=drains,
+        annotations=option_texts(fragment.options),
     )
 
 
 def omissions_of(omissions: Iterable[Omission]) -> list[OmissionState]:
-    """Write omissions as documents."""
+    """Return omissions as documents."""
     return [OmissionState(where, reason.value, SERVED_OTHERWISE.get(reason, "")) for where, reason in omissions]
 
 
@@ -105,22 +111,22 @@ def summarize(
     omissions: Iterable[Omission],
     balanced: Mapping[VirtualServerKey, Balanced],
 ) -> ServiceSummary:
-    """Say the most important of one Service; ``actual`` is what the agent last knew of the kernel."""
+    """Return what matters most about one Service. ``actual`` is what the agent last knew of the kernel."""
     keys = desired.virtual_servers_of(name)
     wanted: set[RealServerKey] = set()
     draining: set[RealServerKey] = set()
-    differences: list[str] = []
+    differences: list[tuple[DifferenceKind, str]] = []
     for key in keys:
         server, found = desired.virtual_servers.get(key), actual.virtual_servers.get(key)
         owner = desired.owners.get(key)
         if server is None or owner != name:
-            differences.append(f"{key} belongs to {owner}")
+            differences.append((DifferenceKind.CONFLICT, f"{key} belongs to {owner}"))
             continue
         wanted.update(server.real_servers)
         if found is not None:
             draining.update(key for key, settings in found.real_servers.copy().items() if not settings.weight)
         if found is not server:
-            differences += differences_of(server, found)
+            differences += [(DifferenceKind.KERNEL, text) for text in differences_of(server, found)]
     total, per_second = sum_of(balanced[key] for key in keys if key in balanced and desired.owners.get(key) == name)
     spec = service.spec
     return ServiceSummary(
@@ -134,7 +140,8 @@ def summarize(
         endpoints=len(wanted),
         draining=len(draining - wanted),
         in_sync=not differences,
-        differences=differences[:_NAMED],
+        differences=[text for _, text in differences[:_NAMED]],
+        difference_kinds=list(dict.fromkeys(kind for kind, _ in differences)),
         omissions=omissions_of(omissions),
         total=total,
         per_second=per_second,
@@ -142,7 +149,7 @@ def summarize(
 
 
 def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[str]:
-    """Say what of a virtual server is not in the kernel as it should be; real servers that drain are as they should."""
+    """Return what differs in the kernel from a desired virtual server. A real server that drains is no difference."""
     if found is None:
         return [f"{desired.key} is missing"]
     differences = []
@@ -235,21 +242,23 @@ def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activit
     )
 
 
-def _members(fragment: Fragment, desired: DesiredTables, actual: KernelTables) -> list[MemberState]:
+def _members(
+    fragment: Fragment, desired: DesiredTables, actual: KernelTables, name_of_role: NameOfRole
+) -> list[MemberState]:
     """Return what goes with the virtual servers; not what goes with one that another Service has."""
     addresses = [
         MemberState(SERVICE_LINK, text_of(address), reason.value, address in actual.addresses)
         for address, reason in fragment.addresses.items()
     ]
     return addresses + [
-        MemberState(name, member_text(entry), reason.value, entry in actual.entries.get(name, ()))
-        for (name, entry), reason in fragment.entries.items()
-        if (name, entry) in desired.entries
+        MemberState(name_of_role(role), member_text(entry), reason.value, entry in actual.entries.get(role, ()))
+        for (role, entry), reason in fragment.entries.items()
+        if (role, entry) in desired.entries
     ]
 
 
 def member_text(entry: SetEntry) -> str:
-    """Write a member of a set as ``ipset list`` does, with its mark."""
+    """Return a member of a set as ``ipset list`` prints it, with its mark."""
     parts = [text_of(entry.address)] if entry.address else []
     if entry.protocol:
         parts.append(f"{Protocol(entry.protocol).name.lower()}:{entry.port}")

@@ -12,8 +12,9 @@ from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.web.access import is_local, is_own
 from ipvs_proxy.agent.web.server import metrics_application
 from ipvs_proxy.plan.tables import Family
-from ipvs_proxy.settings.merge import Settings, effective
-from tests.agent.test_server import serving
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import Settings
+from tests.support.loopback import serving
 
 OPEN = ["/metrics", "/healthz", "/healthz/ping", "/proxyMode"]
 PROTECTED = ["/configz", "/state", "/", "/flagz", "/../configz", "/%63onfigz", "/metrics/", "/nothing"]

@@ -12,9 +12,11 @@ from msgspec import structs
 
 from ipvs_proxy.agent.sync import controller as controller_module
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
+from ipvs_proxy.plan.roles import NODE_PORT_UDP
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     DRAINING,
+    Family,
     Operation,
     Protocol,
     RealServerOperation,
@@ -22,9 +24,9 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerKey,
 )
-from tests.agent.test_controller import POD1, SLICE, VIP, WEB, Rig, running
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import endpoint, endpoint_slice, real, service, virtual
+from tests.support.rig import POD1, SLICE, VIP, WEB, Rig, running
 
 T = TypeVar("T")
 OTHER = virtual("10.96.0.11")
@@ -106,7 +108,9 @@ async def test_audit_that_fails_survives_a_set_that_is_gone(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        rig.programmer.actual.entries["KUBE-GONE"] = {SetEntry(port=1)}
+        rig.programmer.actual.entries[NODE_PORT_UDP[Family.IPV4]] = {SetEntry(port=1)}
+        del plane.kernel.sets["KUBE-NODE-PORT-UDP"]
+        monkeypatch.setattr(plane.kernel, "create_sets", lambda: None)
         monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
         with pytest.raises(OSError, match="a fault"):
             await rig.audit.round()

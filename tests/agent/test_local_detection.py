@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from ipvs_proxy.agent.local_detection import adapt_rules, rule_settings
+from ipvs_proxy.agent.local_detection import adapt_rules, masquerading
+from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptables
 from ipvs_proxy.kube.objects import Node, NodeSpec, ObjectMeta
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.tables import Family
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 PODS, PODS6 = ip_network("10.244.0.0/16"), ip_network("fd00:10:244::/56")
 OWN, OWN6 = ip_network("10.244.1.0/24"), ip_network("fd00:10:244:1::/64")
@@ -41,8 +42,8 @@ TABLE: dict[str, tuple[dict[str, Any], Node | None, Any, Any]] = {
 @pytest.mark.parametrize(("fields", "node", "ipv4", "ipv6"), TABLE.values(), ids=TABLE)
 def test_local_pods_by_family(fields: dict[str, Any], node: Node | None, ipv4: object, ipv6: object) -> None:
     settings = Settings("node", **fields)
-    assert rule_settings(settings, Family.IPV4, node).local == ipv4
-    assert rule_settings(settings, Family.IPV6, node).local == ipv6
+    assert masquerading(settings, Family.IPV4, node).local == ipv4
+    assert masquerading(settings, Family.IPV6, node).local == ipv6
 
 
 class Rules:
@@ -50,13 +51,15 @@ class Rules:
 
     writes = 0
 
-    def __init__(self, settings: RuleSettings) -> None:
+    def __init__(self, settings: Masquerading) -> None:
         self.settings = settings
 
 
 def test_rules_are_written_again_only_if_the_node_changes_them() -> None:
     settings = Settings("node", cluster_cidrs=(PODS,))
-    rules = {family: Rules(rule_settings(settings, family, None)) for family in Family}
-    assert adapt_rules(rules, settings, NODE)  # type: ignore[arg-type]
-    assert rules[Family.IPV4].settings.own_pods == OWN
-    assert not adapt_rules(rules, settings, NODE)  # type: ignore[arg-type]
+    rules: Any = {family: Rules(masquerading(settings, family, None)) for family in Family}
+    unused: Any = None
+    packet_filter = IpsetIptables(unused, rules, unused)
+    assert adapt_rules(packet_filter, settings, NODE)
+    assert packet_filter.settings[Family.IPV4].own_pods == OWN
+    assert not adapt_rules(packet_filter, settings, NODE)

@@ -1,18 +1,14 @@
-"""The document of the metrics, and their names."""
+"""Names, types and help of all metrics that the agent can expose."""
 
 from __future__ import annotations
 
 import subprocess
 
 from tests.helm.helm import PROMTOOL
-from tests.support.metrics import DOCUMENT, current, exposed, families
+from tools.metrics import exposed, families
 
 #: kube-proxy's name of a gauge, which ends as a counter's should.
 KUBE_PROXYS_OWN = "kubeproxy_sync_proxy_rules_no_local_endpoints_total"
-
-
-def test_document_is_that_of_the_code() -> None:
-    assert DOCUMENT.read_text() == current(), "run python -m tests.support.metrics"
 
 
 def test_promtool_finds_nothing_wrong_with_names_types_and_help() -> None:

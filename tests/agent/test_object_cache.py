@@ -65,13 +65,13 @@ def test_what_is_read_is_remembered_for_services_with_many_slices_only() -> None
     slices = [endpoint_slice(name=f"web-{number}") for number in range(MANY_SLICES)]
     for piece in slices[:-1]:
         cache.change(None, piece)
-    assert cache.memory(name) is None
+    assert cache.slice_cache(name) is None
     cache.change(None, slices[-1])
-    kept = cache.memory(name)
+    kept = cache.slice_cache(name)
     assert kept is not None
-    assert cache.memory(name) is kept
+    assert cache.slice_cache(name) is kept
     for piece in slices:
         cache.change(piece, None)
     for piece in slices:
         cache.change(None, piece)
-    assert cache.memory(name) is not kept
+    assert cache.slice_cache(name) is not kept

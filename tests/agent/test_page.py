@@ -23,9 +23,9 @@ from ipvs_proxy.kube.objects import (
     ServicePort,
     ServiceStatus,
 )
-from tests.agent.test_controller import Rig
-from tests.agent.test_view import shown
 from tests.support.objects import endpoint, endpoint_slice, real, service, virtual
+from tests.support.rig import Rig
+from tests.support.shown import shown
 
 CHROMIUM = shutil.which("chromium")
 #: Where pictures are kept for people to look at, if somewhere.

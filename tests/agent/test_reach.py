@@ -16,12 +16,12 @@ from ipvs_proxy.kube.client import connect
 from ipvs_proxy.kube.objects import EndpointPort, Node, NodeAddress, NodeStatus, ObjectMeta, Service
 from ipvs_proxy.kube.peers import Peer
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.settings.merge import Settings
-from tests.agent.test_controller import Rig, running
-from tests.ring import manifests
+from ipvs_proxy.settings.model import Settings
+from lab import manifests
 from tests.support.cluster import Cluster, listen, serving
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import endpoint, endpoint_slice, packed, service, virtual
+from tests.support.rig import Rig, running
 
 API, CORRECT = "198.51.100.100", "203.0.113.7"
 POD = "10.244.0.1"

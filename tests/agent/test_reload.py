@@ -3,58 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.reload import Outcome, follow_configuration
-from ipvs_proxy.settings.file import read_settings
-from ipvs_proxy.settings.merge import Settings
-
-HEAD = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
-
-
-class Followed:
-    """What a following agent was told."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.running = read_settings({}, path)
-        self.outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
-        self.fault: Exception | None = None
-
-    async def apply(self, settings: Settings) -> None:
-        if self.fault is not None:
-            raise self.fault
-        self.running = settings
-
-    async def outcome(self) -> Outcome:
-        async with asyncio.timeout(10):
-            return await self.outcomes.get()
-
-
-@asynccontextmanager
-async def following(path: Path, interval: float = 0.01) -> AsyncIterator[Followed]:
-    followed = Followed(path)
-    task = asyncio.create_task(
-        follow_configuration(
-            path,
-            followed.running,
-            read=lambda: read_settings({}, path),
-            apply=followed.apply,
-            told=followed.outcomes.put_nowait,
-            interval=interval,
-        )
-    )
-    try:
-        await asyncio.sleep(0)
-        yield followed
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+from ipvs_proxy.settings.live import Reload
+from tests.support.configuration_file import HEAD, following
 
 
 @pytest.fixture
@@ -67,7 +22,7 @@ def config(tmp_path: Path) -> Path:
 async def test_change_is_applied(config: Path) -> None:
     async with following(config) as followed:
         config.write_text(HEAD + "ipvs: {scheduler: lc, syncPeriod: 10s}\n")
-        assert await followed.outcome() is Outcome.APPLIED
+        assert await followed.outcome() is Reload.APPLIED
         assert (followed.running.scheduler, followed.running.sync_period) == ("lc", 10.0)
 
 
@@ -80,7 +35,7 @@ async def test_swap_of_a_volumes_symbolic_link_is_a_change(tmp_path: Path) -> No
     async with following(tmp_path / "config.conf") as followed:
         (tmp_path / "..new").symlink_to("..1")
         (tmp_path / "..new").replace(tmp_path / "..data")
-        assert await followed.outcome() is Outcome.APPLIED
+        assert await followed.outcome() is Reload.APPLIED
         assert followed.running.scheduler == "sh"
 
 
@@ -88,12 +43,12 @@ async def test_broken_file_is_refused_and_what_runs_stays(config: Path) -> None:
     async with following(config) as followed:
         with capture_logs() as logs:
             config.write_text(HEAD + "ipvs: {scheduler: lc, syncPeriod: soon}\n")
-            assert await followed.outcome() is Outcome.REFUSED
+            assert await followed.outcome() is Reload.REFUSED
         (fault,) = logs[0]["faults"]
         assert fault.startswith("KubeProxyConfiguration.ipvs.syncPeriod: ")
         assert followed.running.scheduler == "rr"
         config.write_text(HEAD + "ipvs: {scheduler: wrr}\n")
-        assert await followed.outcome() is Outcome.APPLIED
+        assert await followed.outcome() is Reload.APPLIED
         assert followed.running.scheduler == "wrr"
 
 
@@ -101,7 +56,7 @@ async def test_what_needs_a_restart_is_named_and_the_rest_applied(config: Path) 
     async with following(config) as followed:
         with capture_logs() as logs:
             config.write_text(HEAD + "ipvs: {scheduler: lc}\niptables: {masqueradeBit: 15}\nmetricsBindAddress: ::1\n")
-            assert await followed.outcome() is Outcome.RESTART_NEEDED
+            assert await followed.outcome() is Reload.RESTART_NEEDED
         named = next(line for line in logs if line["event"] == "restart_needed")
         assert named["changed"] == [
             "KubeProxyConfiguration.iptables.masqueradeBit",
@@ -118,14 +73,14 @@ async def test_file_that_goes_and_comes_back_the_same_changes_nothing(config: Pa
         config.unlink()
         await asyncio.sleep(0.05)
         config.write_text("# rewritten\n" + text)
-        assert await followed.outcome() is Outcome.UNCHANGED
+        assert await followed.outcome() is Reload.UNCHANGED
 
 
 async def test_change_that_the_kernel_refuses_ends_nothing(config: Path) -> None:
     async with following(config) as followed:
         followed.fault = OSError("no such scheduler")
         config.write_text(HEAD + "ipvs: {scheduler: magic}\n")
-        assert await followed.outcome() is Outcome.REFUSED
+        assert await followed.outcome() is Reload.REFUSED
         followed.fault = None
         config.write_text(HEAD + "ipvs: {scheduler: lc}\n")
-        assert await followed.outcome() is Outcome.APPLIED
+        assert await followed.outcome() is Reload.APPLIED

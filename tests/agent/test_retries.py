@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from ipvs_proxy.agent.sync.retries import FIRST_DELAY, LONGEST_DELAY, RetryQueue
-from ipvs_proxy.plan.desired import Touched
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import SetEntry
 from tests.support.objects import packed, virtual
 
 A, B = virtual("10.96.0.1"), virtual("10.96.0.2")
 
 
-def keys(*servers: object) -> Touched:
-    return Touched(virtual_servers=set(servers))
+def keys(*servers: object) -> TableKeys:
+    return TableKeys(virtual_servers=set(servers))
 
 
 def test_delay_doubles_up_to_its_limit() -> None:
@@ -26,10 +26,10 @@ def test_delay_doubles_up_to_its_limit() -> None:
 
 def test_some_of_what_waits_is_named() -> None:
     queue = RetryQueue()
-    queue.failed(Touched({A}, {packed("10.96.0.2")}), 0.0)
+    queue.failed(TableKeys({A}, {packed("10.96.0.2")}), 0.0)
     assert set(queue.waiting(9)) == {A, packed("10.96.0.2")}
     assert len(queue.waiting(1)) == 1
-    queue.settled(keys(A), Touched())
+    queue.settled(keys(A), TableKeys())
     assert queue.waiting(9) == [packed("10.96.0.2")]
 
 
@@ -61,6 +61,6 @@ def test_what_succeeded_meanwhile_is_not_due() -> None:
 
 def test_keys_of_all_tables_come_back_as_what_they_are() -> None:
     queue = RetryQueue()
-    touched = Touched({A}, {packed("10.96.0.1")}, {("KUBE-CLUSTER-IP", SetEntry(packed("10.96.0.1"), 6, 80))})
+    touched = TableKeys({A}, {packed("10.96.0.1")}, {("KUBE-CLUSTER-IP", SetEntry(packed("10.96.0.1"), 6, 80))})
     queue.failed(touched, 0.0)
     assert queue.take_due(FIRST_DELAY) == touched

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.metrics import Metrics
@@ -19,43 +16,13 @@ from ipvs_proxy.agent.web.server import health_application, metrics_application,
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.tables import Family
-from ipvs_proxy.settings.merge import Settings, effective
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import Settings
+from tests.support.loopback import get, serving
 
 
 def effective_defaults() -> Settings:
     return effective({})
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def serving(application: web.Application) -> AsyncIterator[str]:
-    port = free_port()
-    task = asyncio.create_task(serve_for_ever(application, f"127.0.0.1:{port}", name="test"))
-    try:
-        async with asyncio.timeout(5):
-            while True:
-                try:
-                    _, writer = await asyncio.open_connection("127.0.0.1", port)
-                except OSError:
-                    await asyncio.sleep(0.01)
-                else:
-                    writer.close()
-                    break
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        task.cancel()
-        async with asyncio.timeout(1.0):  # also with a client that hangs
-            await asyncio.gather(task, return_exceptions=True)
-
-
-async def get(url: str) -> tuple[int, str, str]:
-    async with aiohttp.ClientSession() as session, session.get(url) as response:
-        return response.status, response.headers["Content-Type"], await response.text()
 
 
 async def test_health_server_answers_its_two_paths_and_counts_them() -> None:

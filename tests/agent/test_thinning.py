@@ -14,12 +14,13 @@ from structlog.testing import capture_logs
 
 from ipvs_proxy.agent.observe.thinning import BURST, Thinning
 from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.plan.annotations import DRAIN_TIMEOUT
 from ipvs_proxy.plan.fragment import Fragment
-from ipvs_proxy.plan.services import DRAIN_TIMEOUT, plan_service
-from tests.agent.test_controller import Rig
-from tests.plan.test_cost import LARGE, slices, wanted
+from ipvs_proxy.plan.services import plan_service
 from tests.support.fake_dataplane import FakeDataplane
+from tests.support.large_services import LARGE, slices, wanted
 from tests.support.objects import service
+from tests.support.rig import Rig
 
 
 def test_one_object_is_told_of_some_times_then_once_a_minute_with_what_was_left_out() -> None:

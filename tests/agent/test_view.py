@@ -5,95 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from errno import EPERM
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
-from aiohttp import web
 
 from ipvs_proxy.agent.observe.history import KEPT, History
-from ipvs_proxy.agent.web.state_pages import add_state, flagz, statusz
-from ipvs_proxy.agent.web.view import LARGEST, View
+from ipvs_proxy.agent.web.state_pages import flagz, statusz
+from ipvs_proxy.agent.web.view import LARGEST
 from ipvs_proxy.commands.ask import ask_for_services
-from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
-from ipvs_proxy.plan.desired import Touched
-from ipvs_proxy.plan.tables import (
-    AddressOperation,
-    Family,
-    RealServerOperation,
-    Verb,
-    VirtualServer,
-    VirtualServerKey,
-)
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import AddressOperation, RealServerOperation, Verb, VirtualServer
 from ipvs_proxy.settings.merge import effective
-from tests.agent.test_controller import Rig, running
-from tests.agent.test_server import get, serving
-from tests.support.fake_dataplane import FakeDataplane
+from tests.support.loopback import get
 from tests.support.objects import HTTP, endpoint, endpoint_slice, packed, real, service, virtual
-
-
-class FakeIpvs:
-    """Reads the fake kernel, counts, and can be told to fail."""
-
-    def __init__(self, plane: FakeDataplane) -> None:
-        self.plane = plane
-        self.reads: list[VirtualServerKey] = []
-        self.fails = False
-        self.balanced = Balanced(Counters(7, 0, 0, 0, 0), Counters(2, 0, 0, 0, 0))
-
-    def __call__(self) -> FakeIpvs:
-        return self
-
-    def observe(self, key: VirtualServerKey, *, real_servers: bool = True) -> Observation | None:
-        if self.fails:
-            raise PermissionError(EPERM, "not today")
-        self.reads.append(key)
-        found = self.plane.kernel.virtual_servers.get(key)
-        if found is None:
-            return None
-        listed = found.real_servers if real_servers else {}
-        activity = {key: Activity(one, Connections(1, 0, 0), self.balanced) for key, one in listed.items()}
-        return Observation(found, self.balanced, activity)
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-@asynccontextmanager
-async def shown(*objects: Any) -> AsyncIterator[tuple[str, Rig, FakeIpvs]]:
-    plane = FakeDataplane()
-    async with running(plane, *objects) as rig:
-        ipvs = FakeIpvs(plane)
-        view = View(
-            rig.controller,
-            rig.programmer,
-            settings=lambda: effective(
-                {
-                    "hostname_override": "node",
-                    "scheduler": "lc",
-                    "strict_arp": "true",
-                    "exclude_cidrs": ("10.99.0.0/16",),
-                }
-            ),
-            families=tuple(Family),
-            rules=dict,
-            host_addresses=set,
-            health=rig.health,
-            drains=rig.drains,
-            history=rig.history,
-            open_tables=lambda: plane,  # type: ignore[arg-type,return-value]
-            open_ipvs=ipvs,  # type: ignore[arg-type]
-            read_rules=lambda family: OTHERS if family is Family.IPV4 else {},
-        )
-        application = web.Application()
-        add_state(application, view)
-        async with serving(application) as url:
-            yield url, rig, ipvs
+from tests.support.shown import shown
 
 
 async def answer(url: str) -> tuple[int, Any]:
@@ -101,12 +29,6 @@ async def answer(url: str) -> tuple[int, Any]:
     assert content_type.startswith("application/json")
     return status, json.loads(text)
 
-
-#: A host port of 8080 on every address of the node.
-OTHERS = {
-    "nf_tables": "*nat\n:PREROUTING ACCEPT [0:0]\n"
-    "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 8080 -j DNAT --to-destination 10.244.0.9:80\nCOMMIT\n"
-}
 
 WEB = service()
 WEB_SLICE = endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.2", ready=False))
@@ -219,7 +141,7 @@ async def test_drains_and_refused_objects_are_named() -> None:
     async with shown(WEB, WEB_SLICE) as (url, rig, _):
         rig.replace(WEB_SLICE, endpoint_slice(endpoint("10.244.0.3")))
         await rig.until(lambda: len(rig.drains))
-        rig.programmer.retries.failed(Touched(addresses={packed("10.96.0.10")}), 0.0)
+        rig.programmer.retries.failed(TableKeys(addresses={packed("10.96.0.10")}), 0.0)
         _, state = await answer(f"{url}/state")
         _, web = await answer(f"{url}/state/services/default/web")
     assert (state["waiting"], state["refused"]) == (1, ["10.96.0.10 on kube-ipvs0"])

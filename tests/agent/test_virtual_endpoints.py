@@ -9,10 +9,10 @@ from ipvs_proxy.kube.decode import Skipped
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import ServiceName
-from tests.agent.test_controller import running
-from tests.kube.test_manifest_cases import CASES, content
 from tests.support.fake_dataplane import FakeDataplane
+from tests.support.manifest_cases import CASES, content
 from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.rig import running
 
 OBJECTS = [
     item for item in content((CASES / "20-endpoint-is-a-vip.yaml").read_text()).items if not isinstance(item, Skipped)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 
 import msgspec
 import pytest
@@ -14,7 +13,7 @@ from bench.api_objects import Shape, applications, bookmark_line, event_line, no
 from bench.api_outage import Outage, reconnects
 from bench.api_rollout import Controller, Update, rolling_update
 from bench.api_survey import churn, passed, selected, slice_line, survey
-from bench.api_text import bits, rate, renewed, size, table
+from bench.api_text import bits, rate, size
 from ipvs_proxy.kube.decode import ListDecoder, decode_event
 from ipvs_proxy.kube.objects import EndpointSlice, Node, Service
 from ipvs_proxy.kube.reflector import DEFAULT_TIMING
@@ -232,20 +231,3 @@ def test_the_fullest_second_is_found():
 )
 def test_sizes_have_three_digits(amount, text):
     assert size(amount) == text
-
-
-def test_tables_are_put_between_their_markers_and_nowhere_else():
-    document = "a\n<!-- begin: x -->\nold\n<!-- end: x -->\nb\n"
-    text = table(("", "n"), [("one", "1")])
-    assert renewed(document, [("x", text)]) == f"a\n<!-- begin: x -->\n{text}\n<!-- end: x -->\nb\n"
-    assert renewed(renewed(document, [("x", text)]), [("x", "old")]) == document
-    with pytest.raises(ValueError, match="0 places for the table 'y'"):
-        renewed(document, [("y", text)])
-
-
-def test_the_document_has_the_tables_that_the_simulation_gives():
-    document = api_load.DOCUMENT.read_text()
-    tables = list(api_load.exact_tables(survey(Shape())))
-    assert renewed(document, tables) == document, "run: python -m bench.api_load --write"
-    known = {name for name, _ in tables} | {"encodings", "measured"}
-    assert set(re.findall(r"<!-- begin: (\w+) -->", document)) == known

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ipvs_proxy.commands import bundle
-from ipvs_proxy.commands.doctor import Finding, Level
+from ipvs_proxy.commands.doctor import Diagnosis, Level
 from ipvs_proxy.state.documents import Differences
-from tests.commands.test_cli import NODE, agent, run
+from tests.support.answering_agent import NODE, agent, run
 
 
 def members(path: Path) -> dict[str, str]:
@@ -26,7 +26,7 @@ def members(path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(bundle, "examine", lambda _: [Finding(Level.OK, "kernel", "fine")])
+    monkeypatch.setattr(bundle, "examine", lambda _: [Diagnosis(Level.OK, "kernel", "fine")])
     monkeypatch.setattr(bundle, "installed_variants", list)
     root = tmp_path / "proc"
     for name, text in {"net/ip_vs": "IPVS", "sys/net/ipv4/vs/conntrack": "1\n", "modules": "ip_vs 1\n"}.items():

@@ -28,7 +28,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_an_agent_at_work_is_a_reason_to_refuse(capsys: pytest.CaptureFixture[str]) -> None:
-    held = instances.announce()
+    held = instances.register()
     assert held is not None
     with held:
         assert refused(capsys).startswith("ipvs-proxy: error: an agent is running on this node and would put")

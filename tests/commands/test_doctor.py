@@ -9,23 +9,24 @@ import msgspec
 import pytest
 
 from ipvs_proxy.commands import doctor
-from ipvs_proxy.commands.doctor import Finding, Level, findings_text, judge_agent, judge_host, judge_kernel
-from ipvs_proxy.node.host_facts import Checkup
-from ipvs_proxy.node.inventory import Survey
+from ipvs_proxy.commands.doctor import Diagnosis, Level, diagnoses_text, judge_agent, judge_host, judge_kernel
+from ipvs_proxy.node.host_facts import HostFacts
+from ipvs_proxy.node.inventory import Inventory
+from ipvs_proxy.node.problem import Problem
 from ipvs_proxy.node.processes import Process
-from ipvs_proxy.node.sysctl import Change
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.node.sysctl import SysctlChange
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import Protocol, VirtualServerKey
-from tests.commands.test_cli import NODE, NOW
+from tests.support.answering_agent import NODE, NOW
 
 CLUSTER_IP = VirtualServerKey(bytes((10, 96, 0, 1)), Protocol.UDP, 30080)
 NODE_PORT = VirtualServerKey(bytes((192, 0, 2, 1)), Protocol.TCP, 30080)
 TABLES = KernelTables(addresses={CLUSTER_IP.address})
 
 
-def judged(survey: dict[str, Any], checkup: dict[str, Any] | None = None) -> list[Finding]:
-    found = Survey(**{"kernel": "6.12", **survey})
-    return [*judge_kernel(found), *judge_host(found, Checkup(**(checkup or {})))]
+def judged(inventory: dict[str, Any], facts: dict[str, Any] | None = None) -> list[Diagnosis]:
+    found = Inventory(**{"kernel": (6, 12), **inventory})
+    return [*judge_kernel(found), *judge_host(found, HostFacts(**(facts or {})))]
 
 
 def test_sound_node_has_only_good_findings() -> None:
@@ -35,17 +36,17 @@ def test_sound_node_has_only_good_findings() -> None:
         "connection_buckets": 4096,
         "local_ports": (40000, 60999),
     }
-    found = [*judged({}, sound), *judge_agent(Survey(agent=True), msgspec.structs.replace(NODE, repairs=[]))]
+    found = [*judged({}, sound), *judge_agent(Inventory(agent=True), msgspec.structs.replace(NODE, repairs=[]))]
     assert {finding.level for finding in found} == {Level.OK}
 
 
 @pytest.mark.parametrize(
-    ("survey", "checkup", "level", "topic", "remedy"),
+    ("inventory", "facts", "level", "topic", "remedy"),
     [
-        ({"missing": ["the kernel has no IPVS: load it"]}, {}, "problem", "kernel", "load it"),
-        ({"warnings": ["Linux 5.4 is bad; use 5.9"]}, {}, "problem", "kernel", "use 5.9"),
+        ({"missing": [Problem("the kernel has no IPVS", "load it")]}, {}, "problem", "kernel", "load it"),
+        ({"flaws": [Problem("Linux 5.4 is bad", "use 5.9")]}, {}, "problem", "kernel", "use 5.9"),
         (
-            {"sysctls": [Change("net/ipv4/vs/conn_reuse_mode", "0", "1")], "agent": True},
+            {"sysctls": [SysctlChange("net/ipv4/vs/conn_reuse_mode", "0", "1")], "agent": True},
             {},
             "problem",
             "sysctl",
@@ -57,7 +58,7 @@ def test_sound_node_has_only_good_findings() -> None:
         ({}, {"twice": {"192.0.2.1": "eth0"}}, "problem", "addresses", "take the address off eth0"),
         ({}, {"announcers": ["speaker"], "arp_ignore": 0}, "problem", "ARP", "strictARP"),
         (
-            {"sysctls": [Change("net/ipv4/conf/all/arp_ignore", "0", "1")], "agent": True},
+            {"sysctls": [SysctlChange("net/ipv4/conf/all/arp_ignore", "0", "1")], "agent": True},
             {"announcers": ["speaker"], "arp_ignore": 0},
             "problem",
             "sysctl",
@@ -71,17 +72,17 @@ def test_sound_node_has_only_good_findings() -> None:
         ({}, {"conntrack_entries": 95, "conntrack_room": 100}, "problem", "conntrack", "maxPerCore"),
         ({"served": [NODE_PORT]}, {"local_ports": (1024, 65535)}, "warning", "ports", "reserved_ports=30000-32767"),
         ({}, {"run_estimation": 0}, "warning", "IPVS", "run_estimation=1"),
-        ({"kernel": "5.15", "schedulers": Counter(rr=20_000)}, {}, "warning", "IPVS", "Linux 6.2"),
+        ({"kernel": (5, 15), "schedulers": Counter(rr=20_000)}, {}, "warning", "IPVS", "Linux 6.2"),
         ({}, {"connection_buckets": 4096, "connections": 1_000_000}, "warning", "IPVS", "conn_tab_bits=20"),
         (
-            {"kernel": "7.2"},
+            {"kernel": (7, 2)},
             {"connection_buckets": 256, "connections": 5_000, "load_factor": -4},
             "warning",
             "IPVS",
             "conn_tab_bits=20",
         ),
         (
-            {"kernel": "7.2"},
+            {"kernel": (7, 2)},
             {"connection_buckets": 256, "connections": 5_000, "load_factor": 6},
             "warning",
             "IPVS",
@@ -90,15 +91,15 @@ def test_sound_node_has_only_good_findings() -> None:
     ],
 )
 def test_each_trouble_is_found_with_its_remedy(
-    survey: dict[str, Any], checkup: dict[str, Any], level: str, topic: str, remedy: str
+    inventory: dict[str, Any], facts: dict[str, Any], level: str, topic: str, remedy: str
 ) -> None:
-    (found,) = [finding for finding in judged(survey, checkup) if finding.level is not Level.OK]
+    (found,) = [finding for finding in judged(inventory, facts) if finding.level is not Level.OK]
     assert (found.level.value, found.topic) == (level, topic)
     assert remedy in found.remedy
 
 
 @pytest.mark.parametrize(
-    ("survey", "checkup"),
+    ("inventory", "facts"),
     [
         ({}, {"announcers": ["speaker"], "arp_ignore": 1}),
         ({}, {"policies": {("IPv4", "FORWARD"): "ACCEPT", ("IPv4", "INPUT"): "ACCEPT"}}),
@@ -110,28 +111,28 @@ def test_each_trouble_is_found_with_its_remedy(
         ({}, {"bridge_calls_iptables": 0}),
         ({"served": [CLUSTER_IP]}, {"policies": {("IPv6", "FORWARD"): "DROP"}, "ahead": {"IPv6": ["-A INPUT"]}}),
         ({}, {"connection_buckets": 256, "connections": 0, "conntrack_entries": 5_000, "conntrack_room": 9_999}),
-        ({"kernel": "6.2", "schedulers": Counter(rr=20_000)}, {}),
-        ({"kernel": "5.15", "schedulers": Counter(rr=100)}, {}),
+        ({"kernel": (6, 2), "schedulers": Counter(rr=20_000)}, {}),
+        ({"kernel": (5, 15), "schedulers": Counter(rr=100)}, {}),
     ],
 )
-def test_what_is_right_is_no_finding(survey: dict[str, Any], checkup: dict[str, Any]) -> None:
-    assert {finding.level for finding in judged(survey, checkup)} == {Level.OK}
+def test_what_is_right_is_no_finding(inventory: dict[str, Any], facts: dict[str, Any]) -> None:
+    assert {finding.level for finding in judged(inventory, facts)} == {Level.OK}
 
 
 @pytest.mark.parametrize(
-    ("survey", "state", "levels"),
+    ("inventory", "state", "levels"),
     [
-        (Survey(), "no answer", {"warning"}),
-        (Survey(agent=True), "no answer", {"warning"}),
-        (Survey(agent=True, kube_proxy=Process(1, "kube-proxy")), NODE, {"problem", "warning", "ok"}),
-        (Survey(agent=True), msgspec.structs.replace(NODE, healthy=False, repairs=[]), {"problem"}),
-        (Survey(agent=True), msgspec.structs.replace(NODE, waiting=3, repairs=[]), {"problem"}),
-        (Survey(agent=True), msgspec.structs.replace(NODE, conflicts=1, repairs=[]), {"warning", "ok"}),
-        (Survey(agent=True), msgspec.structs.replace(NODE, api_failures=["Node"], repairs=[]), {"warning", "ok"}),
+        (Inventory(), "no answer", {"warning"}),
+        (Inventory(agent=True), "no answer", {"warning"}),
+        (Inventory(agent=True, kube_proxy=Process(1, "kube-proxy")), NODE, {"problem", "warning", "ok"}),
+        (Inventory(agent=True), msgspec.structs.replace(NODE, healthy=False, repairs=[]), {"problem"}),
+        (Inventory(agent=True), msgspec.structs.replace(NODE, waiting=3, repairs=[]), {"problem"}),
+        (Inventory(agent=True), msgspec.structs.replace(NODE, conflicts=1, repairs=[]), {"warning", "ok"}),
+        (Inventory(agent=True), msgspec.structs.replace(NODE, api_failures=["Node"], repairs=[]), {"warning", "ok"}),
     ],
 )
-def test_agent_is_judged_by_what_it_tells(survey: Survey, state: Any, levels: set[str]) -> None:
-    assert {finding.level.value for finding in judge_agent(survey, state)} == levels
+def test_agent_is_judged_by_what_it_tells(inventory: Inventory, state: Any, levels: set[str]) -> None:
+    assert {finding.level.value for finding in judge_agent(inventory, state)} == levels
 
 
 @pytest.mark.parametrize(
@@ -149,12 +150,12 @@ def test_node_is_looked_at_for_what_the_agent_is_set_to(
 ) -> None:
     seen: list[dict[str, Any]] = []
 
-    def survey(**arguments: Any) -> Survey:
+    def take_inventory(**arguments: Any) -> Inventory:
         seen.append(arguments)
-        return Survey(kernel="6.12", agent=True)
+        return Inventory(kernel=(6, 12), agent=True)
 
-    monkeypatch.setattr(doctor, "survey", survey)
-    monkeypatch.setattr(doctor, "check", lambda *_: Checkup())
+    monkeypatch.setattr(doctor, "take_inventory", take_inventory)
+    monkeypatch.setattr(doctor, "read_host_facts", lambda *_: HostFacts())
     monkeypatch.setattr(doctor, "_state", lambda _: state)
     assert doctor.examine("127.0.0.1:10249")
     assert seen == [asked]
@@ -162,11 +163,11 @@ def test_node_is_looked_at_for_what_the_agent_is_set_to(
 
 def test_worst_comes_first_within_80_columns() -> None:
     found = [
-        Finding(Level.OK, "kernel", "Linux 6.12"),
-        Finding(Level.PROBLEM, "sysctl", "word " * 30, "remedy " * 20),
-        Finding(Level.WARNING, "ports", "something"),
+        Diagnosis(Level.OK, "kernel", "Linux 6.12"),
+        Diagnosis(Level.PROBLEM, "sysctl", "word " * 30, "remedy " * 20),
+        Diagnosis(Level.WARNING, "ports", "something"),
     ]
-    lines = findings_text(found).splitlines()
+    lines = diagnoses_text(found).splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ") and line][:3] == ["problem", "warning", "ok"]
     assert lines[-1] == "1 problem, 1 warning"
     assert max(map(len, lines)) <= 80

@@ -110,6 +110,11 @@ def test_drain_is_told_below_its_virtual_server(left: float | None, words: str) 
     assert text.index(told) < text.index("10.96.0.10:81/TCP")
 
 
+def test_annotations_are_told_with_the_values_that_the_agent_goes_by() -> None:
+    state = ServiceState("default", "web", "ClusterIP", True, annotations={"ipvs-proxy.io/drain-timeout": "5m0s"})
+    assert "\n  annotation ipvs-proxy.io/drain-timeout: 5m0s\n" in service_text(state)
+
+
 def test_many_endpoints_are_not_all_printed() -> None:
     text = endpoints_text(EndpointState(f"10.0.{number // 256}.{number % 256}:80") for number in range(1_000))
     assert text.count("\n") == SHOWN + 2

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from ipvs_proxy.commands.interference import interferences
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Effect
-from ipvs_proxy.node.inventory import Survey
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.kernel.filter.foreign.rules import Effect
+from ipvs_proxy.node.inventory import Inventory
 from ipvs_proxy.plan.marks import mark_key
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import Family
-from tests.kernel.test_foreign_rules import (
+from tests.support.foreign_rules import (
     ADDRESSES,
     GIVEN,
     HOST_PORT,
@@ -22,6 +22,7 @@ from tests.kernel.test_foreign_rules import (
     many,
     saved,
 )
+from tests.support.roles import role
 
 OUR_RULES = [OURS.format("PREROUTING"), SERVICES]
 MARKED = [OUR_MARKS.format("PREROUTING", "PREROUTING"), GIVEN]
@@ -29,8 +30,8 @@ MARKED = [OUR_MARKS.format("PREROUTING", "PREROUTING"), GIVEN]
 
 def told(text: str, *, variant: str = "nf_tables", marks: bool = False) -> list[tuple[str, Effect, str]]:
     served = [*KEYS, *([mark_key(0x2005, Family.IPV4)] if marks else [])]
-    tables = KernelTables(addresses=ADDRESSES, entries=MEMBERS)
-    found = Survey(served=served, tables=tables, rules={(Family.IPV4, variant): text, (Family.IPV6, variant): text})
+    tables = KernelTables(addresses=ADDRESSES, entries={role(name): members for name, members in MEMBERS.items()})
+    found = Inventory(served=served, tables=tables, rules={(Family.IPV4, variant): text, (Family.IPV6, variant): text})
     return [(one.table, one.effect, one.text) for one in interferences(found)]
 
 
@@ -55,7 +56,7 @@ def test_what_another_proxy_does_to_thousands_is_one_finding() -> None:
             f"-A OTHER -d {'.'.join(map(str, key.address))}/32 -j O{number}",
             f"-A O{number} -j DNAT --to 1.2.3.4",
         ]
-    found = Survey(served=keys, tables=KernelTables(addresses=set(known.addresses)))
+    found = Inventory(served=keys, tables=KernelTables(addresses=set(known.addresses)))
     found.rules[Family.IPV4, "legacy"] = saved(nat=rules)
     (one,) = interferences(found)
     assert "(IPv4, legacy): 3,000 rules of others take 10.96.0.1:1/TCP and 2,999 more ports of Services" in one.text
@@ -90,5 +91,5 @@ def test_only_what_is_meant_for_services_and_hurts_is_told(
 
 
 def test_node_without_services_has_nothing_to_lose() -> None:
-    found = Survey(rules={(Family.IPV4, "nf_tables"): saved(nat=[HOST_PORT])})
+    found = Inventory(rules={(Family.IPV4, "nf_tables"): saved(nat=[HOST_PORT])})
     assert list(interferences(found)) == []

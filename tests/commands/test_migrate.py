@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,20 @@ from typing import Any
 import pytest
 import yaml
 
-from ipvs_proxy.commands.migrate import Finding, Standing, judge_configuration, judge_node, read_until_end, report
+from ipvs_proxy.commands.migrate import (
+    Consequence,
+    Standing,
+    judge_configuration,
+    judge_node,
+    report,
+)
 from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptables
-from ipvs_proxy.node.inventory import Survey
+from ipvs_proxy.node.inventory import Inventory
+from ipvs_proxy.node.problem import Problem
 from ipvs_proxy.node.processes import Process
-from ipvs_proxy.node.sysctl import Change
+from ipvs_proxy.node.sysctl import SysctlChange
 from ipvs_proxy.plan.tables import Family
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 SETTINGS = Settings(node_name="node")
 PORTS = {"health": 10256, "metrics": 10249}
@@ -28,21 +33,23 @@ NFT = Iptables(suffix="", backend=NF_TABLES, version=(1, 8, 9), reason="it is th
 CONFIGURATION = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
 
 
-def judged(**found: Any) -> list[Finding]:
-    return judge_node(Survey(kernel="6.1", iptables=NFT, **found), SETTINGS, PORTS)
+def judged(**found: Any) -> list[Consequence]:
+    return judge_node(Inventory(kernel=(6, 1), iptables=NFT, **found), SETTINGS, PORTS)
 
 
-def said(findings: list[Finding], standing: Standing) -> str:
+def said(consequences: list[Consequence], standing: Standing) -> str:
     return "\n".join(
-        f"{finding.topic}: {finding.text} -> {finding.remedy}" for finding in findings if finding.standing is standing
+        f"{consequence.topic}: {consequence.text} -> {consequence.remedy}"
+        for consequence in consequences
+        if consequence.standing is standing
     )
 
 
 def test_a_clean_node_is_ready() -> None:
-    findings = judged()
-    assert {finding.standing for finding in findings} == {Standing.FOUND}
-    assert "kube-proxy: has left nothing on this node" in said(findings, Standing.FOUND)
-    assert report(findings).endswith("\nReady: nothing stands in the way.\n")
+    consequences = judged()
+    assert {consequence.standing for consequence in consequences} == {Standing.FOUND}
+    assert "kube-proxy: has left nothing on this node" in said(consequences, Standing.FOUND)
+    assert report(consequences).endswith("\nReady: nothing stands in the way.\n")
 
 
 @pytest.mark.parametrize(
@@ -60,12 +67,20 @@ def test_a_clean_node_is_ready() -> None:
         ({"nftables_mode": (Family.IPV6,)}, Standing.CHANGE, "nftables mode: IPv6: its table serves until"),
         ({"iptables_mode": {("IPv4", LEGACY): 10}}, Standing.OBSTACLE, "kube-proxy has rules in legacy"),
         ({"ipvs_mode": {("IPv6", LEGACY): 9}}, Standing.OBSTACLE, "ipvs-proxy cleanup --kube-proxy"),
-        ({"foreign": ["192.0.2.7:80/TCP"]}, Standing.FOUND, "not kube-proxy's and stay: 192.0.2.7:80/TCP ->"),
+        (
+            {"foreign": ["192.0.2.7:80/TCP"]},
+            Standing.FOUND,
+            "1 virtual server of others, which stays: 192.0.2.7:80/TCP ->",
+        ),
         ({"foreign": ["a"] * 7}, Standing.FOUND, "a, a, a, a, a and 2 more"),
-        ({"sysctls": [Change("net/ipv4/vs/conntrack", "0", "1")]}, Standing.CHANGE, "net.ipv4.vs.conntrack: 0 -> 1"),
-        ({"warnings": ["IPv6 is off; set it"]}, Standing.UNSUPPORTED, "IPv6 is off -> set it"),
+        (
+            {"sysctls": [SysctlChange("net/ipv4/vs/conntrack", "0", "1")]},
+            Standing.CHANGE,
+            "net.ipv4.vs.conntrack: 0 -> 1",
+        ),
+        ({"flaws": [Problem("IPv6 is off", "set it")]}, Standing.UNSUPPORTED, "IPv6 is off -> set it"),
         ({"unsupported": {Family.IPV6: "off"}}, Standing.UNSUPPORTED, "IPv6: is not served on this node: off"),
-        ({"missing": ["no IPVS: load ip_vs"]}, Standing.OBSTACLE, "kernel: no IPVS -> load ip_vs"),
+        ({"missing": [Problem("no IPVS", "load ip_vs")]}, Standing.OBSTACLE, "kernel: no IPVS -> load ip_vs"),
         (
             {"kube_proxy": Process(7, "kube-proxy"), "holders": {10256: Process(7, "kube-proxy")}},
             Standing.CHANGE,
@@ -78,27 +93,28 @@ def test_a_clean_node_is_ready() -> None:
     ],
 )
 def test_each_fact_has_its_standing(found: dict[str, Any], standing: Standing, part: str) -> None:
-    findings = judged(**found)
-    assert part in said(findings, standing)
+    consequences = judged(**found)
+    assert part in said(consequences, standing)
     expected = "Not ready: 1 thing stands in the way." if standing is Standing.OBSTACLE else "Ready"
-    assert report(findings).splitlines()[-1].startswith(expected)
+    assert report(consequences).splitlines()[-1].startswith(expected)
 
 
 def test_variants_in_the_way_are_named_once() -> None:
-    findings = judged(iptables_mode={("IPv4", LEGACY): 10, ("IPv6", LEGACY): 8}, ipvs_mode={("IPv4", LEGACY): 9})
-    assert len(said(findings, Standing.OBSTACLE).splitlines()) == 1
+    consequences = judged(iptables_mode={("IPv4", LEGACY): 10, ("IPv6", LEGACY): 8}, ipvs_mode={("IPv4", LEGACY): 9})
+    assert len(said(consequences, Standing.OBSTACLE).splitlines()) == 1
 
 
 def test_the_report_is_aligned_and_not_wider_than_a_terminal() -> None:
-    missing = "a piece that is missing " * 6 + ": with a remedy " + "word " * 30
+    missing = Problem("a piece that is missing " * 6, "with a remedy " + "word " * 30)
     order = list(Standing)
     found = judged(missing=[missing], nftables_mode=(Family.IPV4,))
-    findings = sorted(found, key=lambda finding: order.index(finding.standing))
-    lines = report(findings).splitlines()
+    consequences = sorted(found, key=lambda consequence: order.index(consequence.standing))
+    lines = report(consequences).splitlines()
     assert max(map(len, lines)) <= 100
     begun = [line for line in lines if line.startswith(tuple(f"  {standing.value} " for standing in order))]
     columns = {
-        line.index(finding.text[:10], 15 + len(finding.topic)) for finding, line in zip(findings, begun, strict=True)
+        line.index(consequence.text[:10], 15 + len(consequence.topic))
+        for consequence, line in zip(consequences, begun, strict=True)
     }
     (column,) = columns
     body = lines[2:-2]
@@ -118,16 +134,16 @@ def config_map(data: dict[str, str]) -> str:
     ],
 )
 def test_a_configuration_is_read_by_itself_and_in_a_config_map(text: str) -> None:
-    settings, findings = judge_configuration(text, "x.yaml")
+    settings, consequences = judge_configuration(text, "x.yaml")
     assert settings.scheduler == "lc"
-    assert findings == [Finding(Standing.FOUND, "configuration", "x.yaml can be used as it is")]
+    assert consequences == [Consequence(Standing.FOUND, "configuration", "x.yaml can be used as it is")]
 
 
 def test_what_has_no_effect_is_named() -> None:
-    _, findings = judge_configuration(
+    _, consequences = judge_configuration(
         CONFIGURATION + "mode: iptables\nmagic: 1\nwinkernel: {networkName: x}\n", "x.yaml"
     )
-    unsupported = said(findings, Standing.UNSUPPORTED)
+    unsupported = said(consequences, Standing.UNSUPPORTED)
     for part in ("iptables", "magic", "winkernel.networkName"):
         assert part in unsupported
 
@@ -144,10 +160,10 @@ def test_what_has_no_effect_is_named() -> None:
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_in_the_way(text: str, part: str) -> None:
-    settings, findings = judge_configuration(text, "x.yaml")
+    settings, consequences = judge_configuration(text, "x.yaml")
     assert settings == SETTINGS
-    assert {finding.standing for finding in findings} == {Standing.OBSTACLE}
-    assert part in said(findings, Standing.OBSTACLE)
+    assert {consequence.standing for consequence in consequences} == {Standing.OBSTACLE}
+    assert part in said(consequences, Standing.OBSTACLE)
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -157,41 +173,3 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 1
         assert done.stderr.startswith(f"ipvs-proxy: error: --config {tmp_path / name}: ")
-
-
-@pytest.mark.parametrize(
-    ("pieces", "ends", "text"),
-    [
-        ([CONFIGURATION], True, CONFIGURATION),
-        ([CONFIGURATION, "...\n"], False, CONFIGURATION),
-        ([CONFIGURATION[:-1], "\n.", "..\nnever: read\n"], False, CONFIGURATION),
-        ([f"{CONFIGURATION}a: ...b\n...c\n"], True, f"{CONFIGURATION}a: ...b\n...c\n"),
-    ],
-)
-def test_document_ends_with_its_input_or_with_three_dots(pieces: list[str], ends: bool, text: str) -> None:
-    reading, writing = os.pipe()
-
-    def write() -> None:
-        for piece in pieces:
-            os.write(writing, piece.encode())
-        if ends:
-            os.close(writing)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    assert read_until_end(reading, 30.0) == text
-    writer.join()
-    os.close(reading)
-    if not ends:
-        os.close(writing)
-
-
-def test_input_that_neither_ends_nor_goes_on_is_given_up() -> None:
-    reading, writing = os.pipe()
-    os.write(writing, CONFIGURATION.encode())
-    with pytest.raises(ValueError, match="has not ended: end it with a line of three dots"):
-        read_until_end(reading, 0.05)
-    os.close(writing)
-    os.close(reading)
-    with Path("/dev/zero").open("rb") as endless, pytest.raises(ValueError, match="more than 4,194,304 bytes"):
-        read_until_end(endless.fileno(), 1.0)

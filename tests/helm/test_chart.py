@@ -12,7 +12,8 @@ import yaml
 
 from ipvs_proxy import __version__
 from ipvs_proxy.settings.file import read_file
-from ipvs_proxy.settings.merge import Settings, effective
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import Settings
 from tests.helm.helm import CHART, MATRIX, helm, objects, pod, rendered, template
 
 CUSTOM = {"PodMonitor", "PrometheusRule"}

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.helm.helm import CHART, PROMTOOL, ROOT
-from tests.support.metrics import families
+from tools.metrics import families
 
 ALERTS = [
     rule for group in yaml.safe_load((CHART / "files/alerts.yaml").read_text())["groups"] for rule in group["rules"]

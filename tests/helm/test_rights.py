@@ -11,7 +11,7 @@ from aiohttp import web
 from ipvs_proxy.agent import assembly
 from ipvs_proxy.kube.client import connect
 from ipvs_proxy.kube.events import Events, Regarding
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 from tests.helm.helm import MATRIX, objects
 from tests.support.apiserver import ApiServer, page, status, stream
 

@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 
 import pytest
 
-from ipvs_proxy.kernel.filter.iptables import foreign_rules
-from ipvs_proxy.kernel.filter.iptables.foreign_rules import Destinations, Effect, changed_bits, look
+from ipvs_proxy.kernel.filter.foreign import rules as foreign_rules
+from ipvs_proxy.kernel.filter.foreign.rules import Effect, changed_bits, look
 from ipvs_proxy.plan.addresses import parse_address
-from ipvs_proxy.plan.tables import Protocol, SetEntry, VirtualServerKey
-
-OURS = '-A {} -m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
-#: What decides that the chain is of IPVS mode.
-SERVICES = "-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT"
-OUR_MARKS = '-A {} -m comment --comment "ipvs-proxy clients in the cluster" -j IPVS-PROXY-{}'
-GIVEN = "-A IPVS-PROXY-PREROUTING -j SET --map-set IPVS-PROXY-INTERNAL dst,dst --map-mark"
-HOST_PORT = (
-    "-A PREROUTING -p tcp -m addrtype --dst-type LOCAL -m tcp --dport 80 -j DNAT --to-destination 10.244.1.3:8080"
+from ipvs_proxy.plan.tables import VirtualServerKey
+from tests.support.foreign_rules import (
+    DNS,
+    GIVEN,
+    HOST_PORT,
+    KEYS,
+    KNOWN,
+    NODE_PORT,
+    OTHER,
+    OUR_MARKS,
+    OURS,
+    SERVICES,
+    VIP,
+    many,
+    saved,
 )
-
-
-def key(address: str, port: int = 80, protocol: Protocol = Protocol.TCP) -> VirtualServerKey:
-    packed = parse_address(address)
-    assert packed is not None
-    return VirtualServerKey(packed, protocol, port)
-
-
-VIP, OTHER, DNS, NODE_PORT = (
-    key("10.96.1.1"),
-    key("10.96.1.2", 443),
-    key("10.96.0.10", 53, Protocol.UDP),
-    key("192.0.2.1", 30080),
-)
-KEYS = (VIP, OTHER, DNS, NODE_PORT)
-ADDRESSES = {found.address for found in (VIP, OTHER, DNS)}
-MEMBERS = {
-    "KUBE-CLUSTER-IP": {SetEntry(*found[:3]) for found in (VIP, OTHER, DNS)},
-    "KUBE-IPVS-IPS": {SetEntry(found.address) for found in (VIP, OTHER, DNS)},
-}
-KNOWN = Destinations(KEYS, ADDRESSES, MEMBERS)
-
-
-def saved(*, raw: Iterable[str] = (), mangle: Iterable[str] = (), nat: Iterable[str] = ()) -> str:
-    text = ""
-    for table, rules in (("raw", raw), ("mangle", mangle), ("nat", nat)):
-        chains = dict.fromkeys(rule.split()[1] for rule in rules)
-        text += f"*{table}\n" + "".join(f":{chain} - [0:0]\n" for chain in chains) + "\n".join(rules) + "\nCOMMIT\n"
-    return text
 
 
 def met(text: str, hook: str = "PREROUTING", client: str = "") -> list[tuple[Effect, tuple[VirtualServerKey, ...]]]:
@@ -225,11 +201,6 @@ def test_long_rules_are_quoted_short() -> None:
     rule = f'-A PREROUTING -m comment --comment "{"x" * 5000}" -j DNAT --to-destination 10.244.1.3'
     (found,) = look(saved(nat=[rule]), KNOWN, hook="PREROUTING").encounters
     assert len(found.rule) < 250
-
-
-def many(number: int) -> tuple[Destinations, list[VirtualServerKey]]:
-    keys = [key(f"10.{96 + n // 62500}.{n // 250 % 250}.{n % 250 + 1}", 1 + n % 60000) for n in range(number)]
-    return Destinations(keys, {found.address for found in keys}, {}), keys
 
 
 def test_10_000_rules_of_another_proxy_are_walked_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,15 +13,16 @@ from pyroute2.netlink.nfnetlink.ipset import ipset_msg
 
 from ipvs_proxy.kernel.filter.ipset import codec
 from ipvs_proxy.kernel.filter.ipset.codec import SetHeader
+from ipvs_proxy.kernel.filter.ipset.names import SetDefinition, SetType
 from ipvs_proxy.netlink.wire import MalformedMessage, attribute, frame, text_attribute
-from ipvs_proxy.plan.tables import Family, SetDefinition, SetEntry, SetType, Verb
+from ipvs_proxy.plan.tables import Family, Role, SetEntry, Verb
 
 little_endian = pytest.mark.skipif(
     sys.byteorder != "little", reason="the golden bytes are those of little-endian hosts"
 )
 
 VIP = bytes((10, 96, 0, 1))
-SET = SetDefinition("SET", SetType.HASH_IP_PORT, Family.IPV4, "")
+SET = SetDefinition(Role("set", Family.IPV4), "SET", SetType.HASH_IP_PORT, "")
 
 #: nfgenmsg {family 2}, PROTOCOL 7, SETNAME "SET"
 GOLDEN_HEAD = "02 00 0000 0500 0100 07 000000 0800 0200 53455400"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from ipvs_proxy.kernel.filter.iptables.chains import CHAINS, JUMPS, Chain
+from ipvs_proxy.kernel.filter.iptables.iptables_mode import is_of_iptables_mode
 from ipvs_proxy.kernel.filter.iptables.removal import is_ours, is_ours_beside_iptables_mode, removal
-from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, Chain, render
-from ipvs_proxy.kernel.filter.other_modes import is_of_iptables_mode
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.kernel.filter.iptables.render import render
+from ipvs_proxy.kernel.filter.iptables.saved import parse
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family
-from tests.kernel.test_other_modes import SAVED
+from tests.support.other_modes import SAVED
 
 BUILT_IN = {
     "raw": "PREROUTING OUTPUT",
@@ -27,7 +29,7 @@ OTHERS = {
 
 def saved(*, ours: bool = True, nat: tuple[str, ...] = (), bare: bool = False) -> str:
     """Return what ``iptables-save`` prints for our rules between those of others; ``bare``: jumps without comments."""
-    rules = render(RuleSettings(), family=Family.IPV4, random_fully=True, bridge_netfilter=False)
+    rules = render(Masquerading(), family=Family.IPV4, random_fully=True, bridge_netfilter=False)
     lines: list[str] = []
     for table, built_in in BUILT_IN.items():
         chains = [chain for chain in CHAINS if ours and chain.table == table]
@@ -43,7 +45,7 @@ def saved(*, ours: bool = True, nat: tuple[str, ...] = (), bare: bool = False) -
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_all_of_ours_goes_and_nothing_of_others_is_named(bare: bool) -> None:
-    found = removal(saved(bare=bare), is_ours)
+    found = removal(parse(saved(bare=bare)), is_ours)
     assert (found.chains, found.jumps, found.kept) == (len(CHAINS), len(JUMPS), ())
     lines = found.text.splitlines()
     assert sum(line.startswith("-D ") for line in lines) == len(JUMPS)
@@ -53,7 +55,7 @@ def test_all_of_ours_goes_and_nothing_of_others_is_named(bare: bool) -> None:
 
 
 def test_a_clean_node_gets_no_write() -> None:
-    assert removal(saved(ours=False), is_ours) == ("", 0, 0, ())
+    assert removal(parse(saved(ours=False)), is_ours) == ("", 0, 0, ())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_a_clean_node_gets_no_write() -> None:
     ],
 )
 def test_a_rule_of_somebody_else_stays_and_its_chain_stays_empty(rule: str) -> None:
-    found = removal(saved(nat=(rule,)), is_ours)
+    found = removal(parse(saved(nat=(rule,))), is_ours)
     assert rule[3:] not in found.text
     assert "-X KUBE-MARK-MASQ" not in found.text
     assert ":KUBE-MARK-MASQ - [0:0]" in found.text
@@ -75,11 +77,11 @@ def test_a_rule_of_somebody_else_stays_and_its_chain_stays_empty(rule: str) -> N
     assert rule in kept
     # Found once more, empty: nothing is left to write.
     again = saved(ours=False, nat=(":KUBE-MARK-MASQ - [0:0]", rule))
-    assert removal(again, is_ours) == ("", 0, 0, (kept,))
+    assert removal(parse(again), is_ours) == ("", 0, 0, (kept,))
 
 
 def test_iptables_mode_goes_whole_if_asked_for() -> None:
-    found = removal(SAVED, lambda chain: is_ours(chain) or is_of_iptables_mode(chain))
+    found = removal(parse(SAVED), lambda chain: is_ours(chain) or is_of_iptables_mode(chain))
     left = {line[1:].split(" ")[0] for line in SAVED.splitlines() if line.startswith(":") and " - " in line}
     left -= {line.removeprefix("-X ") for line in found.text.splitlines()}
     kubelets = {"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY", "KUBE-FIREWALL"}
@@ -90,7 +92,7 @@ def test_iptables_mode_goes_whole_if_asked_for() -> None:
 
 
 def test_beside_iptables_mode_only_what_it_does_not_have_is_ours() -> None:
-    assert removal(SAVED, is_ours_beside_iptables_mode) == ("", 0, 0, ())
+    assert removal(parse(SAVED), is_ours_beside_iptables_mode) == ("", 0, 0, ())
     assert is_ours_beside_iptables_mode(Chain("filter", "KUBE-IPVS-FILTER"))
     assert is_ours_beside_iptables_mode(Chain("mangle", "IPVS-PROXY-OUTPUT"))
     assert is_ours_beside_iptables_mode(Chain("raw", "IPVS-PROXY-OUTPUT"))
@@ -101,4 +103,4 @@ def test_beside_iptables_mode_only_what_it_does_not_have_is_ours() -> None:
     "text", ["", "-A", "-A ", "-A X", "*nat", ":", ":X", "*\n-A INPUT -j", "\0*nat\n:KUBE-SERVICES"]
 )
 def test_garbage_is_nobodys(text: str) -> None:
-    assert removal(text, is_ours).kept == ()
+    assert removal(parse(text), is_ours).kept == ()

@@ -11,21 +11,23 @@ from pathlib import Path
 
 import pytest
 
+from ipvs_proxy.kernel.filter.ipset.names import SetType, definitions, name_of
+from ipvs_proxy.kernel.filter.iptables.chains import CHAINS, JUMPS, SERVICES, Chain
 from ipvs_proxy.kernel.filter.iptables.compare import payload
-from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, SERVICES, Chain, Ruleset, render
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
-from ipvs_proxy.plan.sets import LEAVING, definitions, set_name
-from ipvs_proxy.plan.tables import Family, SetType
+from ipvs_proxy.kernel.filter.iptables.render import Ruleset, render
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
+from ipvs_proxy.plan.roles import LEAVING
+from ipvs_proxy.plan.tables import Family
 
 GOLDEN = Path(__file__).parent / "golden"
 POD_NETWORKS = {Family.IPV4: ip_network("10.244.0.0/16"), Family.IPV6: ip_network("fd00:10:244::/56")}
 
 VARIANTS = {
-    "masquerade_all": lambda family: RuleSettings(masquerade_all=True, local=POD_NETWORKS[family]),
-    "local_network": lambda family: RuleSettings(local=POD_NETWORKS[family]),
-    "local_interface": lambda _: RuleSettings(local=Interface("cbr0")),
-    "local_prefix": lambda _: RuleSettings(local=Interface("veth", is_prefix=True)),
-    "no_local": lambda _: RuleSettings(),
+    "masquerade_all": lambda family: Masquerading(masquerade_all=True, local=POD_NETWORKS[family]),
+    "local_network": lambda family: Masquerading(local=POD_NETWORKS[family]),
+    "local_interface": lambda _: Masquerading(local=Interface("cbr0")),
+    "local_prefix": lambda _: Masquerading(local=Interface("veth", is_prefix=True)),
+    "no_local": lambda _: Masquerading(),
 }
 CASES = [pytest.param(family, name, id=f"{family.label}-{name}") for family in Family for name in VARIANTS]
 
@@ -53,7 +55,7 @@ def test_payload_without_bridge_netfilter_is_as_reviewed():
 
 
 def test_payload_for_an_old_iptables_and_another_mark_is_as_reviewed():
-    settings = RuleSettings(masquerade_bit=31, local=POD_NETWORKS[Family.IPV4])
+    settings = Masquerading(masquerade_bit=31, local=POD_NETWORKS[Family.IPV4])
     ruleset = render(settings, family=Family.IPV4, random_fully=False, bridge_netfilter=True)
     check_golden("IPv4-old_iptables_bit_31", ruleset)
 
@@ -66,7 +68,7 @@ def test_rendering_is_deterministic(family, name):
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_rules_refer_only_to_sets_of_their_family_and_with_the_dimensions_of_their_types(family, name):
     dimensions = {SetType.BITMAP_PORT: {1}, SetType.HASH_IP: {1}, SetType.HASH_IP_PORT: {2}}
-    known = {definition.name: definition.type for definition in definitions(family).values()}
+    known = {definition.name: definition.type for definition in definitions([family])}
     references = [
         reference
         for rules in rendered(family, name).chains.values()
@@ -75,7 +77,7 @@ def test_rules_refer_only_to_sets_of_their_family_and_with_the_dimensions_of_the
     ]
     for referred, directions in references:
         assert len(directions.split(",")) in dimensions.get(known[referred], {3}), referred
-    ledger = {set_name(LEAVING, family)}
+    ledger = {name_of(LEAVING[family])}
     assert {name for name, _ in references} == set(known) - ledger, "every set but the ledger has a rule"
 
 
@@ -116,7 +118,7 @@ def test_exactly_one_rule_masquerades_cluster_ips(name, match):
 @pytest.mark.parametrize("bit", [-1, 32])
 def test_masquerade_bit_outside_a_mark_is_refused(bit):
     with pytest.raises(ValueError, match="bits 0 to 31"):
-        RuleSettings(masquerade_bit=bit)
+        Masquerading(masquerade_bit=bit)
 
 
 @pytest.mark.parametrize(
@@ -135,11 +137,11 @@ def test_masquerade_bit_outside_a_mark_is_refused(bit):
 )
 def test_what_is_no_interface_name_is_refused(interface):
     with pytest.raises(ValueError, match="network interface"):
-        RuleSettings(local=interface)
+        Masquerading(local=interface)
 
 
 def test_longest_interface_name_is_accepted():
-    assert RuleSettings(local=Interface("fifteen-letters")).local == Interface("fifteen-letters")
+    assert Masquerading(local=Interface("fifteen-letters")).local == Interface("fifteen-letters")
 
 
 @pytest.mark.parametrize(
@@ -147,4 +149,4 @@ def test_longest_interface_name_is_accepted():
 )
 def test_local_network_of_the_other_family_is_refused(family, network):
     with pytest.raises(ValueError, match=f"not of the family {family.label}"):
-        render(RuleSettings(local=network), family=family, random_fully=True, bridge_netfilter=True)
+        render(Masquerading(local=network), family=family, random_fully=True, bridge_netfilter=True)

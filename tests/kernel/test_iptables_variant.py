@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES
+from ipvs_proxy.kernel.filter.iptables.saved import parse
 from ipvs_proxy.kernel.filter.iptables.variant import World, choose_backend, look
 
 HINT = World(hint=True)
@@ -55,7 +56,7 @@ def test_hint_then_number_of_rules_then_default(default, here, there, chosen, re
     ],
 )
 def test_what_an_output_shows(saved, seen):
-    assert look(saved) == seen
+    assert look(parse(saved)) == seen
 
 
 def test_families_add_up():

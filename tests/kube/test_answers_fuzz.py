@@ -16,7 +16,7 @@ from ipvs_proxy.kube.decode import DecodedList, DecodeError, ListDecoder, decode
 from ipvs_proxy.kube.lines import MAX_OBJECT, LineSplitter
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource
 from ipvs_proxy.kube.store import Store
-from tests.kube.test_decode import JSON, WHOLE, paths
+from tests.support.json_objects import JSON, WHOLE, paths
 
 RESOURCES = (SERVICES, ENDPOINT_SLICES)
 #: Seconds of this process for one answer of the largest size: linear work takes a tenth of it.

@@ -14,9 +14,9 @@ from ipvs_proxy.kube.hearing import QUIET, REMINDER, Hearing
 from ipvs_proxy.kube.reflector import Interruption, RefusedError, Timing, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.plan.tables import Family
-from tests.kube.test_reflector import Recorder
 from tests.support.apiserver import ApiServer, PlainTransport, status
 from tests.support.clock import Clock
+from tests.support.recorder import Recorder
 
 RESOURCES = (SERVICES, ENDPOINT_SLICES, own_node("node"))
 KINDS = [resource.kind for resource in RESOURCES]

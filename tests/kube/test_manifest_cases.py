@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,39 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ipvs_proxy.kube.decode import Skipped
-from ipvs_proxy.kube.documents import ParseError, parse
-from ipvs_proxy.kube.manifest_objects import Content, read_objects
-from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.kube.documents import ParseError
+from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
+from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
+from tests.support.manifest_cases import CASES, CONTEXT, content, plan_of, served
 from tests.support.objects import packed
 
-CASES = Path(__file__).parent / "cases"
-CONTEXT = Context("node", node_port_addresses=(packed("192.0.2.1"),))
 #: Seconds of this process for one file of some kilobytes.
 PATIENCE = 1.0
-
-
-def content(text: str, *, is_json: bool = False) -> Content:
-    return read_objects(parse(text.encode("utf-8", "surrogatepass"), is_json=is_json), "node")
-
-
-def plan_of(found: Content, context: Context = CONTEXT) -> Fragment:
-    services = [item for item in found.items if isinstance(item, Service)]
-    slices = [item for item in found.items if isinstance(item, EndpointSlice)]
-    return plan_service(services[0], slices, context, Marks())
-
-
-def served(fragment: Fragment) -> dict[str, int]:
-    """The virtual servers with their numbers of real servers, but for those that go by mark."""
-    return {
-        str(key): len(server.real_servers)
-        for key, (server, _) in fragment.virtual_servers.items()
-        if "mark" not in str(key)
-    }
 
 
 @pytest.mark.parametrize(

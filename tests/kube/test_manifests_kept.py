@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,8 @@ from structlog.testing import capture_logs
 
 from ipvs_proxy.kube import documents, manifests
 from ipvs_proxy.kube.documents import ParseError, parse, parse_yaml
-from tests.kube.test_manifests import Follower, endpoint_slice, following, service, write
+from tests.support.hostile_files import BOMB, make_huge, make_pipe, make_socket
+from tests.support.manifests import Follower, endpoint_slice, following, service, write
 
 EMPTY_LIST = {"apiVersion": "v1", "kind": "List", "items": []}
 NAMES = [f"s{number}" for number in range(20)]
@@ -156,24 +155,6 @@ async def test_a_file_written_anew_under_its_name_is_not_met_in_the_middle(tmp_p
         await kept(follower)
 
 
-def make_pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def make_socket(path: Path) -> None:
-    here = os.open(path.parent, os.O_RDONLY)
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(f"/proc/self/fd/{here}/{path.name}")
-    finally:
-        os.close(here)
-
-
-def make_huge(path: Path) -> None:
-    with path.open("wb") as file:
-        file.truncate(2**30)
-
-
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -200,11 +181,6 @@ async def test_what_cannot_be_read_keeps_what_the_file_held_and_is_told_once(
         assert [(line["event"], line["error"]) for line in lines] == [("manifest_unreadable", reason)]
         write(tmp_path, "b.yaml", service("three"))
         assert await follower.passes() == {"default/one", "default/three"}
-
-
-BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
-    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefghi", "bcdefghij", strict=True)
-)
 
 
 @pytest.mark.parametrize(

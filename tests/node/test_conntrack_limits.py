@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_proxy.node.conntrack_limits import LARGEST, Limits, apply, largest_table
+from ipvs_proxy.node.conntrack_limits import LARGEST, Limits, largest_table, set_limits
 
 DIRECTORY = "net/netfilter/nf_conntrack_"
 DEFAULTS = {
@@ -49,7 +49,7 @@ def test_room_for_connections_is_kube_proxys(max_per_core: int, minimum: int, cp
 
 def test_what_differs_is_written_and_the_rest_left(root: Path) -> None:
     limits = Limits(32768, 131072, tcp_established=86400, tcp_close_wait=60, tcp_be_liberal=True, udp_stream=300.9)
-    changes, refusals = apply(limits, cpus=8, root=root, hash_size=root / "hashsize")
+    changes, refusals = set_limits(limits, cpus=8, root=root, hash_size=root / "hashsize")
     assert refusals == []
     assert [change.name for change in changes] == [
         "nf_conntrack_max",
@@ -61,17 +61,17 @@ def test_what_differs_is_written_and_the_rest_left(root: Path) -> None:
     wanted = {"max": "262144", "tcp_timeout_established": "86400", "tcp_be_liberal": "1", "udp_timeout_stream": "300"}
     assert values(root) == DEFAULTS | wanted
     assert (root / "hashsize").read_text() == "65536"
-    assert apply(limits, cpus=8, root=root, hash_size=root / "hashsize") == ([], [])
+    assert set_limits(limits, cpus=8, root=root, hash_size=root / "hashsize") == ([], [])
 
 
 def test_zero_leaves_everything(root: Path) -> None:
-    assert apply(Limits(), root=root, hash_size=root / "hashsize") == ([], [])
+    assert set_limits(Limits(), root=root, hash_size=root / "hashsize") == ([], [])
     assert values(root) == DEFAULTS
 
 
 def test_the_limit_of_connections_is_never_lowered(root: Path) -> None:
     (root / f"{DIRECTORY}max").write_text("1000000\n")
-    changes, refusals = apply(Limits(32768, 131072), cpus=8, root=root, hash_size=root / "hashsize")
+    changes, refusals = set_limits(Limits(32768, 131072), cpus=8, root=root, hash_size=root / "hashsize")
     assert [(change.name, change.wanted) for change in changes] == [("hashsize", "65536")]
     assert refusals == []
     assert values(root)["max"] == "1000000"
@@ -79,13 +79,13 @@ def test_the_limit_of_connections_is_never_lowered(root: Path) -> None:
 
 def test_large_table_of_hashes_is_left(root: Path) -> None:
     (root / "hashsize").write_text("999999\n")
-    apply(Limits(32768, 131072), cpus=8, root=root, hash_size=root / "hashsize")
+    set_limits(Limits(32768, 131072), cpus=8, root=root, hash_size=root / "hashsize")
     assert (root / "hashsize").read_text() == "999999\n"
 
 
 def test_refusal_is_told_with_its_remedy_and_keeps_nothing_back(root: Path) -> None:
     (root / f"{DIRECTORY}max").unlink()
-    changes, refusals = apply(Limits(32768, 131072, udp=10), cpus=8, root=root, hash_size=root / "hashsize")
+    changes, refusals = set_limits(Limits(32768, 131072, udp=10), cpus=8, root=root, hash_size=root / "hashsize")
     assert [change.name for change in changes] == ["nf_conntrack_udp_timeout"]
     (refusal,) = refusals
     assert refusal.endswith("nf_conntrack_max cannot be set to 262144 (No such file or directory): set it on the node")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ipvs_proxy.kernel.filter.iptables.saved import SavedTable, parse
 from ipvs_proxy.kernel.links.addresses import LINK
 from ipvs_proxy.node import host_facts
 
@@ -20,7 +21,7 @@ def write(root: Path, **files: str) -> None:
 
 def test_facts_are_read_and_what_is_not_there_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_facts, "_twice", dict)
-    assert host_facts.check(None, (), root=tmp_path) == host_facts.Checkup()
+    assert host_facts.read_host_facts(None, (), root=tmp_path) == host_facts.HostFacts()
     write(
         tmp_path,
         proc__sys__net__ipv4__vs__run_estimation="1\n",
@@ -36,7 +37,7 @@ def test_facts_are_read_and_what_is_not_there_is_not_known(tmp_path: Path, monke
         proc__12__comm="speaker\n",
         proc__13__comm="firewalld\n",
     )
-    assert host_facts.check(None, (), root=tmp_path) == host_facts.Checkup(
+    assert host_facts.read_host_facts(None, (), root=tmp_path) == host_facts.HostFacts(
         run_estimation=1,
         connection_buckets=4096,
         connections=2,
@@ -63,10 +64,10 @@ def test_kernel_that_tells_how_its_table_of_connections_is_needs_no_counting(
         proc__net__ip_vs_status=status.format(70, 1024, 10, -4),
         proc__sys__net__ipv4__vs__conn_lfactor="-4\n",
     )
-    found = host_facts.check(None, (), root=tmp_path)
+    found = host_facts.read_host_facts(None, (), root=tmp_path)
     assert (found.connections, found.connection_buckets, found.load_factor) == (70, 1024, -4)
     write(tmp_path, proc__net__ip_vs_status=status.format(0, 0, 0, 0))
-    assert host_facts.check(None, (), root=tmp_path).connection_buckets is None, "there is no table yet"
+    assert host_facts.read_host_facts(None, (), root=tmp_path).connection_buckets is None, "there is no table yet"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_who_manages_our_link_is_named(
     monkeypatch.setattr(host_facts, "_twice", dict)
     monkeypatch.setattr(socket, "if_nametoindex", {LINK: 9}.__getitem__)
     write(tmp_path, **files)
-    assert host_facts.check(None, (), root=tmp_path).link_manager == manager
+    assert host_facts.read_host_facts(None, (), root=tmp_path).link_manager == manager
 
 
 class Saved:
@@ -96,9 +97,13 @@ class Saved:
         return "*nat\n:FORWARD ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [1:2]\n:FORWARD DROP [3:4]\nCOMMIT\n"
 
 
+def table(*rules: str) -> SavedTable:
+    return parse("\n".join(["*filter", *rules]))["filter"]
+
+
 def test_policies_are_those_of_the_filter_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_facts, "_twice", dict)
-    found = host_facts.check(Saved(), [host_facts.Family.IPV4], root=tmp_path)  # type: ignore[arg-type]
+    found = host_facts.read_host_facts(Saved(), [host_facts.Family.IPV4], root=tmp_path)  # type: ignore[arg-type]
     assert found.policies == {("IPv4", "INPUT"): "ACCEPT", ("IPv4", "FORWARD"): "DROP"}
 
 
@@ -116,6 +121,6 @@ def test_policies_are_those_of_the_filter_table(tmp_path: Path, monkeypatch: pyt
 )
 def test_rule_that_opens_ports_in_front_of_ours_is_told(rule: str, told: bool) -> None:
     ours = '-A INPUT -m comment --comment "kubernetes ipvs access filter" -j KUBE-IPVS-FILTER'
-    assert host_facts.accepted_ahead(f"{rule}\n{ours}\n") == ([rule] if told else [])
-    assert host_facts.accepted_ahead(f"{ours}\n{rule}\n") == []
-    assert host_facts.accepted_ahead(f"{rule}\n") == []
+    assert host_facts.accepted_ahead(table(rule, ours)) == ([rule] if told else [])
+    assert host_facts.accepted_ahead(table(ours, rule)) == []
+    assert host_facts.accepted_ahead(table(rule)) == []

@@ -24,43 +24,43 @@ def address(monkeypatch: pytest.MonkeyPatch) -> str:
     return address
 
 
-def announced() -> socket.socket:
-    held = instances.announce()
+def registered() -> socket.socket:
+    held = instances.register()
     if held is None:
         pytest.skip("raw sockets are not allowed here")
     return held
 
 
 def test_agents_are_counted_as_long_as_they_live() -> None:
-    assert not instances.is_running()
-    first = announced()
-    assert instances.is_running()
-    second = announced()
-    assert instances.count() == 2
+    assert not instances.any_running()
+    first = registered()
+    assert instances.any_running()
+    second = registered()
+    assert instances.count_running() == 2
     first.close()
     # The second one is seen although it came when there was another.
-    assert instances.is_running()
+    assert instances.any_running()
     second.close()
-    assert not instances.is_running()
+    assert not instances.any_running()
 
 
 def hold(address: str, uid: int = 0) -> subprocess.Popen[str]:
     code = (
         f"import os, time; os.setuid({uid}) if {uid} else None\n"
-        f"from ipvs_proxy.node import instances; instances._ADDRESS = {address!r}; held = instances.announce()\n"
+        f"from ipvs_proxy.node import instances; instances._ADDRESS = {address!r}; held = instances.register()\n"
         "print(held is not None, flush=True); time.sleep(60)"
     )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
 def test_the_sign_ends_with_a_process_that_is_killed(address: str) -> None:
-    announced().close()
+    registered().close()
     with hold(address) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "True\n"
-        assert instances.is_running()
+        assert instances.any_running()
         process.send_signal(signal.SIGKILL)
-    assert not instances.is_running()
+    assert not instances.any_running()
 
 
 #: What an ordinary user of the node can do: hold the names of the abstract namespace, open datagram sockets at the
@@ -96,9 +96,9 @@ def test_another_user_of_the_node_cannot_pretend_to_be_an_agent_nor_hide_one(add
         try:
             assert pretender.stdout is not None
             assert pretender.stdout.readline() == "done\n"
-            assert not instances.is_running()
-            held = announced()
-            assert instances.count() == 1
+            assert not instances.any_running()
+            held = registered()
+            assert instances.count_running() == 1
             held.close()
         finally:
             pretender.kill()
@@ -106,4 +106,4 @@ def test_another_user_of_the_node_cannot_pretend_to_be_an_agent_nor_hide_one(add
 
 def test_host_that_shows_no_sockets_has_no_agent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(instances, "_SOCKETS", tmp_path / "missing")
-    assert not instances.is_running()
+    assert not instances.any_running()

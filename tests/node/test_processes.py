@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_proxy.node.processes import Process, holder_of, running, running_kube_proxy
+from ipvs_proxy.node.processes import Process, holder_of, running_kube_proxy, running_programs
 
 
 def test_the_holder_of_a_port_is_named() -> None:
@@ -58,7 +58,7 @@ def test_a_process_of_another_user_is_no_kube_proxy_whatever_its_name() -> None:
 def test_a_name_that_somebody_chose_cannot_write_to_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7/comm").write_text("\x1b[2Jkeepalived\n")
-    assert running(("?[2Jkeepalived",), tmp_path) == ["?[2Jkeepalived"]
+    assert running_programs(("?[2Jkeepalived",), tmp_path) == ["?[2Jkeepalived"]
 
 
 def test_a_kube_proxy_is_found_by_its_name(tmp_path: Path) -> None:

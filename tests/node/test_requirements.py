@@ -80,7 +80,7 @@ def test_what_is_missing_is_read_from_the_effective_capabilities(tmp_path, capab
 @pytest.mark.parametrize("name", ["net_admin", "net_raw"])
 def test_a_process_without_a_capability_is_told_so_first(name):
     without = ("setpriv", f"--bounding-set=-{name}", f"--inh-caps=-{name}")
-    said = in_namespace("requirements.check()", *without)
+    said = in_namespace("requirements.require_all()", *without)
     assert said.startswith(f"MISSING the capability CAP_{name.upper()} is missing: ")
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from ipvs_proxy.netlink.errors import Unusable
-from ipvs_proxy.node.sysctl import Change, apply, drift, forwarding_warnings, kernel_version, kernel_warnings
+from ipvs_proxy.node.sysctl import (
+    SysctlChange,
+    find_changes,
+    forwarding_problems,
+    kernel_problems,
+    kernel_version,
+    make_changes,
+)
 
 DEFAULTS = {
     "net/ipv4/vs/conntrack": "0",
@@ -46,21 +53,21 @@ def contents(root) -> dict[str, str]:
 
 def test_what_differs_is_written_and_told(tree):
     root = tree()
-    assert apply(root=root) == [Change(name, "0", value) for name, value in WANTED.items()]
+    assert make_changes(root=root) == [SysctlChange(name, "0", value) for name, value in WANTED.items()]
     assert contents(root) == {**DEFAULTS, **WANTED}
-    assert drift(root=root) == []
+    assert find_changes(root=root) == []
 
 
 def test_what_is_right_is_not_written(tree):
     root = tree(**{name.replace("/", "__"): value for name, value in WANTED.items()})
     before = {name: (root / name).stat().st_mtime_ns for name in DEFAULTS}
-    assert apply(root=root) == []
+    assert make_changes(root=root) == []
     assert {name: (root / name).stat().st_mtime_ns for name in DEFAULTS} == before
 
 
 def test_drift_only_reads(tree):
     root = tree()
-    assert [str(change) for change in drift(root=root)] == [
+    assert [str(change) for change in find_changes(root=root)] == [
         "sysctl net.ipv4.vs.conntrack is 0, wanted 1",
         "sysctl net.ipv4.vs.expire_nodest_conn is 0, wanted 1",
         "sysctl net.ipv4.vs.expire_quiescent_template is 0, wanted 1",
@@ -71,9 +78,9 @@ def test_drift_only_reads(tree):
 
 def test_strict_arp_adds_its_two(tree):
     root = tree()
-    names = {change.name: change.wanted for change in apply(root=root, strict_arp=True)}
+    names = {change.name: change.wanted for change in make_changes(root=root, strict_arp=True)}
     assert names == {**WANTED, "net/ipv4/conf/all/arp_ignore": "1", "net/ipv4/conf/all/arp_announce": "2"}
-    assert apply(root=root) == [], "without strict ARP they are not set back"
+    assert make_changes(root=root) == [], "without strict ARP they are not set back"
 
 
 @pytest.mark.parametrize(
@@ -92,8 +99,8 @@ def test_strict_arp_adds_its_two(tree):
 )
 def test_conn_reuse_mode_depends_on_the_kernel(tree, release, found, wanted):
     root = tree(kernel__osrelease=release, net__ipv4__vs__conn_reuse_mode=found)
-    changes = [change for change in drift(root=root) if change.name.endswith("conn_reuse_mode")]
-    assert changes == ([] if wanted is None else [Change("net/ipv4/vs/conn_reuse_mode", found, wanted)])
+    changes = [change for change in find_changes(root=root) if change.name.endswith("conn_reuse_mode")]
+    assert changes == ([] if wanted is None else [SysctlChange("net/ipv4/vs/conn_reuse_mode", found, wanted)])
 
 
 def test_a_failed_write_names_setting_values_cause_and_remedy(tree):
@@ -102,7 +109,7 @@ def test_a_failed_write_names_setting_values_cause_and_remedy(tree):
     path.unlink()
     path.symlink_to("/proc/sys/kernel/osrelease")  # nobody can write there, root included
     with pytest.raises(Unusable) as raised:
-        apply(root=root)
+        make_changes(root=root)
     assert str(raised.value).startswith("sysctl net.ipv4.ip_forward is ")
     assert ", wanted 1, and cannot be written (" in str(raised.value)
     assert "sysctl -w net.ipv4.ip_forward=1" in str(raised.value)
@@ -113,10 +120,10 @@ def test_a_setting_that_does_not_exist_ends_it_before_anything_is_written(tree):
     root = tree()
     (root / "net/ipv4/ip_forward").unlink()
     with pytest.raises(Unusable, match=r"net\.ipv4\.ip_forward does not exist: mount /proc/sys"):
-        apply(root=root)
+        make_changes(root=root)
     (root / "net/ipv4/vs/conntrack").unlink()
     with pytest.raises(Unusable, match=r"net\.ipv4\.vs\.conntrack does not exist: load the module ip_vs"):
-        apply(root=root)
+        make_changes(root=root)
     assert (root / "net/ipv4/vs/expire_nodest_conn").read_text().strip() == "0"
 
 
@@ -125,7 +132,7 @@ def test_what_cannot_be_read_is_an_error_of_one_line(tree):
     (root / "net/ipv4/ip_forward").unlink()
     (root / "net/ipv4/ip_forward").mkdir()
     with pytest.raises(Unusable, match=r"cannot be read .*: Is a directory"):
-        drift(root=root)
+        find_changes(root=root)
 
 
 @pytest.mark.parametrize("release", ["", "linux", "6"])
@@ -136,15 +143,17 @@ def test_what_is_no_version_is_refused(tree, release):
 
 def test_missing_ipv6_forwarding_is_a_warning_and_never_written(tree):
     root = tree()
-    (warning,) = forwarding_warnings(root)
-    assert warning.startswith("sysctl net.ipv6.conf.all.forwarding is 0: ")
-    assert kernel_warnings(root) == []
-    apply(root=root)
+    (problem,) = forwarding_problems(root)
+    assert problem.text.startswith("sysctl net.ipv6.conf.all.forwarding is 0: ")
+    assert problem.remedy == "set it to 1 if this node serves them (sysctl -w net.ipv6.conf.all.forwarding=1)"
+    assert str(problem) == f"{problem.text}; {problem.remedy}", "as the log has it"
+    assert kernel_problems(root) == []
+    make_changes(root=root)
     assert contents(root)["net/ipv6/conf/all/forwarding"] == "0"
-    assert forwarding_warnings(tree(net__ipv6__conf__all__forwarding="1")) == []
+    assert forwarding_problems(tree(net__ipv6__conf__all__forwarding="1")) == []
 
 
 def test_a_kernel_that_cannot_balance_reused_ports_is_a_warning(tree):
-    (warning,) = kernel_warnings(tree(kernel__osrelease="5.4.0-208-generic"))
-    assert "Linux 5.4" in warning
-    assert "use Linux 5.9 or later" in warning
+    (problem,) = kernel_problems(tree(kernel__osrelease="5.4.0-208-generic"))
+    assert "Linux 5.4" in problem.text
+    assert problem.remedy == "use Linux 5.9 or later"

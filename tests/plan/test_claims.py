@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kube.objects import (
     EndpointPort,
     LoadBalancerIngress,
@@ -18,14 +19,14 @@ from ipvs_proxy.kube.objects import (
     ServiceStatus,
 )
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.roles import HEALTH_CHECK_NODE_PORT
 from ipvs_proxy.plan.services import plan_service
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
-from tests.support.tables import everything
+from tests.support.tables import everything, round_of
 
 NODE = "192.0.2.1"
 CLUSTER_IP = "10.96.0.10"
@@ -107,7 +108,7 @@ def test_an_address_that_is_external_ip_and_ingress_is_one_virtual_server_of_bot
         made(ServicePort(80, "a"), external_ips=[OUTSIDE, OUTSIDE, f"::ffff:{OUTSIDE}"], status=[OUTSIDE])
     )
     assert not fragment.omissions
-    assert {name for name, entry in fragment.entries if entry.address == packed(OUTSIDE)} == {
+    assert {name_of(role) for role, entry in fragment.entries if entry.address == packed(OUTSIDE)} == {
         "KUBE-EXTERNAL-IP",
         "KUBE-LOAD-BALANCER",
         "KUBE-IPVS-IPS",
@@ -119,7 +120,7 @@ def test_a_health_check_at_a_node_port_of_its_own_service_is_left_out(ports: tup
     """The virtual server would take the probes: they would reach a pod, which knows nothing of the others."""
     fragment = planned(made(*ports, type="LoadBalancer", external_traffic_policy="Local", health_check_node_port=30080))
     assert not fragment.health_checks
-    assert not [entry for name, entry in fragment.entries if "HEALTH" in name]
+    assert not [entry for role, entry in fragment.entries if role is HEALTH_CHECK_NODE_PORT[role.family]]
     assert Reason.DUPLICATE_HEALTH_CHECK_PORT in {one.reason for one in fragment.omissions}
 
 
@@ -181,7 +182,7 @@ def test_what_services_ask_for_can_be_written_and_is_what_the_kernel_then_holds(
         assert again.entries == fragment.entries, "a second plan is another"
         desired.replace(fragment.name, fragment)
     first = kernel.read()
-    for operation in difference(desired, first, everything(desired, first)):
+    for operation in round_of(desired, first, everything(desired, first)):
         assert kernel.apply(operation) == 0, f"the kernel refuses {operation}"
     found = kernel.read()
-    assert difference(desired, found, everything(desired, found)) == [], "an audit right after writes"
+    assert round_of(desired, found, everything(desired, found)) == [], "an audit right after writes"

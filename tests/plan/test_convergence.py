@@ -18,14 +18,16 @@ from msgspec import structs
 from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, touch, unsettled, unwanted
+from ipvs_proxy.plan import roles
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.difference import difference, unsettled, unwanted
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks, corrections
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.sets import INTERNAL, set_name
-from ipvs_proxy.plan.slice_cache import Memory
+from ipvs_proxy.plan.slice_cache import SliceCache
+from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     AddressOperation,
@@ -34,12 +36,14 @@ from ipvs_proxy.plan.tables import (
     Protocol,
     RealServer,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     Verb,
     VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
+    family_of,
 )
 from tests.support.fake_kernel import FakeKernel
 from tests.support.histories import (
@@ -57,7 +61,7 @@ from tests.support.histories import (
     wishes,
 )
 from tests.support.objects import packed, real
-from tests.support.tables import everything
+from tests.support.tables import everything, round_of
 
 HERE = Context(
     "here",
@@ -73,7 +77,7 @@ class Expected(NamedTuple):
 
     virtual_servers: dict[VirtualServerKey, VirtualServer]
     addresses: set[bytes]
-    entries: set[tuple[str, SetEntry]]
+    entries: set[tuple[Role, SetEntry]]
     owners: dict[VirtualServerKey, ServiceName]
 
 
@@ -101,19 +105,23 @@ def union(fragments: list[Fragment]) -> Expected:
     return expected
 
 
-def members_of(key: VirtualServerKey, fragment: Fragment) -> Iterable[tuple[str, SetEntry]]:
+NODE_PORTS = (roles.NODE_PORTS, roles.LOCAL_NODE_PORTS)
+HOLDING = {*roles.IPVS_IPS.values(), *roles.LEAVING.values()}
+
+
+def members_of(key: VirtualServerKey, fragment: Fragment) -> Iterable[tuple[Role, SetEntry]]:
     """The members of sets that name a virtual server, or its node port."""
-    for name, entry in fragment.entries:
+    for role, entry in fragment.entries:
         if entry.address:
-            if key == (*entry[:3], 0) and "LOOP-BACK" not in name:
-                yield name, entry
+            if key == (*entry[:3], 0) and role not in roles.LOOP_BACK.values():
+                yield role, entry
         elif (
             entry.port == key.port
             and fragment.virtual_servers[key][1] is Reason.NODE_PORT
-            and Protocol(key.protocol).name in name
-            and ("-6-" in name) == (len(key.address) == 16)
+            and role.family is family_of(key.address)
+            and role in {ports[Protocol(key.protocol)][role.family] for ports in NODE_PORTS}
         ):
-            yield name, entry
+            yield role, entry
 
 
 def added(operations: list[Operation]) -> list[object]:
@@ -121,11 +129,9 @@ def added(operations: list[Operation]) -> list[object]:
     return [
         *(one.address for one in operations if isinstance(one, AddressOperation) and one.verb is Verb.ADD),
         *(
-            (one.set_name, one.entry)
+            (one.role, one.entry)
             for one in operations
-            if isinstance(one, SetEntryOperation)
-            and one.verb is Verb.ADD
-            and not one.set_name.endswith(("IPVS-IPS", "LEAVING"))
+            if isinstance(one, SetEntryOperation) and one.verb is Verb.ADD and one.role not in HOLDING
         ),
     ]
 
@@ -142,9 +148,9 @@ class Convergence(RuleBasedStateMachine):
         self.kernel = FakeKernel()
         self.mirror = KernelTables()
         self.marks = Marks()
-        self.memories: dict[ServiceName, Memory] = {}
+        self.caches: dict[ServiceName, SliceCache] = {}
         self.trusted = True
-        self.pending = Touched()
+        self.pending = TableKeys()
         #: Bit n: the n-th operation of the next round is refused.
         self.refusals = 0
 
@@ -215,7 +221,7 @@ class Convergence(RuleBasedStateMachine):
     @rule()
     def retry(self) -> None:
         """Try again what was refused, after having read again what it was about."""
-        pending, self.pending = self.pending, Touched()
+        pending, self.pending = self.pending, TableKeys()
         fresh = self.kernel.read()
         for key in pending.virtual_servers:
             self.mirror.virtual_servers.pop(key, None)
@@ -228,7 +234,7 @@ class Convergence(RuleBasedStateMachine):
     def audit(self) -> None:
         self.mirror = self.kernel.read()
         self.trusted = True
-        self.pending = Touched()
+        self.pending = TableKeys()
         self.run_round(everything(self.desired, self.mirror))
 
     @rule(order=st.permutations(NAMES))
@@ -236,16 +242,16 @@ class Convergence(RuleBasedStateMachine):
         """Start anew with nothing but the objects and what the kernel holds."""
         was_settled = self.trusted and not self.pending
         self.refusals = 0
-        self.desired, self.marks, self.memories = DesiredTables(), Marks(), {}
+        self.desired, self.marks, self.caches = DesiredTables(), Marks(), {}
         for family in Family:
-            self.marks.restore(self.kernel.sets[set_name(INTERNAL, family)])
-        self.mirror, self.trusted, self.pending = self.kernel.read(), True, Touched()
+            self.marks.restore(self.kernel.entries()[roles.INTERNAL[family]])
+        self.mirror, self.trusted, self.pending = self.kernel.read(), True, TableKeys()
         before = len(self.kernel.log)
         # First of all, marks that were written in part are spelled right, as ``Programmer.take_over_frame`` does.
         for operation in corrections(self.mirror.entries):
             assert self.kernel.apply(operation) == 0, operation
             self.mirror.record([operation])
-        touched = Touched()
+        touched = TableKeys()
         for name in order:
             if name in self.services:
                 # Not as before: of two Services with the same address only one has its mark in a set.
@@ -295,7 +301,7 @@ class Convergence(RuleBasedStateMachine):
 
     def finish_drains(self) -> None:
         """Do as the drain manager does with virtual servers that nobody wants: they go, and then what stayed for them."""
-        for key in [key for key in self.kernel.virtual_servers if key in self.mirror.leaving]:
+        for key in [key for key in self.kernel.virtual_servers if key in self.mirror.draining]:
             server = self.mirror.virtual_servers[key]
             if any(settings.weight for settings in server.real_servers.values()):
                 assert key in self.pending.virtual_servers
@@ -303,9 +309,9 @@ class Convergence(RuleBasedStateMachine):
             operation = VirtualServerOperation(Verb.DELETE, server)
             assert self.kernel.apply(operation) == 0
             self.mirror.record([operation])
-            self.run_round(Touched({key}))
+            self.run_round(TableKeys({key}))
 
-    def everything_that_differs(self) -> Touched:
+    def everything_that_differs(self) -> TableKeys:
         """Look for it as a start does."""
         touched = unsettled(self.desired, self.mirror)
         touched.add(unwanted(self.desired, self.mirror))
@@ -315,8 +321,8 @@ class Convergence(RuleBasedStateMachine):
 
     def plan(self, name: ServiceName) -> Fragment:
         """Plan with what is remembered of earlier plans, as for Services with many slices."""
-        memory = self.memories.setdefault(name, Memory())
-        return plan_service(self.services[name], self.slices[name].values(), HERE, self.marks, memory)
+        cache = self.caches.setdefault(name, SliceCache())
+        return plan_service(self.services[name], self.slices[name].values(), HERE, self.marks, cache)
 
     def follow(self, name: ServiceName) -> None:
         """Plan one Service anew and bring the kernel to it; nothing of another Service may change."""
@@ -331,10 +337,10 @@ class Convergence(RuleBasedStateMachine):
         for key in touched.only.keys() & self.pending.virtual_servers:
             del touched.only[key]
         before = len(self.kernel.log)
-        leaving = {key for key in self.kernel.virtual_servers if key in self.mirror.leaving}
+        leaving = {key for key in self.kernel.virtual_servers if key in self.mirror.draining}
         self.run_round(touched, from_converged=self.trusted and settled)
         for operation, _ in self.kernel.log[before:]:
-            for key in touch([operation]).virtual_servers:
+            for key in keys_of([operation]).virtual_servers:
                 if key in leaving and key not in claimed:
                     # It drained at an address that this Service was the last one to have.
                     if not settled and isinstance(operation, RealServerOperation):
@@ -347,12 +353,13 @@ class Convergence(RuleBasedStateMachine):
                 # What another Service owns may at most have its own refused operations tried again.
                 assert not settled or name in {owned.get(key), self.desired.owners.get(key)}, operation
 
-    def run_round(self, touched: Touched, *, from_converged: bool = False) -> None:
+    def run_round(self, touched: TableKeys, *, from_converged: bool = False) -> None:
         """Apply the difference as the agent does: record what succeeded, keep what failed for a retry."""
         refusals, self.refusals = self.refusals, 0
         strict = self.trusted and not self.pending
         failed: list[Operation] = []
-        for number, operation in enumerate(difference(self.desired, self.mirror, touched)):
+        keys = self.mirror.note_draining(self.desired, touched)
+        for number, operation in enumerate(difference(self.desired, self.mirror, keys)):
             self.kernel.refuse = (lambda _: EBUSY) if refusals >> (number % 16) & 1 else None
             code = self.kernel.apply(operation)
             self.kernel.refuse = None
@@ -363,9 +370,9 @@ class Convergence(RuleBasedStateMachine):
                 self.mirror.record([operation])
                 if from_converged and not failed:
                     self.check_step(operation)
-        self.pending.add(touch(failed))
+        self.pending.add(keys_of(failed))
         if not failed:
-            assert difference(self.desired, self.mirror, touched) == []
+            assert round_of(self.desired, self.mirror, keys) == []
 
     def check_failure(self, operation: Operation, code: int, failed: list[Operation], *, strict: bool) -> None:
         """With a true mirror an operation fails only if it was refused, or needs one that was refused."""
@@ -373,10 +380,10 @@ class Convergence(RuleBasedStateMachine):
             return
         if isinstance(operation, SetEntryOperation) and operation.verb is Verb.ADD:
             # A member with another mark is in its place, as its deletion was refused.
-            name, member = operation.set_name, operation.entry._replace(mark=0)
+            role, member = operation.role, operation.entry._replace(mark=0)
             assert any(
                 isinstance(earlier, SetEntryOperation)
-                and (earlier.verb, earlier.set_name, earlier.entry._replace(mark=0)) == (Verb.DELETE, name, member)
+                and (earlier.verb, earlier.role, earlier.entry._replace(mark=0)) == (Verb.DELETE, role, member)
                 for earlier in failed
             ), operation
             return
@@ -391,10 +398,10 @@ class Convergence(RuleBasedStateMachine):
 
     def check_step(self, operation: Operation) -> None:
         """After every single operation the kernel is in a state that a crash may leave."""
-        kernel, sets = self.kernel, self.kernel.sets
-        guarded = sets["KUBE-IPVS-IPS"] | sets["KUBE-6-IPVS-IPS"]
-        doors = ("CLUSTER-IP", "LOAD-BALANCER", "EXTERNAL-IP", "EXTERNAL-IP-LOCAL")
-        opened = set().union(*(sets[set_name(door, family)] for door in doors for family in Family))
+        kernel, entries = self.kernel, self.kernel.entries()
+        guarded = set().union(*(entries[role] for role in roles.IPVS_IPS.values()))
+        doors = (roles.CLUSTER_IP, roles.LOAD_BALANCER, roles.EXTERNAL_IP, roles.EXTERNAL_IP_LOCAL)
+        opened = set().union(*(entries[role] for door in doors for role in door.values()))
         # Every address of the link is guarded, and no port is open that has no virtual server to take it.
         assert all(SetEntry(address) in guarded for address in kernel.addresses), operation
         for entry in opened:
@@ -413,9 +420,9 @@ class Convergence(RuleBasedStateMachine):
                 assert server not in self.desired.virtual_servers[key].lingering, operation
             # A local pod reaches itself from its first connection.
             case RealServerOperation(Verb.ADD, key, server, _):
-                loop_back = "KUBE-LOOP-BACK" if len(key.address) == 4 else "KUBE-6-LOOP-BACK"
+                loop_back = roles.LOOP_BACK[family_of(key.address)]
                 hairpin = SetEntry(server.address, key.protocol, server.port, server.address)
-                assert (loop_back, hairpin) not in self.desired.entries or hairpin in sets[loop_back]
+                assert (loop_back, hairpin) not in self.desired.entries or hairpin in entries[loop_back]
 
     # What always holds.
 
@@ -436,13 +443,13 @@ class Convergence(RuleBasedStateMachine):
     def the_kernel_is_as_desired(self) -> None:
         if self.trusted and not self.pending:
             self.check_converged()
-            assert difference(self.desired, self.mirror, everything(self.desired, self.mirror)) == []
+            assert round_of(self.desired, self.mirror, everything(self.desired, self.mirror)) == []
         # What waits for another attempt is found without it, too.
-        missing = difference(self.desired, self.mirror, everything(self.desired, self.mirror))
-        short_way = difference(self.desired, self.mirror, self.everything_that_differs())
+        missing = round_of(self.desired, self.mirror, everything(self.desired, self.mirror))
+        short_way = round_of(self.desired, self.mirror, self.everything_that_differs())
         assert sorted(map(repr, short_way)) == sorted(map(repr, missing))
         found = unsettled(self.desired, self.mirror)
-        assert touch(missing).virtual_servers == found.virtual_servers
+        assert keys_of(missing).virtual_servers == found.virtual_servers
         assert all(one in found.addresses or one in found.entries for one in added(missing))
 
     def teardown(self) -> None:
@@ -450,7 +457,7 @@ class Convergence(RuleBasedStateMachine):
         self.audit()
         assert not self.pending
         self.finish_drains()
-        assert not any(key in self.mirror.leaving for key in self.kernel.virtual_servers)
+        assert not any(key in self.mirror.draining for key in self.kernel.virtual_servers)
         self.check_converged()
 
     def expected(self) -> Expected:
@@ -458,8 +465,8 @@ class Convergence(RuleBasedStateMachine):
         return union(plans)
 
     def check_converged(self) -> None:
-        expected, kernel, leaving = self.expected(), self.kernel, self.mirror.leaving
-        entries = {(name, entry) for name, entries in kernel.sets.items() for entry in entries}
+        expected, kernel, leaving = self.expected(), self.kernel, self.mirror.draining
+        entries = {(name, entry) for name, entries in kernel.entries().items() for entry in entries}
         assert {address for address in kernel.addresses if not leaving.holds(address)} <= expected.addresses
         assert {entry for entry in entries if not leaving.holds(entry)} <= expected.entries
         assert {key for key in kernel.virtual_servers if key not in leaving} == expected.virtual_servers.keys()

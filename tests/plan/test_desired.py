@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
-from ipvs_proxy.plan.desired import Conflict, DesiredTables, Touched
+from ipvs_proxy.plan.desired import Conflict, DesiredTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
-from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.marks import Marks, mark_key
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.tables import ACTIVE, Protocol, SetEntry
+from ipvs_proxy.plan.slice_cache import SliceCache
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import ACTIVE, Family, Protocol, SetEntry, VirtualServer
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.roles import role
 
 HERE = Context("node-a")
 ADDRESS = packed("10.96.0.10")
@@ -59,7 +63,7 @@ def young(**more: object) -> Fragment:
 def test_a_first_fragment_touches_all_of_it() -> None:
     desired, wanted = DesiredTables(), old()
     touched = desired.replace(OLD, wanted)
-    assert touched == Touched(set(wanted.virtual_servers), set(wanted.addresses), set(wanted.entries))
+    assert touched == TableKeys(set(wanted.virtual_servers), set(wanted.addresses), set(wanted.entries))
     assert desired.virtual_servers[KEY].real_servers == {real("10.0.0.1"): ACTIVE}
     assert desired.owners == {KEY: OLD}
     assert set(desired.services()) == {OLD}
@@ -70,15 +74,84 @@ def test_the_same_fragment_again_touches_nothing() -> None:
     assert not desired.replace(OLD, old())
 
 
+#: Another value of each field of a virtual server than the default; a new field needs one, too.
+OTHERWISE: dict[str, object] = {
+    "scheduler": "lc",
+    "flags": 1,
+    "timeout": 600,
+    "netmask": 24,
+    "real_servers": {real("10.0.0.9"): ACTIVE},
+    "lingering": frozenset({real("10.0.0.9")}),
+    "internal": virtual("10.96.0.99"),
+    "drain_timeout": 300.0,
+}
+
+
+@pytest.mark.parametrize("field", [field for field in VirtualServer.__struct_fields__ if field != "key"])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_virtual_server_that_differs_in_anything_is_touched(field: str, known: bool) -> None:
+    """``known``: that its endpoints are the same as before is known, and they are not compared again."""
+    cache = SliceCache() if known else None
+    pieces = [endpoint_slice(endpoint(f"10.0.0.{number}"), of="old", name=f"old-{number}") for number in (1, 2)]
+    before, after = (plan_service(service("old"), pieces, HERE, Marks(), cache) for _ in range(2))
+    changed, reason = after.virtual_servers[KEY]
+    after.virtual_servers[KEY] = replace(changed, **{field: OTHERWISE[field]}), reason
+    desired = tables(before)
+    assert desired.replace(OLD, after).virtual_servers == {KEY}
+    assert desired.virtual_servers[KEY] == after.virtual_servers[KEY][0]
+    assert not desired.replace(OLD, after)
+
+
+def test_of_a_large_service_only_the_real_servers_that_differ_are_touched() -> None:
+    cache, desired = SliceCache(), DesiredTables()
+    pieces = [endpoint_slice(endpoint(f"10.0.0.{number}"), of="old", name=f"old-{number}") for number in (1, 2, 3)]
+    one = plan_service(service("old"), pieces, HERE, Marks(), cache)
+    assert desired.replace(OLD, one).only == {}
+    pieces[1] = endpoint_slice(endpoint("10.0.0.9"), of="old", name="old-2")
+    other = plan_service(service("old"), pieces, HERE, Marks(), cache)
+    assert desired.replace(OLD, other).only == {KEY: {real("10.0.0.2"), real("10.0.0.9")}}
+    pieces[2] = endpoint_slice(
+        endpoint("10.0.0.3", ready=False, serving=True, terminating=True), of="old", name="old-3"
+    )
+    lingers = plan_service(service("old"), pieces, HERE, Marks(), cache)
+    assert desired.replace(OLD, lingers).only == {KEY: {real("10.0.0.3")}}
+    assert desired.virtual_servers[KEY].lingering == {real("10.0.0.3")}
+    # Another owner's real servers are others altogether.
+    assert desired.replace(YOUNG, young()).only == {}
+    assert desired.replace(OLD, None).only == {}
+
+
+def test_real_servers_for_clients_in_the_cluster_are_told_where_they_are_others() -> None:
+    outside, inside, lost = virtual("203.0.113.1"), mark_key(0x2005, Family.IPV4), virtual("203.0.113.2")
+    desired = tables(old())
+    desired.virtual_servers |= {
+        outside: VirtualServer(outside, "rr", internal=inside),
+        inside: VirtualServer(
+            inside, "rr", real_servers={real("10.0.0.1"): ACTIVE}, lingering=frozenset({real("10.0.0.2")})
+        ),
+        lost: VirtualServer(lost, "rr", internal=mark_key(0x2009, Family.IPV4)),
+    }
+    assert desired.internal() == {outside: {real("10.0.0.1"), real("10.0.0.2")}}
+
+
+def test_virtual_servers_of_a_service_are_those_that_it_claims() -> None:
+    desired = tables(old(), young())
+    assert desired.virtual_servers_of(OLD) == desired.virtual_servers_of(YOUNG) == (KEY,)
+    assert desired.virtual_servers_of(ServiceName("default", "nobody")) == ()
+    assert desired.conflicts_of(KEY) == [Conflict(KEY, OLD, YOUNG)]
+    desired.replace(YOUNG, None)
+    assert desired.conflicts_of(KEY) == desired.conflicts() == []
+
+
 def test_a_change_of_one_port_touches_only_that_port() -> None:
     ports = [ServicePort(80, "http"), ServicePort(443, "https")]
     desired = tables(old(ports=ports))
     touched = desired.replace(OLD, old(ports=[ports[0], ServicePort(8443, "https")]))
-    assert touched == Touched(
+    assert touched == TableKeys(
         {virtual("10.96.0.10", 443), virtual("10.96.0.10", 8443)},
         set(),
         {
-            (name, SetEntry(ADDRESS, Protocol.TCP, port))
+            (role(name), SetEntry(ADDRESS, Protocol.TCP, port))
             for name in ("KUBE-CLUSTER-IP", "IPVS-PROXY-NO-ENDPOINT")
             for port in (443, 8443)
         },
@@ -97,7 +170,7 @@ def test_taking_a_fragment_out_leaves_nothing() -> None:
     for nothing in (None, fragment(service("old", cluster_ip="None"))):
         desired = tables(old())
         touched = desired.replace(OLD, nothing)
-        assert touched == Touched(set(old().virtual_servers), set(old().addresses), set(old().entries))
+        assert touched == TableKeys(set(old().virtual_servers), set(old().addresses), set(old().entries))
         assert snapshot(desired) == snapshot(DesiredTables())
 
 
@@ -117,12 +190,12 @@ def test_a_shared_address_stays_until_the_last_service_lets_go() -> None:
     assert desired.addresses == {ADDRESS: 2}
     touched = desired.replace(OLD, None)
     assert touched.addresses == set()
-    assert ("KUBE-IPVS-IPS", SetEntry(ADDRESS)) not in touched.entries
-    assert ("KUBE-CLUSTER-IP", SetEntry(ADDRESS, Protocol.TCP, 80)) in touched.entries
+    assert (role("KUBE-IPVS-IPS"), SetEntry(ADDRESS)) not in touched.entries
+    assert (role("KUBE-CLUSTER-IP"), SetEntry(ADDRESS, Protocol.TCP, 80)) in touched.entries
     assert desired.addresses == {ADDRESS: 1}
     touched = desired.replace(YOUNG, None)
     assert touched.addresses == {ADDRESS}
-    assert ("KUBE-IPVS-IPS", SetEntry(ADDRESS)) in touched.entries
+    assert (role("KUBE-IPVS-IPS"), SetEntry(ADDRESS)) in touched.entries
     assert desired.addresses == {}
 
 

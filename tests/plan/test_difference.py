@@ -5,20 +5,16 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kube.objects import EndpointPort, ServicePort
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import (
-    KernelTables,
-    difference,
-    remains_of,
-    touch,
-    unsettled,
-    unwanted,
-    virtual_server_difference,
-)
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.difference import unsettled, unwanted, virtual_server_difference
+from ipvs_proxy.plan.draining import remains_of
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.mirror import KernelTables, is_same
 from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
@@ -38,7 +34,8 @@ from ipvs_proxy.plan.tables import (
 )
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
-from tests.support.tables import everything
+from tests.support.roles import role
+from tests.support.tables import everything, round_of
 
 ADD, SET, DELETE = Verb.ADD, Verb.SET, Verb.DELETE
 A, B = real("10.0.0.1"), real("10.0.0.2")
@@ -173,6 +170,23 @@ def test_virtual_server_difference(
     assert virtual_server_difference(desired, actual) == operations
 
 
+#: What a plan knows of a virtual server and the kernel does not.
+OF_THE_PLAN = {"key", "real_servers", "lingering", "internal", "drain_timeout"}
+
+
+@pytest.mark.parametrize(("field", "value"), [("scheduler", "lc"), ("flags", 1), ("timeout", 600), ("netmask", 24)])
+def test_a_setting_that_differs_is_set(field: str, value: object) -> None:
+    desired = replace(FULL, **{field: value})
+    assert virtual_server_difference(desired, FULL) == [VirtualServerOperation(SET, desired)]
+    assert not is_same(desired, FULL)
+
+
+def test_every_field_is_a_setting_or_the_plans_own() -> None:
+    settings = {"scheduler", "flags", "timeout", "netmask"}
+    assert set(VirtualServer.__struct_fields__) == settings | OF_THE_PLAN
+    assert is_same(replace(FULL, internal=UDP, drain_timeout=1.0, lingering=frozenset({B})), FULL)
+
+
 @pytest.mark.parametrize(("desired", "actual", "operations"), TABLE.values(), ids=TABLE)
 def test_the_kernel_takes_every_operation_and_then_nothing_is_left(
     desired: VirtualServer | None, actual: VirtualServer | None, operations: list[IpvsOperation]
@@ -224,10 +238,46 @@ def test_deletions_of_what_is_unknown_are_harmless() -> None:
     for operation in (
         VirtualServerOperation(DELETE, BARE),
         AddressOperation(DELETE, b"\0\0\0\0"),
-        SetEntryOperation(DELETE, "KUBE-IPVS-IPS", entry),
+        SetEntryOperation(DELETE, role("KUBE-IPVS-IPS"), entry),
     ):
         mirror.record([operation])
-    assert (mirror.virtual_servers, mirror.addresses, mirror.entries) == ({}, set(), {"KUBE-IPVS-IPS": set()})
+    assert (mirror.virtual_servers, mirror.addresses, mirror.entries) == ({}, set(), {role("KUBE-IPVS-IPS"): set()})
+
+
+def test_operations_of_all_kinds_are_recorded_in_one_go() -> None:
+    mirror = KernelTables()
+    mirror.record(
+        [
+            VirtualServerOperation(ADD, BARE),
+            on(TCP, ADD, A, ACTIVE),
+            VirtualServerOperation(ADD, replace(BARE, key=UDP)),
+            on(UDP, ADD, B, ACTIVE),
+            on(TCP, ADD, B, ACTIVE),
+            AddressOperation(ADD, TCP.address),
+        ]
+    )
+    assert mirror.virtual_servers == {TCP: FULL, UDP: replace(BARE, key=UDP, real_servers={B: ACTIVE})}
+    assert mirror.addresses == {TCP.address}
+    # Somebody else deleted it meanwhile: the kernel took the add, so it is empty.
+    mirror.record([VirtualServerOperation(ADD, FULL)])
+    assert mirror.virtual_servers[TCP].real_servers == {}
+    mirror.record([VirtualServerOperation(SET, replace(STICKY, key=SCTP))])
+    assert mirror.virtual_servers[SCTP].settings == STICKY.settings
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (None, None, True),
+        (FULL, None, False),
+        (None, FULL, False),
+        (FULL, replace(FULL), True),
+        (FULL, HALF, False),
+        (FULL, replace(FULL, real_servers={A: ACTIVE, B: DRAINING}), False),
+    ],
+)
+def test_two_virtual_servers_are_the_same(one: VirtualServer | None, other: VirtualServer | None, same: bool) -> None:
+    assert is_same(one, other) is same
 
 
 # What is looked at.
@@ -243,8 +293,8 @@ def plan(name: str, address: str, *ports: ServicePort, pods: tuple[str, ...] = (
     return plan_service(wanted, [piece], Context("here"), Marks())
 
 
-def rounds(desired: DesiredTables, kernel: FakeKernel, mirror: KernelTables, touched: Touched) -> list[Operation]:
-    operations = difference(desired, mirror, touched)
+def rounds(desired: DesiredTables, kernel: FakeKernel, mirror: KernelTables, touched: TableKeys) -> list[Operation]:
+    operations = round_of(desired, mirror, touched)
     for operation in operations:
         assert kernel.apply(operation) == 0, operation
         mirror.record([operation])
@@ -278,14 +328,14 @@ def test_what_nobody_wants_goes_and_what_is_missing_comes() -> None:
         "KUBE-IPVS-IPS": {SetEntry(packed("10.96.0.1"))},
         "KUBE-LOOP-BACK": {SetEntry(packed("10.0.0.1"), Protocol.TCP, 8080, packed("10.0.0.1"))},
     }
-    assert difference(desired, mirror, everything(desired, mirror)) == []
+    assert round_of(desired, mirror, everything(desired, mirror)) == []
 
 
 def test_a_set_that_is_missing_in_the_kernel_is_filled() -> None:
     desired = DesiredTables()
     touched = desired.replace(plan("a", "10.96.0.1").name, plan("a", "10.96.0.1"))
-    added = [operation for operation in difference(desired, KernelTables(), touched) if operation.verb is ADD]
-    assert {operation.set_name for operation in added if isinstance(operation, SetEntryOperation)} == {
+    added = [operation for operation in round_of(desired, KernelTables(), touched) if operation.verb is ADD]
+    assert {name_of(operation.role) for operation in added if isinstance(operation, SetEntryOperation)} == {
         "KUBE-CLUSTER-IP",
         "KUBE-IPVS-IPS",
         "IPVS-PROXY-NO-ENDPOINT",
@@ -294,15 +344,15 @@ def test_a_set_that_is_missing_in_the_kernel_is_filled() -> None:
 
 def test_touch_gives_the_keys_of_operations() -> None:
     entry = SetEntry(packed("10.96.0.1"))
-    assert touch(
+    assert keys_of(
         [
             on(UDP, SET, A, ACTIVE),
             VirtualServerOperation(ADD, BARE),
             AddressOperation(ADD, b"1234"),
-            SetEntryOperation(DELETE, "KUBE-IPVS-IPS", entry),
+            SetEntryOperation(DELETE, role("KUBE-IPVS-IPS"), entry),
         ]
-    ) == Touched({UDP, TCP}, {b"1234"}, {("KUBE-IPVS-IPS", entry)})
-    assert not touch([])
+    ) == TableKeys({UDP, TCP}, {b"1234"}, {(role("KUBE-IPVS-IPS"), entry)})
+    assert not keys_of([])
 
 
 # The order of a round.
@@ -317,8 +367,8 @@ def rank(operation: Operation) -> str:
             return f"virtual server {verb.value}"
         case AddressOperation(verb):
             return f"address {verb.value}"
-        case SetEntryOperation(verb, name):
-            return f"{name} {verb.value}"
+        case SetEntryOperation(verb, role):
+            return f"{name_of(role)} {verb.value}"
 
 
 def steps(operations: list[Operation]) -> list[str]:
@@ -340,7 +390,7 @@ def before() -> tuple[DesiredTables, FakeKernel, KernelTables]:
 def test_a_new_service_is_complete_before_its_address_attracts_connections() -> None:
     desired = DesiredTables()
     one = plan("a", "10.96.0.1", pods=("10.0.0.1",))
-    found = steps(difference(desired, KernelTables(), desired.replace(one.name, one)))
+    found = steps(round_of(desired, KernelTables(), desired.replace(one.name, one)))
     assert sorted(found[-3:-1]) == ["KUBE-CLUSTER-IP add", "KUBE-IPVS-IPS add"]
     del found[-3:-1]
     assert found == ["KUBE-LOOP-BACK add", "virtual server add", "real server add", "address add"]
@@ -354,9 +404,9 @@ def test_a_service_that_goes_is_shut_before_it_is_taken_down(
     # Its connections go on: virtual server and address stay until they are drained.
     assert found == ["real server set", "KUBE-CLUSTER-IP delete", "KUBE-LOOP-BACK delete"]
     key = virtual("10.96.0.1")
-    assert difference(desired, mirror, everything(desired, mirror)) == []
+    assert round_of(desired, mirror, everything(desired, mirror)) == []
     mirror.record([VirtualServerOperation(Verb.DELETE, mirror.virtual_servers[key])])
-    assert steps(difference(desired, mirror, remains_of(key))) == ["address delete", "KUBE-IPVS-IPS delete"]
+    assert steps(round_of(desired, mirror, remains_of(key))) == ["address delete", "KUBE-IPVS-IPS delete"]
 
 
 def test_a_service_that_comes_back_while_it_drains_gets_its_weights_back(
@@ -368,7 +418,7 @@ def test_a_service_that_comes_back_while_it_drains_gets_its_weights_back(
     found = steps(rounds(desired, kernel, mirror, desired.replace(one.name, one)))
     assert sorted(found) == ["KUBE-CLUSTER-IP add", "KUBE-LOOP-BACK add", "real server set"]
     assert found[-1] == "real server set"
-    assert virtual("10.96.0.1") not in mirror.leaving
+    assert virtual("10.96.0.1") not in mirror.draining
 
 
 def test_a_service_of_udp_goes_at_once(before: tuple[DesiredTables, FakeKernel, KernelTables]) -> None:

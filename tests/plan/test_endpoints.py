@@ -10,7 +10,7 @@ from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice
 from ipvs_proxy.plan.endpoints import Gathered, Omission, PortKey
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.slice_cache import Memory
+from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.tables import Family, Protocol
 from tests.support.endpoints import (
     DRAINING,
@@ -191,7 +191,7 @@ def test_an_endpoint_that_is_ready_in_one_place_is_ready(other: dict[str, bool])
         assert the_state(endpoint_slice(*pair)).ready
         slices = [endpoint_slice(one, name=f"web-{number}") for number, one in enumerate(pair)]
         assert the_state(*slices).ready
-        remembered = Memory()
+        remembered = SliceCache()
         for known in (slices, slices[:1], slices):
             (found,) = remembered.gather(known, Family.IPV4, NODE).endpoints[HTTP].values()
             assert found is the_state(*known)

@@ -25,14 +25,14 @@ from ipvs_proxy.kube.objects import (
     ServiceStatus,
     SessionAffinityConfig,
 )
+from ipvs_proxy.plan.annotations import DRAIN_TIMEOUT
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.services import DRAIN_TIMEOUT, plan_service
+from ipvs_proxy.plan.services import plan_service
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, service, virtual
-from tests.support.tables import everything
+from tests.support.tables import everything, round_of
 
 NODE_ADDRESSES = (packed("192.0.2.1"), packed("fd00:2::1"))
 HERE = Context(
@@ -165,10 +165,10 @@ def test_garbage_never_raises_and_asks_for_nothing_that_the_kernel_refuses(
     tables.replace(rival.name, rival)
     kernel = FakeKernel()
     actual = kernel.read()
-    for operation in difference(tables, actual, everything(tables, actual)):
+    for operation in round_of(tables, actual, everything(tables, actual)):
         assert kernel.apply(operation) == 0, operation
         actual.record([operation])
-    assert difference(tables, actual, everything(tables, actual)) == []
+    assert round_of(tables, actual, everything(tables, actual)) == []
     assert all(omission.where for omission in fragment.omissions)
 
 

@@ -17,8 +17,10 @@ from ipvs_proxy.plan.marks import (
     mark_key,
     spelling,
 )
+from ipvs_proxy.plan.roles import MARK_BITS
 from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, SetEntryOperation, Verb
 from tests.support.objects import virtual
+from tests.support.roles import role
 
 WEB, API = ("default", "web"), ("default", "api")
 HTTP, DNS = PortKey("http", Protocol.TCP), PortKey("dns", Protocol.UDP)
@@ -47,7 +49,7 @@ def test_a_mark_tells_its_protocol_and_is_known_as_ours(protocol: Protocol, fami
     )
 
 
-@pytest.mark.parametrize("mark", [0, 1, 0x2000, 0x2001, 0x4005, 0x6005, 0x12005, 0x8000])
+@pytest.mark.parametrize("mark", [0, 1, 0x2000, 0x2001, 0x2004, 0x4005, 0x6005, 0x12005, 0x8000])
 def test_marks_of_others_are_not_ours(mark: int) -> None:
     assert not is_ours(mark)
 
@@ -108,6 +110,11 @@ def test_what_a_namespace_gives_back_it_can_have_again() -> None:
     assert marks.assign(("team", "three"), HTTP, []) is None
     marks.keep(("team", "one"), ports[1:])
     assert marks.assign(("team", "three"), HTTP, []) is not None
+    assert marks.assign(("team", "three"), DNS, []) is None
+    for name in ("one", "two", "three"):
+        marks.keep(("team", name), ())
+    assert not marks._held
+    assert not marks._by_namespace
 
 
 def test_a_restart_takes_no_mark_away_from_who_has_more_than_its_share() -> None:
@@ -121,19 +128,19 @@ def test_a_restart_takes_no_mark_away_from_who_has_more_than_its_share() -> None
 @pytest.mark.parametrize("number", [1, 2, 3, 1024, 2047])
 def test_the_sets_of_bits_spell_the_number(number: int) -> None:
     mark = CLASS | number << 2 | 3
-    assert sum(int(base.removeprefix("MARK-"), 16) for base in spelling(mark)) == number << 2
+    assert sum(bit for bit, of_bit in MARK_BITS.items() if of_bit in spelling(mark)) == number << 2
 
 
 def test_marks_without_their_bits_or_with_others_are_corrected() -> None:
     bare, other = SetEntry(*VIP[:3]), SetEntry(*virtual("203.0.113.6")[:3])
     entries = {
-        "IPVS-PROXY-INTERNAL": {bare._replace(mark=CLASS | 0b101 << 2 | 1)},
-        "IPVS-PROXY-MARK-0x4": {bare},
-        "IPVS-PROXY-MARK-0x8": {bare, other},
+        role("IPVS-PROXY-INTERNAL"): {bare._replace(mark=CLASS | 0b101 << 2 | 1)},
+        role("IPVS-PROXY-MARK-0x4"): {bare},
+        role("IPVS-PROXY-MARK-0x8"): {bare, other},
     }
     assert corrections(entries) == [
-        SetEntryOperation(Verb.DELETE, "IPVS-PROXY-MARK-0x8", bare),
-        SetEntryOperation(Verb.ADD, "IPVS-PROXY-MARK-0x10", bare),
+        SetEntryOperation(Verb.DELETE, role("IPVS-PROXY-MARK-0x8"), bare),
+        SetEntryOperation(Verb.ADD, role("IPVS-PROXY-MARK-0x10"), bare),
     ]
 
 
@@ -146,3 +153,50 @@ def test_a_restart_goes_on_with_what_the_set_holds() -> None:
     after.restore([SetEntry(*VIP[:3], mark=mark)])
     assert after.assign(API, HTTP, []) != mark
     assert after.assign(WEB, PortKey("6", Protocol.TCP), [VIP]) == mark
+
+
+def number_of(mark: int | None) -> int:
+    assert mark is not None
+    return (mark & ~CLASS_MASK) >> 2
+
+
+def test_what_an_earlier_agent_gave_out_is_not_given_to_others_before_all_services_are_planned() -> None:
+    marks = Marks()
+    marks.restore([SetEntry(*VIP[:3], mark=CLASS | 1 << 2 | 1), SetEntry(*virtual("203.0.113.6")[:3], mark=0x4009)])
+    assert number_of(marks.assign(API, HTTP, [])) == 2, "1 is spoken for, and what is not ours is nobody's"
+    marks.forget_restored()
+    assert number_of(marks.assign(API, DNS, [])) == 1
+    assert number_of(marks.assign(WEB, HTTP, [VIP])) == 3
+
+
+def test_of_two_that_claim_the_mark_of_an_address_only_one_gets_it() -> None:
+    marks = Marks()
+    marks.restore([SetEntry(*VIP[:3], mark=CLASS | 9 << 2 | 1)])
+    assert [number_of(marks.assign(service, HTTP, [VIP])) for service in (WEB, API)] == [9, 1]
+    assert number_of(marks.assign(WEB, DNS, [virtual("203.0.113.9"), VIP])) == 2
+
+
+def test_a_number_that_rests_is_given_out_when_no_other_is_left() -> None:
+    marks = Marks()
+    assert len(every_mark(marks)) == 2047
+    service, (port, *others) = ("team-0", "service-0"), [PortKey(str(number), Protocol.TCP) for number in range(512)]
+    before = marks.assign(service, port, [])
+    assert marks.assign(WEB, HTTP, []) is None
+    marks.keep(service, others)
+    assert marks.assign(WEB, HTTP, []) == before
+    assert marks.assign(WEB, DNS, []) is None
+
+
+def test_no_number_is_lost_or_given_twice_when_the_marks_of_an_earlier_agent_are_forgotten() -> None:
+    marks = Marks()
+    for _ in range(3 * RESTING):
+        marks.assign(WEB, HTTP, [])
+        marks.keep(WEB, ())
+    kept = number_of(marks.assign(WEB, HTTP, []))
+    marks.forget_restored()
+    found = [number_of(mark) for mark in every_mark(marks)]
+    assert sorted([kept, *found]) == list(range(1, 2048))
+
+
+def test_a_mark_of_others_has_a_key_too() -> None:
+    assert mark_key(0x8000, Family.IPV4).protocol == mark_key(0x8003, Family.IPV4).protocol == Protocol.TCP

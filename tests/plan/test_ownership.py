@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.marks import CLASS, mark_key
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.ownership import ledger
 from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, VirtualServerKey
 from tests.support.objects import packed, virtual
+from tests.support.roles import role
 
 SHARED, OTHER = "203.0.115.1", "203.0.115.2"
 EXTERNAL = ("KUBE-LOAD-BALANCER", "KUBE-EXTERNAL-IP", "KUBE-EXTERNAL-IP-LOCAL")
@@ -17,7 +18,7 @@ EXTERNAL = ("KUBE-LOAD-BALANCER", "KUBE-EXTERNAL-IP", "KUBE-EXTERNAL-IP-LOCAL")
 def tables(*members: tuple[str, SetEntry], addresses: tuple[str, ...] = (SHARED,)) -> KernelTables:
     found = KernelTables(addresses=set(map(packed, addresses)))
     for name, entry in members:
-        found.entries.setdefault(name, set()).add(entry)
+        found.entries.setdefault(role(name), set()).add(entry)
     return found
 
 

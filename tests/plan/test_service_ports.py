@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kube.objects import LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceStatus
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck
-from ipvs_proxy.plan.marks import CLASS, Marks, spelling
+from ipvs_proxy.plan.marks import CLASS, Marks, mark_key, spelling
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, text_of
-from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, packed, service
+from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, family_of, text_of
+from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, packed, service, virtual
+from tests.support.roles import role
 
 NODE, NODE6 = "192.0.2.1", "2001:db8:1::1"
 HERE = Context(
@@ -57,7 +59,7 @@ def entry_text(entry: SetEntry) -> str:
 def shown(fragment: Fragment) -> set[str]:
     """Everything that a fragment asks for, a line each, without the cluster IP's own."""
     lines = {f"ADDRESS {text_of(address)}" for address in fragment.addresses}
-    lines |= {f"{name} {entry_text(entry)}" for name, entry in fragment.entries}
+    lines |= {f"{name_of(role)} {entry_text(entry)}" for role, entry in fragment.entries}
     for key, (server, _) in fragment.virtual_servers.items():
         name = "marked" if key.mark else str(key)
         settings = f" {server.flags:#x} {server.timeout}" * bool(server.flags)
@@ -219,12 +221,16 @@ def test_all_addresses_of_a_port_share_one_mark_in_both_families() -> None:
         external_ips=["203.0.113.6"],
     )
     fragment = plan(wanted, LOCAL)
-    marks = {entry.mark for name, entry in fragment.entries if "INTERNAL" in name}
+    marks = {entry.mark for _, entry in fragment.entries if entry.mark}
     assert len(marks) == 1
     assert all(mark & CLASS for mark in marks)
     assert sum(bool(key.mark) for key in fragment.virtual_servers) == 2
-    spelled = {(name, entry) for name, entry in fragment.entries if "-MARK-" in name}
-    internal = {entry for name, entry in fragment.entries if "INTERNAL" in name}
+    inside = {virtual("10.96.0.10"), virtual("fd00:96::10")}
+    stand_ins = {key: server.internal for key, (server, _) in fragment.virtual_servers.items() if not key.mark}
+    assert stand_ins == {key: None if key in inside else mark_key(*marks, family_of(key.address)) for key in stand_ins}
+    assert {type(entry.source) for _, entry in fragment.entries} == {bytes}
+    spelled = {(role, entry) for role, entry in fragment.entries if "-MARK-" in name_of(role)}
+    internal = {entry for _, entry in fragment.entries if entry.mark}
     assert len(spelled) == len(internal) * len(spelling(marks.pop())), (
         "each address and node port is in the set of each bit"
     )
@@ -235,6 +241,57 @@ def test_where_no_mark_is_left_the_port_behaves_compatibly_and_says_so() -> None
     fragment = plan_service(wanted, [endpoint_slice(REMOTE)], HERE, Marks(masquerade_bit=13))
     assert "RS 203.0.113.5:80/TCP 10.244.1.9:8080" in shown(fragment)
     assert [omission.reason for omission in fragment.omissions] == [Reason.NO_MARK_LEFT]
+
+
+@pytest.mark.parametrize(
+    ("context", "exposed", "everywhere"),
+    [(HERE, True, False), (HERE, False, False), (COMPATIBLE, True, True), (COMPATIBLE, False, False)],
+)
+def test_internal_policy_local_without_local_endpoints_is_kube_proxys_only_in_its_mode_and_if_exposed(
+    context: Context, exposed: bool, everywhere: bool
+) -> None:
+    ports = EXPOSED if exposed else (HTTP,)
+    wanted = make(type="NodePort", ports=ports, internal_traffic_policy="Local")
+    fragment = plan(wanted, REMOTE, context=context)
+    assert bool(fragment.virtual_servers[virtual("10.96.0.10")][0].real_servers) is everywhere
+    assert fragment.no_local == {("internal", Family.IPV4)}
+    assert plan(make(type="NodePort", ports=ports), context=context).no_local == set()
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "no_local"), [((LOCAL, REMOTE), False), ((REMOTE,), True), ((), False)], ids=["here", "there", "none"]
+)
+def test_no_local_endpoint_for_clients_outside_is_told_only_if_there_are_others(
+    endpoints: tuple[Any, ...], no_local: bool
+) -> None:
+    wanted = make(type="NodePort", ports=EXPOSED, external_traffic_policy="Local")
+    assert plan(wanted, *endpoints).no_local == ({("external", Family.IPV4)} if no_local else set())
+    assert plan(make(type="NodePort", ports=EXPOSED), *endpoints).no_local == set()
+
+
+def test_a_cluster_ip_is_put_on_our_link_even_if_the_host_has_it() -> None:
+    address = packed("10.96.0.10")
+    fragment = plan(make(), LOCAL, context=HERE._replace(host_addresses=frozenset({address})))
+    assert address in fragment.addresses
+
+
+@pytest.mark.parametrize(("name", "told"), [("http", "http"), ("", "80")])
+def test_a_port_is_told_by_its_name_or_its_number(name: str, told: str) -> None:
+    ports = [ServicePort(80, name), ServicePort(80, name)]
+    assert plan(make(ports=ports), LOCAL).omissions == [
+        Omission(f"service default/web port {told}", Reason.DUPLICATE_PORT)
+    ]
+    twice = make(ports=[ServicePort(80, name)], external_ips=["10.96.0.10"])
+    where = f"service default/web port {told} external-ip 10.96.0.10:80/TCP"
+    assert plan(twice, LOCAL).omissions == [Omission(where, Reason.DUPLICATE_PORT)]
+
+
+@pytest.mark.parametrize(("ranges", "admitted"), [(["192.0.2.0/24"], True), (["198.51.100.0/24"], False)])
+def test_the_node_itself_is_admitted_if_a_source_range_has_its_address(ranges: list[str], admitted: bool) -> None:
+    fragment = plan(make(type="LoadBalancer", ingress=(VIP,), load_balancer_source_ranges=ranges), LOCAL)
+    found = {entry for one, entry in fragment.entries if one is role("KUBE-LOAD-BALANCER-SOURCE-IP")}
+    address = packed("203.0.113.5")
+    assert found == ({SetEntry(address, Protocol.TCP, 80, source=address)} if admitted else set())
 
 
 @pytest.mark.parametrize(
@@ -309,6 +366,7 @@ def test_drain_timeout_of_a_service(annotation: str | None, timeout: float | Non
     wanted = structs.replace(wanted, metadata=structs.replace(wanted.metadata, annotations=annotations))
     fragment = plan(wanted, LOCAL)
     assert {server.drain_timeout for server, _ in fragment.virtual_servers.values()} == {timeout}
+    assert fragment.options.drain_timeout == timeout
     assert [omission.reason for omission in fragment.omissions] == reasons
 
 
@@ -342,7 +400,7 @@ def test_worked_example() -> None:
     compatible = plan(EXAMPLE, LOCAL, REMOTE, context=COMPATIBLE)
     assert shown(compatible) == lines(EXAMPLE_LINES)
     assert (
-        "KUBE-LOOP-BACK",
+        role("KUBE-LOOP-BACK"),
         SetEntry(packed("10.244.0.7"), Protocol.TCP, 8080, packed("10.244.0.7")),
     ) in compatible.entries
     assert len(compatible.virtual_servers) == 3

@@ -34,6 +34,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServerKey,
 )
 from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.roles import role
 
 HERE = Context("node-a")
 KEY = virtual("10.96.0.10")
@@ -361,22 +362,22 @@ def test_entries_of_a_cluster_ip() -> None:
     four, six, pod = packed(V4), packed(V6), packed("fd00::1")
     assert fragment.addresses == {four: Reason.CLUSTER_IP, six: Reason.CLUSTER_IP}
     assert fragment.entries == {
-        ("KUBE-CLUSTER-IP", SetEntry(four, Protocol.TCP, 80)): Reason.CLUSTER_IP,
-        ("KUBE-CLUSTER-IP", SetEntry(four, Protocol.UDP, 53)): Reason.CLUSTER_IP,
-        ("IPVS-PROXY-NO-ENDPOINT", SetEntry(four, Protocol.UDP, 53)): Reason.NO_ENDPOINT,
-        ("KUBE-IPVS-IPS", SetEntry(four)): Reason.CLUSTER_IP,
-        ("KUBE-6-CLUSTER-IP", SetEntry(six, Protocol.TCP, 80)): Reason.CLUSTER_IP,
-        ("KUBE-6-CLUSTER-IP", SetEntry(six, Protocol.UDP, 53)): Reason.CLUSTER_IP,
-        ("KUBE-6-IPVS-IPS", SetEntry(six)): Reason.CLUSTER_IP,
-        ("KUBE-6-LOOP-BACK", SetEntry(pod, Protocol.TCP, 8080, pod)): Reason.LOCAL_ENDPOINT,
-        ("KUBE-6-LOOP-BACK", SetEntry(pod, Protocol.UDP, 5353, pod)): Reason.LOCAL_ENDPOINT,
+        (role("KUBE-CLUSTER-IP"), SetEntry(four, Protocol.TCP, 80)): Reason.CLUSTER_IP,
+        (role("KUBE-CLUSTER-IP"), SetEntry(four, Protocol.UDP, 53)): Reason.CLUSTER_IP,
+        (role("IPVS-PROXY-NO-ENDPOINT"), SetEntry(four, Protocol.UDP, 53)): Reason.NO_ENDPOINT,
+        (role("KUBE-IPVS-IPS"), SetEntry(four)): Reason.CLUSTER_IP,
+        (role("KUBE-6-CLUSTER-IP"), SetEntry(six, Protocol.TCP, 80)): Reason.CLUSTER_IP,
+        (role("KUBE-6-CLUSTER-IP"), SetEntry(six, Protocol.UDP, 53)): Reason.CLUSTER_IP,
+        (role("KUBE-6-IPVS-IPS"), SetEntry(six)): Reason.CLUSTER_IP,
+        (role("KUBE-6-LOOP-BACK"), SetEntry(pod, Protocol.TCP, 8080, pod)): Reason.LOCAL_ENDPOINT,
+        (role("KUBE-6-LOOP-BACK"), SetEntry(pod, Protocol.UDP, 5353, pod)): Reason.LOCAL_ENDPOINT,
     }
 
 
 @pytest.mark.parametrize("policy", ["Cluster", "Local"])
 def test_every_local_endpoint_in_any_condition_is_in_the_hairpin_set(policy: str) -> None:
     fragment = planned(service(internal=policy), endpoint_slice(LOCAL, REMOTE, UNREADY, DRAINING, GONE))
-    hairpins = {entry for name, entry in fragment.entries if name == "KUBE-LOOP-BACK"}
+    hairpins = {entry for one, entry in fragment.entries if one is role("KUBE-LOOP-BACK")}
     assert hairpins == {
         SetEntry(packed(f"10.0.0.{n}"), Protocol.TCP, 8080, packed(f"10.0.0.{n}")) for n in (1, 3, 4, 5)
     }

@@ -12,7 +12,7 @@ from ipvs_proxy.kube.objects import EndpointSlice
 from ipvs_proxy.plan import slice_cache as memory_module
 from ipvs_proxy.plan.choices import Choices, choose_cluster, choose_local
 from ipvs_proxy.plan.endpoints import Endpoints, gather, read_slice
-from ipvs_proxy.plan.slice_cache import Memory
+from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.tables import Family
 from tests.support.endpoints import HTTP, NODE, ZONE, far, near, some_endpoints
 from tests.support.objects import endpoint_slice, real
@@ -23,11 +23,11 @@ pieces = st.builds(lambda name, endpoints: endpoint_slice(*endpoints, name=name)
 histories = st.lists(st.lists(pieces | names, max_size=3), min_size=1, max_size=8)
 
 
-def choices_of(endpoints: Endpoints, memory: Memory | None = None) -> list[Choices]:
-    port = None if memory is None else memory.port(Family.IPV4, HTTP)
+def choices_of(endpoints: Endpoints, cache: SliceCache | None = None) -> list[Choices]:
+    port = None if cache is None else cache.port(Family.IPV4, HTTP)
     return [
-        choose_cluster(endpoints, node_name=NODE, zone=ZONE, memory=port),
-        choose_local(endpoints, memory=port),
+        choose_cluster(endpoints, node_name=NODE, zone=ZONE, cache=port),
+        choose_local(endpoints, cache=port),
     ]
 
 
@@ -38,7 +38,7 @@ def shown(choices: Choices) -> tuple[object, ...]:
 @settings(deadline=None, max_examples=300)
 @given(histories)
 def test_any_history_leads_to_what_a_reading_of_everything_gives(history: list[list[EndpointSlice | str]]) -> None:
-    memory, slices = Memory(), {}
+    cache, slices = SliceCache(), {}
     before = [choices.real_servers for choices in choices_of({})]
     for step in history:
         for change in step:
@@ -47,10 +47,10 @@ def test_any_history_leads_to_what_a_reading_of_everything_gives(history: list[l
             else:
                 slices[change.metadata.name] = change
         expected = gather(slices.values(), Family.IPV4, NODE)
-        found = memory.gather(slices.values(), Family.IPV4, NODE)
+        found = cache.gather(slices.values(), Family.IPV4, NODE)
         assert found.endpoints == expected.endpoints
         assert found.omissions == expected.omissions
-        chosen = choices_of(found.endpoints.get(HTTP, {}), memory)
+        chosen = choices_of(found.endpoints.get(HTTP, {}), cache)
         assert list(map(shown, chosen)) == list(map(shown, choices_of(expected.endpoints.get(HTTP, {}))))
         for old, choices in zip(before, chosen, strict=True):
             differing = choices.differing(old)
@@ -69,40 +69,40 @@ def test_only_the_slice_that_changed_is_read_and_only_its_endpoints_may_differ(m
         read.append(piece.metadata.name)
         return read_slice(piece, *facts)  # type: ignore[arg-type]
 
-    memory, slices = Memory(), many(10)
-    chosen, _ = choices_of(memory.gather(slices, Family.IPV4, NODE).endpoints[HTTP], memory)
+    cache, slices = SliceCache(), many(10)
+    chosen, _ = choices_of(cache.gather(slices, Family.IPV4, NODE).endpoints[HTTP], cache)
     before = chosen.real_servers
     monkeypatch.setattr(memory_module, "read_slice", reading)
     slices[3] = endpoint_slice(near(4), far(104), far(105), near(200), name="web-4")
-    chosen, _ = choices_of(memory.gather(slices, Family.IPV4, NODE).endpoints[HTTP], memory)
+    chosen, _ = choices_of(cache.gather(slices, Family.IPV4, NODE).endpoints[HTTP], cache)
     assert read == ["web-4"]
     assert chosen.differing(before) == chosen.real_servers.keys() - before.keys() == {real("10.0.0.200")}
 
 
 def test_what_was_given_away_stays_as_it_was() -> None:
-    memory, slices = Memory(), many(10)
-    first = memory.gather(slices, Family.IPV4, NODE).endpoints[HTTP]
-    chosen, _ = choices_of(first, memory)
+    cache, slices = SliceCache(), many(10)
+    first = cache.gather(slices, Family.IPV4, NODE).endpoints[HTTP]
+    chosen, _ = choices_of(first, cache)
     before, copies = chosen.real_servers, (first.copy(), chosen.real_servers.copy())
     slices[0] = endpoint_slice(far(250), name="web-1")
-    chosen, _ = choices_of(memory.gather(slices, Family.IPV4, NODE).endpoints[HTTP], memory)
+    chosen, _ = choices_of(cache.gather(slices, Family.IPV4, NODE).endpoints[HTTP], cache)
     assert chosen.real_servers != before
     assert (first, before) == copies
 
 
-def after(memory: Memory, slices: Iterable[EndpointSlice]) -> Choices:
-    return choices_of(memory.gather(slices, Family.IPV4, NODE).endpoints[HTTP], memory)[0]
+def after(cache: SliceCache, slices: Iterable[EndpointSlice]) -> Choices:
+    return choices_of(cache.gather(slices, Family.IPV4, NODE).endpoints[HTTP], cache)[0]
 
 
 def test_a_difference_to_something_older_is_not_known() -> None:
-    memory, slices = Memory(), many(10)
-    oldest = after(memory, slices).real_servers
+    cache, slices = SliceCache(), many(10)
+    oldest = after(cache, slices).real_servers
     for number in (250, 251):
         slices[0] = endpoint_slice(far(number), name="web-1")
-        chosen = after(memory, slices)
+        chosen = after(cache, slices)
         assert chosen.real_servers
     assert chosen.differing(oldest) is None
     # Asking again, as an explanation does, loses nothing.
     before = chosen.real_servers
-    assert after(memory, slices).real_servers is before
+    assert after(cache, slices).real_servers is before
     assert chosen.differing(before) == frozenset()

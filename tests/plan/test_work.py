@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import pytest
 
 from ipvs_proxy.plan import endpoints, services
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables, difference
+from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
@@ -28,7 +29,8 @@ from ipvs_proxy.plan.tables import (
     Verb,
 )
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
-from tests.support.tables import everything
+from tests.support.roles import role
+from tests.support.tables import everything, round_of
 
 HERE = Context("here")
 MANY = 2_000
@@ -53,14 +55,14 @@ def settled(count: int) -> tuple[DesiredTables, KernelTables]:
     for number in range(1, count + 1):
         one = fragment(number)
         desired.replace(one.name, one)
-    for operation in difference(desired, actual, everything(desired, actual)):
+    for operation in round_of(desired, actual, everything(desired, actual)):
         actual.record([operation])
     return desired, actual
 
 
 def follow(desired: DesiredTables, actual: KernelTables, new: Fragment | None) -> list[Operation]:
     """The path of a change: from a new fragment to operations carried out."""
-    operations = difference(desired, actual, desired.replace(CHANGED, new))
+    operations = round_of(desired, actual, desired.replace(CHANGED, new))
     for operation in operations:
         actual.record([operation])
     return operations
@@ -84,9 +86,9 @@ def test_a_local_endpoint_is_one_operation_more(many: tuple[DesiredTables, Kerne
     pod = packed("10.0.7.7")
     hairpin = SetEntry(pod, Protocol.TCP, 8080, pod)
     assert follow(*many, fragment(7, pods=7, local=True))[:1] == [
-        SetEntryOperation(Verb.ADD, "KUBE-LOOP-BACK", hairpin)
+        SetEntryOperation(Verb.ADD, role("KUBE-LOOP-BACK"), hairpin)
     ]
-    assert SetEntryOperation(Verb.DELETE, "KUBE-LOOP-BACK", hairpin) in follow(*many, fragment(7, pods=5))
+    assert SetEntryOperation(Verb.DELETE, role("KUBE-LOOP-BACK"), hairpin) in follow(*many, fragment(7, pods=5))
 
 
 def test_a_service_that_goes_and_comes_back_is_its_own_operations(many: tuple[DesiredTables, KernelTables]) -> None:
@@ -155,7 +157,7 @@ def test_a_change_walks_through_no_whole_table() -> None:
     desired, actual = settled(20)
     desired.virtual_servers = UnwalkableDict(desired.virtual_servers)
     desired.owners = UnwalkableDict(desired.owners)
-    desired._held = UnwalkableDict(desired._held)
+    desired._contributions = UnwalkableDict(desired._contributions)
     desired._contested = UnwalkableDict(desired._contested)
     for name in ("addresses", "entries"):
         guarded = UnwalkableCounter()
@@ -193,8 +195,8 @@ def test_a_plan_parses_each_address_once_per_family(monkeypatch: pytest.MonkeyPa
 
 
 def test_touched_keys_add_up_without_looking_at_the_tables(many: tuple[DesiredTables, KernelTables]) -> None:
-    touched = Touched()
+    touched = TableKeys()
     for number in (1, 2, 1):
         touched.add(many[0].replace(fragment(number).name, fragment(number, pods=6)))
-    assert touched == Touched({virtual("10.96.0.1"), virtual("10.96.0.2")}, set(), set())
-    assert len(difference(*many, touched)) == 2
+    assert touched == TableKeys({virtual("10.96.0.1"), virtual("10.96.0.2")}, set(), set())
+    assert len(round_of(*many, touched)) == 2

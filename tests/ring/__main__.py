@@ -3,9 +3,9 @@
     python -m tests.ring                     the whole ring, in several guests beside each other
     python -m tests.ring [PYTEST ARGUMENT ...]   some of it, in one guest: -k drift, tests/ring/test_drains.py, -x
 
-The whole ring is shared out by files: each guest has all tests and takes the next file that no other has taken
-(``tests/ring/sharing.py``). At the end every test must have run exactly once, whatever happened to a guest, and the
-table of compatibility is compared with what they have shown.
+The whole ring is divided by files: each guest has all tests and takes the next file that no other has taken
+(``tests/ring/sharing.py``). At the end every test must have run exactly once, whatever happened to a guest, and
+``docs/compatibility.md`` must agree with the results.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from pathlib import Path
 
 from lab.machine import CHECKOUT, Machine, choose, running
 from lab.native import Guest, scratch_directory
+from tools.compatibility import RESULTS
 
-#: Sockets of namespaces that are gone are left to the garbage collector, which would be told of a later test.
+#: Sockets of removed namespaces are closed by the garbage collector, and pytest would blame a later test.
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 #: Native guests wait as much as they work; the emulator keeps a processor busy for each.
 GUESTS_PER_PROCESSOR = {"native": 2, "stock": 1}
 COMPATIBILITY = "tests/ring/test_compatibility.py"
-#: What pytest prints of a file, of its rest on further lines, and of the session before and between them.
+#: What pytest prints of a file; and what it prints of the session, and of the rest of a file on further lines.
 _FILE = re.compile(r"^(tests/ring/\S+ \S+)")
 _UNREMARKABLE = re.compile(
     r"^([.sFE]*\s+\[ *\d+%\]|=+ test session|platform |rootdir|configfile|plugins|asyncio|timeout|collect|$)"
@@ -84,7 +85,7 @@ def run_all(machine: Machine) -> int:
         for _, thread in guests:
             thread.join()
         results, problems = gather(shared, count)
-        statuses.append(compare_with_the_document(shared, results, problems))
+        statuses.append(compare_with_the_document(results, problems))
     counts = Counter(results.values())
     for problem in problems:
         say(f"ring: {problem}")
@@ -95,7 +96,7 @@ def run_all(machine: Machine) -> int:
 
 
 def follow(guest: Guest, number: int) -> None:
-    """Print a guest's lines of files as they come, and the rest, such as tracebacks, in one piece at its end."""
+    """Print a guest's lines about files as they come, and the rest, such as tracebacks, in one piece at its end."""
     rest: list[str] = []
     assert guest.process.stdout is not None
     for raw in guest.process.stdout:
@@ -125,14 +126,17 @@ def gather(shared: Path, count: int) -> tuple[dict[str, str], list[str]]:
     return results, problems
 
 
-def compare_with_the_document(shared: Path, results: dict[str, str], problems: Sequence[str]) -> int:
-    """Compare docs/compatibility.md with the results; return pytest's status and add its test to the results."""
+def compare_with_the_document(results: dict[str, str], problems: Sequence[str]) -> int:
+    """Compare docs/compatibility.md with the results; return pytest's status and add its test to the results.
+
+    The results stay for ``python -m tools compatibility``.
+    """
     if problems:
         return 1
-    file = shared / "results.json"
-    file.write_text(json.dumps(results))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results))
     command = [*PYTEST, "-q", COMPATIBILITY]
-    status = subprocess.run(command, cwd=CHECKOUT, env=os.environ | {"RING_RESULTS": str(file)}, check=False).returncode
+    status = subprocess.run(command, cwd=CHECKOUT, env=os.environ | {"RING_IS_DONE": "1"}, check=False).returncode
     results[COMPATIBILITY] = "failed" if status else "passed"
     return status
 

@@ -1,17 +1,19 @@
-"""The ring needs a kernel with IPVS and root. Where they are missing it is skipped, or refused if it was asked for."""
+"""The ring needs root and a kernel with IPVS. Without them it is skipped; with ``REQUIRE_RING`` it fails."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import Final
 
 import pytest
 
-from tests.ring.behaviours import RESULTS
 from tests.ring.sharing import in_order, run_claimed, shared_directory, tell
 from tests.support.namespaces import missing_piece
 
-#: Compares a document with results that are there already.
+#: The outcome of every test of this run by its id.
+RESULTS: Final = pytest.StashKey[dict[str, str]]()
+#: The test that compares a document with existing results.
 WITHOUT_KERNEL = "test_compatibility.py"
 
 

@@ -1,8 +1,7 @@
-"""The outputs that ``docs/troubleshooting.md`` shows, and whether a command really prints them.
+"""Compares the outputs that ``docs/troubleshooting.md`` shows with what commands print.
 
-A block of the document starts with ``$ ipvs-proxy ...``; below it stands what the command printed. Where it says
-``[...]``, lines are left out. Ages, durations, rates and the like differ from run to run and are not compared, nor is
-the width of columns.
+A block of the document starts with ``$ ipvs-proxy ...``, followed by the output; ``[...]`` stands for lines that are
+left out. Ages, durations, rates and the like vary and are not compared, nor is the width of columns.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Final
 DOCUMENT: Final = Path(__file__).parents[2] / "docs/troubleshooting.md"
 LEFT_OUT: Final = "[...]"
 _PROMPT: Final = "$ ipvs-proxy "
-#: What varies, and what is compared in its place.
+#: Patterns of what varies, and what replaces them in the comparison.
 _VARYING: Final = (
     (r"\b\d+\.\d ms\b", "TIME"),
     (r"\b\d+ ?(s|m|h)\b", "TIME"),
@@ -32,7 +31,7 @@ _VARYING: Final = (
 
 
 def blocks(section: str) -> dict[str, str]:
-    """Return what the document shows in a section (the title of a heading): the output of each command."""
+    """Return the outputs that the document shows in a section, by command; a section is the title of a heading."""
     text = DOCUMENT.read_text()
     found = re.search(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert found is not None, f"{DOCUMENT.name} has no section {section!r}"
@@ -45,19 +44,19 @@ def blocks(section: str) -> dict[str, str]:
 
 
 def all_shown() -> set[tuple[str, str]]:
-    """Return the section and the command of every output that the document shows."""
+    """Return section and command of every output that the document shows."""
     titles = re.findall(r"^## (.*)$", DOCUMENT.read_text(), re.MULTILINE)
     return {(title, name) for title in titles for name in blocks(title)}
 
 
 def is_shown(documented: str, printed: str) -> bool:
-    """Return whether the document shows what was printed."""
+    """Return whether the documented output is the printed one."""
     pieces = _masked(documented).split(f"{LEFT_OUT}\n")
     return re.fullmatch(r"(?:.*\n)*".join(map(re.escape, pieces)), _masked(printed)) is not None
 
 
 def assert_documented(section: str, printed: Mapping[str, str]) -> None:
-    """Compare what commands have printed with what the document shows of them."""
+    """Fail unless the document shows in this section what these commands have printed."""
     shown = blocks(section)
     if all(is_shown(shown.get(name, ""), text) for name, text in printed.items()):
         return

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.kernel.test_other_modes import SAVED
-from tests.ring.topology import ADDRESSES, Topology
+from lab.topology import ADDRESSES, Topology
+from tests.support.other_modes import SAVED
 
 #: The virtual server that IPVS mode has here, and its endpoint.
 VIP = "10.96.0.30"

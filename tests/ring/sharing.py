@@ -1,7 +1,8 @@
-"""How guests that run beside each other share out the ring, and how they tell what they have seen.
+"""How parallel guests divide the ring among themselves, and how they report their results.
 
-Each has collected all tests. Before it runs a file it makes the file's directory in ``RING_SHARED``, which all of them
-see: whoever makes it has the file, and the others pass over it. What takes long goes first, so that none is late.
+Each guest collects all tests. To run a file it first claims it, by making a directory of the file's name in
+``RING_SHARED``, which all guests see; only one can succeed, and the others skip the file. Files that take long come
+first, so that no guest is still running one at the end.
 """
 
 from __future__ import annotations
@@ -14,24 +15,24 @@ from pathlib import Path
 
 import pytest
 
-#: Files that take longer than their size tells: a parameter of a fixture, or a loop, makes much of few lines.
-_LONG = frozenset(("test_tunnels.py", "test_start.py", "test_marks_of_others.py", "test_traffic_outside.py"))
+#: Files that take longer than their size suggests, because of a parametrized fixture or a loop.
+_LONG = frozenset(("test_tunnels.py", "test_shortages.py", "test_marks_of_others.py", "test_every_address.py"))
 
 
 def shared_directory() -> Path | None:
-    """Return the directory that the guests share, ``None`` if this run has all tests for itself."""
+    """Return the directory that the guests share, ``None`` if this run has all tests to itself."""
     name = os.environ.get("RING_SHARED")
     return Path(name) if name else None
 
 
 def in_order(items: list[pytest.Item]) -> None:
-    """Put the tests of files that take long first, then those of large ones; the order within a file stays."""
+    """Sort tests: files that take long first, then by size; the order within a file stays."""
     sizes = {path: path.stat().st_size for path in {item.path for item in items}}
     items.sort(key=lambda item: (item.path.name not in _LONG, -sizes[item.path], str(item.path)))
 
 
 def run_claimed(session: pytest.Session, shared: Path) -> None:
-    """Run the tests of each file that nobody else has taken."""
+    """Run the tests of each file that no other guest has claimed."""
     for path, group in groupby(session.items, key=lambda item: item.path):
         items = list(group)
         if _claim(shared / path.name):
@@ -42,7 +43,7 @@ def run_claimed(session: pytest.Session, shared: Path) -> None:
 
 
 def tell(session: pytest.Session, shared: Path, results: dict[str, str]) -> None:
-    """Leave the results of this guest where ``tests.ring.__main__`` looks for them."""
+    """Write the results of this guest to where ``tests.ring.__main__`` reads them."""
     told = {"collected": [item.nodeid for item in session.items], "results": results}
     Path(shared, f"results-{os.environ['RING_GUEST']}.json").write_text(json.dumps(told))
 

@@ -1,7 +1,7 @@
-"""Requests that are not to be answered: several at once, and for as long as it takes on this machine to be sure.
+"""Requests that must not be answered: how long to wait before silence is certain, for several requests at once.
 
-Nobody can wait for what does not come. What is dropped is told from what is slow by what a request that is answered
-takes here: a processor that is emulated needs a hundred times as long as a real one.
+A dropped request never ends, so the wait must be bounded, and a slow answer must not pass for none. So the wait follows
+what an answered request takes on this machine: an emulated processor needs a hundred times as long as a real one.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Final, Literal, NamedTuple
 
-from tests.ring.topology import ADDRESSES, Topology, server
+from lab.topology import ADDRESSES, Topology, server
 
-#: So many times what a request takes is silence.
+#: Silence is this many times what an answered request takes.
 TIMES: Final = 30
-#: Seconds that silence lasts at least, and at most: then TCP begins to send its SYN again.
+#: The least and the most seconds to wait: after a second TCP sends its SYN again.
 SHORTEST, LONGEST = 0.15, 1.0
 
 Outcome = Literal["answered", "refused", "silent"]
 
 
 class Request(NamedTuple):
-    """From where somebody asks, and whom."""
+    """A TCP connection to try: from which place, to which address and port."""
 
     place: str
     address: str
     port: int
 
 
-#: The seconds that requests took on this machine, once they were made.
+#: Seconds that answered requests took on this machine, once measured.
 _measured: Final[list[float]] = []
 
 
 def silence(net: Topology) -> float:
-    """Return after how many seconds without an answer none is to come."""
+    """Return the seconds without an answer after which none will come."""
     if not _measured:
         address = ADDRESSES["pod1"]["IPv4"]
         with server(net, "pod1", address, 9):
@@ -50,7 +50,7 @@ def silence(net: Topology) -> float:
 
 
 def outcomes(net: Topology, requests: Iterable[Request], seconds: float) -> dict[Request, Outcome]:
-    """Open a TCP connection for each request, all at the same time; say what became of them within some seconds."""
+    """Try all requests at the same time; return what became of each within some seconds."""
     found: dict[Request, Outcome] = {}
     pending: dict[socket.socket, Request] = {}
     with ExitStack() as stack:
@@ -74,7 +74,7 @@ def outcomes(net: Topology, requests: Iterable[Request], seconds: float) -> dict
 
 
 def unanswered(net: Topology, *requests: Request) -> None:
-    """Fail if one of some requests is answered; all are made at the same time."""
+    """Fail if any of these requests is answered; all are made at the same time."""
     found = outcomes(net, requests, silence(net))
     answered = [request for request, outcome in found.items() if outcome == "answered"]
     assert not answered, f"answered: {answered}"

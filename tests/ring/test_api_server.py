@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.ring import manifests
-from tests.ring.agent import command, eventually, running_agent
-from tests.ring.manifests import endpoint
-from tests.ring.topology import ADDRESSES, Topology, servers, topology
-from tests.ring.witness import addresses, virtual_servers
+from lab import manifests
+from lab.agent import command, eventually, running_agent
+from lab.manifests import endpoint
+from lab.topology import ADDRESSES, Topology, servers, topology
+from lab.witness import addresses, virtual_servers
 from tests.support.cluster import Cluster, listen, serving
 
 PODS = ADDRESSES["pod1"].values()

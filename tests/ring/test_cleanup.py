@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import running_agent
+from lab import manifests
+from lab.agent import running_agent
+from lab.manifests import endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology, topology
 from tests.ring.kube_proxy import (
     ipvs_proxy,
     leave_iptables_mode,
@@ -17,8 +19,6 @@ from tests.ring.kube_proxy import (
     leave_others,
     witnessed,
 )
-from tests.ring.manifests import endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, topology
 
 CLEAN = "nothing to remove, this node is clean\n"
 MODES: dict[str, Callable[[Topology], None]] = {

@@ -7,10 +7,10 @@ import socket
 from pathlib import Path
 
 from ipvs_proxy.node import sysctl as kernel_settings
-from tests.ring import manifests
-from tests.ring.agent import command, running_agent
-from tests.ring.manifests import TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, servers, topology
+from lab import manifests
+from lab.agent import command, running_agent
+from lab.manifests import TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, servers, topology
 from tests.ring.troubles import sysctl
 
 VIP, VIP6 = "10.96.0.50", "fd00:10:96::50"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import Agent, eventually, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
+from lab import manifests
+from lab.agent import Agent, eventually, running_agent
+from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology, exchange, servers, topology
+from lab.witness import addresses, weights
 from tests.ring.silence import silence
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, exchange, servers, topology
-from tests.ring.witness import addresses, weights
 
 PODS = ("pod1", "pod2")
 VIPS = {"IPv4": "10.96.0.40", "IPv6": "fd00:10:96::40"}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import Agent, eventually, running_agent
-from tests.ring.manifests import TARGET_PORTS, endpoint
+from lab import manifests
+from lab.agent import Agent, eventually, running_agent
+from lab.manifests import TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology, exchange, server, servers, topology
 from tests.ring.silence import Request, silence, unanswered
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, exchange, server, servers, topology
 
 CLUSTER_IP = {"IPv4": "10.96.2.1", "IPv6": "fd00:10:96::2:1"}
 LOAD_BALANCER = {"IPv4": "203.0.112.1", "IPv6": "fd00:1b::1"}

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import eventually, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
-from tests.ring.test_privileges import capabilities_of_the_chart
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, servers, topology
-from tests.ring.witness import assert_as_planned
+from lab import manifests
+from lab.agent import eventually, running_agent
+from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+from lab.witness import assert_as_planned
+from tests.support.confined import capabilities_of_the_chart
 
 #: Seen from here; in a virtual machine it is the host's.
 IMAGE = Path(os.environ.get("RING_IMAGE") or Path(__file__).parents[2] / "dist/rootfs")

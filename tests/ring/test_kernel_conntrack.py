@@ -18,7 +18,7 @@ from ipvs_proxy.kernel.conntrack import codec as conntrack_codec
 from ipvs_proxy.kernel.conntrack.table import Conntrack
 from ipvs_proxy.plan.flows import Flow
 from ipvs_proxy.plan.tables import ACTIVE, Family, Protocol, VirtualServer, VirtualServerKey
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, exchange, server, servers, topology
+from lab.topology import ADDRESSES, FAMILIES, Topology, exchange, server, servers, topology
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 from tests.support.objects import packed, real, virtual
 

@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from ipvs_proxy.kernel.filter.ipset.names import definitions
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables import programs as iptables_module
 from ipvs_proxy.kernel.filter.iptables import rules
+from ipvs_proxy.kernel.filter.iptables.chains import CHAINS, JUMPS
 from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptables, choose_variant
 from ipvs_proxy.kernel.filter.iptables.removal import is_ours, removal
-from ipvs_proxy.kernel.filter.iptables.render import CHAINS, JUMPS, render
+from ipvs_proxy.kernel.filter.iptables.render import render
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
+from ipvs_proxy.kernel.filter.iptables.saved import parse
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import requirements, sysctl
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
-from ipvs_proxy.plan.sets import definitions
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.tables import Family
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 
@@ -94,7 +96,7 @@ COMMIT
 def namespace():
     """Run in a fresh namespace that has the sets."""
     with fresh_namespace():
-        with closing(Sets([entry for family in Family for entry in definitions(family).values()])) as sets:
+        with closing(Sets(definitions())) as sets:
             sets.ensure()
         yield
 
@@ -111,8 +113,8 @@ def iptables(request) -> Iptables:
     return variant(request.param)
 
 
-def make(iptables: Iptables, family: Family = Family.IPV4, settings: RuleSettings | None = None) -> IptablesRules:
-    return IptablesRules(family, settings or RuleSettings(local=POD_NETWORKS[family]), iptables=iptables)
+def make(iptables: Iptables, family: Family = Family.IPV4, settings: Masquerading | None = None) -> IptablesRules:
+    return IptablesRules(family, settings or Masquerading(local=POD_NETWORKS[family]), iptables=iptables)
 
 
 def witnessed(iptables: Iptables, family: Family = Family.IPV4) -> dict[str, list[str]]:
@@ -128,7 +130,7 @@ def witnessed(iptables: Iptables, family: Family = Family.IPV4) -> dict[str, lis
 
 
 def clean(iptables: Iptables) -> None:
-    restore(iptables, removal(iptables.save(Family.IPV4), is_ours).text)
+    restore(iptables, removal(parse(iptables.save(Family.IPV4)), is_ours).text)
 
 
 def restore(iptables: Iptables, text: str, family: Family = Family.IPV4) -> None:
@@ -139,11 +141,11 @@ def restore(iptables: Iptables, text: str, family: Family = Family.IPV4) -> None
 def test_what_is_written_is_what_iptables_save_prints(iptables, family):
     network = POD_NETWORKS[family]
     settings = [  # IPv6 has the same rules, but for addresses and names
-        RuleSettings(local=network),
-        RuleSettings(local=network, masquerade_all=True),
-        RuleSettings(local=Interface("cbr0")),
-        RuleSettings(local=Interface("veth", is_prefix=True)),
-        RuleSettings(masquerade_bit=31),
+        Masquerading(local=network),
+        Masquerading(local=network, masquerade_all=True),
+        Masquerading(local=Interface("cbr0")),
+        Masquerading(local=Interface("veth", is_prefix=True)),
+        Masquerading(masquerade_bit=31),
     ]
     for setting in settings if family is Family.IPV4 else settings[:2]:
         made = make(iptables, family, setting)
@@ -366,7 +368,7 @@ def test_cleanup_takes_all_of_ours_and_nothing_else(iptables):
     # These tables are there once anybody has used them.
     assert all(line.endswith(" ACCEPT") for table in ("*mangle", "*raw") for line in left.pop(table, []))
     assert left == foreign
-    assert removal(iptables.save(Family.IPV4), is_ours).text == ""
+    assert removal(parse(iptables.save(Family.IPV4)), is_ours).text == ""
 
 
 @pytest.mark.parametrize(
@@ -398,7 +400,7 @@ def test_choosing_a_variant_creates_no_table():
 
 
 def test_preflight_finds_everything_and_leaves_nothing():
-    host = requirements.check()
+    host = requirements.require_all()
     assert host.families == (Family.IPV4, Family.IPV6)
     assert host.unsupported == {}
     assert "ipvs-probe" not in run("ip", "link")
@@ -406,29 +408,29 @@ def test_preflight_finds_everything_and_leaves_nothing():
 
 def test_preflight_sees_that_ipv6_is_off():
     Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
-    host = requirements.check()
+    host = requirements.require_all()
     assert host.families == (Family.IPV4,)
     assert host.unsupported == {Family.IPV6: "sysctl net.ipv6.conf.all.disable_ipv6 is 1"}
 
 
 def test_sysctls_are_set_once():
-    names = {change.name for change in sysctl.apply()}
+    names = {change.name for change in sysctl.make_changes()}
     assert {"net/ipv4/vs/conntrack", "net/ipv4/ip_forward"} <= names
-    assert sysctl.apply() == []
+    assert sysctl.make_changes() == []
     run("sysctl", "-w", "net.ipv4.vs.conn_reuse_mode=0")
-    assert sysctl.drift() == [sysctl.Change("net/ipv4/vs/conn_reuse_mode", "0", "1")]
-    assert len(sysctl.apply()) == 1
+    assert sysctl.find_changes() == [sysctl.SysctlChange("net/ipv4/vs/conn_reuse_mode", "0", "1")]
+    assert len(sysctl.make_changes()) == 1
     assert run("sysctl", "-n", "net.ipv4.vs.conn_reuse_mode").strip() == "1"
 
 
 def test_a_read_only_proc_sys_is_an_obstacle_only_where_something_is_to_be_written():
     script = (
         "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && "
-        f"exec {sys.executable} -c 'from ipvs_proxy.node import sysctl; print(sysctl.apply())'"
+        f"exec {sys.executable} -c 'from ipvs_proxy.node import sysctl; print(sysctl.make_changes())'"
     )
     command = ["unshare", "-m", "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
     assert "sysctl net.ipv4.vs.conntrack is 0, wanted 1, and cannot be written (Read-only file system)" in done.stderr
-    sysctl.apply()
+    sysctl.make_changes()
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
     assert done.stdout == "[]\n", done.stderr

@@ -8,10 +8,10 @@ from errno import EINVAL, ENOENT
 
 import pytest
 
+from ipvs_proxy.kernel.filter.ipset.names import SetDefinition, SetType, definitions
 from ipvs_proxy.kernel.filter.ipset.table import GROWING, Sets, describe_error
 from ipvs_proxy.netlink.errors import Unusable
-from ipvs_proxy.plan.sets import definitions
-from ipvs_proxy.plan.tables import Family, Protocol, SetDefinition, SetEntry, SetEntryOperation, SetType, Verb
+from ipvs_proxy.plan.tables import Family, Protocol, Role, SetEntry, SetEntryOperation, Verb
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 
 pytestmark = pytest.mark.skipif(missing_piece() is not None, reason=str(missing_piece()))
@@ -19,9 +19,15 @@ pytestmark = pytest.mark.skipif(missing_piece() is not None, reason=str(missing_
 FULL = 4352
 WRONG_FAMILY = 4106
 
-ALL = [definition for family in Family for definition in definitions(family).values()]
-OTHER = SetDefinition("KUBE-EXTERNAL-IP", SetType.HASH_IP_PORT, Family.IPV4, "")
-ONE = SetDefinition("KUBE-CLUSTER-IP", SetType.HASH_IP_PORT, Family.IPV4, "")
+ALL = definitions()
+
+
+def made(name: str, kind: SetType = SetType.HASH_IP_PORT, family: Family = Family.IPV4, **more: bool) -> SetDefinition:
+    return SetDefinition(Role(name, family), name, kind, "", **more)
+
+
+OTHER = made("KUBE-EXTERNAL-IP")
+ONE = made("KUBE-CLUSTER-IP")
 
 
 def packed(text: str) -> bytes:
@@ -32,12 +38,12 @@ def entry(number: int) -> SetEntry:
     return SetEntry(bytes((10, 96, number // 256, number % 256)), Protocol.TCP, 80)
 
 
-def add(member: SetEntry, name: str = ONE.name) -> SetEntryOperation:
-    return SetEntryOperation(Verb.ADD, name, member)
+def add(member: SetEntry, to: SetDefinition = ONE) -> SetEntryOperation:
+    return SetEntryOperation(Verb.ADD, to.role, member)
 
 
-def delete(member: SetEntry, name: str = ONE.name) -> SetEntryOperation:
-    return SetEntryOperation(Verb.DELETE, name, member)
+def delete(member: SetEntry, to: SetDefinition = ONE) -> SetEntryOperation:
+    return SetEntryOperation(Verb.DELETE, to.role, member)
 
 
 def witnessed(name: str) -> set[str]:
@@ -54,9 +60,9 @@ def namespace():
 
 @pytest.fixture
 def sets():
-    with closing(Sets([ONE])) as made:
-        made.ensure()
-        yield made
+    with closing(Sets([ONE])) as opened:
+        opened.ensure()
+        yield opened
 
 
 def test_all_sets_are_made_with_kube_proxys_parameters():
@@ -64,17 +70,17 @@ def test_all_sets_are_made_with_kube_proxys_parameters():
         assert sets.ensure() == [definition.name for definition in ALL]
         assert sets.ensure() == []
         assert sets.traffic.writes == len(ALL)
-        assert sets.read() == {definition.name: set() for definition in ALL}
-    made = {line.split()[1]: line.split(maxsplit=2)[2].strip() for line in run("ipset", "save").splitlines()}
-    assert made.keys() == {definition.name for definition in ALL}
+        assert sets.read() == {definition.role: set() for definition in ALL}
+    witness = {line.split()[1]: line.split(maxsplit=2)[2].strip() for line in run("ipset", "save").splitlines()}
+    assert witness.keys() == {definition.name for definition in ALL}
     for definition in ALL:
         if definition.type is SetType.BITMAP_PORT:
-            assert made[definition.name] == "bitmap:port range 0-65535"
+            assert witness[definition.name] == "bitmap:port range 0-65535"
         else:
             family = "inet" if definition.family is Family.IPV4 else "inet6"
             marks = " skbinfo" * definition.marks
             parameters = f"family {family} hashsize 1024 maxelem 65536{marks}"
-            assert made[definition.name] == f"{definition.type.value} {parameters}"
+            assert witness[definition.name] == f"{definition.type.value} {parameters}"
 
 
 @pytest.mark.parametrize("definition", ALL, ids=lambda definition: definition.name)
@@ -86,7 +92,7 @@ def test_what_kube_proxy_made_is_taken_over(definition):
     with closing(Sets([definition])) as sets:
         assert sets.ensure() == []
         assert sets.traffic.writes == 0
-        assert sets.read() == {definition.name: set()}
+        assert sets.read() == {definition.role: set()}
 
 
 @pytest.mark.parametrize(
@@ -137,18 +143,18 @@ def test_what_kube_proxy_made_is_taken_over(definition):
     ],
 )
 def test_a_member_of_each_type_there_and_back(kind, family, member, text):
-    definition = SetDefinition("set", kind, family, "")
+    definition = made("set", kind, family)
     with closing(Sets([definition])) as sets:
         sets.ensure()
-        assert sets.apply([add(member, "set")]) == [0]
+        assert sets.apply([add(member, definition)]) == [0]
         assert witnessed("set") == {text}
-        assert sets.read() == {"set": {member}}
-        assert sets.apply([add(member, "set")]) == [0]
-        assert sets.apply([delete(member, "set")]) == [0]
+        assert sets.read() == {definition.role: {member}}
+        assert sets.apply([add(member, definition)]) == [0]
+        assert sets.apply([delete(member, definition)]) == [0]
         assert witnessed("set") == set()
-        assert sets.apply([delete(member, "set")]) == [0]
+        assert sets.apply([delete(member, definition)]) == [0]
         run("ipset", "add", "set", text)
-        assert sets.read() == {"set": {member}}
+        assert sets.read() == {definition.role: {member}}
 
 
 def test_five_hundred_failures_among_two_thousand_are_each_attributed(sets):
@@ -158,7 +164,7 @@ def test_five_hundred_failures_among_two_thousand_are_each_attributed(sets):
     results = sets.apply(operations)
     assert {result for result in results if result} <= {WRONG_FAMILY, 4097, 4109}
     assert [bool(result) for result in results] == [bool(result) for result in expected]
-    assert len(witnessed(ONE.name)) == len(sets.read()[ONE.name]) == 1500
+    assert len(witnessed(ONE.name)) == len(sets.read()[ONE.role]) == 1500
 
 
 def test_the_order_of_operations_on_one_member_is_kept(sets):
@@ -187,9 +193,9 @@ def test_a_full_set_gets_room_and_rules_go_on_with_it():
         refer = ("iptables", "-A", "INPUT", "-m", "set", "--match-set", ONE.name, "dst,dst", "-j", "DROP")
         run(*refer)
         members = [entry(number) for number in range(1000)]
-        operations = [*map(add, members[:600]), add(entry(1), OTHER.name), delete(entry(3)), *map(add, members[600:])]
+        operations = [*map(add, members[:600]), add(entry(1), OTHER), delete(entry(3)), *map(add, members[600:])]
         assert sets.apply(operations) == [0] * len(operations)
-        assert sets.read() == {ONE.name: set(members) - {entry(3)}, OTHER.name: {entry(1)}}
+        assert sets.read() == {ONE.role: set(members) - {entry(3)}, OTHER.role: {entry(1)}}
         assert len(witnessed(ONE.name)) == 999
         assert f"create {ONE.name} hash:ip,port family inet hashsize 1024 maxelem 1024" in run("ipset", "save")
         assert "maxelem 10" in run("ipset", "save", OTHER.name), "it was not full"
@@ -220,13 +226,13 @@ def test_a_full_set_gets_room_and_rules_go_on_with_it():
     ids=["hash:ip", "hash:ip,port,net", "marks"],
 )
 def test_a_set_that_kube_proxy_made_grows_with_all_that_its_members_have(kind, options, members):
-    definition = SetDefinition("KUBE-6-SET", kind, Family.IPV6, "", marks=bool(options))
+    definition = made("KUBE-6-SET", kind, Family.IPV6, marks=bool(options))
     run("ipset", "create", definition.name, kind.value, "family", "inet6", "maxelem", "20", *options)
     run("ipset", "create", GROWING, "hash:ip")  # left by an agent that was killed
     with closing(Sets([definition])) as sets:
         assert sets.ensure() == []
-        assert set(sets.apply([add(member, definition.name) for member in members])) == {0}
-        assert sets.read() == {definition.name: set(members)}
+        assert set(sets.apply([add(member, definition) for member in members])) == {0}
+        assert sets.read() == {definition.role: set(members)}
         assert sets.present() == [definition.name]
 
 
@@ -236,7 +242,7 @@ def test_a_set_that_cannot_grow_is_reported_as_full_and_the_others_go_on():
         # Somebody has a set of another kind under the name, and a rule that refers to it.
         run("ipset", "create", GROWING, "hash:ip")
         run("iptables", "-A", "INPUT", "-m", "set", "--match-set", GROWING, "dst", "-j", "DROP")
-        results = sets.apply([*(add(entry(number)) for number in range(12)), add(entry(1), OTHER.name)])
+        results = sets.apply([*(add(entry(number)) for number in range(12)), add(entry(1), OTHER)])
         assert results == [0] * 10 + [FULL] * 2 + [0]
         run("iptables", "-F")
 
@@ -251,20 +257,20 @@ def test_seventy_thousand_members_are_as_many_as_somebody_wants():
         calls = sets.traffic.system_calls
         assert set(sets.apply([add(member) for member in members])) == {0}
         assert sets.traffic.system_calls - calls < 1500
-        assert sets.read() == {ONE.name: set(members)}
+        assert sets.read() == {ONE.role: set(members)}
         header = run("ipset", "list", "-terse", ONE.name)
         assert "maxelem 131072" in header
         assert "Number of entries: 70000" in header
 
 
 def test_a_missing_set_fails_alone_and_is_absent_from_what_is_read():
-    other = ONE._replace(name="other")
+    other = made("other")
     with closing(Sets([ONE, other])) as sets:
         sets.ensure()
         run("ipset", "destroy", "other")
-        operations = [add(entry(1)), add(entry(1), "other"), add(entry(2), "other"), add(entry(2))]
+        operations = [add(entry(1)), add(entry(1), other), add(entry(2), other), add(entry(2))]
         assert sets.apply(operations) == [0, ENOENT, ENOENT, 0]
-        assert sets.read() == {ONE.name: {entry(1), entry(2)}}
+        assert sets.read() == {ONE.role: {entry(1), entry(2)}}
         assert sets.ensure() == ["other"]
         assert sets.apply(operations) == [0, 0, 0, 0]
 
@@ -274,27 +280,27 @@ def test_garbage_and_foreign_sets_fail_alone(sets):
         add(entry(1)),
         add(SetEntry(b"123", Protocol.TCP, 80)),
         add(SetEntry(packed("10.0.0.1"), Protocol.TCP, 65536)),
-        add(entry(1), "not-ours"),
+        add(entry(1), made("not-ours")),
         add(entry(2)),
     ]
     assert sets.apply(operations) == [0, EINVAL, EINVAL, ENOENT, 0]
-    assert sets.read() == {ONE.name: {entry(1), entry(2)}}
+    assert sets.read() == {ONE.role: {entry(1), entry(2)}}
 
 
 def test_sets_that_do_not_fit_are_each_named_and_the_others_are_made():
     run("ipset", "create", "KUBE-CLUSTER-IP", "hash:ip,port", "family", "inet6")
     run("ipset", "create", "KUBE-LOOP-BACK", "bitmap:port", "range", "0-1023")
-    with closing(Sets(definitions(Family.IPV4).values())) as sets:
+    with closing(Sets(definitions([Family.IPV4]))) as sets:
         with pytest.raises(Unusable) as refusal:
             sets.ensure()
         assert "KUBE-CLUSTER-IP is a hash:ip,port set of family 10, not hash:ip,port of IPv4" in str(refusal.value)
         assert "KUBE-LOOP-BACK is a bitmap:port set of family 0, not hash:ip,port,ip of IPv4" in str(refusal.value)
-        assert len(sets.read()) == len(definitions(Family.IPV4)) - 2
-    assert len(run("ipset", "list", "-name").split()) == len(definitions(Family.IPV4))
+        assert len(sets.read()) == len(definitions([Family.IPV4])) - 2
+    assert len(run("ipset", "list", "-name").split()) == len(definitions([Family.IPV4]))
 
 
 def test_what_is_present_is_told_whatever_its_type():
-    with closing(Sets(definitions(Family.IPV4).values())) as sets:
+    with closing(Sets(definitions([Family.IPV4]))) as sets:
         assert sets.present() == []
         run("ipset", "create", "KUBE-CLUSTER-IP", "hash:net")
         run("ipset", "create", "KUBE-IPVS-IPS", "hash:ip")
@@ -321,7 +327,7 @@ def test_a_large_set_is_written_and_read():
         calls = sets.traffic.system_calls
         assert set(sets.apply([add(member) for member in members])) == {0}
         assert sets.traffic.system_calls - calls < 50
-        assert sets.read() == {ONE.name: set(members)}
+        assert sets.read() == {ONE.role: set(members)}
 
 
 @pytest.mark.parametrize("name", ["", "a" * 32])

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import Agent, eventually, running_agent
-from tests.ring.manifests import endpoint
-from tests.ring.topology import ADDRESSES, Topology, topology
+from lab import manifests
+from lab.agent import Agent, eventually, running_agent
+from lab.manifests import endpoint
+from lab.topology import ADDRESSES, Topology, topology
 
 HERE, THERE = ADDRESSES["pod1"]["IPv4"], ADDRESSES["pod4"]["IPv4"]
 ALSO_HERE = ADDRESSES["pod2"]["IPv4"]

@@ -3,22 +3,18 @@ witnesses."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import eventually, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, exchange, servers, topology
-from tests.ring.witness import addresses, assert_as_planned, virtual_servers, weights
+from lab import manifests
+from lab.agent import eventually, running_agent
+from lab.manifests import PORTS, TARGET_PORTS
+from lab.topology import ADDRESSES, Topology, exchange, servers, topology
+from lab.witness import addresses, assert_as_planned, virtual_servers, weights
+from tests.ring.web_service import PODS, VIPS, continuous_requests, set_endpoints
 
-PODS = ("pod1", "pod2", "pod3")
-VIPS = {"IPv4": "10.96.0.30", "IPv6": "fd00:10:96::30"}
 SYNC = ("--ipvs-sync-period", "300ms")
 
 
@@ -34,14 +30,6 @@ def directory(tmp_path: Path) -> Path:
     manifests.write(tmp_path, "service", manifests.service("web", *VIPS.values(), protocols=("TCP", "UDP", "SCTP")))
     set_endpoints(tmp_path, *PODS)
     return tmp_path
-
-
-def set_endpoints(directory: Path, *pods: str, **conditions: dict[str, bool]) -> None:
-    """Write the slices of the Service; ``conditions`` by pod, ready otherwise."""
-    endpoints: list[dict[str, Any]] = [
-        endpoint(ADDRESSES[pod][family], **conditions.get(pod, {})) for pod in pods for family in FAMILIES
-    ]
-    manifests.write(directory, "slices", *manifests.slices("web", endpoints, ("TCP", "UDP", "SCTP")))
 
 
 def who_answers(net: Topology, protocol: str = "TCP", requests: int = 6) -> set[str]:
@@ -238,25 +226,3 @@ def all_rules(net: Topology) -> tuple[str, ...]:
 def strip_counters(text: str) -> str:
     lines = (line for line in text.splitlines() if not line.startswith("#"))
     return "\n".join(line.split(" [")[0] if line.startswith(":") else line for line in lines)
-
-
-@contextmanager
-def continuous_requests(net: Topology) -> Iterator[list[str]]:
-    """Make requests one after another from the client until the block ends; what failed is in the list."""
-    failures: list[str] = []
-    stop = threading.Event()
-
-    def make() -> None:
-        while not stop.wait(0.05):
-            try:
-                net.ask("client", VIPS["IPv4"], 80, timeout=10.0)
-            except OSError as error:
-                failures.append(repr(error))
-
-    thread = threading.Thread(target=make)
-    thread.start()
-    try:
-        yield failures
-    finally:
-        stop.set()
-        thread.join()

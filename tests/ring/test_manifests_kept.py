@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import eventually, running_agent
-from tests.ring.manifests import endpoint
-from tests.ring.topology import Topology, topology
-from tests.ring.witness import virtual_servers
+from lab import manifests
+from lab.agent import eventually, running_agent
+from lab.manifests import endpoint
+from lab.topology import Topology, topology
+from lab.witness import virtual_servers
 
 ADDRESSES = [f"10.96.1.{number}" for number in range(1, 21)]
 

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.ring import manifests, witness
-from tests.ring import test_traffic_outside as outside
-from tests.ring.agent import Agent, running_agent
-from tests.ring.manifests import TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+from lab import manifests, witness
+from lab.agent import Agent, running_agent
+from lab.manifests import TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+from tests.ring import answers
 
 CLIENTS = ("pod", "node", "remote pod")
-ROWS = [row for row in outside.ROWS if row.policy == "Local" and row.kind != "ClusterIP" and row.endpoints != "none"]
+ROWS = [row for row in answers.ROWS if row.policy == "Local" and row.kind != "ClusterIP" and row.endpoints != "none"]
 #: So many that numbers reach the ninth bit and marks have 0x800.
 SERVICES = 260
 
@@ -110,7 +110,7 @@ def net() -> Iterator[Topology]:
 @pytest.fixture(scope="module", autouse=True)
 def agent(net: Topology, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     directory = tmp_path_factory.mktemp("manifests")
-    outside.write_services(directory)
+    answers.write_services(directory)
     for number in range(SERVICES):
         name = f"many-{number}"
         fields = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ingress": [many(number)]}
@@ -131,7 +131,7 @@ def test_clients_in_the_cluster_reach_all_endpoints(net: Topology, column: str) 
             for row in ROWS
             for family in FAMILIES
             for protocol in ("TCP", "UDP")
-            for problem in outside.problems(net, row, family, protocol, columns=CLIENTS)
+            for problem in answers.problems(net, row, family, protocol, columns=CLIENTS)
         ]
     assert not problems, "\n".join(problems)
 

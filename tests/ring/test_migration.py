@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import eventually, running_agent
+from lab import manifests
+from lab.agent import eventually, running_agent
+from lab.manifests import TARGET_PORTS
+from lab.topology import Topology, exchange, servers, topology
 from tests.ring.kube_proxy import (
     VIP,
     ipvs_proxy,
@@ -22,9 +24,7 @@ from tests.ring.kube_proxy import (
     leave_others,
     witnessed,
 )
-from tests.ring.manifests import TARGET_PORTS
-from tests.ring.test_lifecycle import PODS, continuous_requests, set_endpoints
-from tests.ring.topology import Topology, exchange, servers, topology
+from tests.ring.web_service import PODS, continuous_requests, set_endpoints
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "migration.md"
 #: What the document has run on a node, in its order.

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import Agent, eventually, running_agent
-from tests.ring.manifests import TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, Topology, servers, topology
-from tests.ring.witness import virtual_servers, weights
+from lab import manifests
+from lab.agent import Agent, eventually, running_agent
+from lab.manifests import TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, Topology, servers, topology
+from lab.witness import virtual_servers, weights
 
 VIP = "10.96.0.50"
 NEW_ADDRESS = "192.0.2.99"

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import command, running_agent
-from tests.ring.manifests import TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+from lab import manifests
+from lab.agent import command, running_agent
+from lab.manifests import TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology, servers, topology
 
 VIPS = {"IPv4": "10.96.0.40", "IPv6": "fd00:10:96::40"}
 NODE_PORT = 30040

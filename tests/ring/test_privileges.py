@@ -3,7 +3,6 @@ says which."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,27 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import eventually, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, servers, topology
-from tests.ring.witness import assert_as_planned
+from lab import manifests
+from lab.agent import eventually, running_agent
+from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, servers, topology
+from lab.witness import assert_as_planned
+from tests.support.confined import capabilities_of_the_chart, confined
 
-ROOT = Path(__file__).parents[2]
 VIPS = {"IPv4": "10.96.0.70", "IPv6": "fd00:10:96::70"}
 PODS = ("pod1", "pod2")
-
-
-def capabilities_of_the_chart() -> list[str]:
-    text = (ROOT / "helm/ipvs-proxy/templates/daemonset.yaml").read_text()
-    (added,) = re.findall(r"drop: \[ALL\]\n(?:\s*#.*\n)*\s*add: \[(.*)\]", text)
-    return [name.strip() for name in added.split(",")]
-
-
-def confined(capabilities: list[str]) -> tuple[str, ...]:
-    """Return what to put before a command for it to run with these capabilities only."""
-    launcher = str(ROOT / "tests/support/confined.py")
-    return ("unshare", "--mount", sys.executable, launcher, ",".join(capabilities))
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import eventually, running_agent
-from tests.ring.manifests import endpoint
-from tests.ring.topology import ADDRESSES, Topology, exchange, server, servers, topology
-from tests.ring.witness import addresses, virtual_servers, weights
+from lab import manifests
+from lab.agent import eventually, running_agent
+from lab.manifests import endpoint
+from lab.topology import ADDRESSES, Topology, exchange, server, servers, topology
+from lab.witness import addresses, virtual_servers, weights
 
 POD = ADDRESSES["pod1"]["IPv4"]
 PEER = ADDRESSES["peer"]["IPv4"]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import command, eventually, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, exchange, servers, topology
+from lab import manifests
+from lab.agent import command, eventually, running_agent
+from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, exchange, servers, topology
 
 VIPS = {"IPv4": "10.96.0.95", "IPv6": "fd00:10:96::95"}
 PODS = ("pod1", "pod2")

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import Agent, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, PODS, Topology, server, servers, topology
+from lab import manifests
+from lab.agent import Agent, running_agent
+from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, PODS, Topology, server, servers, topology
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 EVERYWHERE = ("pod1", "pod2", "pod3", "pod4")

@@ -6,10 +6,10 @@ import re
 import urllib.request
 from pathlib import Path
 
-from tests.ring import manifests
-from tests.ring.agent import eventually, running_agent
-from tests.ring.manifests import PORTS, TARGET_PORTS, endpoint
-from tests.ring.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+from lab import manifests
+from lab.agent import eventually, running_agent
+from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.topology import ADDRESSES, FAMILIES, Topology, servers, topology
 
 VIPS = {"IPv4": "10.96.0.90", "IPv6": "fd00:10:96::90"}
 PODS = ("pod1", "pod2")

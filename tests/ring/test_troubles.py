@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from tests.ring import manifests
-from tests.ring.agent import PROGRAM, Agent, command, eventually, running_agent
+from lab import manifests
+from lab.agent import PROGRAM, Agent, command, eventually, running_agent
+from lab.manifests import endpoint
+from lab.topology import ADDRESSES, Topology, exchange, server, servers, topology
+from lab.witness import addresses, weights
 from tests.ring.documented import all_shown, assert_documented, is_shown
-from tests.ring.manifests import endpoint
 from tests.ring.silence import Request, outcomes, silence, unanswered
-from tests.ring.topology import ADDRESSES, Topology, exchange, server, servers, topology
 from tests.ring.troubles import LEGACY, NETWORKD, announcing, answers_arp, rules, sysctl
-from tests.ring.witness import addresses, weights
 
 WEB, FILES, DNS, SITE, API = "10.96.1.1", "10.96.1.2", "10.96.1.10", "10.96.1.4", "fd00:10:96::1:5"
 SITE_OUTSIDE = "203.0.112.3"

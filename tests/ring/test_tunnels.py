@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.ring import test_traffic_outside as outside
-from tests.ring.agent import Agent, running_agent
-from tests.ring.manifests import TARGET_PORTS
-from tests.ring.topology import FAMILIES, TUNNELS, Topology, servers, topology
+from lab.agent import Agent, running_agent
+from lab.manifests import TARGET_PORTS
+from lab.topology import FAMILIES, TUNNELS, Topology, servers, topology
+from tests.ring import answers
 
 #: What does not go to the other node does not meet a tunnel.
-ROWS = [row for row in outside.ROWS if row.endpoints != "none"]
+ROWS = [row for row in answers.ROWS if row.endpoints != "none"]
 EXTERNALLY_LOCAL = [row for row in ROWS if row.policy == "Local" and row.kind != "ClusterIP"]
 
 
@@ -29,14 +29,14 @@ def net(request: pytest.FixtureRequest) -> Iterator[Topology]:
 @pytest.fixture(scope="module", autouse=True)
 def agent(net: Topology, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     directory = tmp_path_factory.mktemp("manifests")
-    outside.write_services(directory)
+    answers.write_services(directory)
     with running_agent(net, directory) as agent:
         yield agent
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_who_answers_through_a_tunnel(net: Topology, family: str) -> None:
-    problems = [problem for row in ROWS for problem in outside.problems(net, row, family)]
+    problems = [problem for row in ROWS for problem in answers.problems(net, row, family)]
     assert not problems, "\n".join(problems)
 
 
@@ -46,6 +46,6 @@ def test_other_protocols_take_the_tunnel_too(net: Topology, family: str, protoco
     problems = [
         problem
         for row in EXTERNALLY_LOCAL
-        for problem in outside.problems(net, row, family, protocol, columns=("pod", "node", "remote pod"))
+        for problem in answers.problems(net, row, family, protocol, columns=("pod", "node", "remote pod"))
     ]
     assert not problems, "\n".join(problems)

@@ -109,7 +109,9 @@ def test_the_work_of_an_event_is_exactly_that_of_the_change(services: int, monke
 
     async def measure() -> dict[str, Work]:
         kernel = WithoutRules()
-        tables = {id(table.traffic): table.traffic for table in (kernel.ipvs, kernel.addresses, kernel.sets)}
+        tables = {
+            id(table.traffic): table.traffic for table in (kernel.ipvs, kernel.addresses, kernel.packet_filter.sets)
+        }
 
         def so_far() -> Work:
             calls = sum(traffic.system_calls for traffic in tables.values())

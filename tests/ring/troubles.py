@@ -1,4 +1,4 @@
-"""Causes of troubles: what an operator, or another program, does to a node; each is undone at the end."""
+"""Causes of trouble: what an operator or another program does to a node. Each is undone at the end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from lab.topology import Topology
 from tests.ring.silence import silence
-from tests.ring.topology import Topology
 
 #: What kube-proxy's iptables mode left in the variant that is not in use: a Service, when it had another pod.
 LEGACY: Final = """\

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ipvs_proxy.settings.file import read_file
-from ipvs_proxy.settings.merge import SettingsError, effective
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import SettingsError
 from ipvs_proxy.settings.table import SETTINGS
 from ipvs_proxy.settings.values import duration
 
@@ -33,7 +34,7 @@ def test_durations_are_written_as_in_go(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "30", "s", "-1s", "1d", "1s2"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no duration"):
+    with pytest.raises(ValueError, match="not a duration"):
         duration(text)
 
 
@@ -78,6 +79,12 @@ def test_all_faults_are_told_at_once_with_their_place() -> None:
         "--proxy-mode",
         "--hostname-override",
     ]
+
+
+def test_what_cannot_be_read_is_not_compared_with_anything() -> None:
+    with pytest.raises(SettingsError) as caught:
+        effective({"sync_period": "500ms", "min_sync_period": "soon"})
+    assert str(caught.value) == "--ipvs-min-sync-period: 'soon' is not a duration such as 30s or 1m30s"
 
 
 def test_file_of_kubeadm_works_as_it_is(tmp_path: Path) -> None:
@@ -169,24 +176,24 @@ def test_fault_in_the_file_is_told_with_the_field_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("ipvs: 5", "ipvs: is a whole number, wanted a mapping"),
-        ("conntrack: [1]", "conntrack: is a list, wanted a mapping"),
-        ("ipvs: {scheduler: [rr]}", "ipvs.scheduler: is a list, wanted text"),
-        ("ipvs: {syncPeriod: 30}", "ipvs.syncPeriod: is a whole number, wanted text"),
-        ("ipvs: {excludeCIDRs: 10.0.0.0/8}", "ipvs.excludeCIDRs: is text, wanted a list"),
-        ("ipvs: {excludeCIDRs: [10.0.0.0/8, 7]}", "ipvs.excludeCIDRs: element 1 is a whole number, wanted text"),
-        ("ipvs: {strictARP: 'true'}", "ipvs.strictARP: is text, wanted true or false"),
-        ("iptables: {masqueradeBit: 14.5}", "iptables.masqueradeBit: is a number, wanted a whole number"),
-        ("iptables: {masqueradeBit: true}", "iptables.masqueradeBit: is true or false, wanted a whole number"),
+        ("ipvs: 5", "ipvs: must be a mapping, not a whole number"),
+        ("conntrack: [1]", "conntrack: must be a mapping, not a list"),
+        ("ipvs: {scheduler: [rr]}", "ipvs.scheduler: must be text, not a list"),
+        ("ipvs: {syncPeriod: 30}", "ipvs.syncPeriod: must be text, not a whole number"),
+        ("ipvs: {excludeCIDRs: 10.0.0.0/8}", "ipvs.excludeCIDRs: must be a list, not text"),
+        ("ipvs: {excludeCIDRs: [10.0.0.0/8, 7]}", "ipvs.excludeCIDRs: element 1 must be text, not a whole number"),
+        ("ipvs: {strictARP: 'true'}", "ipvs.strictARP: must be true or false, not text"),
+        ("iptables: {masqueradeBit: 14.5}", "iptables.masqueradeBit: must be a whole number, not a number"),
+        ("iptables: {masqueradeBit: true}", "iptables.masqueradeBit: must be a whole number, not true or false"),
         ("iptables: {masqueradeBit: 32}", "iptables.masqueradeBit: 32 is not between 0 and 31"),
-        ("clusterCIDR: 10.244.0.0", "clusterCIDR: '10.244.0.0' is no CIDR such as 10.244.0.0/16"),
-        ("clusterCIDR: 10.244.0.0/255.255.0.0", "clusterCIDR: '10.244.0.0/255.255.0.0' is no CIDR"),
-        ("clusterCIDR: '10.0.0.0/8, fd00::/8'", "clusterCIDR: ' fd00::/8' is no CIDR"),
-        ("metricsBindAddress: 1.2.3.4:http", "metricsBindAddress: 'http' is no port"),
-        ("metricsBindAddress: 1.2.3.4:0", "metricsBindAddress: '0' is no port"),
+        ("clusterCIDR: 10.244.0.0", "clusterCIDR: '10.244.0.0' is not a CIDR such as 10.244.0.0/16"),
+        ("clusterCIDR: 10.244.0.0/255.255.0.0", "clusterCIDR: '10.244.0.0/255.255.0.0' is not a CIDR"),
+        ("clusterCIDR: '10.0.0.0/8, fd00::/8'", "clusterCIDR: ' fd00::/8' is not a CIDR"),
+        ("metricsBindAddress: 1.2.3.4:http", "metricsBindAddress: 'http' is not a port"),
+        ("metricsBindAddress: 1.2.3.4:0", "metricsBindAddress: '0' is not a port"),
         ("healthzBindAddress: localhost:80", "healthzBindAddress: 'localhost:80' is neither an IP address"),
-        ("bindAddress: '[::]'", "bindAddress: '[::]' is no IP address"),
-        (f"ipvs: {{tcpTimeout: {'9' * 400}h}}", "ipvs.tcpTimeout: a duration has 292 years at most"),
+        ("bindAddress: '[::]'", "bindAddress: '[::]' is not an IP address"),
+        (f"ipvs: {{tcpTimeout: {'9' * 400}h}}", "ipvs.tcpTimeout: a duration is at most 292 years"),
     ],
 )
 def test_wrong_type_or_value_is_one_fault_with_the_field_path(tmp_path: Path, text: str, fault: str) -> None:
@@ -231,12 +238,12 @@ def test_flags_without_effect_are_accepted_and_named(tmp_path: Path) -> None:
     ("text", "fault"),
     [
         ("conntrack: {maxPerCore: -1}", "conntrack.maxPerCore: -1 is not between 0 and"),
-        ("conntrack: {udpTimeout: -1s}", "conntrack.udpTimeout: '-1s' is no duration"),
+        ("conntrack: {udpTimeout: -1s}", "conntrack.udpTimeout: '-1s' is not a duration"),
         ("oomScoreAdj: 1001", "oomScoreAdj: 1001 is not between -1000 and 1000"),
         ("featureGates: {A: maybe}", "featureGates: 'maybe' is neither true nor false"),
-        ("featureGates: [A]", "featureGates: is a list, wanted a mapping"),
-        ("clientConnection: {qps: many}", "clientConnection.qps: 'many' is no number of 0 or more"),
-        ("enableProfiling: 1", "enableProfiling: is a whole number, wanted true or false"),
+        ("featureGates: [A]", "featureGates: must be a mapping, not a list"),
+        ("clientConnection: {qps: many}", "clientConnection.qps: 'many' is not a number of 0 or more"),
+        ("enableProfiling: 1", "enableProfiling: must be true or false, not a whole number"),
     ],
 )
 def test_values_are_checked_also_where_they_have_no_effect(tmp_path: Path, text: str, fault: str) -> None:
@@ -340,14 +347,14 @@ def test_node_ports_and_local_pods(flags: dict[str, object], name: str, value: o
 @pytest.mark.parametrize(
     ("flags", "fault"),
     [
-        ({"node_port_addresses": ["primary", "secondary"]}, "--nodeport-addresses: 'secondary' is no CIDR"),
+        ({"node_port_addresses": ["primary", "secondary"]}, "--nodeport-addresses: 'secondary' is not a CIDR"),
         ({"compatible": "calico"}, "--compat: 'calico' is not kube-proxy"),
         ({"detect_local_mode": "Guess"}, "--detect-local-mode: "),
         (
             {"detect_local_mode": "BridgeInterface"},
             "detectLocal.bridgeInterface: detectLocalMode BridgeInterface needs it",
         ),
-        ({"bridge_interface": "a/b"}, "--pod-bridge-interface: 'a/b' is no name or prefix of a network interface"),
+        ({"bridge_interface": "a/b"}, "--pod-bridge-interface: 'a/b' is not the name or prefix of a network interface"),
     ],
 )
 def test_faults_of_node_ports_and_local_pods(flags: dict[str, object], fault: str) -> None:

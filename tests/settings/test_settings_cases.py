@@ -13,7 +13,8 @@ import pytest
 
 from ipvs_proxy.commands.migrate import Standing, judge_configuration
 from ipvs_proxy.settings.file import read_settings
-from ipvs_proxy.settings.merge import Settings, SettingsError, effective
+from ipvs_proxy.settings.merge import effective
+from ipvs_proxy.settings.model import Settings, SettingsError
 
 CASES = Path(__file__).parent / "cases"
 KIND = "KubeProxyConfiguration"
@@ -106,16 +107,16 @@ def test_file_leads_to_its_values_and_what_is_told(name: str, values: dict[str, 
             "26-v6brackets.conf",
             [
                 f"{KIND}.healthzBindAddress: ':::10256' is neither an IP address nor one with a port, "
-                "as 127.0.0.1:80 and [::1]:80 are: write [::]:10256",
+                "such as 127.0.0.1:80 and [::1]:80: write [::]:10256",
                 f"{KIND}.metricsBindAddress: '::1:10249' is neither an IP address nor one with a port, "
-                "as 127.0.0.1:80 and [::1]:80 are: write [::1]:10249",
+                "such as 127.0.0.1:80 and [::1]:80: write [::1]:10249",
             ],
         ),
         (
             "28-aksstyle.conf",
             [
-                f"{KIND}.ipvs.scheduler: 'LeastConnection' is no name of a scheduler in the kernel, which calls it lc",
-                f"{KIND}.mode: 'IPVS' is none of ipvs, iptables, nftables",
+                f"{KIND}.ipvs.scheduler: 'LeastConnection' is not the kernel's name of a scheduler; it calls this one lc",
+                f"{KIND}.mode: 'IPVS' is not one of ipvs, iptables, nftables",
             ],
         ),
     ],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ipvs_proxy.settings.document import configz
 from ipvs_proxy.settings.merge import effective
-from ipvs_proxy.settings.table import OWN, SETTINGS
+from ipvs_proxy.settings.row import OWN
+from ipvs_proxy.settings.table import SETTINGS
 
 
 def test_configz_has_every_field_by_api_group_as_kube_proxy_shows_it() -> None:

@@ -14,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from ipvs_proxy.agent.reload import Outcome
 from ipvs_proxy.settings.document import configz, note_lines, write_file
 from ipvs_proxy.settings.file import read_settings
-from ipvs_proxy.settings.merge import SettingsError
-from ipvs_proxy.settings.table import KUBE_PROXY, OWN, SETTINGS
-from tests.agent.test_reload import HEAD, following
-from tests.kube.test_manifests_kept import BOMB, make_huge, make_pipe, make_socket
+from ipvs_proxy.settings.live import Reload
+from ipvs_proxy.settings.model import SettingsError
+from ipvs_proxy.settings.row import KUBE_PROXY, OWN
+from ipvs_proxy.settings.table import SETTINGS
+from tests.support.configuration_file import HEAD, following
+from tests.support.hostile_files import BOMB, make_huge, make_pipe, make_socket
 
 #: Seconds of this process for one file of some kilobytes.
 PATIENCE = 1.0
@@ -152,11 +153,11 @@ async def test_a_followed_file_that_becomes_hostile_leaves_what_runs(tmp_path: P
             path.write_text((HEAD if HOSTILE[name] else "") + HOSTILE[name])
             outcome = await followed.outcome()
         if name != "unknown fields":
-            assert outcome is Outcome.REFUSED
+            assert outcome is Reload.REFUSED
             assert followed.running.scheduler == "lc"
         assert sum(len(str(line)) for line in logs) < 5000
         path.write_text(HEAD + "ipvs: {scheduler: sh}\n")
-        assert await followed.outcome() is Outcome.APPLIED
+        assert await followed.outcome() is Reload.APPLIED
         assert followed.running.scheduler == "sh"
 
 
@@ -192,5 +193,5 @@ async def test_a_file_written_in_place_is_read_when_it_has_rested(tmp_path: Path
         await asyncio.sleep(0.25)
         path.write_text(text + "# longer\n")
         assert path.stat().st_ino == inode
-        assert await followed.outcome() is Outcome.UNCHANGED
+        assert await followed.outcome() is Reload.UNCHANGED
         assert followed.running.scheduler == "lc"

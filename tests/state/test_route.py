@@ -6,10 +6,12 @@ from ipaddress import ip_network
 
 import pytest
 
-from ipvs_proxy.plan import sets
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.kernel.filter.ipset.names import name_of
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.marks import CLASS, mark_key
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
+from ipvs_proxy.plan.mirror import KernelTables
+from ipvs_proxy.plan.roles import Roles
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, Family, SetEntry, VirtualServer
 from ipvs_proxy.state.route import Origin, Route, Verdict, trace
 from tests.support.objects import packed, real, virtual
@@ -17,30 +19,28 @@ from tests.support.objects import packed, real, virtual
 VIP = virtual("10.96.0.10")
 NODE, POD, OWN_POD, OUTSIDE = "192.0.2.1", "10.244.9.9", "10.244.1.9", "203.0.113.9"
 LOCAL, REMOTE = real("10.244.1.2"), real("10.244.2.2")
-RULES = RuleSettings(local=ip_network("10.244.0.0/16"), own_pods=ip_network("10.244.1.0/24"))
+RULES = Masquerading(local=ip_network("10.244.0.0/16"), own_pods=ip_network("10.244.1.0/24"))
+NODE_PORTS = (*roles.NODE_PORTS.values(), *roles.LOCAL_NODE_PORTS.values())
 MARK = CLASS | 1 << 2 | 1
 
 
-def tables(*bases: str, marked: bool = False, weights: tuple[int, ...] = (1, 1)) -> KernelTables:
-    """Tables with the virtual server, a member for it in some sets, and one for a mark."""
+def tables(*given: Roles, marked: bool = False, weights: tuple[int, ...] = (1, 1)) -> KernelTables:
+    """Tables with the virtual server, a member for it in some roles, and one for a mark."""
     entry = SetEntry(*VIP[:3])
-    entries = {
-        sets.set_name(base, Family.IPV4): {SetEntry(port=VIP.port) if base.startswith("NODE-PORT") else entry}
-        for base in bases
-    }
+    entries = {role[Family.IPV4]: {SetEntry(port=VIP.port) if role in NODE_PORTS else entry} for role in given}
     servers = {
         server: (ACTIVE if weight else DRAINING) for server, weight in zip((LOCAL, REMOTE), weights, strict=False)
     }
     found = KernelTables({VIP: VirtualServer(VIP, "rr", real_servers=servers)}, {VIP.address}, entries)
     if marked:
-        entries[sets.set_name(sets.INTERNAL, Family.IPV4)] = {entry._replace(mark=MARK)}
+        entries[roles.INTERNAL[Family.IPV4]] = {entry._replace(mark=MARK)}
         key = mark_key(MARK, Family.IPV4)
         found.virtual_servers[key] = VirtualServer(key, "rr", real_servers={REMOTE: ACTIVE})
     return found
 
 
-def way(client: str, found: KernelTables, rules: RuleSettings = RULES) -> Route:
-    return trace(packed(client), VIP, tables=found, rules=rules, host_addresses={packed(NODE)})
+def way(client: str, found: KernelTables, rules: Masquerading = RULES) -> Route:
+    return trace(packed(client), VIP, tables=found, rules=rules, host_addresses={packed(NODE)}, name_of_role=name_of)
 
 
 @pytest.mark.parametrize(
@@ -54,30 +54,30 @@ def way(client: str, found: KernelTables, rules: RuleSettings = RULES) -> Route:
     ],
 )
 def test_where_a_client_is_follows_from_its_address(client: str, origin: Origin) -> None:
-    assert way(client, tables(sets.CLUSTER_IP)).origin is origin
+    assert way(client, tables(roles.CLUSTER_IP)).origin is origin
 
 
 @pytest.mark.parametrize(
     ("base", "client", "rules", "masqueraded"),
     [
-        ((sets.CLUSTER_IP,), POD, RULES, False),
-        ((sets.CLUSTER_IP,), OUTSIDE, RULES, True),
-        ((sets.CLUSTER_IP,), NODE, RULES, True),
-        ((sets.CLUSTER_IP,), POD, RuleSettings(masquerade_all=True), True),
-        ((sets.CLUSTER_IP,), POD, RuleSettings(), False),
-        ((sets.CLUSTER_IP,), NODE, RuleSettings(), True),
-        ((sets.CLUSTER_IP,), OWN_POD, RuleSettings(local=Interface("cni0"), own_pods=RULES.own_pods), False),
-        ((sets.LOAD_BALANCER,), OUTSIDE, RULES, True),
-        ((sets.LOAD_BALANCER, sets.LOAD_BALANCER_LOCAL), OUTSIDE, RULES, False),
-        ((sets.EXTERNAL_IP,), OUTSIDE, RULES, True),
-        ((sets.EXTERNAL_IP_LOCAL,), OUTSIDE, RULES, False),
-        ((sets.NODE_PORT_TCP,), OUTSIDE, RULES, True),
-        ((sets.NODE_PORT_TCP, sets.NODE_PORT_LOCAL_TCP), OUTSIDE, RULES, False),
-        ((sets.CLUSTER_IP,), "127.0.0.1", RULES, False),
+        ((roles.CLUSTER_IP,), POD, RULES, False),
+        ((roles.CLUSTER_IP,), OUTSIDE, RULES, True),
+        ((roles.CLUSTER_IP,), NODE, RULES, True),
+        ((roles.CLUSTER_IP,), POD, Masquerading(masquerade_all=True), True),
+        ((roles.CLUSTER_IP,), POD, Masquerading(), False),
+        ((roles.CLUSTER_IP,), NODE, Masquerading(), True),
+        ((roles.CLUSTER_IP,), OWN_POD, Masquerading(local=Interface("cni0"), own_pods=RULES.own_pods), False),
+        ((roles.LOAD_BALANCER,), OUTSIDE, RULES, True),
+        ((roles.LOAD_BALANCER, roles.LOAD_BALANCER_LOCAL), OUTSIDE, RULES, False),
+        ((roles.EXTERNAL_IP,), OUTSIDE, RULES, True),
+        ((roles.EXTERNAL_IP_LOCAL,), OUTSIDE, RULES, False),
+        ((roles.NODE_PORT_TCP,), OUTSIDE, RULES, True),
+        ((roles.NODE_PORT_TCP, roles.NODE_PORT_LOCAL_TCP), OUTSIDE, RULES, False),
+        ((roles.CLUSTER_IP,), "127.0.0.1", RULES, False),
     ],
 )
 def test_masquerading_follows_the_sets_and_the_settings(
-    base: tuple[str, ...], client: str, rules: RuleSettings, masqueraded: bool
+    base: tuple[str, ...], client: str, rules: Masquerading, masqueraded: bool
 ) -> None:
     found = way(client, tables(*base), rules)
     assert (found.verdict, found.masqueraded) == (Verdict.BALANCED, masqueraded)
@@ -94,27 +94,27 @@ def test_masquerading_follows_the_sets_and_the_settings(
     ],
 )
 def test_clients_in_the_cluster_follow_a_mark(client: str, key: object, masqueraded: bool) -> None:
-    found = way(client, tables(sets.LOAD_BALANCER, sets.LOAD_BALANCER_LOCAL, marked=True))
+    found = way(client, tables(roles.LOAD_BALANCER, roles.LOAD_BALANCER_LOCAL, marked=True))
     assert (found.verdict, found.virtual_server, found.masqueraded) == (Verdict.BALANCED, key, masqueraded)
 
 
 def test_policy_without_local_endpoint_drops_outside_clients_only() -> None:
-    found = tables(sets.LOAD_BALANCER, sets.LOAD_BALANCER_LOCAL, sets.NO_LOCAL, marked=True, weights=())
+    found = tables(roles.LOAD_BALANCER, roles.LOAD_BALANCER_LOCAL, roles.NO_LOCAL, marked=True, weights=())
     assert way(OUTSIDE, found).verdict is Verdict.DROPPED
     assert way(POD, found).verdict is Verdict.BALANCED
 
 
 def test_service_without_endpoint_refuses() -> None:
-    assert way(POD, tables(sets.CLUSTER_IP, sets.NO_ENDPOINT, weights=())).verdict is Verdict.REFUSED
+    assert way(POD, tables(roles.CLUSTER_IP, roles.NO_ENDPOINT, weights=())).verdict is Verdict.REFUSED
 
 
 def test_virtual_server_that_only_drains_refuses_new_connections() -> None:
-    found = way(POD, tables(sets.CLUSTER_IP, weights=(0, 0)))
+    found = way(POD, tables(roles.CLUSTER_IP, weights=(0, 0)))
     assert (found.verdict, found.real_servers) == (Verdict.REFUSED, ())
 
 
 def test_other_port_of_a_services_address_is_refused_and_another_address_not_served() -> None:
-    found = tables(sets.CLUSTER_IP)
+    found = tables(roles.CLUSTER_IP)
     del found.virtual_servers[VIP]
     assert way(POD, found).verdict is Verdict.REFUSED
     found.addresses.clear()
@@ -131,23 +131,21 @@ def test_other_port_of_a_services_address_is_refused_and_another_address_not_ser
     ],
 )
 def test_source_ranges_decide_first(client: str, own_allowed: bool, verdict: Verdict) -> None:
-    found = tables(sets.LOAD_BALANCER, sets.LOAD_BALANCER_FW)
+    found = tables(roles.LOAD_BALANCER, roles.LOAD_BALANCER_FW)
     entry = SetEntry(*VIP[:3])
-    found.entries[sets.set_name(sets.LOAD_BALANCER_SOURCE_CIDR, Family.IPV4)] = {
+    found.entries[roles.LOAD_BALANCER_SOURCE_CIDR[Family.IPV4]] = {
         entry._replace(source=packed("198.51.100.0"), prefix_length=24)
     }
     if own_allowed:
-        found.entries[sets.set_name(sets.LOAD_BALANCER_SOURCE_IP, Family.IPV4)] = {entry._replace(source=VIP.address)}
+        found.entries[roles.LOAD_BALANCER_SOURCE_IP[Family.IPV4]] = {entry._replace(source=VIP.address)}
     route = way(client, found)
     assert route.verdict is verdict
     assert "source ranges (198.51.100.0/24)" in route.steps[1]
 
 
 def test_client_that_is_an_endpoint_may_meet_itself() -> None:
-    found = tables(sets.CLUSTER_IP)
-    found.entries[sets.set_name(sets.LOOP_BACK, Family.IPV4)] = {
-        SetEntry(LOCAL.address, VIP.protocol, LOCAL.port, LOCAL.address)
-    }
+    found = tables(roles.CLUSTER_IP)
+    found.entries[roles.LOOP_BACK[Family.IPV4]] = {SetEntry(LOCAL.address, VIP.protocol, LOCAL.port, LOCAL.address)}
     assert "hairpin" in way("10.244.1.2", found).steps[-1]
     assert "hairpin" not in way(POD, found).steps[-1]
 
@@ -200,9 +198,10 @@ def test_rules_of_others_that_come_first_are_told(
     found = trace(
         packed(client),
         VIP,
-        tables=tables(sets.CLUSTER_IP),
+        tables=tables(roles.CLUSTER_IP),
         rules=RULES,
         host_addresses={packed(NODE)},
+        name_of_role=name_of,
         others=others,
     )
     assert found.verdict is verdict
@@ -213,5 +212,13 @@ def test_rules_of_others_that_come_first_are_told(
 
 def test_steps_of_rules_that_end_nothing_are_bounded() -> None:
     others = beside(*[DNAT.format(f"-i eth{number} ") for number in range(50)], DNAT.format(""))
-    found = trace(packed(OUTSIDE), VIP, tables=tables(sets.CLUSTER_IP), rules=RULES, host_addresses=(), others=others)
+    found = trace(
+        packed(OUTSIDE),
+        VIP,
+        tables=tables(roles.CLUSTER_IP),
+        rules=RULES,
+        host_addresses=(),
+        name_of_role=name_of,
+        others=others,
+    )
     assert (len(found.steps), found.verdict) == (7, Verdict.TAKEN)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from msgspec import structs
+
+from ipvs_proxy.commands.overview import state_word
+from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
-from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import KernelTables
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, SetEntry, VirtualServer
-from ipvs_proxy.state.documents import ServiceState, Traffic
+from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServer, RealServerKey, Role, SetEntry, VirtualServer
+from ipvs_proxy.state.documents import DifferenceKind, ServiceState, Traffic
 from ipvs_proxy.state.services import differences_of, member_text, service_state, summarize
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 
@@ -45,6 +49,7 @@ def state_of(observation: Observation | None, actual: KernelTables | None = None
         observed={VIP: observation},
         nodes={"10.244.0.1": "node-a"},
         drains=[],
+        name_of_role=name_of,
     )
 
 
@@ -62,9 +67,9 @@ def test_each_endpoint_is_in_or_out_with_its_reason_and_what_the_kernel_has() ->
 def test_service_is_in_sync_only_if_the_kernel_has_all_of_it() -> None:
     observation = Observation(VirtualServer(VIP, "rr"), QUIET, in_kernel(pod1=1))
     fragment, _ = planned(service(), endpoint_slice(endpoint("10.244.0.1")))
-    entries: dict[str, set[SetEntry]] = {}
-    for name, entry in fragment.entries:
-        entries.setdefault(name, set()).add(entry)
+    entries: dict[Role, set[SetEntry]] = {}
+    for role, entry in fragment.entries:
+        entries.setdefault(role, set()).add(entry)
     whole = KernelTables(addresses={VIP.address}, entries=entries)
     assert state_of(observation, whole).in_sync
     assert not state_of(None, whole).in_sync
@@ -78,9 +83,9 @@ def test_nothing_of_the_kernel_is_told_of_a_virtual_server_that_an_older_service
     fragment, desired = planned(web, endpoint_slice(endpoint("10.244.0.1")))
     winner = plan_service(older, [endpoint_slice(endpoint("10.244.0.3"), of="older")], Context("node"), Marks())
     desired.replace(winner.name, winner)
-    entries: dict[str, set[SetEntry]] = {}
-    for name, entry in desired.entries:
-        entries.setdefault(name, set()).add(entry)
+    entries: dict[Role, set[SetEntry]] = {}
+    for role, entry in desired.entries:
+        entries.setdefault(role, set()).add(entry)
     state = service_state(
         web,
         fragment,
@@ -91,6 +96,7 @@ def test_nothing_of_the_kernel_is_told_of_a_virtual_server_that_an_older_service
         },
         nodes={},
         drains=[],
+        name_of_role=name_of,
     )
     (server,) = state.virtual_servers
     assert (server.owner, server.in_kernel, server.total) == ("default/older", False, Traffic())
@@ -124,6 +130,20 @@ def test_summary_counts_endpoints_and_drains_and_names_who_has_its_address() -> 
     desired.replace(ServiceName("default", "older"), plan_service(older, [], Context("node"), Marks()))
     lost = summarize(NAME, service(), desired=desired, actual=actual, omissions=[], balanced={})
     assert (lost.in_sync, lost.differences) == (False, ["10.96.0.10:80/TCP belongs to default/older"])
+    assert lost.difference_kinds == [DifferenceKind.CONFLICT]
+    assert found.difference_kinds == []
+
+
+def test_conflict_hides_no_difference_of_the_kernel_however_many_there_are() -> None:
+    web = service(ports=[ServicePort(number) for number in range(80, 86)])
+    older = service("older", age=60, ports=[ServicePort(number) for number in range(80, 85)])
+    _, desired = planned(web)
+    desired.replace(ServiceName("default", "older"), plan_service(older, [], Context("node"), Marks()))
+    found = summarize(NAME, web, desired=desired, actual=KernelTables(), omissions=[], balanced={})
+    assert all("belongs to default/older" in text for text in found.differences), "more are not named"
+    assert found.difference_kinds == [DifferenceKind.CONFLICT, DifferenceKind.KERNEL]
+    assert state_word(found) == "differs"
+    assert state_word(structs.replace(found, difference_kinds=[DifferenceKind.CONFLICT])) == "conflict"
 
 
 def test_members_are_written_as_ipset_writes_them() -> None:
@@ -139,7 +159,14 @@ def test_endpoint_that_is_a_virtual_ip_is_named() -> None:
     web = service()
     fragment, desired = planned(web, endpoint_slice(endpoint("10.244.0.1"), endpoint("10.96.0.10")))
     state = service_state(
-        web, fragment, desired=desired, actual=KernelTables(), observed={VIP: None}, nodes={}, drains=[]
+        web,
+        fragment,
+        desired=desired,
+        actual=KernelTables(),
+        observed={VIP: None},
+        nodes={},
+        drains=[],
+        name_of_role=name_of,
     )
     [omission] = state.omissions
     assert (omission.where, omission.reason) == ("service default/web endpoint 10.96.0.10", "endpoint-is-a-virtual-ip")

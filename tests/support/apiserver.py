@@ -1,4 +1,4 @@
-"""A scripted API server on the loopback, and a transport to it: each request gets the next answer of the script."""
+"""A scripted API server on the loopback, which answers each request with the next step; and a transport to it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ApiServer:
-    """Answers requests in the order of ``script``, the last answer again and again; ``queries`` has what was asked."""
+    """Answers requests in the order of ``script`` and repeats the last answer; ``queries`` has what was asked."""
 
     def __init__(self, *script: Answer) -> None:
         self.script = list(script)
         self.queries: list[dict[str, str]] = []
         self.tokens: list[str] = []
-        #: Method, path, content type and body of what was written.
+        #: Method, path, content type and body of each write.
         self.writes: list[tuple[str, str, str, Any]] = []
         self.port = 0
         self._runner: web.AppRunner | None = None
@@ -85,7 +85,7 @@ class _Response:
 
 
 def page(*items: dict[str, Any], version: str = "10", token: str = "", **fields: Any) -> Answer:
-    """Answer with one page of a list of Services, whose items do not say their kind, as the API has it."""
+    """Answer with one page of a list of Services; its items have no kind, as in the API."""
     bare = [{key: value for key, value in item.items() if key not in {"kind", "apiVersion"}} for item in items]
     metadata = {"resourceVersion": version, "continue": token}
     return status(200, {"kind": "ServiceList", "apiVersion": "v1", "metadata": metadata, "items": bare, **fields})
@@ -101,7 +101,7 @@ def status(code: int, body: Any = None, **headers: str) -> Answer:
 
 
 def stream(*parts: bytes | float, hang: bool = False) -> Answer:
-    """Answer a watch with bytes and pauses (seconds); then end the stream, or keep it open without a word."""
+    """Answer a watch with bytes and pauses (in seconds); then end the stream, or keep it open in silence."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -119,18 +119,18 @@ def stream(*parts: bytes | float, hang: bool = False) -> Answer:
 
 
 def line(kind: str, item: dict[str, Any]) -> bytes:
-    """One line of a watch."""
+    """Return one line of a watch."""
     return json.dumps({"type": kind, "object": item}).encode() + b"\n"
 
 
 def bookmark(version: str, *, initial_end: bool = False) -> bytes:
-    """A bookmark; with ``initial_end`` the one that ends the first part of a streaming list."""
+    """Return a bookmark; with ``initial_end`` the one that ends the list in a streaming list."""
     annotations = {"k8s.io/initial-events-end": "true"} if initial_end else {}
     metadata = {"name": "", "resourceVersion": version, "annotations": annotations}
     return line("BOOKMARK", {"kind": "Service", "apiVersion": "v1", "metadata": metadata})
 
 
 def service(name: str, version: str = "1", cluster_ip: Any = "10.0.0.1", **spec: Any) -> dict[str, Any]:
-    """A Service as the API sends it in an event."""
+    """Return a Service as the API sends it in an event."""
     metadata = {"name": name, "namespace": "ns", "resourceVersion": version}
     return {"kind": "Service", "apiVersion": "v1", "metadata": metadata, "spec": {"clusterIP": cluster_ip, **spec}}

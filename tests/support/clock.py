@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Clock:
-    """Gives ``now``, in seconds."""
+    """Returns ``now`` when called, in seconds."""
 
     def __init__(self, now: float = 5000.0) -> None:
         self.now = now

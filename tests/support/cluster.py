@@ -23,17 +23,17 @@ _PATHS = {
 
 
 class Cluster:
-    """The objects, and what clients did. What is not said to be otherwise is for the test's thread."""
+    """The objects, and what clients did. Methods are for the test's thread, unless they say otherwise."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
-        #: The addresses and ports that watches came from.
+        #: Addresses and ports of the clients of watches.
         self.watched_from: list[tuple[str, int]] = []
-        #: Answers 401 from now on.
+        #: Whether every request is answered with 401.
         self.refuses = False
-        #: Answers each GET with this from now on, and status 200; a proxy may do so.
+        #: The body with which every GET is answered, with status 200, as a proxy may do.
         self.says: bytes | None = None
-        #: How many were answered so.
+        #: The number of requests answered so.
         self.said = 0
         self._objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._version = 1000
@@ -50,12 +50,12 @@ class Cluster:
         self._call(self._change, "DELETED", item)
 
     def refuse(self) -> None:
-        """End all watches, and answer nobody any more."""
+        """End all watches, and answer every request with 401 from now on."""
         self.refuses = True
         self._call(self.end_watches)
 
     def say(self, body: bytes) -> None:
-        """Have all versions expire, and answer everything else with a body and status 200."""
+        """Let all versions expire, and answer every GET with this body and status 200 from now on."""
         self.says, self.said = body, 0
         self._call(self._expire)
 

@@ -1,10 +1,10 @@
-"""Confines a program as a container with few rights is confined, then becomes it.
+"""Runs a program with the confinement of a container that has few rights.
 
     python tests/support/confined.py CAPABILITY[,CAPABILITY...] PROGRAM [ARGUMENT ...]
 
-What Kubernetes does for a container that is not privileged, drops all capabilities but a few and has the seccomp profile
-RuntimeDefault: ``/proc/sys`` and ``/sys`` cannot be written, capabilities beyond the named ones are out of reach for
-ever, and the system calls that the profile refuses fail with EPERM. Needs root and a mount namespace of its own
+This is what Kubernetes does for a container that is not privileged, drops all capabilities but a few and has the
+seccomp profile RuntimeDefault: ``/proc/sys`` and ``/sys`` are read-only, other capabilities cannot be gained, and the
+system calls that the profile refuses fail with EPERM. Needs root and a mount namespace of its own
 (``unshare --mount``). x86-64 only.
 """
 
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import struct
 import subprocess
 import sys
 from errno import EPERM
+from pathlib import Path
 
 #: What the profile refuses to a container without CAP_SYS_ADMIN and its like (Docker's documentation, "Seccomp security
 #: profiles", significant syscalls blocked; the same list is containerd's), by the numbers of x86-64.
@@ -36,18 +38,30 @@ _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | EPERM
 
 
+def capabilities_of_the_chart() -> list[str]:
+    """Return the capabilities that the chart gives to the agent."""
+    text = (Path(__file__).parents[2] / "helm/ipvs-proxy/templates/daemonset.yaml").read_text()
+    (added,) = re.findall(r"drop: \[ALL\]\n(?:\s*#.*\n)*\s*add: \[(.*)\]", text)
+    return [name.strip() for name in added.split(",")]
+
+
+def confined(capabilities: list[str]) -> tuple[str, ...]:
+    """Return the prefix that makes a command run with these capabilities only."""
+    return ("unshare", "--mount", sys.executable, __file__, ",".join(capabilities))
+
+
 def seccomp_filter() -> bytes:
     """Return the filter's program: ``struct sock_filter`` after ``struct sock_filter``."""
     numbers = sorted(REFUSED.values())
     steps = [(_LOAD, 0, 0, 0)]
-    # A jump goes over the steps that are left, and over "allow".
+    # A jump skips the remaining steps and "allow".
     steps += [(_JUMP_IF_EQUAL, len(numbers) - index, 0, number) for index, number in enumerate(numbers)]
     steps += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
     return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
 def refuse_system_calls() -> None:
-    """Install the filter, for this process and all that it becomes."""
+    """Install the filter for this process and every program that it executes."""
     program = seccomp_filter()
     buffer = ctypes.create_string_buffer(program, len(program))
     description = struct.pack("HP", len(program) // 8, ctypes.addressof(buffer))
@@ -57,7 +71,7 @@ def refuse_system_calls() -> None:
 
 
 def main() -> None:
-    """Confine, and become the program."""
+    """Confine this process and execute the program."""
     capabilities, *command = sys.argv[1:]
     for place in ("/proc/sys", "/sys"):
         subprocess.run(["mount", "--bind", place, place], check=True)

@@ -1,4 +1,4 @@
-"""Endpoints for the tests of what is read of them, remembered of them and chosen among them."""
+"""Endpoints for the tests that read, cache and choose them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def gathered(*pieces: EndpointSlice, family: Family = Family.IPV4, node: str = N
 
 
 def only(*endpoints: SliceEndpoint) -> Endpoints:
-    """The endpoints of one slice, as the choice sees them."""
+    """Return the endpoints of one slice, in the form that choices are made from."""
     return gathered(endpoint_slice(*endpoints)).endpoints.get(HTTP, {})
 
 
 def the_state(*pieces: EndpointSlice) -> State:
-    """The state of the only endpoint."""
+    """Return the state of the only endpoint."""
     (state,) = gathered(*pieces).endpoints[HTTP].values()
     return state
 
@@ -40,9 +40,6 @@ def near(number: int, **more: object) -> SliceEndpoint:
 
 def far(number: int, **more: object) -> SliceEndpoint:
     return endpoint(f"10.0.0.{number}", node=OTHER, **more)  # type: ignore[arg-type]
-
-
-# Categories: the cases of the upstream table, each with the cluster list and the local list of node-a in zone-a.
 
 
 some_endpoints = st.lists(

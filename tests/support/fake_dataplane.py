@@ -7,17 +7,25 @@ from collections.abc import Sequence
 from errno import EADDRNOTAVAIL, EEXIST
 
 from ipvs_proxy.kernel.dataplane import Failure
-from ipvs_proxy.kernel.filter.iptables.rules import Rules
+from ipvs_proxy.kernel.filter.ipset.names import name_of
+from ipvs_proxy.kernel.filter.ipset.table import describe_error
 from ipvs_proxy.plan.tables import (
     AddressOperation,
-    Family,
     Operation,
+    Role,
     SetEntry,
     SetEntryOperation,
     VirtualServer,
     VirtualServerKey,
 )
 from tests.support.fake_kernel import IPSET_EXIST, FakeKernel
+
+
+class NoRules:
+    """A packet filter whose rules are right."""
+
+    def drift(self) -> list[str]:
+        return []
 
 
 class FakeDataplane:
@@ -30,7 +38,7 @@ class FakeDataplane:
         self.broken = 0
         self.wrong_rules: list[str] = []
         self.leftovers: list[str] = []
-        self.rules: dict[Family, Rules] = {}
+        self.packet_filter = NoRules()
 
     def ensure_tables(self) -> list[str]:
         self.calls["ensure_tables"] += 1
@@ -69,9 +77,12 @@ class FakeDataplane:
         self.calls["read_addresses"] += 1
         return set(self.kernel.addresses)
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
         self.calls["read_entries"] += 1
-        return {name: set(members) for name, members in self.kernel.sets.items()}
+        return self.kernel.entries()
+
+    def name_of_role(self, role: Role) -> str:
+        return name_of(role)
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         self.calls["apply"] += 1
@@ -84,7 +95,7 @@ class FakeDataplane:
             # The real dataplane forgives an address, and a member of a set, that is already as wanted.
             forgiven = {AddressOperation: {EEXIST, EADDRNOTAVAIL}, SetEntryOperation: {IPSET_EXIST}}
             if code and code not in forgiven.get(type(operation), ()):
-                failures.append(Failure(operation, code))
+                failures.append(Failure(operation, code, describe_error(code)))
             elif not code:
                 self.applied.append(operation)
         return failures

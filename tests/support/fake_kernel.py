@@ -21,8 +21,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from ipvs_proxy.plan.difference import KernelTables
-from ipvs_proxy.plan.sets import definitions
+from ipvs_proxy.kernel.filter.ipset.names import SetDefinition, SetType, definitions, name_of
+from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Family,
@@ -30,10 +30,9 @@ from ipvs_proxy.plan.tables import (
     RealServer,
     RealServerKey,
     RealServerOperation,
-    SetDefinition,
+    Role,
     SetEntry,
     SetEntryOperation,
-    SetType,
     Verb,
     VirtualServer,
     VirtualServerKey,
@@ -60,15 +59,14 @@ class FakeKernel:
         self.sets: dict[str, set[SetEntry]] = {}
         self.refuse = refuse
         self.log: list[tuple[Operation, int]] = []
-        self._definitions: dict[str, SetDefinition] = {}
+        self._definitions: dict[Role, SetDefinition] = {}
         self.create_sets()
 
     def create_sets(self) -> None:
         """Create the sets that are missing, empty."""
-        for family in Family:
-            for definition in definitions(family).values():
-                self._definitions[definition.name] = definition
-                self.sets.setdefault(definition.name, set())
+        for definition in definitions():
+            self._definitions[definition.role] = definition
+            self.sets.setdefault(definition.name, set())
 
     def apply(self, operation: Operation) -> int:
         """Carry an operation out; gives 0 or the error."""
@@ -82,8 +80,16 @@ class FakeKernel:
         return KernelTables(
             {key: replace(server, real_servers=dict(server.real_servers)) for key, server in servers},
             set(self.addresses),
-            {name: set(entries) for name, entries in self.sets.items()},
+            self.entries(),
         )
+
+    def entries(self) -> dict[Role, set[SetEntry]]:
+        """Return a copy of the members by role; of sets that are there."""
+        return {
+            role: set(self.sets[definition.name])
+            for role, definition in self._definitions.items()
+            if definition.name in self.sets
+        }
 
     def _carry_out(self, operation: Operation) -> int:
         match operation:
@@ -93,8 +99,8 @@ class FakeKernel:
                 return self._real_server(verb, key, server, settings)
             case AddressOperation(verb, address):
                 return self._address(verb, address)
-            case SetEntryOperation(verb, name, entry):
-                return self._entry(verb, name, entry)
+            case SetEntryOperation(verb, role, entry):
+                return self._entry(verb, role, entry)
 
     def _virtual_server(self, verb: Verb, server: VirtualServer) -> int:
         known = self.virtual_servers.get(server.key)
@@ -153,11 +159,11 @@ class FakeKernel:
         self.addresses.add(address)
         return 0
 
-    def _entry(self, verb: Verb, name: str, entry: SetEntry) -> int:
-        members = self.sets.get(name)
+    def _entry(self, verb: Verb, role: Role, entry: SetEntry) -> int:
+        members = self.sets.get(name_of(role))
         if members is None:
             return ENOENT
-        if verb is Verb.SET or not _fits(entry, self._definitions[name]):
+        if verb is Verb.SET or not _fits(entry, self._definitions[role]):
             return IPSET_PROTOCOL
         # The mark is what a member leads to, not what it is.
         same = (

@@ -1,4 +1,4 @@
-"""What can happen to a few Services that share addresses and ports: strategies, and the objects they stand for."""
+"""Histories of a few Services that share addresses and ports: strategies, and the objects that they stand for."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
 )
 from tests.support.objects import endpoint, endpoint_slice, packed, service, virtual
+from tests.support.roles import role
 
 Conditions = tuple[bool | None, bool | None, bool | None]
 #: Whether IPv6; the pods with conditions and whether local; the ports.
@@ -55,7 +56,7 @@ names = st.sampled_from(NAMES)
 
 
 class Wish(NamedTuple):
-    """What varies of a Service."""
+    """The parts of a Service that vary."""
 
     families: int
     ipv4: int
@@ -115,15 +116,15 @@ foreign_servers = st.builds(
 )
 members = st.sampled_from([*IPV4, "10.96.0.9"]).map(packed)
 come_or_go = st.sampled_from([Verb.ADD, Verb.DELETE])
-#: What others do to the kernel, as far as it accepts it.
+#: What other programs do to the kernel, if it accepts it.
 foreign_operations = st.one_of(
     st.builds(VirtualServerOperation, st.sampled_from(Verb), foreign_servers),
     st.builds(AddressOperation, come_or_go, members),
-    st.builds(SetEntryOperation, come_or_go, st.just("KUBE-IPVS-IPS"), members.map(SetEntry)),
+    st.builds(SetEntryOperation, come_or_go, st.just(role("KUBE-IPVS-IPS")), members.map(SetEntry)),
     st.builds(
         SetEntryOperation,
         come_or_go,
-        st.just("KUBE-CLUSTER-IP"),
+        st.just(role("KUBE-CLUSTER-IP")),
         st.builds(SetEntry, members, st.sampled_from(Protocol), st.sampled_from([53, 80])),
     ),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,9 +11,7 @@ from functools import cache
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
-
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)  # os.unshare and os.setns came with Python 3.12
+from lab.namespaces import NETWORK, enter_network, unshare
 
 
 @contextmanager
@@ -22,12 +19,12 @@ def fresh_namespace() -> Iterator[None]:
     """Move this thread, and the processes it starts, into a new network namespace with ``lo`` up; then back."""
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _checked(_libc.unshare(_CLONE_NEWNET))
+        unshare(NETWORK)
         try:
             run("ip", "link", "set", "lo", "up")
             yield
         finally:
-            _checked(_libc.setns(before, _CLONE_NEWNET))
+            enter_network(before)
     finally:
         os.close(before)
 
@@ -41,7 +38,7 @@ def run(*command: str) -> str:
 
 @cache
 def missing_piece() -> str | None:
-    """Say what this host lacks for the tests of the kernel layer; ``None`` if it lacks nothing."""
+    """Return what this host lacks for the tests of the kernel layer, ``None`` if nothing."""
     try:
         with fresh_namespace():
             Ipvs().close()
@@ -52,9 +49,3 @@ def missing_piece() -> str | None:
     except OSError as error:
         return str(error)
     return None
-
-
-def _checked(result: int) -> None:
-    if result:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))

@@ -1,4 +1,4 @@
-"""Short ways to write the Kubernetes objects that tests need; what is not said has the API's default."""
+"""Short ways to make the Kubernetes objects that tests need; omitted fields have the API's defaults."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ HTTP = ServicePort(port=80, name="http")
 
 
 def packed(text: str) -> bytes:
-    """Pack an address that is known to be good."""
+    """Return the bytes of an address, which must be valid."""
     address = parse_address(text)
     assert address is not None
     return address
 
 
 def virtual(address: str, port: int = 80, protocol: Protocol = Protocol.TCP) -> VirtualServerKey:
-    """Key of a virtual server."""
+    """Return the key of a virtual server."""
     return VirtualServerKey(packed(address), protocol, port)
 
 
 def real(address: str, port: int = 8080) -> RealServerKey:
-    """Key of a real server."""
+    """Return the key of a real server."""
     return RealServerKey(packed(address), port)
 
 

@@ -1,15 +1,23 @@
-"""All keys of both tables: the long way to what differs, as an oracle for the short ones."""
+"""A round of the agent on tables, and all keys of both: the long way to what differs, as an oracle for short ones."""
 
 from __future__ import annotations
 
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import KernelTables
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.difference import difference
+from ipvs_proxy.plan.mirror import KernelTables
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import Operation
 
 
-def everything(desired: DesiredTables, actual: KernelTables) -> Touched:
+def everything(desired: DesiredTables, actual: KernelTables) -> TableKeys:
     """Return every key of both sides."""
-    return Touched(
+    return TableKeys(
         desired.virtual_servers.keys() | actual.virtual_servers.keys(),
         desired.addresses.keys() | actual.addresses,
         desired.entries.keys() | {(name, entry) for name, entries in actual.entries.items() for entry in entries},
     )
+
+
+def round_of(desired: DesiredTables, actual: KernelTables, keys: TableKeys) -> list[Operation]:
+    """Note what drains and return the operations of a round for these keys."""
+    return difference(desired, actual, actual.note_draining(desired, keys))

@@ -23,9 +23,9 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import choose_encoder
 
 from ipvs_proxy import __version__
-from ipvs_proxy.agent.reload import Outcome
 from ipvs_proxy.kube.reflector import Interruption
 from ipvs_proxy.plan.tables import Family, Verb
+from ipvs_proxy.settings.live import Reload
 
 # The library's times of creation would be a third of all lines; kube-proxy has none.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -236,10 +236,10 @@ class Metrics:
         """Count a watch or list that broke off."""
         self._interruptions.labels(kind, cause.value).inc()
 
-    def configuration_read(self, outcome: Outcome) -> None:
+    def configuration_read(self, outcome: Reload) -> None:
         """Count a change of the configuration file."""
         self._configurations.labels(outcome.value).inc()
-        if outcome in {Outcome.APPLIED, Outcome.UNCHANGED}:
+        if outcome in {Reload.APPLIED, Reload.UNCHANGED}:
             self._configured.set(time.time())
 
     def queued(self) -> None:

@@ -24,7 +24,7 @@ import structlog
 from ipvs_proxy.kernel.ipvs.records import Counters, Observation
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.netlink.errors import Unusable
-from ipvs_proxy.plan import sets
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.tables import RealServerKey, SetEntry, VirtualServerKey, family_of
@@ -46,12 +46,12 @@ _OF_ENDPOINTS: Final = (
     "Bytes that a virtual server sent to an endpoint (in), and those back (out)",
 )
 _NOT_EXPOSED: Final = "ipvs_proxy_endpoints_not_exposed"
-#: The sets that tell how a virtual server is reached; what is in none of them is a node port.
+#: The roles that tell how a virtual server is reached; what has none of them is a node port.
 _KINDS: Final = (
-    (sets.CLUSTER_IP, "ClusterIP"),
-    (sets.LOAD_BALANCER, "LoadBalancer"),
-    (sets.EXTERNAL_IP, "ExternalIP"),
-    (sets.EXTERNAL_IP_LOCAL, "ExternalIP"),
+    (roles.CLUSTER_IP, "ClusterIP"),
+    (roles.LOAD_BALANCER, "LoadBalancer"),
+    (roles.EXTERNAL_IP, "ExternalIP"),
+    (roles.EXTERNAL_IP_LOCAL, "ExternalIP"),
 )
 _NODE_PORT: Final = "NodePort"
 _NOTHING: Final = Counters(0, 0, 0, 0, 0)
@@ -178,9 +178,9 @@ class ServiceTraffic:
         self._sums, self._last = sums, last
 
     def _labels(self, key: VirtualServerKey, owner: ServiceName) -> Labels:
-        entry, names = SetEntry(*key[:3]), sets.names(family_of(key.address))
+        entry, family = SetEntry(*key[:3]), family_of(key.address)
         members = self._desired.entries
-        kind = next((kind for base, kind in _KINDS if (names[base], entry) in members), _NODE_PORT)
+        kind = next((kind for role, kind in _KINDS if (role[family], entry) in members), _NODE_PORT)
         return Labels(owner.namespace, owner.name, str(key.port), kind)
 
 

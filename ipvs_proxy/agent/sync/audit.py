@@ -19,9 +19,9 @@ import structlog
 
 from ipvs_proxy.agent.sync.kernel_writer import Programmer
 from ipvs_proxy.kernel.links.monitor import Change, Event
-from ipvs_proxy.plan.desired import Touched
-from ipvs_proxy.plan.difference import KernelTables, is_same
-from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey, text_of
+from ipvs_proxy.plan.mirror import KernelTables, is_same
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import Role, VirtualServer, VirtualServerKey, text_of
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +46,9 @@ class Kernel(Protocol):
 
     def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
         """Read one virtual server."""
+
+    def name_of_role(self, role: Role) -> str:
+        """Return what the kernel calls the set of a role."""
 
 
 class Audit:
@@ -73,15 +76,15 @@ class Audit:
 
         """
         self._report("rules", await asyncio.to_thread(self._kernel.repair_rules))
-        unwanted = Touched()
+        unwanted = TableKeys()
         await self._programmer.correct(partial(self._correct_small_tables, unwanted))
         try:
             await self._audit_virtual_servers()
         except FAULTS:
             # The next round is to find it again, when it knows the virtual servers that it belongs to.
             self._programmer.actual.addresses -= unwanted.addresses
-            for name, entry in unwanted.entries:
-                self._programmer.actual.entries.get(name, set()).discard(entry)
+            for role, entry in unwanted.entries:
+                self._programmer.actual.entries.get(role, set()).discard(entry)
             raise
         await self._programmer.program(unwanted)
         await self._programmer.program_unsettled()
@@ -100,21 +103,21 @@ class Audit:
         ):
             await self._programmer.correct(self._correct_addresses)
 
-    async def _correct_small_tables(self, unwanted: Touched, _: KernelTables) -> Touched:
+    async def _correct_small_tables(self, unwanted: TableKeys, _: KernelTables) -> TableKeys:
         """Correct the mirror of sets and addresses; what nobody wants is not touched, but noted."""
         missing = await self._programmer.work(self._kernel.ensure_tables)
         self._report("tables", missing)
         touched = await self._programmer.reread_small_tables()
         self._report("addresses", [text_of(address) for address in touched.addresses])
-        self._report("sets", [f"{name} {entry}" for name, entry in touched.entries])
+        self._report("sets", [f"{self._kernel.name_of_role(role)} {entry}" for role, entry in touched.entries])
         unwanted.addresses = {address for address in touched.addresses if not self._is_wanted(address)}
         unwanted.entries = {entry for entry in touched.entries if entry not in self._programmer.desired.entries}
-        return Touched(addresses=touched.addresses - unwanted.addresses, entries=touched.entries - unwanted.entries)
+        return TableKeys(addresses=touched.addresses - unwanted.addresses, entries=touched.entries - unwanted.entries)
 
-    async def _correct_addresses(self, actual: KernelTables) -> Touched:
+    async def _correct_addresses(self, actual: KernelTables) -> TableKeys:
         """Correct the mirror of the addresses, but for what nobody wants: that is left to the next round."""
         self._report("tables", await self._programmer.work(self._kernel.ensure_tables))
-        touched = Touched(addresses=await self._programmer.reread_addresses())
+        touched = TableKeys(addresses=await self._programmer.reread_addresses())
         unwanted = {address for address in touched.addresses & actual.addresses if not self._is_wanted(address)}
         actual.addresses -= unwanted
         touched.addresses -= unwanted
@@ -126,7 +129,7 @@ class Audit:
 
     async def _audit_virtual_servers(self) -> None:
         programmer = self._programmer
-        programmer.written = written = Touched()
+        programmer.written = written = TableKeys()
         try:
             found = await asyncio.to_thread(self._read_virtual_servers)
         finally:
@@ -148,9 +151,9 @@ class Audit:
             keys = suspects[start : start + CONFIRMED_AT_ONCE]
             await programmer.correct(partial(self._confirm, keys))
 
-    async def _confirm(self, keys: Sequence[VirtualServerKey], actual: KernelTables) -> Touched:
+    async def _confirm(self, keys: Sequence[VirtualServerKey], actual: KernelTables) -> TableKeys:
         """Read suspects again, now that nobody writes: only what still differs is drift."""
-        touched = Touched()
+        touched = TableKeys()
         # All are read before the mirror of any changes: what differs must not be lost with a fault.
         read = {key: await self._programmer.work(self._kernel.read_virtual_server, key) for key in keys}
         for key, found in read.items():

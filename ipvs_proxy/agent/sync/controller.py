@@ -32,13 +32,13 @@ from ipvs_proxy.kube.store import Change
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.budget import takes_long
-from ipvs_proxy.plan.desired import Touched
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reach import concerned
+from ipvs_proxy.plan.roles import INTERNAL
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.sets import INTERNAL, set_name
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family
 
 log = structlog.get_logger(__name__)
@@ -60,11 +60,11 @@ CLOCK_INTERVAL = 16
 class _Batch:
     """Services that are planned and will be programmed at one go: what that touched, and which health checks they want.
 
-    Of 10,000 Services that are planned ahead, each with a ``Touched`` of its own, 9 MB were nothing but empty sets.
+    Of 10,000 Services that are planned ahead, each with a ``TableKeys`` of its own, 9 MB were nothing but empty sets.
     """
 
     names: list[ServiceName] = field(default_factory=list)
-    touched: Touched = field(default_factory=Touched)
+    touched: TableKeys = field(default_factory=TableKeys)
     health_checks: dict[ServiceName, Mapping[Family, HealthCheck]] = field(default_factory=dict)
 
 
@@ -272,7 +272,7 @@ class Controller:
 
     def _restore_marks(self) -> None:
         for family in Family:
-            self._marks.restore(self._programmer.actual.entries.get(set_name(INTERNAL, family), ()))
+            self._marks.restore(self._programmer.actual.entries.get(INTERNAL[family], ()))
 
     async def _take_over(self) -> None:
         """Read what is in the kernel and make its frame right. Of the objects, the rules need only the own Node."""
@@ -406,7 +406,7 @@ class Controller:
         """
         async with self._plans:
             slices = list(self.cache.slices(name))
-            arguments = service, slices, self._context, marks, self.cache.memory(name)
+            arguments = service, slices, self._context, marks, self.cache.slice_cache(name)
             if takes_long(service, slices):
                 return await asyncio.to_thread(plan_service, *arguments)
             return plan_service(*arguments)

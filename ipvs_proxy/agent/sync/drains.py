@@ -28,7 +28,7 @@ from typing import Protocol
 import structlog
 
 from ipvs_proxy.agent.sync.kernel_writer import Programmer
-from ipvs_proxy.plan.desired import Touched
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import ACTIVE, RealServerKey, VirtualServer, VirtualServerKey
 from ipvs_proxy.plan.tables import Protocol as Transport
 from ipvs_proxy.state.documents import DrainState
@@ -233,7 +233,7 @@ class Drains:
 def watch_writes(programmer: Programmer, drains: Drains, clock: Callable[[], float] = time.monotonic) -> None:
     """Have every write of the programmer observed."""
 
-    def observe(touched: Touched) -> None:
+    def observe(touched: TableKeys) -> None:
         desired, actual, now = programmer.desired.virtual_servers, programmer.actual.virtual_servers, clock()
         for key in touched.virtual_servers:
             drains.observe(key, desired.get(key), actual.get(key), now, touched.only.get(key))

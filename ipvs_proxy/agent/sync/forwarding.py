@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import structlog
 
 from ipvs_proxy.agent.sync.kernel_writer import Programmer
-from ipvs_proxy.node.sysctl import forwarding_warnings
+from ipvs_proxy.node.sysctl import forwarding_problems
 from ipvs_proxy.plan.tables import VirtualServerKey
 
 log = structlog.get_logger(__name__)
@@ -30,6 +30,6 @@ async def warn_of_forwarding(programmer: Programmer) -> None:
     programmer.on_write(lambda touched: observe(touched.virtual_servers))
     observe(programmer.desired.virtual_servers)
     await used.wait()
-    for warning in forwarding_warnings():
-        log.warning("sysctl_warning", text=warning)
+    for problem in forwarding_problems():
+        log.warning("sysctl_warning", text=str(problem))
     await asyncio.Event().wait()

@@ -22,24 +22,21 @@ import structlog
 
 from ipvs_proxy.agent.sync.retries import RetryQueue
 from ipvs_proxy.kernel.dataplane import TABLES, Failure, table_of
+from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.netlink.errors import UNKNOWN
+from ipvs_proxy.netlink.errors import describe as describe_code
 from ipvs_proxy.plan import ownership
-from ipvs_proxy.plan.desired import DesiredTables, Touched
-from ipvs_proxy.plan.difference import (
-    KernelTables,
-    difference,
-    touch,
-    unsettled,
-    unsettled_among,
-    unsettled_members,
-    unwanted,
-)
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.difference import difference, unsettled, unsettled_among, unsettled_members, unwanted
 from ipvs_proxy.plan.marks import corrections
+from ipvs_proxy.plan.mirror import KernelTables
+from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Operation,
     RealServerKey,
     RealServerOperation,
+    Role,
     SetEntry,
     SetEntryOperation,
     Verb,
@@ -89,8 +86,11 @@ class Kernel(Protocol):
     def read_addresses(self) -> set[bytes]:
         """Read the addresses of our link."""
 
-    def read_entries(self) -> dict[str, set[SetEntry]]:
-        """Read the members of our sets."""
+    def read_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read the members of our sets by role."""
+
+    def name_of_role(self, role: Role) -> str:
+        """Return what the kernel calls the set of a role."""
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """Carry operations out; return those that failed."""
@@ -115,7 +115,7 @@ class Programmer:
         self.foreign: dict[VirtualServerKey, VirtualServer] = {}
         self.retries = RetryQueue()
         self._leftovers: list[str] = []
-        self.written: Touched | None = None
+        self.written: TableKeys | None = None
         self._kernel = kernel
         self._count = count
         self._exclude = exclude
@@ -125,9 +125,9 @@ class Programmer:
         self.comparing = asyncio.Lock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="kernel")
         self._retry_soon = asyncio.Event()
-        self._watchers: list[Callable[[Touched], None]] = []
+        self._watchers: list[Callable[[TableKeys], None]] = []
 
-    def on_write(self, watcher: Callable[[Touched], None]) -> None:
+    def on_write(self, watcher: Callable[[TableKeys], None]) -> None:
         """Have ``watcher`` called with the virtual servers that a round touched, after it; large ones in turns."""
         self._watchers.append(watcher)
 
@@ -149,7 +149,7 @@ class Programmer:
             findings = await self.work(self._kernel.ensure_tables)
             self.actual = KernelTables(entries=await self.work(self._kernel.read_entries))
             # Our rules put marks together from the sets of their bits.
-            await self._carry_out([*corrections(self.actual.entries)], Touched())
+            await self._carry_out([*corrections(self.actual.entries)], TableKeys())
             self._leftovers = await self.work(self._kernel.find_leftovers)
             if self._leftovers:
                 log.info("other_mode_found", found=self._leftovers)
@@ -206,7 +206,7 @@ class Programmer:
 
         return is_ours
 
-    async def program(self, touched: Touched) -> list[Operation]:
+    async def program(self, touched: TableKeys) -> list[Operation]:
         """Bring the touched objects to what is desired; return the operations that succeeded."""
         async with self._lock:
             return await self._program(touched)
@@ -220,7 +220,7 @@ class Programmer:
         touched.add(unwanted(self.desired, self.actual))
         return await self.program(touched)
 
-    async def correct(self, correction: Callable[[KernelTables], Awaitable[Touched]]) -> list[Operation]:
+    async def correct(self, correction: Callable[[KernelTables], Awaitable[TableKeys]]) -> list[Operation]:
         """Let ``correction`` bring the mirror to what it finds in the kernel, then repair the keys it gives.
 
         No write comes between the two.
@@ -236,7 +236,7 @@ class Programmer:
             found.virtual_servers |= unsettled_among(keys[start : start + COMPARED_AT_ONCE], self.desired, self.actual)
             await asyncio.sleep(0)
         return await self.program(
-            Touched(
+            TableKeys(
                 {key for key in found.virtual_servers if key not in self.retries},
                 {address for address in found.addresses if address not in self.retries},
                 {entry for entry in found.entries if entry not in self.retries},
@@ -259,8 +259,8 @@ class Programmer:
                 operations.append(RealServerOperation(Verb.DELETE, key, server, settings))
             keys = {operation.virtual_server for operation in operations}
             again = {key for key in keys if key not in self.desired.virtual_servers or key in self.retries}
-            done = await self._carry_out([*operations], touch(operations))
-            return done + await self._program(Touched(again)) if again else done
+            done = await self._carry_out([*operations], keys_of(operations))
+            return done + await self._program(TableKeys(again)) if again else done
 
     async def retry_for_ever(self) -> None:
         """Try failed objects again when they are due."""
@@ -277,35 +277,40 @@ class Programmer:
         """Make a blocking call to the kernel in the worker thread, where calls follow one another."""
         return await asyncio.get_running_loop().run_in_executor(self._worker, call, *arguments)
 
-    async def _program(self, touched: Touched) -> list[Operation]:
+    async def _program(self, touched: TableKeys) -> list[Operation]:
         self._adopt(touched)
         # Of what failed before, more may differ than what changed now.
         for key in [key for key in touched.only if key in self.retries]:
             del touched.only[key]
-        return await self._carry_out(await self._compare(touched), touched)
+        return await self._carry_out(*await self._compare(touched))
 
-    async def _compare(self, touched: Touched) -> list[Operation]:
-        """Return the operations for what was touched; where that is much, the event loop goes on meanwhile."""
+    async def _compare(self, touched: TableKeys) -> tuple[list[Operation], TableKeys]:
+        """As ``_difference``; where much was touched, the event loop goes on meanwhile."""
         if len(touched.entries) + sum(map(partial(self._size, touched), touched.virtual_servers)) <= AT_ONCE:
-            return difference(self.desired, self.actual, touched)
+            return self._difference(touched)
         async with self.comparing:
-            return await self.work(difference, self.desired, self.actual, touched)
+            return await self.work(self._difference, touched)
 
-    def _size(self, touched: Touched, key: VirtualServerKey) -> int:
+    def _difference(self, touched: TableKeys) -> tuple[list[Operation], TableKeys]:
+        """Return the operations for what was touched, and what that is with all that drains or goes along."""
+        keys = self.actual.note_draining(self.desired, touched)
+        return difference(self.desired, self.actual, keys), keys
+
+    def _size(self, touched: TableKeys, key: VirtualServerKey) -> int:
         """Return how many real servers of a virtual server have to be looked at."""
         if key in touched.only:
             return len(touched.only[key])
         desired, actual = self.desired.virtual_servers.get(key), self.actual.virtual_servers.get(key)
         return max(len(server.real_servers) if server is not None else 0 for server in (desired, actual))
 
-    def _adopt(self, touched: Touched) -> None:
+    def _adopt(self, touched: TableKeys) -> None:
         """Take over a foreign virtual server that has become desired, as it is."""
         if self.foreign:
             for key in touched.virtual_servers & self.foreign.keys() & self.desired.virtual_servers.keys():
                 self.actual.virtual_servers[key] = self.foreign.pop(key)
                 touched.only.pop(key, None)
 
-    async def _carry_out(self, operations: list[Operation], touched: Touched) -> list[Operation]:
+    async def _carry_out(self, operations: list[Operation], touched: TableKeys) -> list[Operation]:
         failures: list[Failure] = []
         if operations:
             if self.written is not None:
@@ -314,20 +319,20 @@ class Programmer:
                 failures = await self.work(self._kernel.apply, operations)
             except (OSError, ValueError) as error:
                 log.error("kernel_write_failed", error=str(error))
-                failures = [Failure(operation, UNKNOWN) for operation in operations]
+                failures = [Failure(operation, UNKNOWN, describe_code(UNKNOWN)) for operation in operations]
         succeeded = operations
         if failures:
             failed = {id(failure.operation) for failure in failures}
             succeeded = [operation for operation in operations if id(operation) not in failed]
         await self._record(succeeded)
-        failing = touch(failure.operation for failure in failures)
+        failing = keys_of(failure.operation for failure in failures)
         self.retries.settled(touched, failing)
         if failures:
             await self._note_failures(failures, failing)
         await self._tell_watchers(touched)
         return succeeded
 
-    async def _tell_watchers(self, touched: Touched) -> None:
+    async def _tell_watchers(self, touched: TableKeys) -> None:
         size, keys = 0, set[VirtualServerKey]()
         for key in touched.virtual_servers:
             keys.add(key)
@@ -338,10 +343,10 @@ class Programmer:
                 await asyncio.sleep(0)
         self._tell(keys, touched)
 
-    def _tell(self, keys: set[VirtualServerKey], touched: Touched) -> None:
+    def _tell(self, keys: set[VirtualServerKey], touched: TableKeys) -> None:
         if keys:
             for watcher in self._watchers:
-                watcher(Touched(keys, only={key: touched.only[key] for key in keys & touched.only.keys()}))
+                watcher(TableKeys(keys, only={key: touched.only[key] for key in keys & touched.only.keys()}))
 
     async def _record(self, operations: list[Operation]) -> None:
         """Take note of what the kernel has carried out; in turns where that is much."""
@@ -352,7 +357,7 @@ class Programmer:
             self.actual.record(piece)
             self._count_all(piece, True)
 
-    async def _note_failures(self, failures: list[Failure], failing: Touched) -> None:
+    async def _note_failures(self, failures: list[Failure], failing: TableKeys) -> None:
         """Read again what failed, as the mirror may be wrong about it, and have it retried."""
         self._count_all([failure.operation for failure in failures], False)
         try:
@@ -362,7 +367,12 @@ class Programmer:
         delay = self.retries.failed(failing, self._clock())
         self._retry_soon.set()
         for failure in failures[:LOGGED_FAILURES]:
-            log.warning("operation_failed", **describe(failure.operation), error=failure.text, retry_in_seconds=delay)
+            log.warning(
+                "operation_failed",
+                **describe(failure.operation, self._kernel.name_of_role),
+                error=failure.text,
+                retry_in_seconds=delay,
+            )
         if len(failures) > LOGGED_FAILURES:
             log.warning("operations_failed", **Counter(table_of(failure.operation) for failure in failures))
 
@@ -372,7 +382,7 @@ class Programmer:
         for (kind, verb), number in kinds.items():
             self._count(TABLES[kind], verb, number, succeeded)
 
-    async def _read_again(self, failing: Touched) -> None:
+    async def _read_again(self, failing: TableKeys) -> None:
         for key in failing.virtual_servers:
             server = await self.work(self._kernel.read_virtual_server, key)
             if server is None:
@@ -387,11 +397,11 @@ class Programmer:
         if failing.entries:
             failing.entries |= self._correct_entries(await self.work(self._kernel.read_entries))
 
-    async def reread_small_tables(self) -> Touched:
+    async def reread_small_tables(self) -> TableKeys:
         """Correct the mirror of addresses and sets; return what it was wrong about. Only from within ``correct``."""
         # Both are read before the mirror of either changes: what differs must not be lost with a fault.
         addresses, entries = await self.work(self._kernel.read_addresses), await self.work(self._kernel.read_entries)
-        return Touched(addresses=self._correct_addresses(addresses), entries=self._correct_entries(entries))
+        return TableKeys(addresses=self._correct_addresses(addresses), entries=self._correct_entries(entries))
 
     async def reread_addresses(self) -> set[bytes]:
         """Correct the mirror of the addresses; return those it was wrong about. Only from within ``correct``."""
@@ -402,18 +412,18 @@ class Programmer:
         self.actual.addresses = found
         return wrong
 
-    def _correct_entries(self, found: dict[str, set[SetEntry]]) -> set[tuple[str, SetEntry]]:
+    def _correct_entries(self, found: dict[Role, set[SetEntry]]) -> set[tuple[Role, SetEntry]]:
         known = self.actual.entries
         wrong = {
-            (name, entry)
-            for name in found.keys() | known.keys()
-            for entry in found.get(name, set()) ^ known.get(name, set())
+            (role, entry)
+            for role in found.keys() | known.keys()
+            for entry in found.get(role, set()) ^ known.get(role, set())
         }
         self.actual.entries = found
         return wrong
 
 
-def describe(operation: Operation) -> dict[str, str]:
+def describe(operation: Operation, name_of_role: NameOfRole) -> dict[str, str]:
     """Return an operation's verb, table and object, for logs."""
     fields = {"verb": operation.verb.value, "table": table_of(operation)}
     match operation:
@@ -423,5 +433,5 @@ def describe(operation: Operation) -> dict[str, str]:
             return fields | {"virtual_server": str(server.key)}
         case AddressOperation(_, address):
             return fields | {"address": text_of(address)}
-        case SetEntryOperation(_, name, entry):
-            return fields | {"set": name, "entry": str(entry)}
+        case SetEntryOperation(_, role, entry):
+            return fields | {"set": name_of_role(role), "entry": str(entry)}

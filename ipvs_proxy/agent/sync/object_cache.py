@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
 from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.services import SERVICE_NAME
-from ipvs_proxy.plan.slice_cache import Memory
+from ipvs_proxy.plan.slice_cache import SliceCache
 
 #: Annotation of the EndpointSlice controller: when the change happened that led to this version (RFC 3339).
 LAST_CHANGE_TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
@@ -38,7 +38,7 @@ class Cache:
         self.services: dict[ServiceName, Service] = {}
         self.node: Node | None = None
         self._slices: dict[ServiceName, dict[str, EndpointSlice]] = {}
-        self._memories: dict[ServiceName, Memory] = {}
+        self._slice_caches: dict[ServiceName, SliceCache] = {}
 
     def slices(self, name: ServiceName) -> Iterable[EndpointSlice]:
         """Return the EndpointSlices of a Service."""
@@ -48,12 +48,12 @@ class Cache:
         """Return whether a Service has an EndpointSlice."""
         return name in self._slices
 
-    def memory(self, name: ServiceName) -> Memory | None:
+    def slice_cache(self, name: ServiceName) -> SliceCache | None:
         """Return the place for what is remembered of a Service; ``None`` for one with few slices, as most have."""
         if len(self._slices.get(name, ())) < MANY_SLICES:
-            self._memories.pop(name, None)
+            self._slice_caches.pop(name, None)
             return None
-        return self._memories.setdefault(name, Memory())
+        return self._slice_caches.setdefault(name, SliceCache())
 
     def change(self, old: KubernetesObject | None, new: KubernetesObject | None) -> Effect:
         """Take in one change (``old`` is ``None`` for an added object, ``new`` for a deleted one)."""
@@ -83,7 +83,7 @@ class Cache:
             known.pop(old.metadata.name, None)
             if not known:
                 self._slices.pop(before, None)
-                self._memories.pop(before, None)
+                self._slice_caches.pop(before, None)
         if new is not None and after is not None:
             concerned.add(after)
             self._slices.setdefault(after, {})[new.metadata.name] = new

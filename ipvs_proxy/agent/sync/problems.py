@@ -11,10 +11,11 @@ from ipvs_proxy.agent.observe.thinning import Thinning
 from ipvs_proxy.agent.sync.recorder import Recorder
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.kube.texts import quote
-from ipvs_proxy.plan.desired import DesiredTables, Touched
+from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.reasons import SERVED_OTHERWISE, Reason
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family, VirtualServerKey
 
 log = structlog.get_logger(__name__)
@@ -39,7 +40,7 @@ class Findings:
         """Return what the plan leaves out of a Service."""
         return self._omissions.get(name, ())
 
-    def take(self, name: ServiceName, fragment: Fragment | None, touched: Touched) -> None:
+    def take(self, name: ServiceName, fragment: Fragment | None, touched: TableKeys) -> None:
         """Take in the new plan of a Service, ``None`` if it is gone, and what of the tables it touched."""
         self._take_omissions(name, [] if fragment is None else fragment.omissions)
         self._take_conflicts(touched)
@@ -74,7 +75,7 @@ class Findings:
         else:
             self._omissions.pop(name, None)
 
-    def _take_conflicts(self, touched: Touched) -> None:
+    def _take_conflicts(self, touched: TableKeys) -> None:
         desired = self._desired
         for key in touched.virtual_servers:
             losers = {conflict.loser for conflict in desired.conflicts_of(key)}

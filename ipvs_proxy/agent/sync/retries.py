@@ -9,14 +9,14 @@ from __future__ import annotations
 import heapq
 from itertools import count, islice
 
-from ipvs_proxy.plan.desired import Touched
-from ipvs_proxy.plan.tables import SetEntry, VirtualServerKey
+from ipvs_proxy.plan.table_keys import TableKeys
+from ipvs_proxy.plan.tables import Role, SetEntry, VirtualServerKey
 
 #: Delays in seconds: the first one, and the longest.
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 30.0
 
-Key = VirtualServerKey | bytes | tuple[str, SetEntry]
+Key = VirtualServerKey | bytes | tuple[Role, SetEntry]
 
 
 class RetryQueue:
@@ -37,7 +37,7 @@ class RetryQueue:
         """Return some of the keys. Safe in any thread."""
         return list(islice(self._attempts.copy(), limit))
 
-    def failed(self, touched: Touched, now: float) -> float:
+    def failed(self, touched: TableKeys, now: float) -> float:
         """Note failures at ``now`` (seconds of a monotonic clock); return the longest delay until a retry."""
         longest = 0.0
         for key in _keys(touched):
@@ -48,7 +48,7 @@ class RetryQueue:
             heapq.heappush(self._heap, (now + delay, next(self._order), key))
         return longest
 
-    def settled(self, touched: Touched, failing: Touched) -> None:
+    def settled(self, touched: TableKeys, failing: TableKeys) -> None:
         """Forget the touched keys that were brought to what is desired: all but the failing ones."""
         if self._attempts:
             for key in set(_keys(touched)).difference(_keys(failing)):
@@ -60,9 +60,9 @@ class RetryQueue:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
-    def take_due(self, now: float) -> Touched:
+    def take_due(self, now: float) -> TableKeys:
         """Take out the keys that are due; their attempts stay counted until they are settled."""
-        touched = Touched()
+        touched = TableKeys()
         while (due := self.next_due()) is not None and due <= now:
             key = heapq.heappop(self._heap)[2]
             if isinstance(key, VirtualServerKey):
@@ -74,5 +74,5 @@ class RetryQueue:
         return touched
 
 
-def _keys(touched: Touched) -> list[Key]:
+def _keys(touched: TableKeys) -> list[Key]:
     return [*touched.virtual_servers, *touched.addresses, *touched.entries]

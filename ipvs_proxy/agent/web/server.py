@@ -18,7 +18,7 @@ from ipvs_proxy.agent.web.listener import Doorkeeper, Listener
 from ipvs_proxy.agent.web.reader_thread import read_first
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.settings.document import configz
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
 

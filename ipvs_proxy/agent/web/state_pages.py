@@ -21,7 +21,7 @@ from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.tables import Protocol, VirtualServerKey, text_of
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.settings.table import SETTINGS
 
 _HEADERS: Final = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}

@@ -22,18 +22,20 @@ from ipvs_proxy.agent.sync.drains import Drains
 from ipvs_proxy.agent.sync.kernel_writer import Programmer
 from ipvs_proxy.agent.web.reader_thread import read
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.filter.iptables.programs import read_all_rules
+from ipvs_proxy.kernel.filter.backend import NameOfRole
+from ipvs_proxy.kernel.filter.foreign.read import read_all_rules
 from ipvs_proxy.kernel.ipvs.records import Balanced, Observation
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan import ownership
-from ipvs_proxy.plan.desired import Touched
-from ipvs_proxy.plan.difference import KernelTables, difference, is_same
+from ipvs_proxy.plan.difference import difference
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.plan.masquerading import Masquerading
+from ipvs_proxy.plan.mirror import KernelTables, is_same
+from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family, VirtualServerKey, family_of, text_of
-from ipvs_proxy.settings.merge import Settings
+from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.state.changes import change_of, name_of
 from ipvs_proxy.state.documents import ChangeState, Differences, NodeState, RouteState, ServiceState
 from ipvs_proxy.state.route import trace
@@ -58,16 +60,17 @@ class View:
         *,
         settings: Callable[[], Settings],
         families: Sequence[Family],
-        rules: Callable[[], Mapping[Family, RuleSettings]],
+        rules: Callable[[], Mapping[Family, Masquerading]],
         host_addresses: Callable[[], Collection[bytes]],
         health: HealthTracker,
         drains: Drains,
         history: History,
         open_tables: Callable[[], Dataplane],
+        name_of_role: NameOfRole,
         open_ipvs: Callable[[], Ipvs] = Ipvs,
         read_rules: Callable[[Family], Mapping[str, str]] = read_all_rules,
     ) -> None:
-        """Take the parts of the agent, and what opens the kernel's tables beside the programmer's."""
+        """Take the parts of the agent, what opens the kernel's tables beside the programmer's, and what names sets."""
         self.started = datetime.now(UTC)
         self.settings = settings
         self._controller = controller
@@ -79,6 +82,7 @@ class View:
         self._drains = drains
         self._history = history
         self._open_tables = open_tables
+        self._name_of_role = name_of_role
         self._open_ipvs = open_ipvs
         self._read_rules = read_rules
         self._names: list[ServiceName] = []
@@ -133,19 +137,19 @@ class View:
         async with self._one_look:
             found, suspects, rules = await asyncio.to_thread(self._read)
         # The few that look different are compared here, on the event loop, where the tables stand still.
-        operations = difference(self._programmer.desired, found, suspects)
-        return Differences(len(self._controller.cache.services), [*rules, *map(change_of, operations)])
+        desired = self._programmer.desired
+        operations = difference(desired, found, found.note_draining(desired, suspects))
+        return Differences(
+            len(self._controller.cache.services),
+            [*rules, *(change_of(operation, self._name_of_role) for operation in operations)],
+        )
 
-    def _read(self) -> tuple[KernelTables, Touched, list[ChangeState]]:
+    def _read(self) -> tuple[KernelTables, TableKeys, list[ChangeState]]:
         """Read the kernel; return what it has, our keys that differ from what is desired, and the rules' drift."""
         tables = self._open_tables()
         try:
             found = KernelTables(tables.read_virtual_servers(), tables.read_addresses(), tables.read_entries())
-            rules = [
-                ChangeState("set", "rules", f"{family.label} {finding}")
-                for family, rules in tables.rules.items()
-                for finding in rules.drift()
-            ]
+            rules = [ChangeState("set", "rules", finding) for finding in tables.packet_filter.drift()]
         finally:
             tables.close()
         desired = self._programmer.desired
@@ -157,7 +161,7 @@ class View:
             if not is_same(wanted.get(key), found.virtual_servers.get(key)) and (key in wanted or is_ours(key))
         }
         entries = {(name, entry) for name, members in found.entries.items() for entry in members}
-        suspects = Touched(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
+        suspects = TableKeys(differing, set(desired.addresses) ^ found.addresses, set(desired.entries) ^ entries)
         return found, suspects, rules
 
     def _ownership(self, found: KernelTables) -> Callable[[VirtualServerKey], bool]:
@@ -170,9 +174,10 @@ class View:
             client,
             key,
             tables=self._programmer.actual,
-            rules=self._rules().get(family_of(client), RuleSettings()),
+            rules=self._rules().get(family_of(client), Masquerading()),
             host_addresses=self._host_addresses(),
             others=self._read_rules(family_of(client)),
+            name_of_role=self._name_of_role,
         )
         owners = self._programmer.desired.owners
         return RouteState(
@@ -231,7 +236,7 @@ class View:
             changes=list(self._history.changes.copy()),
             repairs=list(self._history.repairs.copy()),
             drains=self._drains.states(self._drains.virtual_servers(), time.monotonic(), _NAMED),
-            refused=list(map(name_of, self._programmer.retries.waiting(_NAMED))),
+            refused=[name_of(key, self._name_of_role) for key in self._programmer.retries.waiting(_NAMED)],
         )
 
     def _in_order(self, services: Mapping[ServiceName, Service]) -> list[ServiceName]:
@@ -260,6 +265,7 @@ class View:
             actual=self._programmer.actual,
             observed=self._observe(fragment.virtual_servers, real_servers=True),
             drains=self._drains.states(fragment.virtual_servers, time.monotonic(), _NAMED),
+            name_of_role=self._name_of_role,
             nodes={
                 endpoint.addresses[0]: quote(endpoint.node_name)
                 for piece in slices

@@ -170,8 +170,8 @@ class Addresses:
     def _require_dummy(self, found: Link) -> None:
         if found.kind != "dummy":
             raise Unusable(
-                f"the link {self.link} is {f'a {found.kind} link' if found.kind else 'no virtual link'}, not a dummy: "
-                f"rename or delete it (ip link delete {self.link})"
+                f"the link {self.link} is {f'a {found.kind} link' if found.kind else 'no virtual link'}, not a dummy",
+                f"rename or delete it (ip link delete {self.link})",
             )
 
 

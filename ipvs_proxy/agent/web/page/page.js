@@ -43,7 +43,7 @@ function row(cells) {
 }
 
 function stateOf(service) {
-  if (!service.inSync) return service.differences.every((text) => text.includes(" belongs to ")) ? ["conflict", "warn"] : ["differs", "bad"];
+  if (!service.inSync) return service.differenceKinds.every((kind) => kind === "conflict") ? ["conflict", "warn"] : ["differs", "bad"];
   if (!service.virtualServers) return [service.omissions.length ? service.omissions[0].reason : "not served", "faint"];
   if (!service.endpoints) return ["no endpoint", "warn"];
   if (!service.omissions.length) return ["ok", "good"];

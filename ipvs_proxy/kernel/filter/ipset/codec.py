@@ -12,6 +12,7 @@ from struct import Struct
 from struct import error as StructError  # noqa: N812  an exception, in spite of its name
 from typing import Final, NamedTuple
 
+from ipvs_proxy.kernel.filter.ipset.names import SetDefinition, SetType
 from ipvs_proxy.netlink.wire import (
     ATTRIBUTE,
     CREATE,
@@ -28,7 +29,7 @@ from ipvs_proxy.netlink.wire import (
     text_attribute,
     walk,
 )
-from ipvs_proxy.plan.tables import Family, SetDefinition, SetEntry, SetType, Verb
+from ipvs_proxy.plan.tables import Family, SetEntry, Verb
 
 # nlmsg_type: NFNL_SUBSYS_IPSET and IPSET_CMD_*
 _SUBSYSTEM: Final = 6 << 8
@@ -194,12 +195,12 @@ def encode_create(
     definition: SetDefinition, *, protocol: int, revision: int, hash_size: int, maximum_members: int
 ) -> Request:
     """Return the message that creates a set; it fails if one of that name exists, whatever it is."""
-    name, kind, family, _, marks = definition
+    role, name, kind, _, marks = definition
     if kind is SetType.BITMAP_PORT:
         family_number = 0
         data = _port_attribute(_PORT, 0) + _port_attribute(_PORT_TO, 0xFFFF)
     else:
-        family_number = int(family)
+        family_number = int(role.family)
         data = b"".join(
             ATTRIBUTE.pack(8, number | NETWORK_ORDER) + value.to_bytes(4, "big")
             for number, value in (

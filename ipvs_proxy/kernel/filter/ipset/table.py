@@ -12,7 +12,6 @@ time, and no packet meets an empty set, as the two change places in one step.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -21,10 +20,11 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.filter.ipset import codec
-from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece, Unusable, is_passing
+from ipvs_proxy.kernel.filter.ipset.names import SetDefinition, SetType
+from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece, Unusable, describe, is_passing
 from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, Traffic
-from ipvs_proxy.netlink.wire import Outcome
-from ipvs_proxy.plan.tables import SetDefinition, SetEntry, SetEntryOperation, SetType, Verb
+from ipvs_proxy.netlink.wire import Outcome, Request
+from ipvs_proxy.plan.tables import Role, SetEntry, SetEntryOperation, Verb
 
 #: Members in one message: one of IPv6 takes up to 84 bytes, and a failing message comes back whole.
 MEMBERS_PER_MESSAGE: Final = 256
@@ -41,7 +41,7 @@ class _Run(NamedTuple):
     """Members that go in one message: the operations' indices and the encoded members."""
 
     verb: Verb
-    name: str
+    definition: SetDefinition
     indices: list[int]
     members: list[bytes]
 
@@ -68,8 +68,8 @@ class Sets:
         largest: int = LARGEST,
         traffic: Traffic | None = None,
     ) -> None:
-        self._definitions = {definition.name: definition for definition in definitions}
-        for name in self._definitions:
+        self._definitions = {definition.role: definition for definition in definitions}
+        for name in self._names():
             if not 0 < len(name.encode()) <= codec.NAME_LENGTH:
                 raise ValueError(f"{name!r} is no set's name: it needs 1 to {codec.NAME_LENGTH} bytes")
         self._hash_size = hash_size
@@ -89,7 +89,7 @@ class Sets:
         return self._socket.traffic
 
     def close(self) -> None:
-        """Return the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def ensure(self) -> list[str]:
@@ -127,7 +127,7 @@ class Sets:
             OSError: if the kernel refuses.
 
         """
-        return [name for name in self._definitions if self._header(name) is None]
+        return [name for name in self._names() if self._header(name) is None]
 
     def present(self) -> list[str]:
         """Return the names of the sets that exist, of any type; also of one that was to replace a full one.
@@ -136,23 +136,23 @@ class Sets:
             OSError: if the kernel refuses.
 
         """
-        return [name for name in (*self._definitions, GROWING) if self._header(name) is not None]
+        return [name for name in (*self._names(), GROWING) if self._header(name) is not None]
 
-    def read(self) -> dict[str, set[SetEntry]]:
-        """Read the members of each set; a set that is missing is left out, as is one of another type.
+    def read(self) -> dict[Role, set[SetEntry]]:
+        """Read the members by role; a set that is missing is left out, as is one of another type.
 
         Raises:
             OSError: if the kernel refuses.
             MalformedMessage: if a reply is garbage.
 
         """
-        found: dict[str, set[SetEntry]] = {}
-        for name, definition in self._definitions.items():
-            header = self._header(name)
+        found: dict[Role, set[SetEntry]] = {}
+        for role, definition in self._definitions.items():
+            header = self._header(definition.name)
             if header is None or not _fits(header, definition):
                 continue
-            payloads = self._socket.dump(codec.encode_list(name, protocol=self._protocol))
-            found[name] = {entry for payload in payloads for entry in codec.decode_members(payload, definition.type)}
+            payloads = self._socket.dump(codec.encode_list(definition.name, protocol=self._protocol))
+            found[role] = {entry for payload in payloads for entry in codec.decode_members(payload, definition.type)}
         return found
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
@@ -163,10 +163,10 @@ class Sets:
         set.
         """
         results = [0] * len(operations)
-        runs: dict[tuple[str, Verb], _Run] = {}
-        verbs: dict[tuple[str, SetEntry], Verb] = {}
-        for index, (verb, name, entry) in enumerate(operations):
-            definition = self._definitions.get(name)
+        runs: dict[tuple[Role, Verb], _Run] = {}
+        verbs: dict[tuple[Role, SetEntry], Verb] = {}
+        for index, (verb, role, entry) in enumerate(operations):
+            definition = self._definitions.get(role)
             if definition is None:
                 results[index] = ENOENT
                 continue
@@ -175,10 +175,10 @@ class Sets:
             except ValueError:
                 results[index] = EINVAL
                 continue
-            if verbs.setdefault((name, entry), verb) is not verb:
+            if verbs.setdefault((role, entry), verb) is not verb:
                 self._carry_out(list(runs.values()), results)
-                runs, verbs = {}, {(name, entry): verb}
-            run = runs.setdefault((name, verb), _Run(verb, name, [], []))
+                runs, verbs = {}, {(role, entry): verb}
+            run = runs.setdefault((role, verb), _Run(verb, definition, [], []))
             run.indices.append(index)
             run.members.append(member)
         self._carry_out(list(runs.values()), results)
@@ -194,22 +194,22 @@ class Sets:
         behind, full = self._send(_cut(runs, MEMBERS_PER_MESSAGE), results)
         if full:
             grown = self._make_room(full)
-            behind += [run for run in full if run.name not in grown]
-            again = _cut([run for run in full if run.name in grown], MEMBERS_PER_MESSAGE)
+            behind += [run for run in full if run.definition.role not in grown]
+            again = _cut([run for run in full if run.definition.role in grown], MEMBERS_PER_MESSAGE)
             behind += chain.from_iterable(self._send(again, results))
         self._send(_cut(behind, 1), results)
 
-    def _make_room(self, full: list[_Run]) -> set[str]:
-        """Make sets larger that were found full; return the names of those that have room now."""
-        wanted: Counter[str] = Counter()
+    def _make_room(self, full: list[_Run]) -> set[Role]:
+        """Make sets larger that were found full; return the roles of those that have room now."""
+        wanted: Counter[Role] = Counter()
         for run in full:
-            wanted[run.name] += len(run.indices)
-        grown: set[str] = set()
-        for name, count in wanted.items():
+            wanted[run.definition.role] += len(run.indices)
+        grown: set[Role] = set()
+        for role, count in wanted.items():
             # What cannot be made larger is reported as full.
             with suppress(OSError, ValueError):
-                if self._grow(self._definitions[name], count):
-                    grown.add(name)
+                if self._grow(self._definitions[role], count):
+                    grown.add(role)
         return grown
 
     def _send(self, runs: list[_Run], results: list[int]) -> tuple[list[_Run], list[_Run]]:
@@ -220,14 +220,12 @@ class Sets:
         for run in runs:
             for index in run.indices:
                 results[index] = 0
-        failures = self._socket.send(
-            [codec.encode_members(run.verb, run.name, run.members, protocol=self._protocol) for run in runs]
-        )
+        failures = self._socket.send(list(map(self._request, runs)))
         behind: list[_Run] = []
         full: list[_Run] = []
         for index, outcome in failures.items():
             rest, failed = _note(runs[index], outcome, results)
-            if outcome.error == codec.FULL and self._definitions[rest.name].type is not SetType.BITMAP_PORT:
+            if outcome.error == codec.FULL and rest.definition.type is not SetType.BITMAP_PORT:
                 full.append(failed)
             elif rest.indices:
                 behind.append(rest)
@@ -246,15 +244,19 @@ class Sets:
         self.destroy([GROWING])  # that of an agent that was killed here
         self._create(larger, room)
         encoded = [codec.encode_member(member, definition.type) for member in members]
-        runs = _cut([_Run(Verb.ADD, GROWING, list(range(len(encoded))), encoded)], MEMBERS_PER_MESSAGE)
-        failures = self._socket.send(
-            [codec.encode_members(run.verb, run.name, run.members, protocol=self._protocol) for run in runs]
-        )
+        runs = _cut([_Run(Verb.ADD, larger, list(range(len(encoded))), encoded)], MEMBERS_PER_MESSAGE)
+        failures = self._socket.send(list(map(self._request, runs)))
         swapped = [1]
         if not failures:
             swapped = self._socket.execute([codec.encode_swap(GROWING, definition.name, protocol=self._protocol)])
         self.destroy([GROWING])
         return swapped == [0]
+
+    def _request(self, run: _Run) -> Request:
+        return codec.encode_members(run.verb, run.definition.name, run.members, protocol=self._protocol)
+
+    def _names(self) -> list[str]:
+        return [definition.name for definition in self._definitions.values()]
 
     def _header(self, name: str) -> codec.SetHeader | None:
         try:
@@ -313,14 +315,12 @@ class Sets:
 
 def describe_error(code: int) -> str:
     """Say what a result means: an errno, one of ipset's errors (from 4096), or UNKNOWN."""
-    if code == UNKNOWN:
-        return "unknown: no answer from the kernel"
-    return codec.error_text(code) or os.strerror(code)
+    return codec.error_text(code) or describe(code)
 
 
 def _cut(runs: Iterable[_Run], length: int) -> list[_Run]:
     return [
-        _Run(run.verb, run.name, run.indices[start : start + length], run.members[start : start + length])
+        _Run(run.verb, run.definition, run.indices[start : start + length], run.members[start : start + length])
         for run in runs
         for start in range(0, len(run.indices), length)
     ]

@@ -1,8 +1,7 @@
-"""What ``iptables-save`` prints and what ``iptables-restore`` reads: parse, compare, write.
+"""The rules that should be there beside those that are: what differs, and the text that puts it right.
 
-Pure: text in, text out. A node's rules may be tens of thousands of lines of others; they are passed over once, and only
-our chains and the rules that lead to them are kept. Whatever the text, parsing never fails: what is not understood is
-not ours.
+Pure: rules in, text out, the input of ``iptables-restore``. Of a node's rules, which may be tens of thousands of lines
+of others, only our chains and the rules that lead to them are kept.
 
 Versions of iptables may print a rule otherwise than we write it. Spaces and quotes never matter. For the rest, what was
 printed right after a write is remembered as the form of what was written, provided that it says the same in all that
@@ -16,7 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from ipvs_proxy.kernel.filter.iptables.render import CHAINS, FORMER_CHAINS, TABLES, Chain, Rule, Ruleset
+from ipvs_proxy.kernel.filter.iptables.chains import CHAINS, FORMER_CHAINS, TABLES, Chain
+from ipvs_proxy.kernel.filter.iptables.render import Rule, Ruleset
+from ipvs_proxy.kernel.filter.iptables.saved import Saved, target_of
 
 #: From a rule as we write it to what this node's iptables prints for it.
 Forms = Mapping[Rule, str]
@@ -26,34 +27,28 @@ _NOTHING: Final = Ruleset({}, ())
 _FORMER: Final = frozenset(FORMER_CHAINS)
 #: All jumps of ours to chains of ours alone have it.
 _OWN_COMMENT: Final = '--comment "ipvs-proxy '
-_OUR_CHAINS: Final = frozenset((*CHAINS, *FORMER_CHAINS))
-_OUR_NAMES: Final = frozenset(chain.name for chain in _OUR_CHAINS)
+#: The names of our chains, by table.
+_OUR_NAMES: Final = {
+    table: frozenset(chain.name for chain in (*CHAINS, *FORMER_CHAINS) if chain.table == table) for table in TABLES
+}
 #: Options whose values every version prints, whatever the order and the defaults around them.
 _MEANINGFUL: Final = frozenset(
     {"-A", "-s", "-d", "-i", "-o", "-p", "-j", "-g", "--match-set", "--map-set", "--src-type", "--dst-type"}
 )
 
 
-def parse(saved: str) -> Ruleset:
-    """Return our chains and the rules that lead to them, from the output of ``iptables-save``."""
-    chains: dict[Chain, list[str]] = {}
+def our_rules(saved: Saved) -> Ruleset:
+    """Return our chains and the rules that lead to them, from all rules of a family."""
+    chains: dict[Chain, tuple[str, ...]] = {}
     jumps: list[Rule] = []
-    table = ""
-    in_table: dict[str, list[str]] = {}
-    for line in saved.split("\n"):
-        if line.startswith("-A "):
-            rules = in_table.get(line.split(" ", 2)[1])
-            if rules is not None:
-                rules.append(line)
-            elif line.rsplit(" ", 1)[1] in _OUR_NAMES and Chain(table, line.rsplit(" ", 1)[1]) in _OUR_CHAINS:
-                jumps.append(Rule(table, line))
-        elif line.startswith(":"):
-            chain = Chain(table, line[1:].split(" ", 1)[0])
-            if chain in _OUR_CHAINS:
-                chains[chain] = in_table[chain.name] = []
-        elif line.startswith("*"):
-            table, in_table = line[1:], {}
-    return Ruleset({chain: tuple(rules) for chain, rules in chains.items()}, tuple(jumps))
+    for table, found in saved.items():
+        ours = _OUR_NAMES.get(table, frozenset())
+        for name, rules in found.chains.items():
+            if name in ours:
+                chains[Chain(table, name)] = tuple(rules)
+            else:
+                jumps += [Rule(table, rule) for rule in rules if target_of(rule) in ours]
+    return Ruleset(chains, tuple(jumps))
 
 
 def differences(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN) -> list[str]:

@@ -1,7 +1,7 @@
 """The iptables programs of this node: which variant to use, how to run them, and what their failures mean.
 
 There are two worlds of rules in a kernel, nf_tables and legacy, and each program sees only its own. The one that
-``PATH`` names is used, unless the other one is what the node uses: ``iptables_backend`` has that decision.
+``PATH`` names is used, unless the other one is what the node uses: ``variant`` has that decision.
 
 All calls block, with a deadline; every failure is one line that says what is wrong and what to do.
 """
@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
 from typing import Final
 
+from ipvs_proxy.kernel.filter.iptables.saved import parse
 from ipvs_proxy.kernel.filter.iptables.variant import World, choose_backend, look
 from ipvs_proxy.netlink.errors import Busy, MissingPiece, Unusable, is_passing
 from ipvs_proxy.plan.tables import Family
@@ -105,13 +105,13 @@ class Iptables:
         Without ``tables``, all are read, which takes a while where there are many rules.
         """
         # Asking the legacy variant for one table would create it, so it is asked for all that there are.
-        if self.backend == LEGACY and not _has_legacy_tables():
+        if self.backend == LEGACY and not has_legacy_tables():
             return World()
         options = ["-t", *tables] if tables and self.backend == NF_TABLES else []
         seen = World()
         for family in Family:
             try:
-                seen += look(_run([f"{self._program(family)}-save", *options]))
+                seen += look(parse(_run([f"{self._program(family)}-save", *options])))
             except Unusable as error:
                 if is_passing(error):
                     raise
@@ -147,7 +147,7 @@ def choose_variant() -> Iptables:
     return replace(default if chosen == default.backend else other, reason=reason)
 
 
-def _has_legacy_tables() -> bool:
+def has_legacy_tables() -> bool:
     """Return whether there is a table: running the legacy programs is a reason for the kernel to load their modules."""
     for name in _LEGACY_TABLES:
         try:
@@ -173,21 +173,6 @@ def installed_variants() -> list[Iptables]:
     if not which(f"iptables{suffix}-restore"):
         return [default]
     return [default, _identify(suffix, reason="it is the node's other variant")]
-
-
-def read_all_rules(family: Family) -> dict[str, str]:
-    """Read the rules of a family in all variants, as ``iptables-save`` prints them, by the variant's name.
-
-    Raises:
-        Unusable: if they cannot be read.
-
-    """
-    found: dict[str, str] = {}
-    for variant in installed_variants():
-        if variant.backend == NF_TABLES or _has_legacy_tables():
-            with suppress(MissingNfTables):
-                found[variant.backend] = variant.save(family)
-    return found
 
 
 def _identify(suffix: str, *, reason: str) -> Iptables:
@@ -231,8 +216,9 @@ def _run(command: list[str], *, text: str | None = None) -> str:
         raise _missing_program(program) from None
     except subprocess.TimeoutExpired:
         raise Unusable(
-            f"{program} did not end within {DEADLINE} s and was stopped: look for a program that holds the rules "
-            "(fuser /run/xtables.lock) or for very many rules (iptables-save | wc -l)"
+            f"{program} did not end within {DEADLINE} s and was stopped",
+            "look for a program that holds the rules (fuser /run/xtables.lock) or for very many rules "
+            "(iptables-save | wc -l)",
         ) from None
     except OSError as error:
         raise Unusable(f"{program} could not be started: {error.strerror}") from error
@@ -261,8 +247,8 @@ def explain(program: str, *, status: int, printed: str, text: str) -> Unusable:
         )
     if status == _RESOURCE_PROBLEM and "xtables lock" in printed:
         return Busy(
-            f"{program} waited {LOCK_WAIT} s for the xtables lock: another program is writing rules "
-            "(fuser /run/xtables.lock names it)"
+            f"{program} waited {LOCK_WAIT} s for the xtables lock",
+            "another program is writing rules (fuser /run/xtables.lock names it)",
         )
     if _SHORTAGE.search(printed):
         return Busy(f"{program} failed with status {status}: {_summary(printed, text)}")

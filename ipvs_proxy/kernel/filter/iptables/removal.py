@@ -1,6 +1,6 @@
 """Which chains and jumps of a node are ours or kube-proxy's, and the text that takes them away.
 
-Pure: text in, text out. What goes is told by the names of chains. A rule that leads to such a chain goes with it if it
+Pure: rules in, text out. What goes is told by the names of chains. A rule that leads to such a chain goes with it if it
 is a jump as all proxies make them: in a built-in chain, with a comment of theirs, or with nothing but its target (some
 versions of iptables lose comments). Any other rule that leads there is somebody else's: it stays, and so does the
 chain, empty.
@@ -9,10 +9,10 @@ chain, empty.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
-from ipvs_proxy.kernel.filter.iptables.render import (
+from ipvs_proxy.kernel.filter.iptables.chains import (
     CHAINS,
     FILTER,
     FIREWALL,
@@ -24,6 +24,7 @@ from ipvs_proxy.kernel.filter.iptables.render import (
     SERVICES,
     Chain,
 )
+from ipvs_proxy.kernel.filter.iptables.saved import Saved, source_of, target_of
 
 #: All jumps of kube-proxy, whatever its mode and version, and ours.
 _COMMENT: Final = re.compile(r'--comment "(?:kubernetes|kube-proxy|ipvs-proxy) [^"]*" ')
@@ -63,19 +64,19 @@ def is_ours_beside_iptables_mode(chain: Chain) -> bool:
     return chain in _OURS and chain not in _SHARED
 
 
-def removal(saved: str, goes: Choice) -> Removal:
-    """Return what takes the chains away that ``goes`` chooses, from the output of ``iptables-save``."""
+def removal(saved: Saved, goes: Choice) -> Removal:
+    """Return what takes the chains away that ``goes`` chooses, from all rules of a family."""
     lines: list[str] = []
     kept: list[str] = []
     chains = jumps = 0
-    for table, built_in, names, rules in _tables(saved):
+    for table, found in saved.items():
         # In the order of the text, and quick to look up: iptables mode has tens of thousands of chains.
+        names = (name for name in found.chains if name not in found.policies)
         going = dict.fromkeys(name for name in names if goes(Chain(table, name)))
-        leading = [rule for rule in rules if _target(rule) in going and _source(rule) not in going]
-        own = [rule for rule in leading if _is_jump(rule, built_in)]
-        foreign = {_target(rule): rule for rule in leading if not _is_jump(rule, built_in)}
-        full = {_source(rule) for rule in rules}
-        emptied = [name for name in going if name not in foreign or name in full]
+        leading = [rule for rule in found.rules() if target_of(rule) in going and source_of(rule) not in going]
+        own = [rule for rule in leading if _is_jump(rule, found.policies)]
+        foreign = {target_of(rule): rule for rule in leading if not _is_jump(rule, found.policies)}
+        emptied = [name for name in going if name not in foreign or found.chains[name]]
         kept += [
             f"{table} chain {name}, left empty: a rule of somebody else leads to it ({rule})"
             for name, rule in foreign.items()
@@ -91,30 +92,5 @@ def removal(saved: str, goes: Choice) -> Removal:
     return Removal("\n".join(lines) + "\n" if lines else "", chains, jumps, tuple(kept))
 
 
-def _tables(saved: str) -> list[tuple[str, set[str], list[str], list[str]]]:
-    """Return of each table its name, its built-in chains, its other chains, and its rules."""
-    tables: list[tuple[str, set[str], list[str], list[str]]] = []
-    for line in saved.split("\n"):
-        if line.startswith("*"):
-            tables.append((line[1:], set(), [], []))
-        elif tables and line.startswith(":"):
-            name, policy, *_ = [*line[1:].split(" "), "-"]
-            if policy == "-":
-                tables[-1][2].append(name)
-            else:
-                tables[-1][1].add(name)
-        elif tables and line.startswith("-A "):
-            tables[-1][3].append(line)
-    return tables
-
-
-def _source(rule: str) -> str:
-    return rule.split(" ", 2)[1]
-
-
-def _target(rule: str) -> str:
-    return rule.rsplit(" ", 1)[1]
-
-
-def _is_jump(rule: str, built_in: set[str]) -> bool:
-    return _source(rule) in built_in and (len(rule.split(" ")) == _BARE_WORDS or bool(_COMMENT.search(rule)))
+def _is_jump(rule: str, built_in: Collection[str]) -> bool:
+    return source_of(rule) in built_in and (len(rule.split(" ")) == _BARE_WORDS or bool(_COMMENT.search(rule)))

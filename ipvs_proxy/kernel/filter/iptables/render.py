@@ -1,8 +1,8 @@
 """The iptables rules of one family as text, from the configuration.
 
-Pure. The chains, jumps and rules are those of kube-proxy's IPVS mode, in its order. Where kube-proxy
-writes a rule only while the set that it refers to has members, it is always there: all sets exist from the start and an
-empty set matches nothing, so the text depends on the configuration alone and not on the Services.
+Pure. The chains, jumps and rules are those of kube-proxy's IPVS mode, in its order. Where kube-proxy writes a rule only
+while the set that it refers to has members, it is always there: all sets exist from the start and an empty set matches
+nothing, so the text depends on the configuration alone and not on the Services.
 
 Our own are the chains whose names start with ``IPVS-PROXY-``. They give packets of clients in the cluster the mark that
 leads to all endpoints where the policy is ``Local``, right before IPVS, and take it off right after it; ``plan.marks``
@@ -25,87 +25,39 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final, NamedTuple
 
-from ipvs_proxy.plan import sets
+from ipvs_proxy.kernel.filter.ipset.names import definition_of, name_of
+from ipvs_proxy.kernel.filter.iptables.chains import (
+    CHAINS,
+    FILTER,
+    FIREWALL,
+    FORWARD,
+    IPVS_FILTER,
+    IPVS_OUT_FILTER,
+    JUMPS,
+    LOAD_BALANCER,
+    MANGLE,
+    MARK_MASQUERADE,
+    NAT,
+    NODE_PORT,
+    OWN_INPUT,
+    OWN_OUTPUT,
+    OWN_POSTROUTING,
+    OWN_SOURCES,
+    POSTROUTING,
+    RAW,
+    SERVICES,
+    SOURCE_RANGES,
+    Chain,
+)
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.marks import CLASS, CLASS_MASK, PROTOCOL_BITS
-from ipvs_proxy.plan.masquerading import Interface, RuleSettings
+from ipvs_proxy.plan.masquerading import Interface, Masquerading
+from ipvs_proxy.plan.roles import Roles
 from ipvs_proxy.plan.tables import Family
-
-NAT: Final = "nat"
-FILTER: Final = "filter"
-MANGLE: Final = "mangle"
-RAW: Final = "raw"
-#: In the order in which they are written: what takes marks off before what gives them.
-TABLES: Final = (RAW, NAT, FILTER, MANGLE)
-
-SERVICES: Final = "KUBE-SERVICES"
-POSTROUTING: Final = "KUBE-POSTROUTING"
-NODE_PORT: Final = "KUBE-NODE-PORT"
-LOAD_BALANCER: Final = "KUBE-LOAD-BALANCER"
-MARK_MASQUERADE: Final = "KUBE-MARK-MASQ"
-FORWARD: Final = "KUBE-FORWARD"
-FIREWALL: Final = "KUBE-PROXY-FIREWALL"
-SOURCE_RANGES: Final = "KUBE-SOURCE-RANGES-FIREWALL"
-IPVS_FILTER: Final = "KUBE-IPVS-FILTER"
-IPVS_OUT_FILTER: Final = "KUBE-IPVS-OUT-FILTER"
-OWN_INPUT: Final = "IPVS-PROXY-INPUT"
-OWN_OUTPUT: Final = "IPVS-PROXY-OUTPUT"
-OWN_POSTROUTING: Final = "IPVS-PROXY-POSTROUTING"
-OWN_SOURCES: Final = "IPVS-PROXY-SOURCES"
 
 _OURS: Final = f"-m mark --mark {CLASS:#x}/{CLASS_MASK:#x}"
 _NOT_OURS: Final = f"-m mark ! --mark {CLASS:#x}/{CLASS_MASK:#x}"
 _TAKE_OFF: Final = f"{_OURS} -j MARK --set-xmark 0x0/0xffffffff"
-
-
-class Chain(NamedTuple):
-    """A chain of a table."""
-
-    table: str
-    name: str
-
-
-class Jump(NamedTuple):
-    """A rule that leads from a chain that is not ours to one that is."""
-
-    table: str
-    source: str
-    target: str
-    comment: str
-
-    @property
-    def text(self) -> str:
-        """The rule as ``iptables-save`` prints it."""
-        return f'-A {self.source} -m comment --comment "{self.comment}" -j {self.target}'
-
-
-CHAINS: Final = (
-    Chain(RAW, OWN_OUTPUT),
-    *(Chain(NAT, name) for name in (SERVICES, POSTROUTING, NODE_PORT, LOAD_BALANCER, MARK_MASQUERADE)),
-    *(Chain(NAT, name) for name in (OWN_INPUT, OWN_OUTPUT)),
-    *(Chain(FILTER, name) for name in (FORWARD, NODE_PORT, FIREWALL, SOURCE_RANGES, IPVS_FILTER, IPVS_OUT_FILTER)),
-    *(Chain(MANGLE, name) for name in (OWN_INPUT, OWN_OUTPUT, OWN_POSTROUTING, OWN_SOURCES)),
-)
-#: Chains of earlier versions: they are emptied, and no built-in chain leads there any more.
-FORMER_CHAINS: Final = (Chain(MANGLE, "IPVS-PROXY-PREROUTING"),)
-
-#: In the order in which they are inserted, each before all rules of its chain.
-JUMPS: Final = (
-    Jump(RAW, "OUTPUT", OWN_OUTPUT, "ipvs-proxy marks after IPVS"),
-    Jump(NAT, "OUTPUT", SERVICES, "kubernetes service portals"),
-    Jump(NAT, "PREROUTING", SERVICES, "kubernetes service portals"),
-    Jump(NAT, "POSTROUTING", POSTROUTING, "kubernetes postrouting rules"),
-    Jump(NAT, "INPUT", OWN_INPUT, "ipvs-proxy marks after IPVS"),
-    Jump(NAT, "OUTPUT", OWN_OUTPUT, "ipvs-proxy clients on the node"),
-    Jump(FILTER, "FORWARD", FORWARD, "kubernetes forwarding rules"),
-    Jump(FILTER, "INPUT", NODE_PORT, "kubernetes health check rules"),
-    Jump(FILTER, "INPUT", FIREWALL, "kube-proxy firewall rules"),
-    Jump(FILTER, "FORWARD", FIREWALL, "kube-proxy firewall rules"),
-    Jump(FILTER, "INPUT", IPVS_FILTER, "kubernetes ipvs access filter"),
-    Jump(FILTER, "OUTPUT", IPVS_OUT_FILTER, "kubernetes ipvs access filter"),
-    Jump(MANGLE, "INPUT", OWN_INPUT, "ipvs-proxy clients in the cluster"),
-    Jump(MANGLE, "OUTPUT", OWN_OUTPUT, "ipvs-proxy clients on the node"),
-    Jump(MANGLE, "POSTROUTING", OWN_POSTROUTING, "ipvs-proxy marks after IPVS"),
-)
 
 
 class Rule(NamedTuple):
@@ -122,7 +74,7 @@ class Ruleset(NamedTuple):
     jumps: Sequence[Rule]
 
 
-def render(settings: RuleSettings, *, family: Family, random_fully: bool, bridge_netfilter: bool) -> Ruleset:
+def render(settings: Masquerading, *, family: Family, random_fully: bool, bridge_netfilter: bool) -> Ruleset:
     """Return the rules of one family.
 
     ``random_fully``: iptables knows the option (1.6.2). ``bridge_netfilter``: br_netfilter is loaded.
@@ -145,16 +97,16 @@ class _Sets:
     """How rules refer to the sets of one family."""
 
     def __init__(self, family: Family) -> None:
-        self._definitions = sets.definitions(family)
+        self._family = family
 
-    def match(self, base: str, directions: str) -> str:
-        return f"-m set --match-set {self._definitions[base].name} {directions}"
+    def match(self, role: Roles, directions: str) -> str:
+        return f"-m set --match-set {name_of(role[self._family])} {directions}"
 
-    def match_not(self, base: str, directions: str) -> str:
-        return f"-m set ! --match-set {self._definitions[base].name} {directions}"
+    def match_not(self, role: Roles, directions: str) -> str:
+        return f"-m set ! --match-set {name_of(role[self._family])} {directions}"
 
-    def commented(self, base: str, directions: str) -> str:
-        return f"{_comment(self._definitions[base].comment)} {self.match(base, directions)}"
+    def commented(self, role: Roles, directions: str) -> str:
+        return f"{_comment(definition_of(role[self._family]).comment)} {self.match(role, directions)}"
 
 
 def _comment(text: str) -> str:
@@ -163,17 +115,19 @@ def _comment(text: str) -> str:
 
 
 def _nat(
-    settings: RuleSettings, *, family: Family, random_fully: bool, bridge_netfilter: bool
+    settings: Masquerading, *, family: Family, random_fully: bool, bridge_netfilter: bool
 ) -> dict[str, Sequence[str]]:
     refer = _Sets(family)
     mark = settings.mark
-    external, external_local = (refer.commented(base, "dst,dst") for base in (sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL))
+    external, external_local = (
+        refer.commented(role, "dst,dst") for role in (roles.EXTERNAL_IP, roles.EXTERNAL_IP_LOCAL)
+    )
     from_outside = f"{'-m physdev ! --physdev-is-in ' * bridge_netfilter}-m addrtype ! --src-type LOCAL"
     to_node = "-m addrtype --dst-type LOCAL"
     return {
         SERVICES: (
             f"-s {'127.0.0.0/8' if family is Family.IPV4 else '::1/128'} -j RETURN",
-            f"{refer.commented(sets.LOAD_BALANCER, 'dst,dst')} -j {LOAD_BALANCER}",
+            f"{refer.commented(roles.LOAD_BALANCER, 'dst,dst')} -j {LOAD_BALANCER}",
             _masquerade_cluster_ips(settings, family),
             f"{external} -j {MARK_MASQUERADE}",
             f"{external} {from_outside} -j ACCEPT",
@@ -182,28 +136,28 @@ def _nat(
             f"{external_local} {to_node} -j ACCEPT",
             f"{to_node} -j {NODE_PORT}",
             # The last two keep later rules, such as those of host ports, off traffic to virtual servers.
-            f"{refer.match(sets.CLUSTER_IP, 'dst,dst')} -j ACCEPT",
-            f"{refer.match(sets.LOAD_BALANCER, 'dst,dst')} -j ACCEPT",
+            f"{refer.match(roles.CLUSTER_IP, 'dst,dst')} -j ACCEPT",
+            f"{refer.match(roles.LOAD_BALANCER, 'dst,dst')} -j ACCEPT",
         ),
         POSTROUTING: (
-            f"{refer.commented(sets.LOOP_BACK, 'dst,dst,src')} -j MASQUERADE",
+            f"{refer.commented(roles.LOOP_BACK, 'dst,dst,src')} -j MASQUERADE",
             f"-m mark ! --mark {mark}/{mark} -j RETURN",
             f"-j MARK --set-xmark {mark}/0x0",
             _comment("kubernetes service traffic requiring SNAT") + " -j MASQUERADE" + " --random-fully" * random_fully,
         ),
         NODE_PORT: tuple(
-            f"-p {protocol} {refer.commented(base, directions)} -j {target}"
-            for protocol, base, directions, target in (
-                ("tcp", sets.NODE_PORT_LOCAL_TCP, "dst", "RETURN"),
-                ("tcp", sets.NODE_PORT_TCP, "dst", MARK_MASQUERADE),
-                ("udp", sets.NODE_PORT_LOCAL_UDP, "dst", "RETURN"),
-                ("udp", sets.NODE_PORT_UDP, "dst", MARK_MASQUERADE),
-                ("sctp", sets.NODE_PORT_LOCAL_SCTP, "dst,dst", "RETURN"),
-                ("sctp", sets.NODE_PORT_SCTP, "dst,dst", MARK_MASQUERADE),
+            f"-p {protocol} {refer.commented(role, directions)} -j {target}"
+            for protocol, role, directions, target in (
+                ("tcp", roles.NODE_PORT_LOCAL_TCP, "dst", "RETURN"),
+                ("tcp", roles.NODE_PORT_TCP, "dst", MARK_MASQUERADE),
+                ("udp", roles.NODE_PORT_LOCAL_UDP, "dst", "RETURN"),
+                ("udp", roles.NODE_PORT_UDP, "dst", MARK_MASQUERADE),
+                ("sctp", roles.NODE_PORT_LOCAL_SCTP, "dst,dst", "RETURN"),
+                ("sctp", roles.NODE_PORT_SCTP, "dst,dst", MARK_MASQUERADE),
             )
         ),
         LOAD_BALANCER: (
-            f"{refer.commented(sets.LOAD_BALANCER_LOCAL, 'dst,dst')} -j RETURN",
+            f"{refer.commented(roles.LOAD_BALANCER_LOCAL, 'dst,dst')} -j RETURN",
             f"-j {MARK_MASQUERADE}",
         ),
         MARK_MASQUERADE: (f"-j MARK --set-xmark {mark}/{mark}",),
@@ -216,22 +170,22 @@ def _own_clients(refer: _Sets) -> tuple[str, ...]:
     """Return the rules that put the mark of the node's own packets together, bit by bit."""
     return (
         _TAKE_OFF,
-        f"{refer.match_not(sets.INTERNAL, 'dst,dst')} -j RETURN",
+        f"{refer.match_not(roles.INTERNAL, 'dst,dst')} -j RETURN",
         f"-j MARK --set-xmark {CLASS:#x}/0xffffffff",
         *(
             f"-p {protocol.name.lower()} -j MARK --set-xmark {bits:#x}/{bits:#x}"
             for protocol, bits in PROTOCOL_BITS.items()
         ),
         *(
-            f"{refer.match(base, 'dst,dst')} -j MARK --set-xmark {bit:#x}/{bit:#x}"
-            for bit, base in sets.MARK_BITS.items()
+            f"{refer.match(role, 'dst,dst')} -j MARK --set-xmark {bit:#x}/{bit:#x}"
+            for bit, role in roles.MARK_BITS.items()
         ),
         # Later rules might add to it.
         "-j ACCEPT",
     )
 
 
-def _after_ipvs(settings: RuleSettings) -> tuple[str, ...]:
+def _after_ipvs(settings: Masquerading) -> tuple[str, ...]:
     """Return the rules that take marks off; for packets that need an address of the node, they ask for masquerading.
 
     The answer has to come back through this node: that is certain only for pods of this node. What else is in the
@@ -249,17 +203,17 @@ def _after_ipvs(settings: RuleSettings) -> tuple[str, ...]:
     return (from_node, f"{not_own}{first} {ask}", _TAKE_OFF)
 
 
-def _mangle(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str]]:
+def _mangle(settings: Masquerading, *, family: Family) -> dict[str, Sequence[str]]:
     refer = _Sets(family)
-    unserved = f"{refer.match(sets.NO_LOCAL, 'dst,dst')} {refer.match_not(sets.INTERNAL, 'dst,dst')}"
+    unserved = f"{refer.match(roles.NO_LOCAL, 'dst,dst')} {refer.match_not(roles.INTERNAL, 'dst,dst')}"
     incoming: tuple[str, ...] = (_TAKE_OFF,) if settings.has_marks else ()
     if settings.has_marks and settings.local is not None:
-        give = f"-j SET --map-set {sets.set_name(sets.INTERNAL, family)} dst,dst --map-mark"
+        give = f"-j SET --map-set {name_of(roles.INTERNAL[family])} dst,dst --map-mark"
         incoming += (f"{_from_local(settings.local, family)}-m conntrack --ctstate NEW {give}",)
     return {
         OWN_INPUT: incoming,
         OWN_OUTPUT: (
-            f"{refer.match(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {OWN_SOURCES}",
+            f"{refer.match(roles.LOAD_BALANCER_FW, 'dst,dst')} -j {OWN_SOURCES}",
             f"-m conntrack --ctstate NEW {unserved} -j DROP",
         ),
         # What the node sends and IPVS delivers on the node itself passes no other chain.
@@ -270,8 +224,8 @@ def _mangle(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str
 
 def _allowed_sources(refer: _Sets) -> tuple[str, ...]:
     return tuple(
-        f"{refer.commented(base, 'dst,dst,src')} -j RETURN"
-        for base in (sets.LOAD_BALANCER_SOURCE_CIDR, sets.LOAD_BALANCER_SOURCE_IP)
+        f"{refer.commented(role, 'dst,dst,src')} -j RETURN"
+        for role in (roles.LOAD_BALANCER_SOURCE_CIDR, roles.LOAD_BALANCER_SOURCE_IP)
     )
 
 
@@ -284,7 +238,7 @@ def _from_local(local: IPv4Network | IPv6Network | Interface, family: Family, *,
     return f"{negation}-s {local} "
 
 
-def _masquerade_cluster_ips(settings: RuleSettings, family: Family) -> str:
+def _masquerade_cluster_ips(settings: Masquerading, family: Family) -> str:
     origin, directions = "", "dst,dst"
     if settings.masquerade_all:
         pass
@@ -292,32 +246,32 @@ def _masquerade_cluster_ips(settings: RuleSettings, family: Family) -> str:
         directions = "src,dst"
     else:
         origin = _from_local(settings.local, family, negation="! ")
-    return f"{origin}{_Sets(family).commented(sets.CLUSTER_IP, directions)} -j {MARK_MASQUERADE}"
+    return f"{origin}{_Sets(family).commented(roles.CLUSTER_IP, directions)} -j {MARK_MASQUERADE}"
 
 
-def _filter(settings: RuleSettings, *, family: Family) -> dict[str, Sequence[str]]:
+def _filter(settings: Masquerading, *, family: Family) -> dict[str, Sequence[str]]:
     refer = _Sets(family)
     mark = settings.mark
     reject = "icmp-port-unreachable" if family is Family.IPV4 else "icmp6-port-unreachable"
-    unserved = f"-m conntrack --ctstate NEW {refer.commented(sets.NO_ENDPOINT, 'dst,dst')}"
-    known = (sets.LOAD_BALANCER, sets.CLUSTER_IP, sets.EXTERNAL_IP, sets.EXTERNAL_IP_LOCAL)
+    unserved = f"-m conntrack --ctstate NEW {refer.commented(roles.NO_ENDPOINT, 'dst,dst')}"
+    known = (roles.LOAD_BALANCER, roles.CLUSTER_IP, roles.EXTERNAL_IP, roles.EXTERNAL_IP_LOCAL)
     return {
         FORWARD: (
             f"{_comment('kubernetes forwarding rules')} -m mark --mark {mark}/{mark} -j ACCEPT",
             f"{_comment('kubernetes forwarding conntrack rule')} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         ),
-        NODE_PORT: (f"{refer.commented(sets.HEALTH_CHECK_NODE_PORT, 'dst')} -j ACCEPT",),
+        NODE_PORT: (f"{refer.commented(roles.HEALTH_CHECK_NODE_PORT, 'dst')} -j ACCEPT",),
         FIREWALL: (
-            f"{refer.commented(sets.LOAD_BALANCER_FW, 'dst,dst')} -j {SOURCE_RANGES}",
-            f"{_NOT_OURS} -m conntrack --ctstate NEW {refer.commented(sets.NO_LOCAL, 'dst,dst')} -j DROP",
+            f"{refer.commented(roles.LOAD_BALANCER_FW, 'dst,dst')} -j {SOURCE_RANGES}",
+            f"{_NOT_OURS} -m conntrack --ctstate NEW {refer.commented(roles.NO_LOCAL, 'dst,dst')} -j DROP",
             f"-p tcp {unserved} -j REJECT --reject-with tcp-reset",
             f"{unserved} -j REJECT --reject-with {reject}",
         ),
         SOURCE_RANGES: (*_allowed_sources(refer), "-j DROP"),
         IPVS_FILTER: (
-            *(f"{refer.match(base, 'dst,dst')} -j RETURN" for base in known),
-            f"{refer.match(sets.HEALTH_CHECK_NODE_PORT, 'dst')} -j RETURN",
-            f"-m conntrack --ctstate NEW {refer.match(sets.IPVS_IPS, 'dst')} -j REJECT --reject-with {reject}",
+            *(f"{refer.match(role, 'dst,dst')} -j RETURN" for role in known),
+            f"{refer.match(roles.HEALTH_CHECK_NODE_PORT, 'dst')} -j RETURN",
+            f"-m conntrack --ctstate NEW {refer.match(roles.IPVS_IPS, 'dst')} -j REJECT --reject-with {reject}",
         ),
         # What kube-proxy has here is in our own chain for sources.
         IPVS_OUT_FILTER: (),

@@ -1,7 +1,7 @@
 """The packet rules of one family: read, find drift, repair.
 
 The rules masquerade and filter; what they apply to is in the sets. They are the same whatever Services there are: a
-rule is also there while its set is empty, which matches nothing (see ``iptables_render``). So they are written once,
+rule is also there while its set is empty, which matches nothing (see ``render``). So they are written once,
 before the first virtual server, and from then on only read: an audit that finds nothing wrong writes nothing.
 
 A repair is one process and one commit for each table: raw first, which takes packet marks off, then nat and filter, as
@@ -18,21 +18,22 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Lock
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
 from ipvs_proxy.kernel.filter.iptables.compare import (
     differences,
     missing_jumps,
+    our_rules,
     outdated,
-    parse,
     payload,
     printed_forms,
 )
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
 from ipvs_proxy.kernel.filter.iptables.render import Rule, Ruleset, render
-from ipvs_proxy.plan.masquerading import RuleSettings
+from ipvs_proxy.kernel.filter.iptables.saved import Saved, parse
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family
 
 log = structlog.get_logger()
@@ -41,38 +42,17 @@ log = structlog.get_logger()
 BRIDGE_NETFILTER: Final = Path("/proc/sys/net/bridge")
 
 
-class Rules(Protocol):
-    """What the agent asks of the packet rules of one family, however they are kept.
-
-    All calls block and raise ``Unusable`` if the rules cannot be read or written. ``writes`` counts the writes.
-    ``settings`` may be replaced at any time; the next repair writes what they say.
-    """
-
-    settings: RuleSettings
-    writes: int
-
-    def look(self) -> str:
-        """Read all rules of the family, also those of others, as ``iptables-save`` prints them."""
-
-    def drift(self) -> list[str]:
-        """Say what is not as it should be; nothing if all is right."""
-
-    def write(self, seen: str) -> list[str]:
-        """Write what should be there if it is not in ``seen``, which ``look`` gave; say what was wrong."""
-
-    def repair(self) -> list[str]:
-        """Look, write what should be there if anything is not, and look at what came of it; say what was wrong."""
-
-
 class IptablesRules:
     """The rules as chains of iptables that refer to ipsets; all sets must exist before the first write.
+
+    ``settings`` may be replaced at any time: the next repair writes what they say. ``writes`` counts the writes.
 
     Raises:
         ValueError: if the settings are not for this family.
 
     """
 
-    def __init__(self, family: Family, settings: RuleSettings, *, iptables: Iptables) -> None:
+    def __init__(self, family: Family, settings: Masquerading, *, iptables: Iptables) -> None:
         self.family = family
         self.settings = settings
         self.writes = 0
@@ -82,14 +62,14 @@ class IptablesRules:
         self._lock = Lock()
         self._wanted()
 
-    def look(self) -> str:
-        """Read all rules of the family, also those of others, as ``iptables-save`` prints them.
+    def look(self) -> Saved:
+        """Read all rules of the family, also those of others.
 
         Raises:
             Unusable: if iptables does not run.
 
         """
-        return self._iptables.save(self.family)
+        return parse(self._iptables.save(self.family))
 
     def drift(self) -> list[str]:
         """Say what is not as it should be, by table and chain; nothing if all is right.
@@ -98,9 +78,9 @@ class IptablesRules:
             Unusable: if the rules cannot be read.
 
         """
-        return differences(self._wanted(), parse(self.look()), forms=self._forms)
+        return differences(self._wanted(), our_rules(self.look()), forms=self._forms)
 
-    def write(self, seen: str) -> list[str]:
+    def write(self, seen: Saved) -> list[str]:
         """Set our chains and add missing jumps if ``seen``, which ``look`` gave, is not right; say what is not.
 
         Raises:
@@ -108,7 +88,7 @@ class IptablesRules:
 
         """
         with self._lock:
-            return self._write(parse(seen))
+            return self._write(our_rules(seen))
 
     def repair(self) -> list[str]:
         """Set our chains and add missing jumps if anything is not as it should be; say what was wrong.
@@ -118,13 +98,13 @@ class IptablesRules:
 
         """
         with self._lock:
-            before = parse(self.look())
+            before = our_rules(self.look())
             if self._unread is not None:
                 self._learn(*self._unread, after=before)
             findings = self._write(before)
             if self._unread is not None:
                 wanted, _ = self._unread
-                after = parse(self.look())
+                after = our_rules(self.look())
                 self._learn(*self._unread, after=after)
                 left = differences(wanted, after, forms=self._forms)
                 if left:

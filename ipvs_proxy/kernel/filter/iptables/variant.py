@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from ipvs_proxy.kernel.filter.iptables.saved import Saved
+
 #: Chains of the mangle table by which the kubelet shows where it keeps rules.
-_HINTS: Final = (":KUBE-IPTABLES-HINT ", ":KUBE-KUBELET-CANARY ")
+_HINTS: Final = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 
 
 class World(NamedTuple):
@@ -25,10 +27,10 @@ class World(NamedTuple):
         return World(self.hint or other.hint, self.rules + other.rules)
 
 
-def look(saved: str) -> World:
-    """Return what an output of ``iptables-save`` shows."""
-    lines = saved.split("\n")
-    return World(any(line.startswith(_HINTS) for line in lines), sum(line.startswith("-A ") for line in lines))
+def look(saved: Saved) -> World:
+    """Return what the rules of one family show."""
+    hint = any(chain in table.chains for table in saved.values() for chain in _HINTS)
+    return World(hint, sum(len(rules) for table in saved.values() for rules in table.chains.values()))
 
 
 def choose_backend(default: str, here: World, other: str, there: World) -> tuple[str, str]:

@@ -1,0 +1,225 @@
+"""The packet filter as kube-proxy's IPVS mode has it: ipsets, and rules of iptables that refer to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Final, cast
+
+from ipvs_proxy.kernel.filter import other_modes
+from ipvs_proxy.kernel.filter.backend import Cleaning, counted
+from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
+from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
+from ipvs_proxy.kernel.filter.iptables.iptables_mode import chains_of, is_of_iptables_mode
+from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables, MissingNfTables, installed_variants
+from ipvs_proxy.kernel.filter.iptables.removal import Choice, is_ours, is_ours_beside_iptables_mode, removal
+from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
+from ipvs_proxy.kernel.filter.iptables.saved import Saved, parse
+from ipvs_proxy.kernel.filter.nft.table import delete_table, has_table
+from ipvs_proxy.netlink.errors import MissingPiece
+from ipvs_proxy.plan.masquerading import Masquerading
+from ipvs_proxy.plan.tables import Family, Role, SetEntry, SetEntryOperation
+
+#: Seconds for which what was read of the rules is taken for what they are, in a start.
+RECENT: Final = 1.0
+
+
+class IpsetIptables:
+    """A ``PacketFilter``: the sets of all roles, and the rules of each family in one variant of iptables."""
+
+    def __init__(self, sets: Sets, rules: Mapping[Family, IptablesRules], iptables: Iptables) -> None:
+        self.sets = sets
+        self._rules = rules
+        self._iptables = iptables
+        self._seen: dict[Family, Saved] = {}
+        self._seen_until = 0.0
+
+    def ensure(self) -> list[str]:
+        """Make sure that all sets exist; return the names of those that were missing."""
+        return self.sets.ensure()
+
+    def missing(self) -> list[str]:
+        """Return the names of the sets that do not exist."""
+        return self.sets.missing()
+
+    def read(self) -> dict[Role, set[SetEntry]]:
+        """Read the members by role; a role whose set is missing, or is of another type, is left out."""
+        return self.sets.read()
+
+    def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
+        """Carry operations out; return for each 0, an errno, ipset's error, or UNKNOWN."""
+        return self.sets.apply(operations)
+
+    def describe(self, code: int) -> str:
+        """Say what a code of ``apply`` means."""
+        return describe_error(code)
+
+    def name_of(self, role: Role) -> str:
+        """Return the name of a role's ipset."""
+        return name_of(role)
+
+    @property
+    def settings(self) -> Mapping[Family, Masquerading]:
+        """What the rules of each family follow."""
+        return {family: rules.settings for family, rules in self._rules.items()}
+
+    def follow(self, settings: Mapping[Family, Masquerading]) -> bool:
+        """Have the rules follow other settings; return whether they must be written again."""
+        changed = False
+        for family, rules in self._rules.items():
+            if rules.settings != settings[family]:
+                rules.settings = settings[family]
+                changed = True
+        return changed
+
+    def look(self) -> None:
+        """Read the rules of all families, unless that was done just now: each family takes a process."""
+        if time.monotonic() > self._seen_until:
+            self._seen = {family: rules.look() for family, rules in self._rules.items()}
+            self._seen_until = time.monotonic() + RECENT
+
+    def write(self) -> list[str]:
+        """Bring the rules to what they should be, as far as is known from a look of just now; say what was wrong."""
+        self.look()
+        self._seen_until = 0.0
+        return [
+            f"{family.label} {finding}"
+            for family, rules in self._rules.items()
+            for finding in rules.write(self._seen[family])
+        ]
+
+    def drift(self) -> list[str]:
+        """Say what is wrong with the rules."""
+        return [f"{family.label} {finding}" for family, rules in self._rules.items() for finding in rules.drift()]
+
+    def repair(self) -> list[str]:
+        """Bring chains, jumps and rules to what they should be; say what was wrong."""
+        return [f"{family.label} {finding}" for family, rules in self._rules.items() for finding in rules.repair()]
+
+    def find_other_modes(self) -> list[str]:
+        """Say what kube-proxy left behind in its other modes."""
+        self.look()
+        return other_modes.find(self._seen)
+
+    def remove_other_modes(self) -> list[str]:
+        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        saved = {family: rules.look() for family, rules in self._rules.items()}
+        findings = other_modes.find(saved)
+        if findings:
+            other_modes.remove(saved, self._iptables)
+        return findings
+
+    def writes(self) -> int:
+        """Return how many messages and rule sets have been written."""
+        return self.sets.traffic.writes + sum(rules.writes for rules in self._rules.values())
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.sets.close()
+
+
+def open_ipset_iptables(settings: Mapping[Family, Masquerading], iptables: Iptables) -> IpsetIptables:
+    """Open the packet filter of these families; nothing is written yet.
+
+    Raises:
+        MissingPiece: if the kernel has no ipset, or does not let us use it.
+        ValueError: if settings are not for their family.
+
+    """
+    rules = {family: IptablesRules(family, one, iptables=iptables) for family, one in settings.items()}
+    return IpsetIptables(Sets(definitions(settings)), rules, iptables)
+
+
+class _NoRules(Iptables):
+    """The programs of a node without any rule."""
+
+    def save(self, family: Family) -> str:  # noqa: ARG002
+        """Return what ``iptables-save`` prints without a table: nothing."""
+        return ""
+
+
+class EmptyIpsetIptables(IpsetIptables):
+    """The packet filter of a node that has neither sets nor rules; it asks nothing of a kernel, and cannot write."""
+
+    def __init__(self, settings: Mapping[Family, Masquerading]) -> None:
+        programs = _NoRules(suffix="", backend=NF_TABLES, version=(1, 8, 0), reason="none is looked for")
+        rules = {family: IptablesRules(family, one, iptables=programs) for family, one in settings.items()}
+        super().__init__(cast("Sets", None), rules, programs)
+
+    def missing(self) -> list[str]:
+        """Return the names of all sets."""
+        return [definition.name for definition in definitions(self.settings)]
+
+
+class IpsetIptablesTraces:
+    """The ``Traces`` of it: the sets of both families, and the chains of all variants of iptables that are installed.
+
+    What kube-proxy's IPVS mode leaves has our names, and counts as ours. The table of its nftables mode is here too.
+    """
+
+    def __init__(self, cleaning: Cleaning) -> None:
+        """Open the sets; if that fails, ``cleaning`` has the reason. A kernel without ipset has none."""
+        self._sets: Sets | None = None
+        with cleaning.noting("the sets"), suppress(MissingPiece):
+            self._sets = Sets(definitions())
+
+    def read(self) -> dict[Role, set[SetEntry]]:
+        """Read the members by role."""
+        return {} if self._sets is None else self._sets.read()
+
+    def remove(self, cleaning: Cleaning, *, kube_proxy: bool, with_sets: bool, dry_run: bool) -> None:
+        """Remove the rules, then the sets; note what went, and what would not."""
+        with cleaning.noting("the rules"):
+            for variant in installed_variants():
+                _remove_rules(variant, cleaning, kube_proxy=kube_proxy, dry_run=dry_run)
+        if self._sets is not None and with_sets:
+            with cleaning.noting("the sets"):
+                _remove_sets(self._sets, cleaning, dry_run=dry_run)
+        for family in Family if kube_proxy else ():
+            with cleaning.noting(f"the nftables table kube-proxy of {family.label}"):
+                _remove_table(family, cleaning, dry_run=dry_run)
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._sets is not None:
+            self._sets.close()
+
+
+def _remove_rules(variant: Iptables, cleaning: Cleaning, *, kube_proxy: bool, dry_run: bool) -> None:
+    for family in Family:
+        where = f"{family.label} {variant.backend}"
+        with cleaning.noting(f"the rules of {where}"), suppress(MissingNfTables):
+            saved = parse(variant.save(family))
+            found = removal(saved, _choice(saved, kube_proxy=kube_proxy))
+            if found.text and not dry_run:
+                variant.restore(family, found.text)
+            if found.chains or found.jumps:
+                counts = f"{counted(found.chains, 'chain')} and {counted(found.jumps, 'jump')}"
+                cleaning.removed.append(f"{counts} of {where}")
+            cleaning.problems.extend(f"the {where} {kept}" for kept in found.kept)
+
+
+def _choice(saved: Saved, *, kube_proxy: bool) -> Choice:
+    """Choose what goes of the rules: never what belongs to a kube-proxy that was rolled back to, unless asked to."""
+    if kube_proxy:
+        return lambda chain: is_ours(chain) or is_of_iptables_mode(chain)
+    return is_ours_beside_iptables_mode if chains_of(saved) else is_ours
+
+
+def _remove_sets(sets: Sets, cleaning: Cleaning, *, dry_run: bool) -> None:
+    names = sets.present()
+    codes = [0] * len(names) if dry_run else sets.destroy(names)
+    outcomes = list(zip(names, codes, strict=True))
+    destroyed = sum(not code for _, code in outcomes)
+    if destroyed:
+        cleaning.removed.append(counted(destroyed, "set"))
+    cleaning.problems.extend(f"the set {name}: {describe_error(code)}" for name, code in outcomes if code)
+
+
+def _remove_table(family: Family, cleaning: Cleaning, *, dry_run: bool) -> None:
+    if not has_table(family):
+        return
+    if not dry_run:
+        delete_table(family)
+    cleaning.removed.append(f"the nftables table kube-proxy of {family.label}")

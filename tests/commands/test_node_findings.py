@@ -1,0 +1,42 @@
+"""What ``doctor`` and ``migrate check`` both find, they say in the same words."""
+
+from __future__ import annotations
+
+from ipvs_proxy.commands.doctor import judge_kernel
+from ipvs_proxy.commands.migrate import judge_node
+from ipvs_proxy.commands.node_findings import Kind, find, finding_text
+from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptables
+from ipvs_proxy.node.inventory import Inventory
+from ipvs_proxy.node.problem import Problem
+from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.settings.model import Settings
+
+EVERYTHING = Inventory(
+    kernel=(6, 12),
+    iptables=Iptables(suffix="", backend=NF_TABLES, version=(1, 8, 9), reason="it is the node's default"),
+    missing=[Problem("the kernel has no IPVS: none at all", "load ip_vs"), Problem("iptables could not be started")],
+    unsupported={Family.IPV6: "it is off"},
+    flaws=[Problem("IPv6 is not forwarded; it is off", "turn it on")],
+    iptables_mode={("IPv4", LEGACY): 3, ("IPv6", LEGACY): 3, ("IPv4", NF_TABLES): 3},
+    foreign=[f"192.0.2.{number}:80/TCP" for number in range(7)],
+)
+
+
+def test_each_kind_is_found_and_both_commands_have_it_in_the_same_words() -> None:
+    found = list(find(EVERYTHING))
+    assert list(dict.fromkeys(finding.kind for finding in found)) == list(Kind)
+    words = {finding[1:] for finding in found}
+    assert len(words) == len(found), "each once"
+    assert words <= {(one.topic, one.text, one.remedy) for one in judge_kernel(EVERYTHING)}
+    assert words <= {(one.topic, one.text, one.remedy) for one in judge_node(EVERYTHING, Settings(node_name="n"), {})}
+
+
+def test_virtual_servers_of_others_are_counted_and_some_are_named() -> None:
+    (text,) = (finding.text for finding in find(EVERYTHING) if finding.kind is Kind.FOREIGN_VIRTUAL_SERVERS)
+    assert text.startswith("7 virtual servers of others, which stay: 192.0.2.0:80/TCP, ")
+    assert text.endswith("192.0.2.4:80/TCP and 2 more")
+
+
+def test_finding_without_a_remedy_has_no_arrow() -> None:
+    assert finding_text("bad  ", "it is broken", "", width=20) == "bad  it is broken\n"
+    assert finding_text("bad  ", "it is broken", "mend it", width=20) == "bad  it is broken\n     -> mend it\n"
