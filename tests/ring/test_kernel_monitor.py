@@ -107,3 +107,21 @@ async def test_events_arrive_while_waiting(monitor):
     await asyncio.sleep(0)
     run("ip", "address", "add", "10.96.0.1/32", "dev", "kube-ipvs0")
     assert await asyncio.wait_for(waiting, 10) == [Event(Change.ADDRESS_ADDED, VIP)]
+
+
+async def test_a_thousand_addresses_arrive_in_order_and_a_few_at_a_time(monitor):
+    addresses = [bytes((10, 96, 1 + number // 250, number % 250)) for number in range(1000)]
+    with closing(Addresses()) as link:
+        link.apply([AddressOperation(Verb.ADD, address) for address in addresses])
+    told: list[bytes] = []
+
+    async def follow() -> None:
+        async for events in monitor:
+            assert len(events) <= monitor_module._DATAGRAMS
+            told.extend(event.address for event in events)
+            if len(told) >= len(addresses):
+                return
+
+    await asyncio.wait_for(follow(), 60)
+    assert told == addresses
+    assert monitor.read() == []
