@@ -45,7 +45,7 @@ from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.ipvs.connections import open_among
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
-from ipvs_proxy.kernel.links.monitor import Change, Event, Monitor
+from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent, Monitor
 from ipvs_proxy.kube.client import Client, connect
 from ipvs_proxy.kube.events import Events
 from ipvs_proxy.kube.hearing import Hearing
@@ -273,10 +273,10 @@ class Agent:
         length = 4 if family is Family.IPV4 else 16
         return [text_of(address) for address in self._facts.facts.node_port_addresses if len(address) == length]
 
-    async def _notice(self, events: list[Event]) -> None:
+    async def _notice(self, events: list[LinkEvent]) -> None:
         """Take in what rtnetlink reports of our own link, and of the addresses of others."""
         await self._audit.notice(events)
-        if any(event.change in {Change.HOST_ADDRESSES_CHANGED, Change.LOST} for event in events):
+        if any(event.change in {LinkChange.HOST_ADDRESSES_CHANGED, LinkChange.LOST} for event in events):
             await self._controller.refresh_facts()
             self._checks.readdress()
 

@@ -29,10 +29,10 @@ from ipvs_proxy.netlink.wire import (
     ACK,
     DUMP,
     DUMP_INTERRUPTED,
+    Acknowledgement,
     Data,
     Done,
     MalformedMessage,
-    Outcome,
     Overrun,
     Request,
     frame,
@@ -125,12 +125,12 @@ class NetlinkSocket:
             return [0] * len(requests)
         return [failures[index].error if index in failures else 0 for index in range(len(requests))]
 
-    def send(self, requests: Sequence[Request]) -> dict[int, Outcome]:
+    def send(self, requests: Sequence[Request]) -> dict[int, Acknowledgement]:
         """Send requests in order; return the outcomes of those that did not succeed, by index.
 
         Never raises OSError: what could not be sent is UNKNOWN.
         """
-        failures: dict[int, Outcome] = {}
+        failures: dict[int, Acknowledgement] = {}
         for start, end in self._batches(requests):
             for index, outcome in self._send_batch(requests[start:end]).items():
                 failures[start + index] = outcome
@@ -202,16 +202,16 @@ class NetlinkSocket:
         if start < len(requests):
             yield start, len(requests)
 
-    def _send_batch(self, requests: Sequence[Request]) -> dict[int, Outcome]:
+    def _send_batch(self, requests: Sequence[Request]) -> dict[int, Acknowledgement]:
         first = self._reserve(len(requests))
         last = first + len(requests) - 1
-        failures: dict[int, Outcome] = {}
+        failures: dict[int, Acknowledgement] = {}
         self.traffic.writes += len(requests)
         try:
             self._transmit(frame_batch(requests, sequence=first))
             while True:
                 for reply in _replies(self._receive_datagram()):
-                    if not isinstance(reply, Outcome) or not first <= reply.sequence <= last:
+                    if not isinstance(reply, Acknowledgement) or not first <= reply.sequence <= last:
                         continue
                     if reply.error:
                         failures[reply.sequence - first] = reply
@@ -219,14 +219,16 @@ class NetlinkSocket:
                         return failures
         except (OSError, MalformedMessage):
             self.close()
-            return {index: failures.get(index, Outcome(first + index, UNKNOWN)) for index in range(len(requests))}
+            return {
+                index: failures.get(index, Acknowledgement(first + index, UNKNOWN)) for index in range(len(requests))
+            }
 
     def _query(self, request: Request, flag: int, take: Callable[[bytes], None]) -> bool:
         """Send one request and hand over the payloads of its replies; return whether the table changed in between."""
         sequence = self._reserve(1)
         self.traffic.reads += 1
         interrupted = False
-        end: Outcome | Done | None = None
+        end: Acknowledgement | Done | None = None
         try:
             self._transmit(frame(request, sequence=sequence, flags=flag))
             while end is None:
@@ -240,7 +242,7 @@ class NetlinkSocket:
                         take(reply.payload)
                     else:
                         end = reply
-                    if not isinstance(reply, Outcome) and reply.flags & DUMP_INTERRUPTED:
+                    if not isinstance(reply, Acknowledgement) and reply.flags & DUMP_INTERRUPTED:
                         interrupted = True
         except (OSError, MalformedMessage):
             self.close()
@@ -307,7 +309,7 @@ def _patiently(call: Callable[[], T]) -> T:
     return call()
 
 
-def _replies(datagram: bytes) -> Iterator[Data | Outcome | Done]:
+def _replies(datagram: bytes) -> Iterator[Data | Acknowledgement | Done]:
     for reply in parse(datagram):
         if isinstance(reply, Overrun):
             raise OSError(ENOBUFS, os.strerror(ENOBUFS))

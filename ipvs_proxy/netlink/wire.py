@@ -61,7 +61,7 @@ class Data(NamedTuple):
     payload: bytes
 
 
-class Outcome(NamedTuple):
+class Acknowledgement(NamedTuple):
     """The answer to one request: an errno, 0 for success, and as much of the request's payload as was sent back."""
 
     sequence: int
@@ -83,7 +83,7 @@ class Overrun(NamedTuple):
     sequence: int
 
 
-Reply = Data | Outcome | Done | Overrun
+Reply = Data | Acknowledgement | Done | Overrun
 
 
 def frame(request: Request, *, sequence: int, flags: int = 0) -> bytes:
@@ -121,7 +121,7 @@ def parse(datagram: bytes) -> Iterator[Reply]:
         if kind > OVERRUN:
             yield Data(kind, flags, sequence, payload)
         elif kind == ERROR:
-            yield Outcome(sequence, _error_in(payload), payload[20:])
+            yield Acknowledgement(sequence, _error_in(payload), payload[20:])
         elif kind == DONE:
             # Old kernels end a dump without an error code.
             yield Done(flags, sequence, _error_in(payload) if payload else 0)

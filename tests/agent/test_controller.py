@@ -14,8 +14,7 @@ from structlog.testing import capture_logs
 from ipvs_proxy.agent.sync import retries, startup
 from ipvs_proxy.agent.sync.audit import follow_for_ever
 from ipvs_proxy.agent.sync.drains import Ending
-from ipvs_proxy.kernel.links.monitor import Change as Happened
-from ipvs_proxy.kernel.links.monitor import Event
+from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
 from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
@@ -479,7 +478,7 @@ async def test_service_that_leaked_goes_whole_also_when_an_address_was_repaired_
         right = plane.kernel.read()
         drift_service_leaked(plane)
         plane.kernel.addresses.remove(VIP.address)
-        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, VIP.address)])
+        await rig.audit.notice([LinkEvent(LinkChange.ADDRESS_REMOVED, VIP.address)])
         assert VIP.address in plane.kernel.addresses
         await rig.audit.round()
         assert plane.kernel.read() == right
@@ -489,13 +488,15 @@ async def test_service_that_leaked_goes_whole_also_when_an_address_was_repaired_
 async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_news(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
         plane.calls.clear()
-        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, packed("10.96.9.9")), Event(Happened.ADDRESS_ADDED)])
+        await rig.audit.notice(
+            [LinkEvent(LinkChange.ADDRESS_REMOVED, packed("10.96.9.9")), LinkEvent(LinkChange.ADDRESS_ADDED)]
+        )
         assert not plane.calls
         plane.kernel.addresses.clear()
-        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, VIP.address)])
+        await rig.audit.notice([LinkEvent(LinkChange.ADDRESS_REMOVED, VIP.address)])
         assert plane.kernel.addresses == {VIP.address}
         plane.kernel.addresses.clear()
-        await rig.audit.notice([Event(Happened.LINK_REMOVED)])
+        await rig.audit.notice([LinkEvent(LinkChange.LINK_REMOVED)])
         assert plane.kernel.addresses == {VIP.address}
 
 
@@ -520,7 +521,7 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
     monkeypatch.setattr("ipvs_proxy.agent.sync.audit.LISTEN_AGAIN", 0.01)
     begun = []
 
-    async def watch() -> AsyncIterator[list[Event]]:
+    async def watch() -> AsyncIterator[list[LinkEvent]]:
         begun.append(None)
         plane.kernel.addresses.clear()
         yield []
@@ -535,7 +536,7 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
 
 
 async def test_what_happened_before_it_listened_is_repaired_at_once(plane: FakeDataplane) -> None:
-    async def watch() -> AsyncIterator[list[Event]]:
+    async def watch() -> AsyncIterator[list[LinkEvent]]:
         await asyncio.Event().wait()
         yield []
 

@@ -15,8 +15,7 @@ from structlog.testing import capture_logs
 from ipvs_proxy.agent.sync import planner, retries, startup
 from ipvs_proxy.agent.sync.audit import audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.sync.failures import LOGGED
-from ipvs_proxy.kernel.links.monitor import Change as Happened
-from ipvs_proxy.kernel.links.monitor import Event
+from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.roles import NODE_PORT_UDP
@@ -400,9 +399,9 @@ async def test_a_kernel_that_cannot_be_read_is_read_again_and_traffic_comes(
 async def test_each_batch_of_notifications_is_acted_on_as_it_comes(plane: FakeDataplane) -> None:
     taken = asyncio.Event()
 
-    async def watch() -> AsyncIterator[list[Event]]:
+    async def watch() -> AsyncIterator[list[LinkEvent]]:
         await taken.wait()
-        yield [Event(Happened.ADDRESS_REMOVED, VIP.address)]
+        yield [LinkEvent(LinkChange.ADDRESS_REMOVED, VIP.address)]
         await asyncio.Event().wait()
 
     async with running(plane, WEB, SLICE) as rig:

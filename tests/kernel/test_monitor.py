@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipvs_proxy.kernel.links.codec import Address
-from ipvs_proxy.kernel.links.monitor import Change, Event, LinkState
+from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent, LinkState
 from ipvs_proxy.kernel.links.notifications import AddressNotice, LinkNotice
 from tests.support.objects import packed
 
@@ -36,9 +36,9 @@ def state(*known: tuple[int, str], ifindex: int = DUMMY) -> LinkState:
     return LinkState("kube-ipvs0", ifindex, [Address(owner, packed(address), 32) for owner, address in known])
 
 
-def read(links: LinkState, *messages: Notice) -> list[Event | str]:
+def read(links: LinkState, *messages: Notice) -> list[LinkEvent | str]:
     """Take messages as one read does."""
-    events: list[Event | str] = [event for event in map(links.take, messages) if event is not None]
+    events: list[LinkEvent | str] = [event for event in map(links.take, messages) if event is not None]
     return [*events, "host"] if links.host_addresses_changed() else events
 
 
@@ -95,31 +95,31 @@ def test_addresses_of_the_dummy_link_are_not_the_hosts() -> None:
     links = state((DUMMY, VIP))
     vip, other = packed(VIP), packed("10.96.0.2")
     assert read(links, added(DUMMY, VIP), added(DUMMY, "10.96.0.2")) == [
-        Event(Change.ADDRESS_ADDED, vip),
-        Event(Change.ADDRESS_ADDED, other),
+        LinkEvent(LinkChange.ADDRESS_ADDED, vip),
+        LinkEvent(LinkChange.ADDRESS_ADDED, other),
     ]
-    assert read(links, removed(DUMMY, VIP)) == [Event(Change.ADDRESS_REMOVED, vip)]
+    assert read(links, removed(DUMMY, VIP)) == [LinkEvent(LinkChange.ADDRESS_REMOVED, vip)]
     # An address of both is the host's from when another link has it.
     assert read(links, added(ETH0, "10.96.0.2")) == ["host"]
-    assert read(links, removed(DUMMY, "10.96.0.2")) == [Event(Change.ADDRESS_REMOVED, other)]
+    assert read(links, removed(DUMMY, "10.96.0.2")) == [LinkEvent(LinkChange.ADDRESS_REMOVED, other)]
 
 
 def test_a_dummy_link_that_is_renamed_leaves_its_addresses_to_the_host() -> None:
     links = state((DUMMY, VIP), (DUMMY, "10.96.0.2"), (ETH0, "10.96.0.2"))
-    assert read(links, link(DUMMY, "elsewhere")) == [Event(Change.LINK_REMOVED), "host"]
+    assert read(links, link(DUMMY, "elsewhere")) == [LinkEvent(LinkChange.LINK_REMOVED), "host"]
     assert read(links, link(VETH1, "kube-ipvs0"), added(VETH1, VIP)) == [
-        Event(Change.LINK_ADDED),
-        Event(Change.ADDRESS_ADDED, packed(VIP)),
+        LinkEvent(LinkChange.LINK_ADDED),
+        LinkEvent(LinkChange.ADDRESS_ADDED, packed(VIP)),
     ]
     assert read(links, removed(DUMMY, VIP)) == ["host"]
 
 
 def test_a_link_with_addresses_that_becomes_the_dummy_takes_them_from_the_host() -> None:
     links = state((ETH0, OWN), ifindex=0)
-    assert read(links, link(ETH0, "kube-ipvs0")) == [Event(Change.LINK_ADDED), "host"]
+    assert read(links, link(ETH0, "kube-ipvs0")) == [LinkEvent(LinkChange.LINK_ADDED), "host"]
     assert read(links, removed(ETH0, OWN), link(ETH0, "kube-ipvs0", present=False)) == [
-        Event(Change.ADDRESS_REMOVED, packed(OWN)),
-        Event(Change.LINK_REMOVED),
+        LinkEvent(LinkChange.ADDRESS_REMOVED, packed(OWN)),
+        LinkEvent(LinkChange.LINK_REMOVED),
     ]
 
 

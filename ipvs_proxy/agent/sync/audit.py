@@ -23,7 +23,7 @@ import structlog
 
 from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.mirror import Mirror
-from ipvs_proxy.kernel.links.monitor import Change, Event
+from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey, text_of
 
@@ -84,7 +84,7 @@ class Audit:
         await self._writer.write(unwanted)
         await self._writer.write_unsettled()
 
-    async def notice(self, events: Iterable[Event]) -> None:
+    async def notice(self, events: Iterable[LinkEvent]) -> None:
         """Repair what rtnetlink tells of, at once.
 
         Our own writes are told of too: what the mirror does not expect to be there is no news. Additions are left to
@@ -92,8 +92,8 @@ class Audit:
         """
         expected = self._writer.actual.addresses
         if any(
-            event.change in {Change.LINK_REMOVED, Change.LOST}
-            or (event.change is Change.ADDRESS_REMOVED and event.address in expected)
+            event.change in {LinkChange.LINK_REMOVED, LinkChange.LOST}
+            or (event.change is LinkChange.ADDRESS_REMOVED and event.address in expected)
             for event in events
         ):
             await self._writer.correct(self._correct_addresses)
@@ -156,7 +156,7 @@ async def audit_for_ever(
 
 
 async def follow_for_ever(
-    notice: Callable[[list[Event]], Awaitable[None]], watch: Callable[[], AsyncIterable[list[Event]]]
+    notice: Callable[[list[LinkEvent]], Awaitable[None]], watch: Callable[[], AsyncIterable[list[LinkEvent]]]
 ) -> None:
     """Hand rtnetlink's events to ``notice`` as they come; ``watch`` begins to listen.
 
@@ -165,7 +165,7 @@ async def follow_for_ever(
     while True:
         try:
             batches = watch()
-            await notice([Event(Change.LOST)])
+            await notice([LinkEvent(LinkChange.LOST)])
             async for batch in batches:
                 await notice(batch)
         except FAULTS as error:

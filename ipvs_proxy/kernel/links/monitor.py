@@ -39,7 +39,7 @@ _DATAGRAM: Final = 64 * 1024
 _DATAGRAMS: Final = 64
 
 
-class Change(Enum):
+class LinkChange(Enum):
     """What happened."""
 
     LINK_ADDED = "link_added"
@@ -52,10 +52,10 @@ class Change(Enum):
     LOST = "lost"
 
 
-class Event(NamedTuple):
+class LinkEvent(NamedTuple):
     """A change; ``address`` is packed, and empty unless the change is one of an address of the dummy link."""
 
-    change: Change
+    change: LinkChange
     address: bytes = b""
 
 
@@ -77,21 +77,21 @@ class LinkState:
             self._note(address, added=True)
         self._changed.clear()
 
-    def take(self, notice: AddressNotice | LinkNotice) -> Event | None:
+    def take(self, notice: AddressNotice | LinkNotice) -> LinkEvent | None:
         """Take a notification in; return what it means for the dummy link, ``None`` if nothing."""
         if isinstance(notice, AddressNotice):
             address, present = notice
             self._note(address, added=present)
             if address.ifindex != self._ifindex:
                 return None
-            return Event(Change.ADDRESS_ADDED if present else Change.ADDRESS_REMOVED, address.address)
+            return LinkEvent(LinkChange.ADDRESS_ADDED if present else LinkChange.ADDRESS_REMOVED, address.address)
         ifindex, name, present = notice
         if ifindex == self._ifindex and (not present or name != self._link):  # gone, or renamed
             self._set_link(0)
-            return Event(Change.LINK_REMOVED)
+            return LinkEvent(LinkChange.LINK_REMOVED)
         if present and name == self._link and ifindex != self._ifindex:
             self._set_link(ifindex)
-            return Event(Change.LINK_ADDED)
+            return LinkEvent(LinkChange.LINK_ADDED)
         return None
 
     def host_addresses_changed(self) -> bool:
@@ -151,7 +151,7 @@ class Monitor:
         """Stop listening."""
         self._socket.close()
 
-    def read(self) -> list[Event]:
+    def read(self) -> list[LinkEvent]:
         """Return the events so far, without waiting.
 
         Raises:
@@ -159,7 +159,7 @@ class Monitor:
             MalformedMessage: if its answer to that look is garbage.
 
         """
-        events: list[Event] = []
+        events: list[LinkEvent] = []
         for _ in range(_DATAGRAMS):
             try:
                 length, (port, _) = self._socket.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
@@ -175,10 +175,10 @@ class Monitor:
             if port == 0 and not self._lost:
                 self._take(bytes(memoryview(self._buffer)[:length]), events)
         if self._state.host_addresses_changed():
-            events.append(Event(Change.HOST_ADDRESSES_CHANGED))
+            events.append(LinkEvent(LinkChange.HOST_ADDRESSES_CHANGED))
         return events
 
-    async def __aiter__(self) -> AsyncIterator[list[Event]]:
+    async def __aiter__(self) -> AsyncIterator[list[LinkEvent]]:
         """Return the events as they come, those that come together in one list, until the socket fails or is closed."""
         # In a thread: the loop goes on meanwhile.
         await asyncio.to_thread(prepare)
@@ -194,7 +194,7 @@ class Monitor:
         finally:
             loop.remove_reader(self._socket)
 
-    def _take(self, datagram: bytes, events: list[Event]) -> None:
+    def _take(self, datagram: bytes, events: list[LinkEvent]) -> None:
         try:
             for message in parse(datagram):
                 if isinstance(message, Overrun):
@@ -207,14 +207,14 @@ class Monitor:
         except MalformedMessage:
             self._lost = True
 
-    def _recover(self, events: list[Event]) -> None:
+    def _recover(self, events: list[LinkEvent]) -> None:
         """Look anew after a loss.
 
         What was still queued has been thrown away: it is older than what is seen here, and would undo it.
         """
         self._state = self._look()
         self._lost = False
-        events.append(Event(Change.LOST))
+        events.append(LinkEvent(LinkChange.LOST))
 
     def _look(self) -> LinkState:
         with NetlinkSocket(NETLINK_ROUTE) as route:

@@ -25,7 +25,7 @@ from ipvs_proxy.kernel.filter.ipset import codec
 from ipvs_proxy.kernel.filter.ipset.names import SetDefinition, SetType
 from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece, Unusable, describe, is_passing
 from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, Traffic
-from ipvs_proxy.netlink.wire import Outcome, Request
+from ipvs_proxy.netlink.wire import Acknowledgement, Request
 from ipvs_proxy.plan.tables import Role, SetEntry, SetEntryOperation, Verb
 
 #: Members in one message: one of IPv6 takes up to 84 bytes, and a failing message comes back whole.
@@ -328,7 +328,7 @@ def _cut(runs: Iterable[_Run], length: int) -> list[_Run]:
     ]
 
 
-def _note(run: _Run, outcome: Outcome, results: list[int]) -> tuple[_Run, _Run]:
+def _note(run: _Run, outcome: Acknowledgement, results: list[int]) -> tuple[_Run, _Run]:
     """Note the failure of one member; return those behind it, and those with it. Or of all, if no member is named."""
     line = 0 if outcome.error == UNKNOWN else codec.failed_line(outcome.request)
     if not 1 <= line <= len(run.indices):

@@ -10,7 +10,7 @@ from struct import pack
 from typing import Final
 
 from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, open_socket
-from ipvs_proxy.netlink.wire import ACK, REQUEST, Outcome, Request, frame, parse, text_attribute
+from ipvs_proxy.netlink.wire import ACK, REQUEST, Acknowledgement, Request, frame, parse, text_attribute
 from ipvs_proxy.plan.tables import Family
 
 _TABLE: Final = "kube-proxy"
@@ -57,7 +57,7 @@ def delete_table(family: Family) -> None:
         socket.sendto(datagram, (0, 0))
         while True:
             for reply in parse(socket.recv(_RECEIVE_BUFFER)):
-                if isinstance(reply, Outcome) and reply.error:
+                if isinstance(reply, Acknowledgement) and reply.error:
                     raise OSError(reply.error, f"the nftables table {_TABLE} of {family.label} cannot be deleted")
-                if isinstance(reply, Outcome) and reply.sequence == 2:
+                if isinstance(reply, Acknowledgement) and reply.sequence == 2:
                     return
