@@ -6,10 +6,9 @@ import json
 import subprocess
 from pathlib import Path
 
-from tests.ring.agent import PROGRAM, command, running_agent
-from tests.ring.topology import ADDRESSES, CLUSTER_CIDR, topology
-
-from tests.ring import manifests
+from lab import manifests
+from lab.agent import PROGRAM, command, running_agent
+from lab.topology import ADDRESSES, CLUSTER_CIDR, topology
 from tests.ring.kube_proxy import witnessed
 
 VIP = "10.96.0.60"
