@@ -236,6 +236,16 @@ def test_all_addresses_of_a_port_share_one_mark_in_both_families() -> None:
     )
 
 
+@pytest.mark.parametrize("later", [{"external_traffic_policy": "Cluster"}, {"type": "ExternalName"}])
+def test_a_service_that_needs_a_mark_no_longer_gives_it_back(later: dict[str, Any]) -> None:
+    marks = Marks()
+    wanted = make(type="NodePort", ports=EXPOSED, external_traffic_policy="Local")
+    for changed in (wanted, structs.replace(wanted, spec=structs.replace(wanted.spec, **later))):
+        fragment = plan_service(changed, [endpoint_slice(LOCAL)], HERE, marks)
+        assert bool(marks._held) is any(key.mark for key in fragment.virtual_servers)
+    assert not marks._held
+
+
 def test_where_no_mark_is_left_the_port_behaves_compatibly_and_says_so() -> None:
     wanted = make(type="LoadBalancer", ingress=(VIP,), external_traffic_policy="Local", health_check_node_port=1)
     fragment = plan_service(wanted, [endpoint_slice(REMOTE)], HERE, Marks(masquerade_bit=13))
@@ -332,6 +342,32 @@ def test_health_check_counts_distinct_ready_addresses_of_this_node() -> None:
     )
     also = endpoint("10.244.0.8", node="node-0", ready=False, serving=True, terminating=True)
     assert plan(wanted, LOCAL, also, REMOTE).health_checks == {Family.IPV4: HealthCheck(32100, 1)}
+
+
+@pytest.mark.parametrize(
+    ("node_port", "health_port", "addresses", "reasons"),
+    [
+        (30080, 32100, (NODE,), []),
+        (30080, 30080, (NODE,), [Reason.DUPLICATE_HEALTH_CHECK_PORT]),
+        # A virtual server at another address, or at the same port of an address that is not the node's.
+        (30080, 80, (NODE,), []),
+        (0, 30080, (), []),
+    ],
+)
+def test_a_health_check_port_that_a_virtual_server_has_on_this_node_is_told(
+    node_port: int, health_port: int, addresses: tuple[str, ...], reasons: list[Reason]
+) -> None:
+    wanted = make(
+        type="LoadBalancer",
+        ports=(structs.replace(HTTP, node_port=node_port),),
+        ingress=(VIP,),
+        external_traffic_policy="Local",
+        health_check_node_port=health_port,
+    )
+    context = HERE._replace(node_port_addresses=tuple(map(packed, addresses)))
+    fragment = plan(wanted, LOCAL, context=context)
+    assert [omission.reason for omission in fragment.omissions] == reasons
+    assert set(fragment.health_checks) == (set() if reasons else {Family.IPV4})
 
 
 @pytest.mark.parametrize(
