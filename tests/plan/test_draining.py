@@ -98,7 +98,7 @@ def test_a_crash_while_an_address_goes_leaves_nothing_that_is_not_known_as_ours(
 
 
 def test_what_has_drained_at_an_external_address_goes_with_it_and_is_found_by_it() -> None:
-    desired, kernel, mirror = shared()
+    desired, _, mirror = shared()
     for server in mirror.virtual_servers.values():
         server.real_servers.update(dict.fromkeys(server.real_servers, DRAINING))
     for name in SHARED_BY:
