@@ -10,6 +10,7 @@ from msgspec import structs
 from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kube.objects import LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceStatus
 from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.family_spec import read_family_spec
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck
 from ipvs_proxy.plan.marks import CLASS, Marks, mark_key, spelling
 from ipvs_proxy.plan.reasons import Reason
@@ -277,6 +278,24 @@ def test_no_local_endpoint_for_clients_outside_is_told_only_if_there_are_others(
     wanted = make(type="NodePort", ports=EXPOSED, external_traffic_policy="Local")
     assert plan(wanted, *endpoints).no_local == ({("external", Family.IPV4)} if no_local else set())
     assert plan(make(type="NodePort", ports=EXPOSED), *endpoints).no_local == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "external_ips", "policy", "local"),
+    [
+        ("LoadBalancer", None, "Local", True),
+        ("NodePort", None, "Local", True),
+        ("ClusterIP", ["203.0.113.5"], "Local", True),
+        ("ClusterIP", None, "Local", False),
+        ("Other", ["203.0.113.5"], "Local", False),
+        ("NodePort", ["203.0.113.5"], "Cluster", False),
+    ],
+)
+def test_the_policy_local_counts_for_what_is_exposed(
+    kind: str, external_ips: list[str] | None, policy: str, local: bool
+) -> None:
+    wanted = make(type=kind, external_ips=external_ips, external_traffic_policy=policy)
+    assert read_family_spec(wanted, Family.IPV4, HERE, []).external_local is local
 
 
 def test_a_cluster_ip_is_put_on_our_link_even_if_the_host_has_it() -> None:
