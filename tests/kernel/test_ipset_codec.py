@@ -43,7 +43,7 @@ def members(draw):
     entry = {
         SetType.BITMAP_PORT: SetEntry(port=port),
         SetType.HASH_IP: SetEntry(address),
-        SetType.HASH_IP_PORT: SetEntry(address, protocol, port),
+        SetType.HASH_IP_PORT: SetEntry(address, protocol, port, mark=draw(st.just(0) | st.integers(0, 0xFFFF_FFFF))),
         SetType.HASH_IP_PORT_IP: SetEntry(address, protocol, port, source),
         SetType.HASH_IP_PORT_NET: SetEntry(address, protocol, port, source, draw(st.integers(0, len(source) * 8))),
     }[kind]
@@ -58,6 +58,8 @@ def members(draw):
         (codec.encode_get_header("SET", protocol=7), 0x60C, 0x1, GOLDEN_HEAD),
         (codec.encode_list("SET", protocol=7), 0x607, 0x1, GOLDEN_HEAD),
         (codec.encode_destroy("SET", protocol=7), 0x603, 0x1, GOLDEN_HEAD),
+        # The other name is NEW.
+        (codec.encode_swap("SET", "NEW", protocol=7), 0x606, 0x1, GOLDEN_HEAD + "0800 0300 4e455700"),
         (
             codec.encode_get_type(SetType.HASH_IP, Family.IPV6, protocol=7),
             0x60D,
@@ -81,6 +83,31 @@ def members(draw):
             "00" + GOLDEN_HEAD[2:] + "1000 0300 6269746d61703a706f727400"
             "0500 0400 03 000000 0500 0500 00 000000"
             "1400 0780 0600 0440 0000 0000 0600 0540 ffff 0000",
+        ),
+        (
+            codec.encode_create(
+                SET._replace(marks=True), protocol=7, revision=5, hash_size=1024, maximum_members=65536
+            ),
+            0x602,
+            0x601,
+            GOLDEN_HEAD + "1100 0300 686173683a69702c706f727400 000000"
+            "0500 0400 05 000000 0500 0500 02 000000"
+            # What the other set is called comes second.
+            "1c00 0780 0800 1240 00000400 0800 1340 00010000 0800 0840 00000040",
+        ),
+        # SKBMARK: the mark, and a mask that replaces all of a packet's.
+        (
+            codec.encode_members(
+                Verb.DELETE,
+                "SET",
+                [codec.encode_member(SetEntry(VIP, 6, 80, mark=0x2005), SetType.HASH_IP_PORT)],
+                protocol=7,
+            ),
+            0x60A,
+            0x1,
+            GOLDEN_HEAD + "0800 0900 00000000"
+            "3800 0880"
+            "3400 0780" + GOLDEN_MEMBER + "0c00 1b40 00002005 ffffffff" + "0800 0900 01000000",
         ),
         (
             codec.encode_members(
@@ -180,6 +207,28 @@ def test_what_is_read_at_once_is_what_is_read_part_by_part(data):
         # An attribute that means nothing keeps the members from being read at once.
         payload = pack("=BBH", 2, 0, 0) + attribute(8 | 0x8000, bytes(damaged) + attribute(99, b""))
         assert list(codec.decode_members(payload, SetType.HASH_IP_PORT)) == at_once
+
+
+@pytest.mark.parametrize("kind", SetType)
+def test_members_of_each_type_come_back(kind):
+    entry = {
+        SetType.BITMAP_PORT: SetEntry(port=30080),
+        SetType.HASH_IP: SetEntry(VIP),
+        SetType.HASH_IP_PORT: SetEntry(VIP, 6, 80, mark=0x2005),
+        SetType.HASH_IP_PORT_IP: SetEntry(VIP, 6, 80, VIP),
+        SetType.HASH_IP_PORT_NET: SetEntry(VIP, 6, 80, VIP, 31),
+    }[kind]
+    request = codec.encode_members(Verb.ADD, "SET", [codec.encode_member(entry, kind)] * 2, protocol=7)
+    assert list(codec.decode_members(request.payload, kind)) == [entry, entry]
+
+
+@pytest.mark.parametrize("maximum", [1, 65536, 1 << 20])
+def test_the_size_of_a_set_comes_back(maximum):
+    request = codec.encode_create(SET, protocol=7, revision=5, hash_size=1024, maximum_members=maximum)
+    assert codec.decode_maximum(request.payload) == maximum
+    bitmap = SET._replace(type=SetType.BITMAP_PORT)
+    made = codec.encode_create(bitmap, protocol=7, revision=3, hash_size=1, maximum_members=maximum)
+    assert codec.decode_maximum(made.payload) == 0
 
 
 def test_a_network_without_a_prefix_length_is_one_address():

@@ -22,7 +22,7 @@ from tests.support.endpoints import (
     only,
     some_endpoints,
 )
-from tests.support.objects import endpoint, endpoint_slice
+from tests.support.objects import endpoint, endpoint_slice, real
 
 
 def used(choices: Choices) -> str:
@@ -174,6 +174,12 @@ def test_reasons_under_a_zone_filter() -> None:
 def test_reasons_under_a_node_filter() -> None:
     found = only(near(1, nodes=[NODE]), far(2, nodes=[OTHER]))
     assert reasons(choose_cluster(found, node_name=NODE, zone=ZONE)) == [Reason.READY, Reason.OTHER_NODE]
+
+
+def test_endpoints_of_this_node_are_told_whether_they_are_used_or_not() -> None:
+    found = only(near(1), near(2, **UNREADY), far(3), far(4, **UNREADY))
+    for choices in (choose_local(found), choose_cluster(found, node_name=NODE, zone=ZONE)):
+        assert sorted(choices.local()) == [real("10.0.0.1"), real("10.0.0.2")]
 
 
 def test_reasons_of_the_local_list() -> None:

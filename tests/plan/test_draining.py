@@ -7,15 +7,15 @@ from msgspec.structs import replace
 
 from ipvs_proxy.kube.objects import ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import unwanted
+from ipvs_proxy.plan.difference import unsettled, unwanted
 from ipvs_proxy.plan.draining import DrainingVirtualServers, is_external, ledger_entry, remains_of
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks, mark_key
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.ownership import ledger
 from ipvs_proxy.plan.services import plan_service
-from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import ACTIVE, Family, Operation, Protocol, SetEntry
+from ipvs_proxy.plan.table_keys import TableKeys, keys_of
+from ipvs_proxy.plan.tables import ACTIVE, DRAINING, AddressOperation, Family, Operation, Protocol, SetEntry
 from tests.support.fake_kernel import FakeKernel
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 from tests.support.roles import role
@@ -95,6 +95,18 @@ def test_a_crash_while_an_address_goes_leaves_nothing_that_is_not_known_as_ours(
         assert all(map(is_ours, kernel.virtual_servers)), f"before {operation}"
         assert kernel.apply(operation) == 0
     assert not [key for key in kernel.virtual_servers if key.address == packed(OUTSIDE)]
+
+
+def test_what_has_drained_at_an_external_address_goes_with_it_and_is_found_by_it() -> None:
+    desired, _, mirror = shared()
+    for server in mirror.virtual_servers.values():
+        server.real_servers.update(dict.fromkeys(server.real_servers, DRAINING))
+    for name in SHARED_BY:
+        desired.replace(ServiceName("default", name), None)
+    assert not unsettled(desired, mirror).virtual_servers, "there is nothing to write to it"
+    found = round_of(desired, mirror, unwanted(desired, mirror))
+    assert keys_of(found).virtual_servers == {virtual(OUTSIDE, 8000 + number) for number in (1, 2, 3)}
+    assert {operation.address for operation in found if isinstance(operation, AddressOperation)} == {packed(OUTSIDE)}
 
 
 @pytest.mark.parametrize(

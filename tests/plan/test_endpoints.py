@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
-from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice
+from ipvs_proxy.kube.objects import EndpointConditions, EndpointPort, EndpointSlice
 from ipvs_proxy.plan.endpoints import Gathered, Omission, PortKey
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.slice_cache import SliceCache
@@ -231,3 +231,72 @@ def test_an_endpoint_is_ready_if_one_of_its_duplicates_is(endpoints: list[SliceE
 def test_endpoints_of_one_state_share_it() -> None:
     found = only(*(near(number, zones=["zone-a", "zone-b"]) for number in range(1, 100)))
     assert len(set(map(id, found.values()))) == 1
+
+
+def test_neighbours_that_share_objects_have_states_of_their_own() -> None:
+    """The decoder gives equal conditions and hints of one slice as one object each."""
+    conditions, unready = EndpointConditions(), EndpointConditions(ready=False)
+    hints = {zone: endpoint(zones=[zone]).hints for zone in ("zone-a", "zone-b")}
+    pieces = [
+        SliceEndpoint([f"10.0.0.{number}"], of, node, None if zone is None else hints[zone])
+        for number, (of, node, zone) in enumerate(
+            [
+                (conditions, NODE, "zone-a"),
+                (conditions, OTHER, "zone-a"),
+                (conditions, OTHER, "zone-b"),
+                (conditions, NODE, "zone-b"),
+                (unready, NODE, "zone-b"),
+                (unready, NODE, None),
+                (unready, "node-c", None),
+                (unready, OTHER, None),
+            ],
+            1,
+        )
+    ]
+    assert only(*pieces) == {
+        real(piece.addresses[0]): the_state(endpoint_slice(piece)) for piece in pieces if piece.addresses
+    }
+    assert len(set(only(*pieces).values())) == 7
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (near(1), near(1, **UNREADY), near(1)),
+        (near(1, **UNREADY), near(1), near(1)),
+        (near(1, **GONE), near(1, **DRAINING), near(1, **DRAINING)),
+        (near(1), far(1), far(1)),
+    ],
+)
+def test_of_an_address_that_a_slice_lists_twice_the_better_state_counts_then_the_later(
+    first: SliceEndpoint, second: SliceEndpoint, expected: SliceEndpoint
+) -> None:
+    assert only(first, near(2), second) == only(expected, near(2))
+
+
+def test_two_numbers_for_one_port_name_are_endpoints_of_the_same_port() -> None:
+    ports = [EndpointPort("http", 8080), EndpointPort("http", 8081)]
+    found = gathered(endpoint_slice(near(1), ports=ports)).endpoints
+    assert set(found) == {HTTP}
+    assert set(found[HTTP]) == {real("10.0.0.1"), real("10.0.0.1", 8081)}
+
+
+@pytest.mark.parametrize("node", [None, ""])
+def test_a_node_without_a_name_has_no_endpoint_of_its_own(node: str | None) -> None:
+    found = gathered(endpoint_slice(endpoint("10.0.0.1", node=node)), node="")
+    assert not found.endpoints[HTTP][real("10.0.0.1")].local
+
+
+def test_slices_beyond_the_bound_are_left_out_and_smaller_ones_after_them_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ipvs_proxy.plan.endpoints.MAX_ENDPOINT_PORTS", 7)
+    two = [EndpointPort("http", 8080), EndpointPort("https", 8443)]
+    found = gathered(
+        endpoint_slice(near(1), near(2), near(3), name="web-1", ports=two),
+        endpoint_slice(near(4), name="web-2", ports=two),
+        endpoint_slice(near(5), name="web-3"),
+        endpoint_slice(near(6), name="web-4"),
+    )
+    assert set(found.endpoints[HTTP]) == {real(f"10.0.0.{number}") for number in (1, 2, 3, 5)}
+    assert found.omissions == [Omission(f"endpointslice default/web-{number}", Reason.TOO_MUCH) for number in (2, 4)]

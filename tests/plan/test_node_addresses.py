@@ -15,6 +15,7 @@ from ipvs_proxy.plan.node_addresses import (
     node_ips,
     node_port_addresses,
     pod_cidr,
+    status_addresses,
 )
 from ipvs_proxy.plan.tables import Family, text_of
 from tests.support.objects import packed
@@ -202,6 +203,7 @@ def test_words_and_cidrs_mix(elements: tuple[str, ...], ipv4: str | None, ipv6: 
         ("febf::1", True),
         ("fec0::1", False),
         ("fe7f::1", False),
+        ("2080::1", False),
     ],
 )
 def test_addresses_that_mean_nothing_elsewhere(address: str, confined: bool) -> None:
@@ -217,6 +219,7 @@ def test_addresses_that_mean_nothing_elsewhere(address: str, confined: bool) -> 
         (["10.244.1.0/24", "10.244.2.0/24"], "10.244.1.0/24", None),
         # Bits of the host are dropped, leading zeros are decimal, what is malformed is skipped.
         (["10.244.1.7/24"], "10.244.1.0/24", None),
+        (["10.244.1.7/32", "fd00::7/128"], "10.244.1.7/32", "fd00::7/128"),
         (["010.244.1.0/24"], "10.244.1.0/24", None),
         (["", "10.244.1.0", "10.244.1.0/", "10.244.1.0/33", "x/24", "fd00::/129", "10.9.0.0/+8"], None, None),
         (["10.244.1.0/33", "10.244.2.0/24"], "10.244.2.0/24", None),
@@ -225,3 +228,9 @@ def test_addresses_that_mean_nothing_elsewhere(address: str, confined: bool) -> 
 def test_pod_cidr(cidrs: list[str] | None, ipv4: str | None, ipv6: str | None) -> None:
     found = [pod_cidr(node(pod_cidrs=cidrs), family) for family in (IPV4, IPV6)]
     assert [None if network is None else str(network) for network in found] == [ipv4, ipv6]
+
+
+def test_all_addresses_of_the_status_are_known() -> None:
+    found = node((INTERNAL, "10.0.0.1"), (EXTERNAL, "192.0.2.1"), ("Hostname", "10.0.0.9"), (INTERNAL, "fd00::1"))
+    assert status_addresses(found) == {packed(text) for text in ("10.0.0.1", "192.0.2.1", "fd00::1")}
+    assert status_addresses(None) == frozenset()

@@ -20,7 +20,7 @@ from ipvs_proxy.kube.objects import (
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
-from ipvs_proxy.plan.reach import api_servers, concerned
+from ipvs_proxy.plan.reach import api_servers, concerned, reaches_outside
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import Protocol, VirtualServerKey, text_of
@@ -189,6 +189,23 @@ def test_an_api_server_on_this_node_concerns_the_services_that_have_its_port_the
     assert is_concerned(make(ServicePort(80, "http", node_port=6443)))
     assert is_concerned(make(health_check_node_port=6443))
     assert not is_concerned(make(ServicePort(80, "http", node_port=30443)))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "outside"),
+    [
+        (make(ServicePort(80)), False),
+        (make(), False),
+        (make(ServicePort(80), external_ips=[OTHER]), True),
+        (make(ServicePort(80), ingress=(OTHER,)), True),
+        (make(ServicePort(80), health_check_node_port=32100), True),
+        (make(ServicePort(80), ServicePort(81, "b", node_port=30081)), True),
+    ],
+)
+def test_what_depends_on_the_addresses_of_the_node(wanted: Service, outside: bool) -> None:
+    assert reaches_outside(wanted) is outside
+    without_ports = structs.replace(wanted, spec=structs.replace(wanted.spec, ports=None))
+    assert reaches_outside(without_ports) is (outside and not any(port.node_port for port in wanted.spec.ports or ()))
 
 
 def test_a_new_address_of_the_node_concerns_what_is_reached_from_outside_and_a_new_zone_everything() -> None:

@@ -10,6 +10,7 @@ from msgspec import structs
 from ipvs_proxy.kernel.filter.ipset.names import name_of
 from ipvs_proxy.kube.objects import LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceStatus
 from ipvs_proxy.plan.endpoints import Omission
+from ipvs_proxy.plan.family_spec import read_family_spec
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck
 from ipvs_proxy.plan.marks import CLASS, Marks, mark_key, spelling
 from ipvs_proxy.plan.reasons import Reason
@@ -236,6 +237,16 @@ def test_all_addresses_of_a_port_share_one_mark_in_both_families() -> None:
     )
 
 
+@pytest.mark.parametrize("later", [{"external_traffic_policy": "Cluster"}, {"type": "ExternalName"}])
+def test_a_service_that_needs_a_mark_no_longer_gives_it_back(later: dict[str, Any]) -> None:
+    marks = Marks()
+    wanted = make(type="NodePort", ports=EXPOSED, external_traffic_policy="Local")
+    for changed in (wanted, structs.replace(wanted, spec=structs.replace(wanted.spec, **later))):
+        fragment = plan_service(changed, [endpoint_slice(LOCAL)], HERE, marks)
+        assert bool(marks._held) is any(key.mark for key in fragment.virtual_servers)
+    assert not marks._held
+
+
 def test_where_no_mark_is_left_the_port_behaves_compatibly_and_says_so() -> None:
     wanted = make(type="LoadBalancer", ingress=(VIP,), external_traffic_policy="Local", health_check_node_port=1)
     fragment = plan_service(wanted, [endpoint_slice(REMOTE)], HERE, Marks(masquerade_bit=13))
@@ -267,6 +278,24 @@ def test_no_local_endpoint_for_clients_outside_is_told_only_if_there_are_others(
     wanted = make(type="NodePort", ports=EXPOSED, external_traffic_policy="Local")
     assert plan(wanted, *endpoints).no_local == ({("external", Family.IPV4)} if no_local else set())
     assert plan(make(type="NodePort", ports=EXPOSED), *endpoints).no_local == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "external_ips", "policy", "local"),
+    [
+        ("LoadBalancer", None, "Local", True),
+        ("NodePort", None, "Local", True),
+        ("ClusterIP", ["203.0.113.5"], "Local", True),
+        ("ClusterIP", None, "Local", False),
+        ("Other", ["203.0.113.5"], "Local", False),
+        ("NodePort", ["203.0.113.5"], "Cluster", False),
+    ],
+)
+def test_the_policy_local_counts_for_what_is_exposed(
+    kind: str, external_ips: list[str] | None, policy: str, local: bool
+) -> None:
+    wanted = make(type=kind, external_ips=external_ips, external_traffic_policy=policy)
+    assert read_family_spec(wanted, Family.IPV4, HERE, []).external_local is local
 
 
 def test_a_cluster_ip_is_put_on_our_link_even_if_the_host_has_it() -> None:
@@ -332,6 +361,32 @@ def test_health_check_counts_distinct_ready_addresses_of_this_node() -> None:
     )
     also = endpoint("10.244.0.8", node="node-0", ready=False, serving=True, terminating=True)
     assert plan(wanted, LOCAL, also, REMOTE).health_checks == {Family.IPV4: HealthCheck(32100, 1)}
+
+
+@pytest.mark.parametrize(
+    ("node_port", "health_port", "addresses", "reasons"),
+    [
+        (30080, 32100, (NODE,), []),
+        (30080, 30080, (NODE,), [Reason.DUPLICATE_HEALTH_CHECK_PORT]),
+        # A virtual server at another address, or at the same port of an address that is not the node's.
+        (30080, 80, (NODE,), []),
+        (0, 30080, (), []),
+    ],
+)
+def test_a_health_check_port_that_a_virtual_server_has_on_this_node_is_told(
+    node_port: int, health_port: int, addresses: tuple[str, ...], reasons: list[Reason]
+) -> None:
+    wanted = make(
+        type="LoadBalancer",
+        ports=(structs.replace(HTTP, node_port=node_port),),
+        ingress=(VIP,),
+        external_traffic_policy="Local",
+        health_check_node_port=health_port,
+    )
+    context = HERE._replace(node_port_addresses=tuple(map(packed, addresses)))
+    fragment = plan(wanted, LOCAL, context=context)
+    assert [omission.reason for omission in fragment.omissions] == reasons
+    assert set(fragment.health_checks) == (set() if reasons else {Family.IPV4})
 
 
 @pytest.mark.parametrize(
