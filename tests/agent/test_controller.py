@@ -366,7 +366,7 @@ async def test_a_deleted_service_leaves_nothing_also_if_somebody_else_ends_its_d
         await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers == {POD1: DRAINING, POD2: DRAINING})
         assert plane.kernel.addresses == {VIP.address}
         plane.kernel.virtual_servers[VIP].real_servers.clear()
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert plane.kernel.virtual_servers == {}
         assert plane.kernel.addresses == set()
         assert not any(plane.kernel.sets.values())
@@ -558,11 +558,11 @@ async def test_audit_repairs_and_counts_drift(
     plane: FakeDataplane, drift: Callable[[FakeDataplane], None], tables: set[str]
 ) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert rig.repairs == {}
         right = plane.kernel.read()
         drift(plane)
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert set(rig.repairs) == tables
         assert plane.kernel.read() == right
 
@@ -571,7 +571,7 @@ async def test_audit_keeps_and_counts_what_is_not_ours(plane: FakeDataplane) -> 
     async with running(plane, WEB, SLICE) as rig:
         foreign = virtual("192.0.2.5")
         plane.kernel.virtual_servers[foreign] = VirtualServer(foreign, "rr")
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert foreign in plane.kernel.virtual_servers
         assert set(rig.writer.foreign) == {foreign}
         assert rig.repairs == {}
@@ -582,9 +582,9 @@ async def test_service_that_leaked_goes_whole_also_when_an_address_was_repaired_
         right = plane.kernel.read()
         drift_service_leaked(plane)
         plane.kernel.addresses.remove(VIP.address)
-        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, VIP.address)])
+        await rig.audit.handle_events([Event(Happened.ADDRESS_REMOVED, VIP.address)])
         assert VIP.address in plane.kernel.addresses
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert plane.kernel.read() == right
         assert rig.repairs == {"addresses": 2, "ipvs": 1}
 
@@ -592,13 +592,15 @@ async def test_service_that_leaked_goes_whole_also_when_an_address_was_repaired_
 async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_news(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
         plane.calls.clear()
-        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, packed("10.96.9.9")), Event(Happened.ADDRESS_ADDED)])
+        await rig.audit.handle_events(
+            [Event(Happened.ADDRESS_REMOVED, packed("10.96.9.9")), Event(Happened.ADDRESS_ADDED)]
+        )
         assert not plane.calls
         plane.kernel.addresses.clear()
-        await rig.audit.notice([Event(Happened.ADDRESS_REMOVED, VIP.address)])
+        await rig.audit.handle_events([Event(Happened.ADDRESS_REMOVED, VIP.address)])
         assert plane.kernel.addresses == {VIP.address}
         plane.kernel.addresses.clear()
-        await rig.audit.notice([Event(Happened.LINK_REMOVED)])
+        await rig.audit.handle_events([Event(Happened.LINK_REMOVED)])
         assert plane.kernel.addresses == {VIP.address}
 
 
@@ -630,7 +632,7 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
         raise OSError("no buffer space")
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, watch))
         await rig.until(lambda: len(begun) >= 2)
         assert rig.repairs["addresses"] >= 1
         task.cancel()
@@ -644,7 +646,7 @@ async def test_what_happened_before_it_listened_is_repaired_at_once(plane: FakeD
 
     async with running(plane, WEB, SLICE) as rig:
         plane.kernel.addresses.clear()
-        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, watch))
         await rig.until(lambda: plane.kernel.addresses == {VIP.address})
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -20,6 +20,7 @@ from ipvs_proxy.kernel.links.monitor import Event
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.desired import Touched
+from ipvs_proxy.plan.marks import corrections
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     DRAINING,
@@ -94,8 +95,8 @@ async def test_drift_is_repaired_by_the_audit_after_one_that_failed(
         faulty = 2 if call == "read_virtual_server" else 1
         monkeypatch.setattr(plane, call, failing_once(getattr(plane, call), faulty))
         with pytest.raises(OSError, match="a fault"):
-            await rig.audit.round()
-        await rig.audit.round()
+            await rig.audit.run_once()
+        await rig.audit.run_once()
         assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
         assert OTHER in plane.kernel.virtual_servers
         assert VIP.address in plane.kernel.addresses
@@ -106,7 +107,7 @@ async def test_audit_finds_what_is_not_as_desired_though_nothing_waits(plane: Fa
         for tables in (plane.kernel, rig.writer.actual):
             tables.virtual_servers[VIP].real_servers.pop(POD1, None)
             tables.addresses.discard(VIP.address)
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
         assert VIP.address in plane.kernel.addresses
 
@@ -118,8 +119,8 @@ async def test_audit_that_fails_survives_a_set_that_is_gone(
         rig.writer.actual.entries["KUBE-GONE"] = {SetEntry(port=1)}
         monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
         with pytest.raises(OSError, match="a fault"):
-            await rig.audit.round()
-        await rig.audit.round()
+            await rig.audit.run_once()
+        await rig.audit.run_once()
 
 
 async def test_leaked_address_is_found_again_with_its_virtual_server_after_an_audit_that_failed(
@@ -129,8 +130,8 @@ async def test_leaked_address_is_found_again_with_its_virtual_server_after_an_au
         leaked, guarding = leak(plane)
         monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
         with pytest.raises(OSError, match="a fault"):
-            await rig.audit.round()
-        await rig.audit.round()
+            await rig.audit.run_once()
+        await rig.audit.run_once()
         assert leaked not in plane.kernel.virtual_servers
         assert leaked.address not in plane.kernel.addresses
         assert guarding not in plane.kernel.sets["KUBE-IPVS-IPS"]
@@ -160,7 +161,7 @@ async def test_service_deleted_and_made_again_beside_an_audit_has_its_virtual_se
             return found
 
         rig.audit._read_virtual_servers = slow  # type: ignore[assignment]
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert not rig.writer.foreign
         rig.add(dns)
         await rig.until(lambda: key.address in plane.kernel.addresses)
@@ -339,7 +340,7 @@ async def test_what_differs_only_in_the_read_beside_the_writes_is_no_drift(
             del found[VIP].real_servers[POD1]
         monkeypatch.setattr(rig.audit, "_read_virtual_servers", lambda: found)
         plane.applied.clear()
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert (rig.repairs, plane.applied) == ({}, [])
 
 
@@ -402,10 +403,27 @@ async def test_each_batch_of_notifications_is_acted_on_as_it_comes(plane: FakeDa
         await asyncio.Event().wait()
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, watch))
         await rig.until(lambda: plane.calls["read_addresses"] == 2)  # at the start, and when listening began
         plane.kernel.addresses.clear()
         taken.set()
         await rig.until(lambda: plane.kernel.addresses == {VIP.address})
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_marks_that_were_written_in_part_are_spelled_right_before_the_rules_read_them(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(plane, marked("aaa", 1), marked("bbb", 2)):
+        right = plane.kernel.read()
+    for members in (members for name, members in plane.kernel.sets.items() if "MARK" in name):
+        members.clear()
+    torn = corrections(plane.kernel.sets)
+    plane.applied.clear()
+    monkeypatch.setattr(plane, "write_rules", lambda: before_rules.extend(plane.applied) or [])
+    before_rules = list[Operation]()
+    async with running(plane, marked("aaa", 1), marked("bbb", 2)):
+        assert torn
+        assert before_rules == torn
+        assert plane.kernel.read() == right
