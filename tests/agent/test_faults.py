@@ -427,3 +427,21 @@ async def test_marks_that_were_written_in_part_are_spelled_right_before_the_rule
         assert torn
         assert before_rules == torn
         assert plane.kernel.read() == right
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_retries_end_with_the_agent_also_if_something_fails_in_the_same_moment(
+    plane: FakeDataplane, turns: int
+) -> None:
+    """On Python 3.11, ``asyncio.wait_for`` loses a cancellation that comes in the turn in which its event does."""
+    rig = Rig(plane)
+    rig.writer.retries.failed(Touched(addresses={VIP.address}), time.monotonic() + 60.0)
+    task = asyncio.create_task(rig.writer.retry_for_ever())
+    await asyncio.sleep(0.01)
+    rig.writer._retry_soon.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=1.0)
+    assert done
+    rig.writer.close()
