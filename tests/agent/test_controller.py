@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from errno import EIO
 from ipaddress import ip_network
 from typing import Any
@@ -24,10 +25,11 @@ from ipvs_proxy.agent.sync.departed import DepartedEndpoints
 from ipvs_proxy.agent.sync.drains import Drains, Ending
 from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
+from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME
 from ipvs_proxy.kernel.links.monitor import Change as Happened
 from ipvs_proxy.kernel.links.monitor import Event
 from ipvs_proxy.kube.events import Regarding
-from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service, ServicePort
+from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, ObjectMeta, Service, ServicePort
 from ipvs_proxy.kube.store import Change
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.desired import DesiredTables
@@ -356,8 +358,8 @@ async def test_an_address_that_comes_to_the_node_gets_its_node_ports(plane: Fake
         await rig.until(lambda: node_port in plane.kernel.virtual_servers)
         rig.interfaces.clear()
         await rig.controller.refresh_facts()
-        await rig.until(lambda: node_port not in plane.kernel.virtual_servers)
-        assert SetEntry(port=30080) not in plane.kernel.sets["KUBE-NODE-PORT-TCP"]
+        await rig.until(lambda: SetEntry(port=30080) not in plane.kernel.sets["KUBE-NODE-PORT-TCP"])
+        assert node_port not in plane.kernel.virtual_servers
 
 
 async def test_a_deleted_service_leaves_nothing_also_if_somebody_else_ends_its_drain(plane: FakeDataplane) -> None:
@@ -672,3 +674,56 @@ async def test_a_change_looks_at_nothing_of_other_services(plane: FakeDataplane)
         rig.controller.cache.services = UnwalkedDict(rig.controller.cache.services)
         rig.replace(SLICE, endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.9")))
         await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers.get(real("10.244.0.9")) == ACTIVE)
+
+
+def at(moment: datetime, *addresses: str) -> EndpointSlice:
+    """A slice that says when the change happened that led to it."""
+    piece = endpoint_slice(*map(endpoint, addresses))
+    told = {LAST_CHANGE_TRIGGER_TIME: moment.isoformat()}
+    return structs.replace(piece, metadata=structs.replace(piece.metadata, annotations=told))
+
+
+async def test_changes_are_counted_and_their_way_into_the_kernel_is_measured_once(plane: FakeDataplane) -> None:
+    old = at(datetime.now(UTC) - timedelta(hours=1), "10.244.0.1")
+    async with running(plane, WEB, old) as rig:
+        new = at(datetime.now(UTC), "10.244.0.1", "10.244.0.2")
+        rig.replace(old, new)
+        await rig.until(lambda: rig.history.changes)
+        # The next one is of the same moment, as when a label changes: nothing happened to an endpoint.
+        rig.replace(WEB, structs.replace(WEB, spec=structs.replace(WEB.spec, session_affinity="ClientIP")))
+        await rig.until(lambda: len(rig.history.changes) == 2)
+        exposed = rig.metrics.render("")[0].decode()
+    latencies = [line for line in exposed.splitlines() if "network_programming_duration_seconds_count" in line]
+    assert latencies == [
+        'kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1.0',
+        'kubeproxy_network_programming_duration_seconds_count{ip_family="IPv6"} 1.0',
+    ]
+    changes = [line for line in exposed.splitlines() if line.startswith("kubeproxy_") and "_changes" in line]
+    assert changes == [
+        "kubeproxy_sync_proxy_rules_service_changes_total 2.0",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_total 2.0",
+        "kubeproxy_sync_proxy_rules_service_changes_pending 0.0",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0.0",
+    ]
+    assert [(change.what, change.objects, change.total) for change in rig.history.changes] == [
+        ("programmed", ["default/web"], 1),
+        ("programmed", ["default/web"], 1),
+    ]
+
+
+async def test_rules_follow_the_own_node(plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(ObjectMeta("node"))
+    changed = structs.replace(node, metadata=ObjectMeta("node", labels={"a": "b"}))
+    async with running(plane, WEB, SLICE, node) as rig:
+        assert rig.adapted == [node]
+        plane.calls.clear()
+        monkeypatch.setattr(
+            rig.controller, "_adapt_rules", lambda node: bool(rig.adapted.append(node)) or node is changed
+        )
+        rig.replace(node, changed)
+        await rig.until(lambda: plane.calls["repair_rules"])
+        assert (rig.adapted, plane.calls) == ([node, changed], {"repair_rules": 1})
+        rig.replace(changed, node)
+        rig.replace(SLICE, endpoint_slice(endpoint("10.244.0.1")))
+        await rig.until(lambda: plane.calls["apply"])
+        assert plane.calls["repair_rules"] == 1
