@@ -275,7 +275,7 @@ class Agent:
 
     async def _notice(self, events: list[LinkEvent]) -> None:
         """Take in what rtnetlink reports of our own link, and of the addresses of others."""
-        await self._audit.notice(events)
+        await self._audit.handle_events(events)
         if any(event.change in {LinkChange.HOST_ADDRESSES_CHANGED, LinkChange.LOST} for event in events):
             await self._controller.refresh_facts()
             self._checks.readdress()

@@ -95,7 +95,8 @@ async def persist(what: str, step: Callable[[], Awaitable[T]], stop: asyncio.Eve
         delay = BACKOFF.delay(failures)
         log.warning("start_waits", step=what, error=problem, retry_in=delay)
         try:
-            await asyncio.wait_for(stop.wait(), delay)
+            async with asyncio.timeout(delay):
+                await stop.wait()
         except TimeoutError:
             failures += 1
         else:

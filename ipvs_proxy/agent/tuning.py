@@ -42,7 +42,8 @@ def prepare_for_start() -> None:
 async def settle_after(started: asyncio.Event) -> None:
     """Set the garbage collector for a running agent once it has started; return then."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(started.wait(), LONG_START)
+        async with asyncio.timeout(LONG_START):
+            await started.wait()
     _set_gc_threshold(GC_THRESHOLD)
     await started.wait()
     gc.freeze()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from errno import EIO
 from typing import Any
 
@@ -14,8 +15,9 @@ from structlog.testing import capture_logs
 from ipvs_proxy.agent.sync import retries, startup
 from ipvs_proxy.agent.sync.audit import follow_for_ever
 from ipvs_proxy.agent.sync.drains import Ending
+from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
-from ipvs_proxy.kube.objects import EndpointSlice, Service, ServicePort
+from ipvs_proxy.kube.objects import EndpointSlice, Node, ObjectMeta, Service, ServicePort
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.services import plan_service
@@ -252,8 +254,8 @@ async def test_an_address_that_comes_to_the_node_gets_its_node_ports(plane: Fake
         await rig.until(lambda: node_port in plane.kernel.virtual_servers)
         rig.interfaces.clear()
         await rig.controller.refresh_facts()
-        await rig.until(lambda: node_port not in plane.kernel.virtual_servers)
-        assert SetEntry(port=30080) not in plane.kernel.sets["KUBE-NODE-PORT-TCP"]
+        await rig.until(lambda: SetEntry(port=30080) not in plane.kernel.sets["KUBE-NODE-PORT-TCP"])
+        assert node_port not in plane.kernel.virtual_servers
 
 
 async def test_a_deleted_service_leaves_nothing_also_if_somebody_else_ends_its_drain(plane: FakeDataplane) -> None:
@@ -262,7 +264,7 @@ async def test_a_deleted_service_leaves_nothing_also_if_somebody_else_ends_its_d
         await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers == {POD1: DRAINING, POD2: DRAINING})
         assert plane.kernel.addresses == {VIP.address}
         plane.kernel.virtual_servers[VIP].real_servers.clear()
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert plane.kernel.virtual_servers == {}
         assert plane.kernel.addresses == set()
         assert not any(plane.kernel.sets.values())
@@ -454,11 +456,11 @@ async def test_audit_repairs_and_counts_drift(
     plane: FakeDataplane, drift: Callable[[FakeDataplane], None], tables: set[str]
 ) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert rig.repairs == {}
         right = plane.kernel.read()
         drift(plane)
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert set(rig.repairs) == tables
         assert plane.kernel.read() == right
 
@@ -467,7 +469,7 @@ async def test_audit_keeps_and_counts_what_is_not_ours(plane: FakeDataplane) -> 
     async with running(plane, WEB, SLICE) as rig:
         foreign = virtual("192.0.2.5")
         plane.kernel.virtual_servers[foreign] = VirtualServer(foreign, "rr")
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert foreign in plane.kernel.virtual_servers
         assert set(rig.writer.foreign) == {foreign}
         assert rig.repairs == {}
@@ -478,9 +480,9 @@ async def test_service_that_leaked_goes_whole_also_when_an_address_was_repaired_
         right = plane.kernel.read()
         drift_service_leaked(plane)
         plane.kernel.addresses.remove(VIP.address)
-        await rig.audit.notice([LinkEvent(LinkChange.ADDRESS_REMOVED, VIP.address)])
+        await rig.audit.handle_events([LinkEvent(LinkChange.ADDRESS_REMOVED, VIP.address)])
         assert VIP.address in plane.kernel.addresses
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert plane.kernel.read() == right
         assert rig.repairs == {"addresses": 2, "ipvs": 1}
 
@@ -488,15 +490,15 @@ async def test_service_that_leaked_goes_whole_also_when_an_address_was_repaired_
 async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_news(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
         plane.calls.clear()
-        await rig.audit.notice(
+        await rig.audit.handle_events(
             [LinkEvent(LinkChange.ADDRESS_REMOVED, packed("10.96.9.9")), LinkEvent(LinkChange.ADDRESS_ADDED)]
         )
         assert not plane.calls
         plane.kernel.addresses.clear()
-        await rig.audit.notice([LinkEvent(LinkChange.ADDRESS_REMOVED, VIP.address)])
+        await rig.audit.handle_events([LinkEvent(LinkChange.ADDRESS_REMOVED, VIP.address)])
         assert plane.kernel.addresses == {VIP.address}
         plane.kernel.addresses.clear()
-        await rig.audit.notice([LinkEvent(LinkChange.LINK_REMOVED)])
+        await rig.audit.handle_events([LinkEvent(LinkChange.LINK_REMOVED)])
         assert plane.kernel.addresses == {VIP.address}
 
 
@@ -528,7 +530,7 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
         raise OSError("no buffer space")
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, watch))
         await rig.until(lambda: len(begun) >= 2)
         assert rig.repairs["addresses"] >= 1
         task.cancel()
@@ -542,7 +544,7 @@ async def test_what_happened_before_it_listened_is_repaired_at_once(plane: FakeD
 
     async with running(plane, WEB, SLICE) as rig:
         plane.kernel.addresses.clear()
-        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, watch))
         await rig.until(lambda: plane.kernel.addresses == {VIP.address})
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -568,3 +570,56 @@ async def test_a_change_looks_at_nothing_of_other_services(plane: FakeDataplane)
         rig.controller.cache.services = UnwalkedDict(rig.controller.cache.services)
         rig.replace(SLICE, endpoint_slice(endpoint("10.244.0.1"), endpoint("10.244.0.9")))
         await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers.get(real("10.244.0.9")) == ACTIVE)
+
+
+def at(moment: datetime, *addresses: str) -> EndpointSlice:
+    """A slice that says when the change happened that led to it."""
+    piece = endpoint_slice(*map(endpoint, addresses))
+    told = {LAST_CHANGE_TRIGGER_TIME: moment.isoformat()}
+    return structs.replace(piece, metadata=structs.replace(piece.metadata, annotations=told))
+
+
+async def test_changes_are_counted_and_their_way_into_the_kernel_is_measured_once(plane: FakeDataplane) -> None:
+    old = at(datetime.now(UTC) - timedelta(hours=1), "10.244.0.1")
+    async with running(plane, WEB, old) as rig:
+        new = at(datetime.now(UTC), "10.244.0.1", "10.244.0.2")
+        rig.replace(old, new)
+        await rig.until(lambda: rig.history.changes)
+        # The next one is of the same moment, as when a label changes: nothing happened to an endpoint.
+        rig.replace(WEB, structs.replace(WEB, spec=structs.replace(WEB.spec, session_affinity="ClientIP")))
+        await rig.until(lambda: len(rig.history.changes) == 2)
+        exposed = rig.metrics.render("")[0].decode()
+    latencies = [line for line in exposed.splitlines() if "network_programming_duration_seconds_count" in line]
+    assert latencies == [
+        'kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 1.0',
+        'kubeproxy_network_programming_duration_seconds_count{ip_family="IPv6"} 1.0',
+    ]
+    changes = [line for line in exposed.splitlines() if line.startswith("kubeproxy_") and "_changes" in line]
+    assert changes == [
+        "kubeproxy_sync_proxy_rules_service_changes_total 2.0",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_total 2.0",
+        "kubeproxy_sync_proxy_rules_service_changes_pending 0.0",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0.0",
+    ]
+    assert [(change.what, change.objects, change.total) for change in rig.history.changes] == [
+        ("programmed", ["default/web"], 1),
+        ("programmed", ["default/web"], 1),
+    ]
+
+
+async def test_rules_follow_the_own_node(plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(ObjectMeta("node"))
+    changed = structs.replace(node, metadata=ObjectMeta("node", labels={"a": "b"}))
+    async with running(plane, WEB, SLICE, node) as rig:
+        assert rig.adapted == [node]
+        plane.calls.clear()
+        monkeypatch.setattr(
+            rig.controller, "_adapt_rules", lambda node: bool(rig.adapted.append(node)) or node is changed
+        )
+        rig.replace(node, changed)
+        await rig.until(lambda: plane.calls["repair_rules"])
+        assert (rig.adapted, plane.calls) == ([node, changed], {"repair_rules": 1})
+        rig.replace(changed, node)
+        rig.replace(SLICE, endpoint_slice(endpoint("10.244.0.1")))
+        await rig.until(lambda: plane.calls["apply"])
+        assert plane.calls["repair_rules"] == 1

@@ -18,6 +18,7 @@ from ipvs_proxy.agent.sync.failures import LOGGED
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
 from ipvs_proxy.pacing import Backoff
+from ipvs_proxy.plan.marks import corrections
 from ipvs_proxy.plan.roles import NODE_PORT_UDP
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.table_keys import TableKeys
@@ -95,8 +96,8 @@ async def test_drift_is_repaired_by_the_audit_after_one_that_failed(
         faulty = 2 if call == "read_virtual_server" else 1
         monkeypatch.setattr(plane, call, failing_once(getattr(plane, call), faulty))
         with pytest.raises(OSError, match="a fault"):
-            await rig.audit.round()
-        await rig.audit.round()
+            await rig.audit.run_once()
+        await rig.audit.run_once()
         assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
         assert OTHER in plane.kernel.virtual_servers
         assert VIP.address in plane.kernel.addresses
@@ -107,7 +108,7 @@ async def test_audit_finds_what_is_not_as_desired_though_nothing_waits(plane: Fa
         for tables in (plane.kernel, rig.writer.actual):
             tables.virtual_servers[VIP].real_servers.pop(POD1, None)
             tables.addresses.discard(VIP.address)
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
         assert VIP.address in plane.kernel.addresses
 
@@ -121,8 +122,8 @@ async def test_audit_that_fails_survives_a_set_that_is_gone(
         monkeypatch.setattr(plane.kernel, "create_sets", lambda: None)
         monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
         with pytest.raises(OSError, match="a fault"):
-            await rig.audit.round()
-        await rig.audit.round()
+            await rig.audit.run_once()
+        await rig.audit.run_once()
 
 
 async def test_leaked_address_is_found_again_with_its_virtual_server_after_an_audit_that_failed(
@@ -132,8 +133,8 @@ async def test_leaked_address_is_found_again_with_its_virtual_server_after_an_au
         leaked, guarding = leak(plane)
         monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
         with pytest.raises(OSError, match="a fault"):
-            await rig.audit.round()
-        await rig.audit.round()
+            await rig.audit.run_once()
+        await rig.audit.run_once()
         assert leaked not in plane.kernel.virtual_servers
         assert leaked.address not in plane.kernel.addresses
         assert guarding not in plane.kernel.sets["KUBE-IPVS-IPS"]
@@ -163,7 +164,7 @@ async def test_service_deleted_and_made_again_beside_an_audit_has_its_virtual_se
             return found
 
         rig.audit._read_virtual_servers = slow  # type: ignore[assignment]
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert not rig.writer.foreign
         rig.add(dns)
         await rig.until(lambda: key.address in plane.kernel.addresses)
@@ -342,7 +343,7 @@ async def test_what_differs_only_in_the_read_beside_the_writes_is_no_drift(
             del found[VIP].real_servers[POD1]
         monkeypatch.setattr(rig.audit, "_read_virtual_servers", lambda: found)
         plane.applied.clear()
-        await rig.audit.round()
+        await rig.audit.run_once()
         assert (rig.repairs, plane.applied) == ({}, [])
 
 
@@ -405,10 +406,45 @@ async def test_each_batch_of_notifications_is_acted_on_as_it_comes(plane: FakeDa
         await asyncio.Event().wait()
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit.notice, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, watch))
         await rig.until(lambda: plane.calls["read_addresses"] == 2)  # at the start, and when listening began
         plane.kernel.addresses.clear()
         taken.set()
         await rig.until(lambda: plane.kernel.addresses == {VIP.address})
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_marks_that_were_written_in_part_are_spelled_right_before_the_rules_read_them(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(plane, marked("aaa", 1), marked("bbb", 2)):
+        right = plane.kernel.read()
+    for members in (members for name, members in plane.kernel.sets.items() if "MARK" in name):
+        members.clear()
+    torn = corrections(plane.kernel.sets)
+    plane.applied.clear()
+    monkeypatch.setattr(plane, "write_rules", lambda: before_rules.extend(plane.applied) or [])
+    before_rules = list[Operation]()
+    async with running(plane, marked("aaa", 1), marked("bbb", 2)):
+        assert torn
+        assert before_rules == torn
+        assert plane.kernel.read() == right
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_retries_end_with_the_agent_also_if_something_fails_in_the_same_moment(
+    plane: FakeDataplane, turns: int
+) -> None:
+    """On Python 3.11, ``asyncio.wait_for`` loses a cancellation that comes in the turn in which its event does."""
+    rig = Rig(plane)
+    rig.writer.retries.failed(TableKeys(addresses={VIP.address}), time.monotonic() + 60.0)
+    task = asyncio.create_task(rig.writer.retry_for_ever())
+    await asyncio.sleep(0.01)
+    rig.writer._retry_soon.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=1.0)
+    assert done
+    rig.writer.close()

@@ -29,7 +29,7 @@ class History:
             Happening(self._now(), "programmed", operations, named, milliseconds, total=len(services))
         )
 
-    def repaired(self, table: str, findings: Sequence[str]) -> None:
+    def repaired(self, table: str, drift: Sequence[str]) -> None:
         """Note that drift was repaired."""
-        named, total = sorted(findings)[:NAMED], len(findings)
+        named, total = sorted(drift)[:NAMED], len(drift)
         self.repairs.appendleft(Happening(self._now(), table, total, named, total=total))

@@ -64,7 +64,7 @@ class Audit:
         self._read_virtual_servers = read_virtual_servers
         self._repaired = repaired
 
-    async def round(self) -> None:
+    async def run_once(self) -> None:
         """Look at all four places once.
 
         Raises:
@@ -84,11 +84,11 @@ class Audit:
         await self._writer.write(unwanted)
         await self._writer.write_unsettled()
 
-    async def notice(self, events: Iterable[LinkEvent]) -> None:
+    async def handle_events(self, events: Iterable[LinkEvent]) -> None:
         """Repair what rtnetlink tells of, at once.
 
         Our own writes are told of too: what the mirror does not expect to be there is no news. Additions are left to
-        the next round. Raises as ``round`` does.
+        the next round. Raises as ``run_once`` does.
         """
         expected = self._writer.actual.addresses
         if any(
@@ -148,7 +148,7 @@ async def audit_for_ever(
         await asyncio.sleep(period())
         begun()
         try:
-            await audit.round()
+            await audit.run_once()
         except FAULTS as error:
             log.error("audit_failed", error=str(error))
         else:
@@ -156,18 +156,18 @@ async def audit_for_ever(
 
 
 async def follow_for_ever(
-    notice: Callable[[list[LinkEvent]], Awaitable[None]], watch: Callable[[], AsyncIterable[list[LinkEvent]]]
+    handle: Callable[[list[LinkEvent]], Awaitable[None]], watch: Callable[[], AsyncIterable[list[LinkEvent]]]
 ) -> None:
-    """Hand rtnetlink's events to ``notice`` as they come; ``watch`` begins to listen.
+    """Hand rtnetlink's events to ``handle`` as they come; ``watch`` begins to listen.
 
     Where listening fails it is begun again. What was missed before is looked for each time.
     """
     while True:
         try:
             batches = watch()
-            await notice([LinkEvent(LinkChange.LOST)])
+            await handle([LinkEvent(LinkChange.LOST)])
             async for batch in batches:
-                await notice(batch)
+                await handle(batch)
         except FAULTS as error:
             log.error("repair_failed", error=str(error))
         await asyncio.sleep(LISTEN_AGAIN)

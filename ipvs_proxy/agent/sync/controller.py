@@ -229,7 +229,7 @@ class Controller:
         for name in names:
             if name in dirty:
                 await self.planner.plan(name)
-        planned = self.planner.take(names)
+        planned = self.planner.take_planned(names)
         operations = await self.writer.write(planned.touched)
         for name, wanted in planned.health_checks.items():
             self._recorder.health_checks(name, wanted)

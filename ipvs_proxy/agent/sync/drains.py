@@ -286,7 +286,8 @@ async def end_drains_for_ever(
     """
     while True:
         with suppress(TimeoutError):
-            await asyncio.wait_for(drains.begun.wait(), INTERVAL)
+            async with asyncio.timeout(INTERVAL):
+                await drains.begun.wait()
         drains.begun.clear()
         suspects = drains.suspects(time.monotonic())
         dead = await dead_nodes(suspects) if suspects else ()

@@ -285,7 +285,8 @@ class KernelWriter:
         while True:
             due = self.retries.next_due()
             try:
-                await asyncio.wait_for(self._retry_soon.wait(), None if due is None else max(0.0, due - self._clock()))
+                async with asyncio.timeout(None if due is None else max(0.0, due - self._clock())):
+                    await self._retry_soon.wait()
                 self._retry_soon.clear()
             except TimeoutError:
                 due_now = self.retries.take_due(self._clock())

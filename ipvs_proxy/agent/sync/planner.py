@@ -84,7 +84,7 @@ class Planner:
             self._batches[name] = batch
         await self._plan_into(batch, name)
 
-    def take(self, names: Iterable[ServiceName]) -> Batch:
+    def take_planned(self, names: Iterable[ServiceName]) -> Batch:
         """Take out what is planned for Services, and for those that were planned in one batch with them."""
         taken = Batch()
         for name in names:
@@ -135,7 +135,7 @@ class Planner:
             log.exception("plan_failed", service=str(name))
             return
         touched = await self._writer.replace_fragment(name, fragment)
-        self._problems.take(name, fragment, touched)
+        self._problems.note_plan(name, fragment, touched)
         batch.touched.add(touched)
         batch.health_checks[name] = {} if fragment is None else fragment.health_checks
 

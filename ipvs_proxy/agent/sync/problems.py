@@ -40,7 +40,7 @@ class Problems:
         """Return what the plan leaves out of a Service."""
         return self._omissions.get(name, ())
 
-    def take(self, name: ServiceName, fragment: Fragment | None, touched: TableKeys) -> None:
+    def note_plan(self, name: ServiceName, fragment: Fragment | None, touched: TableKeys) -> None:
         """Take in the new plan of a Service, ``None`` if it is gone, and what of the tables it touched."""
         self._take_omissions(name, [] if fragment is None else fragment.omissions)
         self._take_conflicts(touched)

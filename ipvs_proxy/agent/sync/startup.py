@@ -88,7 +88,8 @@ class Startup:
         while not self._known.all.is_set():
             await self._plan_ahead()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._known.all.wait(), AHEAD_INTERVAL)
+                async with asyncio.timeout(AHEAD_INTERVAL):
+                    await self._known.all.wait()
 
     async def _plan_ahead(self) -> None:
         """Plan Services that have EndpointSlices already; should more come, they are planned again."""
