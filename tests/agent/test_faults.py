@@ -422,7 +422,7 @@ async def test_marks_that_were_written_in_part_are_spelled_right_before_the_rule
         right = plane.kernel.read()
     for members in (members for name, members in plane.kernel.sets.items() if "MARK" in name):
         members.clear()
-    torn = corrections(plane.kernel.sets)
+    torn = corrections(plane.kernel.entries())
     plane.applied.clear()
     monkeypatch.setattr(plane, "write_rules", lambda: before_rules.extend(plane.applied) or [])
     before_rules = list[Operation]()

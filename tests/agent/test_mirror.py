@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from copy import deepcopy
 
 import pytest
+from msgspec import structs
 
 from ipvs_proxy.agent.sync.kernel_access import KernelThread
 from ipvs_proxy.agent.sync.mirror import Mirror
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import ACTIVE, DRAINING, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import ACTIVE, DRAINING, Family, SetEntry, VirtualServer, VirtualServerKey
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import packed, real, virtual
 
 A, B, C = (virtual(f"10.96.0.{number}") for number in (1, 2, 3))
 POD = real("10.244.0.1")
-SET = "KUBE-CLUSTER-IP"
+SET = roles.CLUSTER_IP[Family.IPV4]
+SET_NAME = "KUBE-CLUSTER-IP"
 
 
 def member(key: VirtualServerKey) -> SetEntry:
     return SetEntry(*key[:3])
+
+
+def copied(tables: KernelTables) -> KernelTables:
+    """Copy all but the roles, which are what they are by identity."""
+    return KernelTables(
+        {
+            key: structs.replace(server, real_servers=dict(server.real_servers))
+            for key, server in tables.virtual_servers.items()
+        },
+        set(tables.addresses),
+        {role: set(members) for role, members in tables.entries.items()},
+    )
 
 
 @pytest.fixture
@@ -30,7 +44,7 @@ def plane() -> FakeDataplane:
     for key in (A, B):
         plane.kernel.virtual_servers[key] = VirtualServer(key, "rr", real_servers={POD: ACTIVE})
         plane.kernel.addresses.add(key.address)
-        plane.kernel.sets[SET].add(member(key))
+        plane.kernel.sets[SET_NAME].add(member(key))
     return plane
 
 
@@ -64,7 +78,7 @@ def failing(call: Callable[..., object], number: int) -> Callable[..., object]:
 
 async def test_it_begins_with_the_members_and_nothing_else(plane: FakeDataplane, mirror: Mirror) -> None:
     await mirror.begin()
-    assert mirror.tables == KernelTables(entries=plane.kernel.sets)
+    assert mirror.tables == KernelTables(entries=plane.kernel.entries())
 
 
 async def test_what_is_not_ours_is_kept_apart_as_it_was_last_found(plane: FakeDataplane, mirror: Mirror) -> None:
@@ -92,10 +106,10 @@ async def test_addresses_and_members_it_is_wrong_about_are_told(plane: FakeDatap
     assert not await mirror.reread_small_tables()
     plane.kernel.addresses.remove(A.address)
     plane.kernel.addresses.add(C.address)
-    plane.kernel.sets[SET].remove(member(B))
+    plane.kernel.sets[SET_NAME].remove(member(B))
     plane.kernel.sets["KUBE-EXTERNAL-IP"].add(member(C))
     assert await mirror.reread_small_tables() == TableKeys(
-        addresses={A.address, C.address}, entries={(SET, member(B)), ("KUBE-EXTERNAL-IP", member(C))}
+        addresses={A.address, C.address}, entries={(SET, member(B)), (roles.EXTERNAL_IP[Family.IPV4], member(C))}
     )
     assert mirror.tables == plane.kernel.read()
 
@@ -107,8 +121,8 @@ async def test_a_read_that_fails_loses_no_difference(
     for key in (A, B):
         plane.kernel.virtual_servers[key].real_servers.clear()
     plane.kernel.addresses.clear()
-    plane.kernel.sets[SET].clear()
-    before = deepcopy(mirror.tables)
+    plane.kernel.sets[SET_NAME].clear()
+    before = copied(mirror.tables)
     monkeypatch.setattr(plane, call, failing(getattr(plane, call), 2 if call == "read_virtual_server" else 1))
     with pytest.raises(OSError, match="a fault"):
         await (mirror.reread_virtual_servers([A, B]) if call == "read_virtual_server" else mirror.reread_small_tables())
@@ -135,11 +149,11 @@ async def test_with_an_address_that_failed_all_that_is_missing_has_failed(plane:
 
 
 async def test_with_a_member_that_failed_all_that_is_missing_has_failed(plane: FakeDataplane, mirror: Mirror) -> None:
-    del plane.kernel.sets[SET]
+    del plane.kernel.sets[SET_NAME]
     failed = TableKeys(entries={(SET, member(C))})
     await mirror.reread_failed(failed)
     assert mirror.tables == plane.kernel.read()
-    assert plane.kernel.sets[SET] == set(), "the set is made again"
+    assert plane.kernel.sets[SET_NAME] == set(), "the set is made again"
     assert failed == TableKeys(entries={(SET, member(key)) for key in (A, B, C)})
     assert plane.calls == {"ensure_tables": 1, "read_entries": 1}
 
@@ -171,7 +185,8 @@ async def test_what_is_adopted_is_ours_as_it_is(mirror: Mirror) -> None:
 
 async def test_what_is_forgotten_is_found_again(mirror: Mirror) -> None:
     forgotten = TableKeys(
-        addresses={A.address, packed("10.96.9.9")}, entries={(SET, member(A)), ("KUBE-GONE", member(A))}
+        addresses={A.address, packed("10.96.9.9")},
+        entries={(SET, member(A)), (roles.NO_ENDPOINT[Family.IPV4], member(A))},
     )
     mirror.forget(forgotten)
     assert await mirror.reread_small_tables() == TableKeys(addresses={A.address}, entries={(SET, member(A))})
