@@ -174,6 +174,9 @@ def test_of_two_that_claim_the_mark_of_an_address_only_one_gets_it() -> None:
     marks.restore([SetEntry(*VIP[:3], mark=CLASS | 9 << 2 | 1)])
     assert [number_of(marks.assign(service, HTTP, [VIP])) for service in (WEB, API)] == [9, 1]
     assert number_of(marks.assign(WEB, DNS, [virtual("203.0.113.9"), VIP])) == 2
+    other = Marks()
+    other.restore([SetEntry(*VIP[:3], mark=CLASS | 9 << 2 | 1)])
+    assert number_of(other.assign(WEB, HTTP, [virtual("203.0.113.9"), VIP])) == 9, "a new address comes first"
 
 
 def test_a_number_that_rests_is_given_out_when_no_other_is_left() -> None:
@@ -189,9 +192,9 @@ def test_a_number_that_rests_is_given_out_when_no_other_is_left() -> None:
 
 def test_no_number_is_lost_or_given_twice_when_the_marks_of_an_earlier_agent_are_forgotten() -> None:
     marks = Marks()
-    for _ in range(3 * RESTING):
-        marks.assign(WEB, HTTP, [])
-        marks.keep(WEB, ())
+    for number in range(3 * RESTING):
+        marks.assign(WEB, PortKey(str(number), Protocol.TCP), [])
+    marks.keep(WEB, ())
     kept = number_of(marks.assign(WEB, HTTP, []))
     marks.forget_restored()
     found = [number_of(mark) for mark in every_mark(marks)]

@@ -298,6 +298,72 @@ def test_the_policy_local_counts_for_what_is_exposed(
     assert read_family_spec(wanted, Family.IPV4, HERE, []).external_local is local
 
 
+def budgeted(monkeypatch: pytest.MonkeyPatch, context: Context, **bounds: int) -> tuple[int, list[str]]:
+    """Plan a port at three ingress addresses with two source ranges and two endpoints, one here.
+
+    Returns how many virtual servers it has outside the cluster, and what is said of ports that were too much.
+    """
+    for bound, value in bounds.items():
+        monkeypatch.setattr(f"ipvs_proxy.plan.budget.{bound}", value)
+    ingress = tuple(LoadBalancerIngress(f"203.0.113.{number}") for number in (5, 6, 7))
+    wanted = make(
+        type="LoadBalancer",
+        ingress=ingress,
+        external_traffic_policy="Local",
+        health_check_node_port=32100,
+        load_balancer_source_ranges=["198.51.100.0/24", "192.0.2.128/25"],
+    )
+    fragment = plan(wanted, LOCAL, REMOTE, context=context)
+    told = [omission.where for omission in fragment.omissions if omission.reason is Reason.TOO_MUCH]
+    return len(fragment.virtual_servers) - 1, told
+
+
+@pytest.mark.parametrize(
+    ("context", "bound", "enough"),
+    [
+        # Three addresses, the mark's with them, and the cluster IP.
+        (HERE, "MAX_VIRTUAL_SERVERS", 5),
+        (COMPATIBLE, "MAX_VIRTUAL_SERVERS", 4),
+        # Two endpoints each.
+        (HERE, "MAX_REAL_SERVERS", 10),
+        (COMPATIBLE, "MAX_REAL_SERVERS", 8),
+        # Two ranges for each of three addresses.
+        (HERE, "MAX_RANGE_MEMBERS", 6),
+    ],
+)
+def test_what_a_service_may_ask_for_is_counted_exactly(
+    monkeypatch: pytest.MonkeyPatch, context: Context, bound: str, enough: int
+) -> None:
+    everything = 3 if context.compatible else 4
+    assert budgeted(monkeypatch, context, **{bound: enough}) == (everything, [])
+    outside, told = budgeted(monkeypatch, context, **{bound: enough - 1})
+    assert outside == 0
+    assert told == ["service default/web ports with more virtual servers or endpoints: 1"]
+
+
+@pytest.mark.parametrize(
+    "more", [{"external_ips": ["203.0.113.5", "203.0.113.6"]}, {"ingress": (VIP, LoadBalancerIngress("203.0.113.6"))}]
+)
+def test_every_port_that_finds_no_room_outside_is_counted(
+    monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("ipvs_proxy.plan.budget.MAX_VIRTUAL_SERVERS", 4)
+    fragment = plan(make(ports=[ServicePort(number, f"p{number}") for number in (1, 2, 3)], **more), LOCAL)
+    assert len(fragment.virtual_servers) == 3
+    assert [omission.where for omission in fragment.omissions] == [
+        "service default/web ports with more virtual servers or endpoints: 3"
+    ]
+
+
+def test_local_endpoints_beyond_the_bound_are_not_their_own_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop_back = role("KUBE-LOOP-BACK")
+    for bound, members in ((1, 1), (0, 0)):
+        monkeypatch.setattr("ipvs_proxy.plan.budget.MAX_LOCAL_MEMBERS", bound)
+        fragment = plan(make(), LOCAL, REMOTE)
+        assert sum(one is loop_back for one, _ in fragment.entries) == members
+        assert len(fragment.omissions) == 1 - members
+
+
 def test_a_cluster_ip_is_put_on_our_link_even_if_the_host_has_it() -> None:
     address = packed("10.96.0.10")
     fragment = plan(make(), LOCAL, context=HERE._replace(host_addresses=frozenset({address})))
