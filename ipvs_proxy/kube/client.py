@@ -295,7 +295,7 @@ async def _configure(kubeconfig: str, master: str, scratch: str) -> tuple[Any, f
 
 
 def _plugin_good_until(loader: Any) -> float:
-    """Tell until when what an exec plugin gave is good: its expiry, or until it is refused; 0 without a plugin."""
+    """Return until when the credentials of an exec plugin are good: their expiry, or until refused; 0 without one."""
     if "exec" not in (loader._user or ()):  # noqa: SLF001  the loader tells it nowhere else
         return 0.0
     expiry = getattr(loader, "exec_plugin_expiry", None)
@@ -342,7 +342,7 @@ def _tls(configuration: Any) -> ssl.SSLContext:
 
 
 def _check_kubeconfig(path: Path) -> None:
-    """Tell of what is wrong with the file itself, better than the library does."""
+    """Report what is wrong with the file itself; the library's own messages say less."""
     advice = "give a readable file with --kubeconfig"
     try:
         content = yaml.safe_load(path.read_bytes())

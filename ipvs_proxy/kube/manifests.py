@@ -110,18 +110,9 @@ async def follow_manifests(
             await follower.follow(signatures, patience=None)
             for kind in KINDS:
                 sink.synced(kind)
-            missing = False
             while True:
                 await sleep(interval)
-                try:
-                    signatures = await asyncio.to_thread(_scan, directory)
-                except OSError as error:
-                    if not missing:
-                        log.warning("manifests_unreadable", directory=str(directory), error=str(error))
-                    missing = True
-                    continue
-                missing = False
-                await follower.follow(signatures, patience=interval)
+                await follower.look(patience=interval)
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
 
@@ -142,11 +133,24 @@ class _Follower:
         self._stores = {kind: Store(kind) for kind in KINDS}
         self._files: dict[str, _File] = {}
         self._doubts: dict[str, _Doubt] = {}
+        self._is_unreadable = False
         self._doubts_told: frozenset[str] = frozenset()
         self._moving: dict[str, Signature] = {}
         self._readings: dict[str, asyncio.Future[_File | None]] = {}
         self._twice: set[tuple[str, str, str, str]] = set()
         self._unused_told: set[tuple[str, str]] = set()
+
+    async def look(self, *, patience: float) -> None:
+        """Look at the directory again and follow what has changed; a directory that cannot be read is logged once."""
+        try:
+            signatures = await asyncio.to_thread(_scan, self._directory)
+        except OSError as error:
+            if not self._is_unreadable:
+                log.warning("manifests_unreadable", directory=str(self._directory), error=str(error))
+            self._is_unreadable = True
+            return
+        self._is_unreadable = False
+        await self.follow(signatures, patience=patience)
 
     async def follow(self, signatures: Mapping[str, Signature], *, patience: float | None) -> None:
         """Read the files that changed and hand on what that changes.

@@ -75,7 +75,7 @@ NETLINK_GENERIC: Final = 16
 
 
 @dataclass(slots=True)
-class Traffic:
+class MessageCounts:
     """What was sent: messages that write, messages that only read, system calls in both directions, bytes."""
 
     writes: int = 0
@@ -95,8 +95,8 @@ class NetlinkSocket:
 
     """
 
-    def __init__(self, protocol: int, *, traffic: Traffic | None = None, strict: bool = False) -> None:
-        self.traffic = Traffic() if traffic is None else traffic
+    def __init__(self, protocol: int, *, traffic: MessageCounts | None = None, strict: bool = False) -> None:
+        self.traffic = MessageCounts() if traffic is None else traffic
         self._protocol = protocol
         self._strict = strict
         self._sequence = 0

@@ -10,10 +10,10 @@ from pathlib import Path
 import yaml
 
 from ipvs_proxy.settings.model import Note, Settings, SettingsError
-from ipvs_proxy.settings.row import KUBE_PROXY, OWN, Document
+from ipvs_proxy.settings.row import KUBE_PROXY, OWN, DocumentKind
 
 
-def document(settings: Settings, kind: Document) -> dict[str, object]:
+def document(settings: Settings, kind: DocumentKind) -> dict[str, object]:
     """Return one document of the effective settings, with its apiVersion and kind."""
     found: dict[str, object] = {"apiVersion": kind.api_version, "kind": kind.kind}
     sections: dict[str, dict[str, object]] = {}

@@ -18,7 +18,7 @@ from ipvs_proxy.kube.documents import read_file as read_bytes
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.settings.merge import effective
 from ipvs_proxy.settings.model import Note, Settings, SettingsError
-from ipvs_proxy.settings.row import KUBE_PROXY, OWN, Document
+from ipvs_proxy.settings.row import KUBE_PROXY, OWN, DocumentKind
 from ipvs_proxy.settings.table import SETTINGS
 from ipvs_proxy.settings.values import type_of
 
@@ -70,10 +70,10 @@ def read_text(text: str, name: str) -> tuple[dict[str, object], list[Note]]:
     documents = [document for document in parsed.documents if document is not None]
     if not documents or not all(isinstance(document, dict) for document in documents):
         raise SettingsError(f"{name}: it holds no {KUBE_PROXY.kind}")
-    found: dict[Document, dict[str, object]] = {}
+    found: dict[DocumentKind, dict[str, object]] = {}
     others: list[str] = []
     for document in documents:
-        kind = Document(str(document.pop("apiVersion", None)), str(document.pop("kind", None)))
+        kind = DocumentKind(str(document.pop("apiVersion", None)), str(document.pop("kind", None)))
         if len(documents) > 1 and _is_others(kind):
             others.append(quote(f"{kind.kind} ({kind.api_version})"))
         elif kind not in DOCUMENTS:
@@ -93,14 +93,14 @@ def read_text(text: str, name: str) -> tuple[dict[str, object], list[Note]]:
     return fields, notes
 
 
-def _is_others(kind: Document) -> bool:
+def _is_others(kind: DocumentKind) -> bool:
     """Return whether a document is another program's, by its API group."""
     group, _, version = kind.api_version.partition("/")
     return bool(version) and "." in group and group not in _GROUPS
 
 
 def _sort_out(
-    documents: Mapping[Document, dict[str, object]], duplicates: list[str]
+    documents: Mapping[DocumentKind, dict[str, object]], duplicates: list[str]
 ) -> tuple[dict[str, object], list[Note]]:
     """Return the known fields of documents by path, and a note on the others."""
     faults: list[str] = []

@@ -19,15 +19,15 @@ T = TypeVar("T")
 ROW: Final = "row"
 
 
-class Document(NamedTuple):
+class DocumentKind(NamedTuple):
     """One kind of document of a configuration file."""
 
     api_version: str
     kind: str
 
 
-KUBE_PROXY: Final = Document("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")
-OWN: Final = Document("ipvs-proxy.io/v1alpha1", "IpvsProxyConfiguration")
+KUBE_PROXY: Final = DocumentKind("kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration")
+OWN: Final = DocumentKind("ipvs-proxy.io/v1alpha1", "IpvsProxyConfiguration")
 
 
 class Group(StrEnum):
@@ -63,7 +63,7 @@ class Setting:
     kind: Kind[object]
     default: str
     help: str
-    document: Document = KUBE_PROXY
+    document: DocumentKind = KUBE_PROXY
     file_default: str | None = None
     zero_is_default: bool = False
     outranks_file: bool = False
@@ -85,7 +85,7 @@ def row(
     default: str,
     help: str,  # noqa: A002  as argparse and click call it
     *,
-    document: Document = KUBE_PROXY,
+    document: DocumentKind = KUBE_PROXY,
     file_default: str | None = None,
     zero_is_default: bool = False,
     outranks_file: bool = False,

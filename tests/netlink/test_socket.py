@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from ipvs_proxy.netlink.errors import UNKNOWN
-from ipvs_proxy.netlink.socket import BATCH_BYTES, DUMP_ATTEMPTS, NETLINK_ROUTE, NetlinkSocket, Traffic
+from ipvs_proxy.netlink.socket import BATCH_BYTES, DUMP_ATTEMPTS, NETLINK_ROUTE, MessageCounts, NetlinkSocket
 from ipvs_proxy.netlink.wire import ACK, DUMP_INTERRUPTED, MalformedMessage, Request, parse
 
 PING = Request(30, b"ping")
@@ -213,7 +213,7 @@ def dump(sequence: int, *, interrupted: bool = False) -> Iterator[bytes]:
 def test_a_dump_gives_all_payloads():
     socket = Scripted(lambda sequences: dump(sequences[0]))
     assert socket.dump(PING) == [b"one1", b"two2"]
-    assert socket.traffic == Traffic(reads=1)
+    assert socket.traffic == MessageCounts(reads=1)
 
 
 def test_a_dump_that_was_interrupted_is_taken_again():

@@ -9,7 +9,7 @@ import pytest
 
 from ipvs_proxy.kernel.ipvs.sockopt import QuickLook
 from ipvs_proxy.kernel.ipvs.table import Ipvs
-from ipvs_proxy.netlink.socket import Traffic
+from ipvs_proxy.netlink.socket import MessageCounts
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.tables import (
     ACTIVE,
@@ -38,7 +38,7 @@ def namespace():
 
 @pytest.fixture
 def look(namespace):
-    with closing(QuickLook(Traffic())) as found:
+    with closing(QuickLook(MessageCounts())) as found:
         yield found
 
 
@@ -52,10 +52,10 @@ def fill(key: VirtualServerKey = KEY, servers: dict[RealServerKey, RealServer] =
 
 def test_what_is_as_expected_is_confirmed_with_one_system_call():
     fill()
-    traffic = Traffic()
+    traffic = MessageCounts()
     with closing(QuickLook(traffic)) as look:
         assert look.confirms(KEY, SERVERS)
-    assert traffic == Traffic(writes=0, reads=1, system_calls=1)
+    assert traffic == MessageCounts(writes=0, reads=1, system_calls=1)
 
 
 EDIT = ("ipvsadm", "-e", "-t", "10.96.0.1:80", "-r", "10.0.0.2:8080")

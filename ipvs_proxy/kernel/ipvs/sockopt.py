@@ -17,7 +17,7 @@ from struct import Struct
 from typing import Final
 
 from ipvs_proxy.kernel.ipvs.constants import FORWARDING_MASK
-from ipvs_proxy.netlink.socket import Traffic
+from ipvs_proxy.netlink.socket import MessageCounts
 from ipvs_proxy.plan.tables import RealServer, RealServerKey, VirtualServerKey
 
 _GET_DESTINATIONS: Final = 64 + 1024 + 64 + 4  # IP_VS_SO_GET_DESTS
@@ -43,7 +43,7 @@ class QuickLook:
 
     """
 
-    def __init__(self, traffic: Traffic) -> None:
+    def __init__(self, traffic: MessageCounts) -> None:
         self._traffic = traffic
         # Any socket of IPv4 leads to the kernel's netfilter, which hands the question to IPVS.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)

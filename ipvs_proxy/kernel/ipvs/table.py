@@ -31,7 +31,7 @@ from ipvs_proxy.kernel.ipvs.records import (
 )
 from ipvs_proxy.netlink.errors import MissingPiece, Unusable
 from ipvs_proxy.netlink.generic import decode_family, encode_get_family
-from ipvs_proxy.netlink.socket import BATCH_MESSAGES, NETLINK_GENERIC, NetlinkSocket, Traffic
+from ipvs_proxy.netlink.socket import BATCH_MESSAGES, NETLINK_GENERIC, MessageCounts, NetlinkSocket
 from ipvs_proxy.netlink.wire import Request
 from ipvs_proxy.plan.tables import (
     IpvsOperation,
@@ -65,12 +65,12 @@ class Ipvs:
 
     """
 
-    def __init__(self, *, traffic: Traffic | None = None) -> None:
+    def __init__(self, *, traffic: MessageCounts | None = None) -> None:
         self._socket = NetlinkSocket(NETLINK_GENERIC, traffic=traffic)
         self._family_id = self._find_family()
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> MessageCounts:
         """What was sent to the kernel so far."""
         return self._socket.traffic
 
@@ -329,7 +329,7 @@ class Ipvs:
         return family_id
 
 
-def _quick_look(stack: ExitStack, traffic: Traffic) -> _Confirm:
+def _quick_look(stack: ExitStack, traffic: MessageCounts) -> _Confirm:
     """Return what confirms real servers until the stack is unwound; without IPv4 it never does."""
     # Only audits need it, and importing ctypes takes some milliseconds of a start.
     from ipvs_proxy.kernel.ipvs.sockopt import QuickLook  # noqa: PLC0415

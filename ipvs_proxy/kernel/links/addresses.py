@@ -26,7 +26,7 @@ from ipvs_proxy.kernel.links.codec import (
     encode_new_dummy,
 )
 from ipvs_proxy.netlink.errors import MissingPiece, Unusable
-from ipvs_proxy.netlink.socket import NETLINK_ROUTE, NetlinkSocket, Traffic
+from ipvs_proxy.netlink.socket import NETLINK_ROUTE, MessageCounts, NetlinkSocket
 from ipvs_proxy.netlink.wire import Request
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK, is_confined
 from ipvs_proxy.plan.tables import AddressOperation, Family
@@ -43,14 +43,14 @@ class Addresses:
 
     """
 
-    def __init__(self, link: str = LINK, *, traffic: Traffic | None = None) -> None:
+    def __init__(self, link: str = LINK, *, traffic: MessageCounts | None = None) -> None:
         if not 0 < len(link.encode()) <= NAME_LENGTH:
             raise ValueError(f"{link!r} is no link's name: it needs 1 to {NAME_LENGTH} bytes")
         self.link = link
         self._socket = NetlinkSocket(NETLINK_ROUTE, traffic=traffic, strict=True)
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> MessageCounts:
         """What was sent to the kernel so far."""
         return self._socket.traffic
 

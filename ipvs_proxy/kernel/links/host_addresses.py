@@ -15,14 +15,14 @@ from ipvs_proxy.kernel.links.codec import (
     encode_dump_addresses,
     encode_dump_links,
 )
-from ipvs_proxy.netlink.socket import NETLINK_ROUTE, NetlinkSocket, Traffic
+from ipvs_proxy.netlink.socket import NETLINK_ROUTE, MessageCounts, NetlinkSocket
 from ipvs_proxy.plan.tables import Family
 
 
 class HostAddresses:
     """The interfaces of the network namespace of the thread that makes this object. One thread at a time may use it."""
 
-    def __init__(self, *, traffic: Traffic | None = None) -> None:
+    def __init__(self, *, traffic: MessageCounts | None = None) -> None:
         self._socket = NetlinkSocket(NETLINK_ROUTE, traffic=traffic)
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 from ipvs_proxy.kernel.filter.ipset import codec
 from ipvs_proxy.kernel.filter.ipset.names import SetDefinition, SetType
 from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece, Unusable, describe, is_passing
-from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, NetlinkSocket, Traffic
+from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, MessageCounts, NetlinkSocket
 from ipvs_proxy.netlink.wire import Acknowledgement, Request
 from ipvs_proxy.plan.tables import Role, SetEntry, SetEntryOperation, Verb
 
@@ -68,7 +68,7 @@ class Sets:
         hash_size: int = 1024,
         maximum_members: int = 65536,
         largest: int = LARGEST,
-        traffic: Traffic | None = None,
+        traffic: MessageCounts | None = None,
     ) -> None:
         self._definitions = {definition.role: definition for definition in definitions}
         for name in self._names():
@@ -86,7 +86,7 @@ class Sets:
         self._protocol = self._negotiate()
 
     @property
-    def traffic(self) -> Traffic:
+    def traffic(self) -> MessageCounts:
         """What was sent to the kernel so far."""
         return self._socket.traffic
 
