@@ -36,7 +36,7 @@ class Counts(Protocol):
         """A list or watch broke off."""
 
 
-class Failure(NamedTuple):
+class _Failure(NamedTuple):
     """Why nothing is heard of a resource: since when (seconds of a clock that never goes back), and what is wrong."""
 
     since: float
@@ -55,7 +55,7 @@ class Hearing:
         self._paths = {resource.kind: resource.path for resource in resources}
         self._counts = counts
         self._clock = clock
-        self._failures: dict[str, Failure] = {}
+        self._failures: dict[str, _Failure] = {}
         #: When each trouble was last logged.
         self._told: dict[str, float] = {}
 
@@ -75,7 +75,7 @@ class Hearing:
             return
         now = self._clock()
         before = self._failures.get(kind)
-        failure = Failure(before.since if before else now, cause, _text(error), _trouble(kind, error))
+        failure = _Failure(before.since if before else now, cause, _text(error), _trouble(kind, error))
         goes_on = before is not None or any(other.trouble == failure.trouble for other in self._failures.values())
         self._failures[kind] = failure
         if now - self._told.get(failure.trouble, -REMINDER) >= (REMINDER if goes_on else QUIET):
@@ -93,7 +93,7 @@ class Hearing:
         failure = self._failures.get(kind)
         return 0.0 if failure is None else self._clock() - failure.since
 
-    def _tell(self, kind: str, failure: Failure, error: Exception, seconds: float) -> None:
+    def _tell(self, kind: str, failure: _Failure, error: Exception, seconds: float) -> None:
         fields = {"resource": kind, "error": failure.error, **({"since": round(seconds, 1)} if seconds else {})}
         if isinstance(error, RefusedError):
             if error.status == HTTPStatus.FORBIDDEN:
