@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ipvs_proxy.agent.sync.departed import DepartedEndpoints
-from tests.agent.test_controller import WEB, running
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import endpoint, endpoint_slice, packed
+from tests.support.rig import WEB, running
 
 
 def test_only_nodes_of_others_are_known_and_only_until_they_are_forgotten() -> None:

@@ -16,7 +16,7 @@ from ipvs_proxy.agent.sync import planner, retries, startup
 from ipvs_proxy.agent.sync.audit import audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.sync.failures import LOGGED
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
-from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, Service, ServicePort
+from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, ServicePort
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.marks import corrections
 from ipvs_proxy.plan.roles import NODE_PORT_UDP
@@ -34,7 +34,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServerKey,
 )
 from tests.support.fake_dataplane import FakeDataplane
-from tests.support.objects import endpoint, endpoint_slice, real, service, virtual
+from tests.support.objects import endpoint, endpoint_slice, marked, real, service, virtual
 from tests.support.rig import POD1, SLICE, VIP, WEB, Rig, running
 
 T = TypeVar("T")
@@ -169,14 +169,6 @@ async def test_service_deleted_and_made_again_beside_an_audit_has_its_virtual_se
         rig.add(dns)
         await rig.until(lambda: key.address in plane.kernel.addresses)
         assert key in plane.kernel.virtual_servers
-
-
-def marked(name: str, number: int) -> Service:
-    """A Service whose port has a mark."""
-    port = ServicePort(port=80, name="http", node_port=30_000 + number)
-    made = service(name, cluster_ip=f"10.96.0.{20 + number}", kind="NodePort", ports=[port])
-    spec = structs.replace(made.spec, external_traffic_policy="Local", external_ips=[f"203.0.113.{number}"])
-    return structs.replace(made, spec=spec)
 
 
 async def test_explanation_before_the_kernel_is_read_takes_nobodys_mark(plane: FakeDataplane) -> None:

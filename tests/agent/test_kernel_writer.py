@@ -19,9 +19,9 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerOperation,
 )
-from tests.agent.test_controller import POD1, POD2, SLICE, VIP, WEB, Rig, running
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.rig import POD1, POD2, SLICE, VIP, WEB, Rig, running
 
 OTHER = virtual("10.96.0.11")
 

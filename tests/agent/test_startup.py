@@ -7,10 +7,9 @@ import asyncio
 from ipvs_proxy.agent.sync import startup
 from ipvs_proxy.kube.objects import Node, ObjectMeta, ServicePort
 from ipvs_proxy.plan.tables import SetEntryOperation
-from tests.agent.test_controller import SLICE, WEB, Rig, running
-from tests.agent.test_faults import marked
 from tests.support.fake_dataplane import FakeDataplane
-from tests.support.objects import service, virtual
+from tests.support.objects import marked, service, virtual
+from tests.support.rig import SLICE, WEB, Rig, running
 
 
 async def test_a_service_keeps_its_mark_over_a_restart_also_if_another_one_is_gone() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
+from msgspec import structs
+
 from ipvs_proxy.kube.objects import (
     ClientIPConfig,
     Endpoint,
@@ -81,6 +83,14 @@ def service(
             internal_traffic_policy=internal,
         ),
     )
+
+
+def marked(name: str, number: int) -> Service:
+    """A Service whose port has a mark."""
+    port = ServicePort(port=80, name="http", node_port=30_000 + number)
+    made = service(name, cluster_ip=f"10.96.0.{20 + number}", kind="NodePort", ports=[port])
+    spec = structs.replace(made.spec, external_traffic_policy="Local", external_ips=[f"203.0.113.{number}"])
+    return structs.replace(made, spec=spec)
 
 
 def dual_stack(name: str = "web", *, ipv4: str = "10.96.0.10", ipv6: str = "fd00:96::10", **more: object) -> Service:
