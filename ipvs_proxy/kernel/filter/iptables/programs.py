@@ -17,7 +17,7 @@ from shutil import which
 from typing import Final
 
 from ipvs_proxy.kernel.filter.iptables.saved import parse
-from ipvs_proxy.kernel.filter.iptables.variant import World, choose_backend, look
+from ipvs_proxy.kernel.filter.iptables.variant import Signs, choose_backend, signs_of
 from ipvs_proxy.netlink.errors import Busy, MissingPiece, Unusable, is_passing
 from ipvs_proxy.plan.tables import Family
 
@@ -99,19 +99,19 @@ class Iptables:
     def _program(self, family: Family) -> str:
         return ("iptables" if family is Family.IPV4 else "ip6tables") + self.suffix
 
-    def look(self, *tables: str) -> World:
-        """Return what is in this world, in both families. Nothing is loaded or created for it.
+    def look(self, *tables: str) -> Signs:
+        """Return what is to be seen of this variant, in both families. Nothing is loaded or created for it.
 
         Without ``tables``, all are read, which takes a while where there are many rules.
         """
         # Asking the legacy variant for one table would create it, so it is asked for all that there are.
         if self.backend == LEGACY and not has_legacy_tables():
-            return World()
+            return Signs()
         options = ["-t", *tables] if tables and self.backend == NF_TABLES else []
-        seen = World()
+        seen = Signs()
         for family in Family:
             try:
-                seen += look(parse(_run([f"{self._program(family)}-save", *options])))
+                seen += signs_of(parse(_run([f"{self._program(family)}-save", *options])))
             except Unusable as error:
                 if is_passing(error):
                     raise
@@ -132,7 +132,7 @@ def choose_variant() -> Iptables:
     if not which(f"iptables{suffix}-restore"):
         return default
     here = default.look("mangle")
-    other, there = default, World()
+    other, there = default, Signs()
     if not here.hint:
         try:
             other = _identify(suffix, reason="")
