@@ -18,7 +18,7 @@ class Backoff(NamedTuple):
     longest: float
 
     def delay(self, failures: int) -> float:
-        """Return the seconds to wait after a failed attempt that ``failures`` others preceded; 0 for the first one."""
+        """Return the seconds to wait after a failed attempt; ``failures`` is how many failed before it."""
         return min(self.first * 2.0 ** min(failures, _DOUBLINGS), self.longest)
 
 

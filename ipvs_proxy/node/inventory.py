@@ -185,9 +185,9 @@ def _read_rules(found: Inventory) -> None:
 
 def _count_chains(found: Inventory, variant: Iptables, family: Family) -> None:
     saved = found.rules[family, variant.backend] = variant.save(family)
-    where = family.label, variant.backend
-    of_iptables_mode = sum(map(len, chains_of(parse(saved)).values()))
-    of_ipvs_mode = removal(parse(saved), is_ours_beside_iptables_mode)
+    where, parsed = (family.label, variant.backend), parse(saved)
+    of_iptables_mode = sum(map(len, chains_of(parsed).values()))
+    of_ipvs_mode = removal(parsed, is_ours_beside_iptables_mode)
     if of_iptables_mode:
         found.iptables_mode[where] = of_iptables_mode
     if of_ipvs_mode.chains or of_ipvs_mode.kept:

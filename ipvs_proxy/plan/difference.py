@@ -9,7 +9,7 @@ between all the same. So at every point
 * a connection that is balanced meets what its first packet decides on for ever: masquerading, its mark, source ranges;
 * an established connection is not cut: a real server that may still have some gets weight 0 and is deleted only when
   they have ended (the agent's drains), and what nobody wants any more drains as a whole;
-* what is ours can be told from what is not, by the members of sets that role it (see ``ownership``).
+* what is ours can be told from what is not, by the members of sets that name it (see ``ownership``).
 
 The order that keeps this is that of ``Phase``, each with its reason: first what prepares, then virtual and real
 servers, then what opens the way to them, addresses last; and in the opposite order on the way out. Inside a phase the
@@ -200,8 +200,8 @@ def virtual_server_difference(
     operations: list[IpvsOperation] = []
     if actual is None:
         operations.append(VirtualServerOperation(Verb.ADD, desired))
-        role, add = desired.key, Verb.ADD
-        operations += [RealServerOperation(add, role, key, server) for key, server in desired.real_servers.items()]
+        server, add = desired.key, Verb.ADD
+        operations += [RealServerOperation(add, server, key, one) for key, one in desired.real_servers.items()]
         return operations
     if actual.settings != desired.settings:
         operations.append(VirtualServerOperation(Verb.SET, desired))

@@ -87,16 +87,23 @@ class KernelTables:
         for key in [key for key in keys.virtual_servers if key not in desired.virtual_servers]:
             self._note_unwanted(key, desired, more)
         for key in [key for key in self.draining.keys() & keys.virtual_servers if key in desired.virtual_servers]:
-            more.entries.add(ledger_entry(key))
-            self.draining.release(key)
+            self._note_wanted(key, more)
         for address in [address for address in keys.addresses | more.addresses if address not in desired.addresses]:
             for key in self.draining.external_at(address) - keys.virtual_servers:
                 more.virtual_servers.add(key)
-                self._note_unwanted(key, desired, more)
+                # One that is wanted again, and is written in another round, no longer drains.
+                if key in desired.virtual_servers:
+                    self._note_wanted(key, more)
+                else:
+                    self._note_unwanted(key, desired, more)
         if not more:
             return CompleteKeys(keys)
         more.add(keys)
         return CompleteKeys(more)
+
+    def _note_wanted(self, key: VirtualServerKey, more: TableKeys) -> None:
+        more.entries.add(ledger_entry(key))
+        self.draining.release(key)
 
     def _note_unwanted(self, key: VirtualServerKey, desired: DesiredTables, more: TableKeys) -> None:
         more.add(remains_of(key))

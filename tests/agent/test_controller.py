@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from errno import EIO
 from typing import Any
@@ -34,6 +34,7 @@ from ipvs_proxy.plan.tables import (
     text_of,
 )
 from tests.support.fake_dataplane import FakeDataplane
+from tests.support.listening import Listening
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 from tests.support.rig import POD1, POD2, SLICE, VIP, WEB, Rig, running
 
@@ -523,14 +524,14 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
     monkeypatch.setattr("ipvs_proxy.agent.sync.audit.LISTEN_AGAIN", 0.01)
     begun = []
 
-    async def watch() -> AsyncIterator[list[LinkEvent]]:
+    async def watch() -> AsyncGenerator[list[LinkEvent], None]:
         begun.append(None)
         plane.kernel.addresses.clear()
         yield []
         raise OSError("no buffer space")
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, lambda: Listening(watch)))
         await rig.until(lambda: len(begun) >= 2)
         assert rig.repairs["addresses"] >= 1
         task.cancel()
@@ -538,13 +539,13 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
 
 
 async def test_what_happened_before_it_listened_is_repaired_at_once(plane: FakeDataplane) -> None:
-    async def watch() -> AsyncIterator[list[LinkEvent]]:
+    async def watch() -> AsyncGenerator[list[LinkEvent], None]:
         await asyncio.Event().wait()
         yield []
 
     async with running(plane, WEB, SLICE) as rig:
         plane.kernel.addresses.clear()
-        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, lambda: Listening(watch)))
         await rig.until(lambda: plane.kernel.addresses == {VIP.address})
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from errno import ENODEV, ENOMEM
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServerKey,
 )
 from tests.support.fake_dataplane import FakeDataplane
+from tests.support.listening import Listening
 from tests.support.objects import endpoint, endpoint_slice, marked, real, service, virtual
 from tests.support.rig import POD1, SLICE, VIP, WEB, Rig, running
 
@@ -392,13 +393,13 @@ async def test_a_kernel_that_cannot_be_read_is_read_again_and_traffic_comes(
 async def test_each_batch_of_notifications_is_acted_on_as_it_comes(plane: FakeDataplane) -> None:
     taken = asyncio.Event()
 
-    async def watch() -> AsyncIterator[list[LinkEvent]]:
+    async def watch() -> AsyncGenerator[list[LinkEvent], None]:
         await taken.wait()
         yield [LinkEvent(LinkChange.ADDRESS_REMOVED, VIP.address)]
         await asyncio.Event().wait()
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, watch))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, lambda: Listening(watch)))
         await rig.until(lambda: plane.calls["read_addresses"] == 2)  # at the start, and when listening began
         plane.kernel.addresses.clear()
         taken.set()
@@ -440,3 +441,26 @@ async def test_retries_end_with_the_agent_also_if_something_fails_in_the_same_mo
     done, _ = await asyncio.wait([task], timeout=1.0)
     assert done
     rig.writer.close()
+
+
+async def test_each_monitor_is_closed_before_another_listens(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvs_proxy.agent.sync.audit.LISTEN_AGAIN", 0.001)
+    opened: list[Listening] = []
+
+    async def dead() -> AsyncGenerator[list[LinkEvent], None]:
+        raise OSError(ENOMEM, "no buffer space")
+        yield []
+
+    def listen() -> Listening:
+        assert not any(one.is_open for one in opened)
+        opened.append(Listening(dead))
+        return opened[-1]
+
+    async with running(plane, WEB, SLICE) as rig:
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, listen))
+        await rig.until(lambda: len(opened) >= 3)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert not any(one.is_open for one in opened)

@@ -292,6 +292,15 @@ def test_an_address_that_goes_takes_along_what_drains_there_although_no_set_name
     assert not actual.draining.external_at(ADDRESS)
 
 
+def test_what_is_wanted_again_no_longer_drains_whichever_key_brings_it_up() -> None:
+    actual, desired = draining(on_link=False), DesiredTables()
+    actual.draining.hold(DRAINS, external=True)
+    desired.virtual_servers[DRAINS] = actual.virtual_servers[DRAINS]
+    keys = actual.note_draining(desired, TableKeys(addresses={ADDRESS}))
+    assert DRAINS not in actual.draining
+    assert ledger_entry(DRAINS) in keys.entries
+
+
 def test_where_nothing_drains_the_keys_are_complete() -> None:
     actual, desired = draining(), DesiredTables()
     actual.draining.hold(DRAINS, external=True)

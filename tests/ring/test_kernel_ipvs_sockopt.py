@@ -42,12 +42,17 @@ def look(namespace):
         yield found
 
 
-def fill(key: VirtualServerKey = KEY, servers: dict[RealServerKey, RealServer] = SERVERS) -> Ipvs:
-    ipvs = Ipvs()
+@pytest.fixture
+def ipvs(namespace):
+    with closing(Ipvs()) as table:
+        yield table
+
+
+def fill(key: VirtualServerKey = KEY, servers: dict[RealServerKey, RealServer] = SERVERS) -> None:
     operations = [VirtualServerOperation(Verb.ADD, VirtualServer(key, "rr"))]
     operations += [RealServerOperation(Verb.ADD, key, server, settings) for server, settings in servers.items()]
-    assert not any(ipvs.apply(operations))
-    return ipvs
+    with closing(Ipvs()) as ipvs:
+        assert not any(ipvs.apply(operations))
 
 
 def test_what_is_as_expected_is_confirmed_with_one_system_call():
@@ -82,8 +87,8 @@ def test_whatever_somebody_changes_is_not_confirmed(look, change):
     assert not look.confirms(KEY, SERVERS)
 
 
-def test_another_forwarding_method_is_not_confirmed(look):
-    ipvs = fill()
+def test_another_forwarding_method_is_not_confirmed(look, ipvs):
+    fill()
     server, direct_routing = next(iter(SERVERS)), RealServer(forwarding=3)
     assert ipvs.apply([RealServerOperation(Verb.SET, KEY, server, direct_routing)]) == [0]
     assert not look.confirms(KEY, SERVERS)
@@ -145,17 +150,17 @@ def test_connections_do_not_disturb(look):
         assert look.confirms(KEY, {server: ACTIVE})
 
 
-def test_ipv6_is_left_to_netlink(look):
+def test_ipv6_is_left_to_netlink(look, ipvs):
     key = VirtualServerKey(parse_address("fd00::1"), Protocol.TCP, 80)
     servers = {RealServerKey(parse_address("fd01::1"), 8080): ACTIVE}
-    ipvs = fill(key, servers)
+    fill(key, servers)
     assert not look.confirms(key, servers)
     known = ipvs.read().virtual_servers
     assert ipvs.read(known).virtual_servers[key] is known[key]
 
 
-def test_an_audits_read_takes_one_system_call_for_each_virtual_server_that_is_right():
-    ipvs = fill()
+def test_an_audits_read_takes_one_system_call_for_each_virtual_server_that_is_right(ipvs):
+    fill()
     for number in range(2, 22):
         fill(KEY._replace(address=parse_address(f"10.96.0.{number}")))
     known = ipvs.read().virtual_servers

@@ -99,7 +99,7 @@ def test_lost_notifications_are_an_event_of_their_own(link, monkeypatch):
 
 async def test_events_arrive_while_waiting(monitor):
     async def first() -> list[LinkEvent]:
-        async for events in monitor:
+        async for events in monitor.follow():
             return events
         return []
 
@@ -116,7 +116,7 @@ async def test_a_thousand_addresses_arrive_in_order_and_a_few_at_a_time(monitor)
     told: list[bytes] = []
 
     async def follow() -> None:
-        async for events in monitor:
+        async for events in monitor.follow():
             assert len(events) <= monitor_module._DATAGRAMS
             told.extend(event.address for event in events)
             if len(told) >= len(addresses):

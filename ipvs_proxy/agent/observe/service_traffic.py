@@ -85,7 +85,7 @@ class Table(Protocol):
         """Read one virtual server with what each real server does."""
 
     def close(self) -> None:
-        """Return it back."""
+        """Stop reading."""
 
 
 class _Endpoint(NamedTuple):

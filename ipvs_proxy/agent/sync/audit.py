@@ -16,8 +16,10 @@ Between two rounds, rtnetlink reports at once a removed address or link.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing, closing
 from functools import partial
+from typing import Protocol
 
 import structlog
 
@@ -155,19 +157,28 @@ async def audit_for_ever(
             finished()
 
 
-async def follow_for_ever(
-    handle: Callable[[list[LinkEvent]], Awaitable[None]], watch: Callable[[], AsyncIterable[list[LinkEvent]]]
-) -> None:
+class Watch(Protocol):
+    """What listens to rtnetlink from the moment it is made until it is closed (``kernel.links.monitor.Monitor``)."""
+
+    def follow(self) -> AsyncGenerator[list[LinkEvent], None]:
+        """Return the events as they come, those that come together in one list."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+async def follow_for_ever(handle: Callable[[list[LinkEvent]], Awaitable[None]], watch: Callable[[], Watch]) -> None:
     """Hand rtnetlink's events to ``handle`` as they come; ``watch`` begins to listen.
 
     Where listening fails it is begun again. What was missed before is looked for each time.
     """
     while True:
         try:
-            batches = watch()
-            await handle([LinkEvent(LinkChange.LOST)])
-            async for batch in batches:
-                await handle(batch)
+            with closing(watch()) as monitor:
+                await handle([LinkEvent(LinkChange.LOST)])
+                async with aclosing(monitor.follow()) as batches:
+                    async for batch in batches:
+                        await handle(batch)
         except FAULTS as error:
             log.error("repair_failed", error=str(error))
         await asyncio.sleep(LISTEN_AGAIN)

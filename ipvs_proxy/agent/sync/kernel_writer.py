@@ -119,7 +119,7 @@ class KernelWriter:
         return self._mirror.tables
 
     @property
-    def foreign(self) -> Mapping[VirtualServerKey, VirtualServer]:
+    def foreign(self) -> dict[VirtualServerKey, VirtualServer]:
         """The virtual servers that are not ours, as they were last found; only to be read."""
         return self._mirror.foreign
 

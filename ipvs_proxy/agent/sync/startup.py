@@ -93,16 +93,17 @@ class Startup:
 
     async def _plan_ahead(self) -> None:
         """Plan Services that have EndpointSlices already; should more come, they are planned again."""
-        dirty, has_slices = self._controller.dirty, self._controller.cache.has_slices
+        has_slices = self._controller.cache.has_slices
         until = time.monotonic() + AHEAD_TURN
-        for index, name in enumerate(sorted(name for name in dirty if has_slices(name))):
+        for index, name in enumerate(sorted(name for name in self._controller.dirty if has_slices(name))):
             if not index % CLOCK_INTERVAL and time.monotonic() > until:
                 await asyncio.sleep(0)
                 # What everybody waits for goes first once all is known.
                 if self._known.all.is_set():
                     return
                 until = time.monotonic() + AHEAD_TURN
-            dirty.discard(name)
+            # Not a set kept from before: a change of the settings replaces it.
+            self._controller.dirty.discard(name)
             await self._planner.plan(name)
 
     async def _write_everything(self) -> None:

@@ -82,11 +82,12 @@ class IpsetIptables:
     def write(self) -> list[str]:
         """Bring the rules to what they should be, as far as is known from a look of just now; say what was wrong."""
         self.look()
-        self._seen_until = 0.0
+        # Nobody needs it again, and the rules of others may be many.
+        seen, self._seen, self._seen_until = self._seen, {}, 0.0
         return [
             f"{family.label} {finding}"
             for family, rules in self._rules.items()
-            for finding in rules.write(self._seen[family])
+            for finding in rules.write(seen[family])
         ]
 
     def drift(self) -> list[str]:
@@ -104,6 +105,7 @@ class IpsetIptables:
 
     def remove_other_modes(self) -> list[str]:
         """Take away what kube-proxy left behind in its other modes; say what it was."""
+        self._seen, self._seen_until = {}, 0.0
         saved = {family: rules.look() for family, rules in self._rules.items()}
         findings = other_modes.find(saved)
         if findings:

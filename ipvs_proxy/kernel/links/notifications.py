@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from ipvs_proxy.kernel.links.codec import DELETE_ADDRESS, DELETE_LINK, NEW_ADDRESS, NEW_LINK, Address
+from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.netlink.wire import HEADER, Data, MalformedMessage
 
 #: By the type of message: whether what it tells of is there now.
@@ -38,8 +39,16 @@ class LinkNotice(NamedTuple):
 
 
 def prepare() -> None:
-    """Import pyroute2, which takes 0.1 s; otherwise the first call of ``read_notification`` does."""
-    _classes()
+    """Import pyroute2, which takes 0.1 s; otherwise the first call of ``read_notification`` does.
+
+    Raises:
+        Unusable: if it cannot be imported.
+
+    """
+    try:
+        _classes()
+    except ImportError as error:
+        raise Unusable(f"pyroute2 cannot be imported: {error}", "install ipvs-proxy with its dependencies") from error
 
 
 def read_notification(message: Data) -> AddressNotice | LinkNotice | None:
