@@ -21,7 +21,6 @@ EXCLUSIVE: Final = 0x200
 CREATE: Final = 0x400
 
 # nlmsg_type of control messages
-NOOP: Final = 1
 ERROR: Final = 2
 DONE: Final = 3
 OVERRUN: Final = 4

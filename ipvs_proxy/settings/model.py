@@ -28,6 +28,7 @@ from ipvs_proxy.settings.values import (
     DURATION,
     GATES,
     INTERFACE,
+    INTERFACE_PREFIX,
     NETWORKS,
     NODE_PORT_ADDRESSES,
     SCHEDULER,
@@ -136,7 +137,7 @@ class Settings:
         Group.MASQUERADING, "detectLocal.bridgeInterface", "--pod-bridge-interface", INTERFACE, "",
         "The bridge that connects local pods, for --detect-local-mode BridgeInterface", live=True)
     interface_name_prefix: str = row(
-        Group.MASQUERADING, "detectLocal.interfaceNamePrefix", "--pod-interface-name-prefix", INTERFACE, "",
+        Group.MASQUERADING, "detectLocal.interfaceNamePrefix", "--pod-interface-name-prefix", INTERFACE_PREFIX, "",
         "The prefix of the names of local pods' interfaces, for --detect-local-mode InterfaceNamePrefix", live=True)
     masquerade_all: bool = row(
         Group.MASQUERADING, "iptables.masqueradeAll", "--masquerade-all", SWITCH, "false",

@@ -227,8 +227,13 @@ def node_port_addresses(value: object) -> NodePortAddresses:
 
 
 def interface_name(value: object) -> str:
-    """Read the name of a network interface, or the beginning of one; it may be empty."""
+    """Read the name of a network interface; it may be empty."""
     return interface(str(value)).name if value else ""
+
+
+def interface_prefix(value: object) -> str:
+    """Read the beginning of the names of network interfaces; it may be empty."""
+    return interface(str(value), is_prefix=True).name if value else ""
 
 
 def scheduler(value: object) -> str:
@@ -310,6 +315,7 @@ NETWORKS: Final = Kind("CIDR,...", networks, list, repeatable=True, show=_show_a
 CLUSTER_NETWORKS: Final = Kind("CIDR[,CIDR]", cluster_networks, show=lambda found: ",".join(map(str, found)))
 NODE_PORT_ADDRESSES: Final = Kind("CIDR|primary|all,...", node_port_addresses, list, repeatable=True, show=_show_all)
 INTERFACE: Final = Kind("NAME", interface_name)
+INTERFACE_PREFIX: Final = Kind("NAME", interface_prefix)
 SCHEDULER: Final = Kind("NAME", scheduler)
 ADDRESS: Final = Kind("IP", any_address)
 DIRECTORY: Final = Kind("DIRECTORY", directory, show=lambda path: str(path or ""))

@@ -193,6 +193,13 @@ def test_control_characters_are_refused_in_flags() -> None:
         effective({"interface_name_prefix": "veth\n-A INPUT"})
 
 
+def test_prefix_of_interfaces_leaves_room_for_the_sign_that_stands_for_the_rest() -> None:
+    # With it a name has at most 15 bytes (IFNAMSIZ of linux/if.h).
+    with pytest.raises(SettingsError, match="pod-interface-name-prefix"):
+        effective({"interface_name_prefix": "fifteen-letters"})
+    assert effective({"bridge_interface": "fifteen-letters"}).bridge_interface == "fifteen-letters"
+
+
 @pytest.mark.parametrize("gates", ["{AllowServiceExternalIPs: false}", "{AllowServiceExternalIPs: false, Other: true}"])
 def test_the_gate_of_external_ips_counts_and_no_other_does(tmp_path: Path, gates: str) -> None:
     path = tmp_path / "config.conf"

@@ -5,9 +5,9 @@ So it is wrong only about what somebody else changed meanwhile, and about operat
 finds the former, and the latter are read again at once and wait for a retry. A change of a Service therefore needs no
 read of the kernel.
 
-Only the kernel writer changes the mirror, with its lock held: what is read must not cross a write. Every method that
-corrects it reads all that it needs before it changes anything, so that a read that fails leaves the difference there to
-be found again.
+Only the kernel writer changes the mirror, with its lock held: what is read must not cross a write. What the audit
+corrects is read as a whole before anything is changed, so that a read that fails leaves the difference there to be
+found again; what failed to be written waits for its retry anyway.
 """
 
 from __future__ import annotations
