@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ipvs_proxy.kernel.links import notifications
 from ipvs_proxy.kernel.links.codec import DELETE_ADDRESS, DELETE_LINK, NEW_ADDRESS, NEW_LINK, Address, encode_address
 from ipvs_proxy.kernel.links.notifications import AddressNotice, LinkNotice, read_notification
+from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.netlink.wire import Data, MalformedMessage, attribute, parse, text_attribute
 from ipvs_proxy.plan.tables import AddressOperation, Verb
 from tests.support.objects import packed
@@ -88,3 +90,12 @@ def test_pyroute2_is_imported_when_it_is_asked_for_and_not_with_the_agent():
         "assert 'pyroute2' not in sys.modules; notifications.prepare(); assert 'pyroute2' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_pyroute2_that_cannot_be_imported_is_told_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever listens tries again after an ``Unusable``."""
+    notifications._classes.cache_clear()
+    monkeypatch.setitem(sys.modules, "pyroute2.netlink.rtnl.ifaddrmsg", None)
+    with pytest.raises(Unusable, match=r"pyroute2 cannot be imported: .*: install ipvs-proxy with its dependencies"):
+        notifications.prepare()
+    notifications._classes.cache_clear()
