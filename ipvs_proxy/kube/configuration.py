@@ -27,13 +27,13 @@ def import_loader() -> Any:
     """Return the module ``kubernetes_asyncio.config``.
 
     Raises:
-        ImportError: if the library is not there.
+        ImportError: the library is not installed.
 
     """
     if _LOADER not in sys.modules and _LIBRARY not in sys.modules:
         try:
             return _import_alone()
-        except Exception:  # noqa: BLE001  whatever another version does with what is not there
+        except Exception:  # noqa: BLE001  another version may raise anything about the missing parts
             for name in [name for name in sys.modules if name.startswith(f"{_LIBRARY}.")]:
                 del sys.modules[name]
     return sys.modules.get(_LOADER) or import_module(_LOADER)
@@ -46,11 +46,11 @@ def _import_alone() -> ModuleType:
     library.__path__, client.__path__ = places, [f"{place}/client" for place in places]
     sys.modules |= {_LIBRARY: library, _CLIENT: client}
     try:
-        # All that the loader takes from the client: its settings, and a name in annotations of functions not used here.
+        # All that the loader needs from the client: its settings, and a name in annotations of functions not used here.
         client.Configuration = import_module(f"{_CLIENT}.configuration").Configuration  # type: ignore[attr-defined]
         client.ApiClient = object  # type: ignore[attr-defined]
         return import_module(_LOADER)
     finally:
-        # Whoever asks for the whole library gets it.
+        # A later import of the library must load all of it.
         for name in (_LIBRARY, _CLIENT):
             del sys.modules[name]
