@@ -1,9 +1,12 @@
-"""The HTTP session to the API server: where it is, who we are, and how it is trusted.
+"""The HTTP session to the API server: its address, the agent's credentials, and TLS.
 
-``kubernetes_asyncio`` reads the kubeconfig or the service account of the pod (see ``configuration``); it is imported
-only when there is a server to talk to. The requests are ours: raw bytes as they arrive, for the decoder; no model class
-sees them. Credentials are read again when they are older than a minute, as tokens of service accounts rotate, and at
-once by ``reauthenticate``; changed certificates make a new session.
+Invariant: a request uses the last configuration that could be read. If reading it again fails, the previous one stays
+in use. A new session replaces the old one only when the server, the proxy, the certificates or the TLS settings change.
+
+``kubernetes_asyncio`` reads the kubeconfig or the pod's service account (see ``configuration``). It is imported only
+when there is a server to connect to. This module sends the requests itself: the decoder gets the raw bytes as they
+arrive, and no model class is involved. Credentials older than a minute are read again, because service account tokens
+rotate. Those of an exec plugin are kept until a minute before they expire. ``reauthenticate`` reads them at once.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Imports the part of ``kubernetes_asyncio`` that reads configurations and credentials, without the rest of it.
 
-The agent decodes objects itself and uses nothing else of that library, but importing any part of it runs its two
-``__init__.py``, which import every API group and model. In the agent's process that is 1,043 modules, 1.9 s of
-processor time and 56 MiB; the part alone is 51 modules, 0.04 s and 2 MiB (version 36.1.0, Python 3.11). The library has
-no lazy imports (its issue 293 discusses them), and ``importlib.util.LazyLoader`` does not help: the part takes two
-names from the package at once, which loads all of it.
+The agent decodes objects itself and uses nothing else of that library. But importing any part of it runs its two
+``__init__.py`` files, which import every API group and model. In the agent's process, that is 1,043 modules, 1.9 s of
+CPU time and 56 MiB. The part alone is 51 modules, 0.04 s and 2 MiB (version 36.1.0, Python 3.11). The library has no
+lazy imports (its issue 293 discusses them). ``importlib.util.LazyLoader`` does not help, because the part immediately
+imports two names from the package, which loads all of it.
 
-So while the loader is imported, empty modules stand in for the two packages around it; afterwards they are gone, and
-whoever imports the library gets all of it. A version that this does not fit is imported whole.
+So empty modules stand in for the two enclosing packages while the loader is imported. They are removed afterwards, and
+a later import of the library loads all of it. A version that this does not work with is imported whole.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads a single Node."""
+"""Reads a single Node from the API server."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The Kubernetes objects that the agent reads, reduced to the fields it uses.
 
-These frozen structs are what flows from ``kube/`` into ``plan/``. Every other field is skipped while decoding,
-which is what keeps memory and CPU small. Names of fields are the API's in snake case; the meaning of each field
-is that of the Kubernetes API reference (core/v1 Service and Node, discovery.k8s.io/v1 EndpointSlice).
-A field that the API leaves out is ``None`` only where "absent" means something else than the zero value.
+These frozen structs flow from ``kube/`` into ``plan/``. All other fields are skipped while decoding, which keeps memory
+and CPU use low. Field names are the API's in snake case, and each field means what the Kubernetes API reference says
+(core/v1 Service and Node, discovery.k8s.io/v1 EndpointSlice). An absent field is ``None`` only where "absent" means
+something other than the zero value.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Where this agent's connections to the API server lead: its addresses, or those of a proxy before it.
+"""The remote ends of the agent's connections to the API server: its addresses, or those of a proxy in front of it.
 
-Only the sockets know for sure: a name has several addresses and changes them, and a proxy may come from the
-environment. So the sockets are made here, and each address is known before the first packet goes there.
+Only the sockets know them for certain. A host name can have several addresses, which may change, and a proxy may come
+from the environment. So the sockets are created here, and each address is known before the first packet is sent to it.
 """
 
 from __future__ import annotations

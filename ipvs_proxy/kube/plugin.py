@@ -1,8 +1,8 @@
-"""Credential plugins of a kubeconfig (``exec``), run so that one that hangs is ended with all it started.
+"""Runs the credential plugins of a kubeconfig (``exec``). A plugin that hangs is killed with everything it started.
 
-The library waits for a plugin without end, and who cancels that does not get at the process. So it is ours: a session
-of its own, killed as a whole if the wait for it ends first. The protocol is the library's (Kubernetes documentation,
-"client-go credential plugins").
+The library waits for a plugin without a timeout, and cancelling that wait does not reach the process. So this module
+starts the process, in a session of its own, and kills its process group if the wait ends first. The protocol is the one
+that the library implements (Kubernetes documentation, "client-go credential plugins").
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the agent lists and watches: the three kinds, with the selectors that kube-proxy uses.
+"""The three kinds that the agent lists and watches, with the selectors that kube-proxy uses.
 
-A selector on the server keeps what is not for this agent off the wire: Services of another proxy, headless Services and
-their slices, and all Nodes but the own one.
+The server applies the selectors, so objects that this agent does not need are never sent: Services of another proxy,
+headless Services and their EndpointSlices, and all Nodes except its own.
 """
 
 from __future__ import annotations
