@@ -305,10 +305,10 @@ async def _configure(kubeconfig: str, master: str, scratch: str) -> tuple[Any, f
 
 
 def _plugin_good_until(loader: Any) -> float:
-    """Return until when the credentials of an exec plugin can be used, in seconds since the epoch.
+    """Return the time until which the credentials of an exec plugin are used, in seconds since the epoch.
 
-    This is a minute before they expire, or infinity if they have no expiry: then they are used until refused. Without
-    an exec plugin it is 0.
+    This is a minute before they expire. If they have no expiry it is infinity, and they are used until the server
+    refuses them. Without an exec plugin it is 0.
     """
     if "exec" not in (loader._user or ()):  # noqa: SLF001  the loader does not expose it elsewhere
         return 0.0

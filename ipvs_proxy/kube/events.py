@@ -37,14 +37,14 @@ SERIES_END = 360.0
 SERIES_REFRESH = 300.0
 #: Token bucket of each object: a burst of events, then one per five minutes. The values are client-go's.
 OBJECT_BURST, OBJECT_RATE = 25, 1 / 300
-#: Token bucket of all requests: a burst, then a number per second. The values are those of kube-proxy's client.
+#: Token bucket of all requests: a burst, then this many per second. The values are those of kube-proxy's client.
 REQUEST_BURST, REQUEST_RATE = 10, 5.0
 #: Maximum number of series, written or not, and maximum number of objects, that are kept.
 LIMIT = 4096
 #: Maximum number of attempts for one write, and the delays in seconds between them.
 ATTEMPTS = 6
 BACKOFF = Backoff(first=1.0, longest=16.0)
-#: Seconds without any attempt after the server has said that the agent may not write events.
+#: Seconds to wait before the next attempt after the server has said that the agent may not write events.
 FORBIDDEN_PAUSE = 600.0
 #: Minimum seconds between two log lines about dropped events.
 DROPPED_INTERVAL = 600.0

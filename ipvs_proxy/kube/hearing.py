@@ -1,8 +1,8 @@
 """Tracks failures to list or watch resources: since when each resource fails, and why.
 
-Invariant: each problem is logged once, however many watches run into it. Three watches run into the same problem, and
-each tries again twice a minute, so an expired token would fill the log. Instead, one line reports the problem, another
-one every ten minutes says that it persists, and a last one that it is over.
+Invariant: a problem gets one log line when it begins, one every ten minutes while it persists, and one when it is over,
+however many watches run into it. Without that, an expired token would fill the log: three watches run into the same
+problem, and each tries again twice a minute.
 """
 
 from __future__ import annotations

@@ -4,11 +4,13 @@ Invariants: no fault ends the loop. It waits, longer each time, and tries again,
 meanwhile. Only a list or an event of the requested kind counts as a response. An empty list counts; a proxy's web page,
 a Status or half a list does not.
 
-The first choice is a streaming list: a watch that begins with all existing objects. A server that does not support it
-is asked for pages. The first list is passed on as it arrives, so that work can begin early. ``synced`` reports that it
-is complete; objects that were deleted in the meantime are then removed. After that, the watch continues from the last
-resource version, so nothing is read twice after the stream ends, goes silent or the server restarts. Only if the server
-no longer knows that version (410) are all objects listed again, and only real differences reach the sink.
+The first choice is a streaming list: a watch that begins with all existing objects. If the server does not support it,
+the list is read in pages. The first list is passed on as it arrives, so that work can begin early. ``synced`` reports
+that it is complete; objects that were deleted in the meantime are then removed.
+
+After that, the watch continues from the last resource version. Nothing is read twice after the stream ends or goes
+silent, or after the server restarts. All objects are listed again only if the server no longer knows that version
+(410), and only real differences reach the sink.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ log = structlog.get_logger(__name__)
 PAGE_SIZE = 500
 #: Maximum number of pages of one list: two million objects.
 MAX_PAGES = 4000
-#: Longest ``Retry-After`` of a server that is respected, in seconds.
+#: Longest ``Retry-After`` that is honoured, in seconds, before jitter.
 LONGEST_RETRY_AFTER = 120.0
 #: Bytes read of the body of a refusal.
 REFUSAL_SIZE = 2048
@@ -74,7 +76,7 @@ class Interruption(StrEnum):
 
 
 class Observer(Protocol):
-    """Tracks how lists and watches do. None of its methods may block."""
+    """Tracks the progress and the failures of lists and watches. None of its methods may block."""
 
     def heard(self, kind: str) -> None:
         """Something was received: events, a bookmark or a list."""

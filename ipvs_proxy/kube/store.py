@@ -40,8 +40,8 @@ class Store:
     ) -> list[Change]:
         """Replace all objects with those of a complete list; return the changes, deletions first.
 
-        Objects in ``skipped_keys`` exist but could not be decoded; they stay as they were. If not even a key could be
-        read (""), it may be the key of any object that seems to be deleted, so none is removed.
+        Objects in ``skipped_keys`` exist but could not be decoded; they stay as they were. If not even the key could be
+        read (""), the object may be any of those that seem to be deleted, so none is removed.
         """
         fresh = {key_of(item): item for item in objects}
         gone = () if "" in skipped_keys else self._objects.keys() - fresh.keys() - skipped_keys

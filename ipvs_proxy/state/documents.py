@@ -80,7 +80,7 @@ class VirtualServerState(Document, frozen=True):
 class OmissionState(Document, frozen=True):
     """A part of a Service or an EndpointSlice that is not served as written: where it is, and why.
 
-    ``reason`` is a value of ``plan.reasons.Reason``. ``instead`` is what is done instead, or empty if nothing is.
+    ``reason`` is a value of ``plan.reasons.Reason``. ``instead`` says what happens instead, or is empty.
     """
 
     where: str

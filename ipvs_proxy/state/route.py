@@ -2,7 +2,7 @@
 
 The steps follow the order of the packet filter's rules. The result depends on what the kernel's tables hold, not on
 what is desired. Rules of other programs are considered where they come before IPVS in the tables raw, mangle and nat
-(see ``encounters``). Network policies, which are in the table filter, are not considered. Tables may change meanwhile,
+(see ``encounters``). Network policies, which are in the filter table, are not considered. Tables may change meanwhile,
 so they are copied in one step before they are iterated over.
 """
 
