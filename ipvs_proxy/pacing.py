@@ -18,10 +18,7 @@ class Backoff(NamedTuple):
     longest: float
 
     def delay(self, failures: int) -> float:
-        """Return the seconds to wait after a failed attempt.
-
-        ``failures`` is the number of failed attempts before it, so 0 if it was the first one.
-        """
+        """Return the seconds to wait after a failed attempt; ``failures`` is how many failed before it."""
         return min(self.first * 2.0 ** min(failures, _DOUBLINGS), self.longest)
 
 

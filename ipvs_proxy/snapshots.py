@@ -20,5 +20,5 @@ V = TypeVar("V")
 
 
 def snapshot(table: Mapping[K, V]) -> dict[K, V]:
-    """Return a shallow copy of a dictionary at one moment, whatever other threads do to it. Safe in any thread."""
+    """Return a copy of a dictionary as it is at one moment, whatever other threads do to it. Safe in any thread."""
     return dict(table)
