@@ -1,18 +1,18 @@
-"""How often something may be done: the delays between attempts that fail, and the rate of what others cause.
+"""Backoff and rate limits: the delays between failed attempts, and the rate of work that others cause.
 
-Both are plain arithmetic. The clock is passed in, and nothing here waits: whoever asks knows what to wait for.
+Both are plain arithmetic: the caller passes the time, and does the waiting.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-#: Doubling more often than this changes no delay in use, and would overflow in the end.
+#: Maximum number of doublings. More would change no delay in use, and would eventually overflow.
 _DOUBLINGS: Final = 32
 
 
 class Backoff(NamedTuple):
-    """Delays in seconds that double from one failed attempt to the next, up to the longest."""
+    """Delays in seconds that double with each failed attempt, from ``first`` up to ``longest``."""
 
     first: float
     longest: float
@@ -23,7 +23,7 @@ class Backoff(NamedTuple):
 
 
 class TokenBucket:
-    """At most ``burst`` at once, and ``rate`` per second in the long run. ``now`` is in seconds of any clock."""
+    """A limit of ``burst`` at once and ``rate`` per second in the long run. ``now`` is in seconds of any clock."""
 
     def __init__(self, burst: int, rate: float, now: float) -> None:
         self._burst = burst
@@ -32,10 +32,10 @@ class TokenBucket:
         self._at = now
 
     def take(self, now: float) -> float:
-        """Take a token and return 0, or return the seconds until there is one."""
+        """Take a token and return 0. If there is none, return the seconds until there is one."""
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
         self._at = now
-        if self._tokens < 1 - 1e-9:  # what waited for a token gets it, also with rounding
+        if self._tokens < 1 - 1e-9:  # a caller that waited for a token gets it despite rounding
             return (1 - self._tokens) / self._rate
         self._tokens -= 1
         return 0.0

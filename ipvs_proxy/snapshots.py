@@ -1,13 +1,13 @@
-"""Looks from another thread at tables that the event loop changes.
+"""Reads tables from one thread while the event loop changes them in another.
 
-The event loop changes its tables in place, as a copy of all of them for each change would cost in proportion to all
-Services. Whoever looks at one from another thread takes a copy of it first, with ``snapshot``: one call that the
-interpreter does not interrupt, as it runs no Python code (a copy of a dictionary neither hashes nor compares its keys).
-Where the interpreter has no global lock, the dictionary's own is held for the copy. A loop of our own over the table
-would meet changes in its middle, and fail with "dictionary changed size during iteration".
+The event loop changes its tables in place, because copying all of them for each change would cost in proportion to the
+number of Services. A reader in another thread first copies a table with ``snapshot``. This is a single call that the
+interpreter does not interrupt, because it runs no Python code: copying a dictionary neither hashes nor compares its
+keys. An interpreter without a global lock holds the dictionary's own lock for the copy. A loop over the table itself
+would run into changes, and fail with "dictionary changed size during iteration".
 
-A copy is of one table at one moment: two tables may be from different moments, and what a value refers to goes on
-changing. ``tests/test_snapshots.py`` proves the first paragraph on the interpreter that runs it.
+A snapshot is one table at one moment. Two tables may be from different moments, and the objects that the values refer
+to keep changing. ``tests/test_snapshots.py`` proves the first paragraph on the interpreter that runs it.
 """
 
 from __future__ import annotations

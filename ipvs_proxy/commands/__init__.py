@@ -1,1 +1,1 @@
-"""All commands but the agent itself: each asks the agent, or looks at this node, and prints."""
+"""All commands except the agent itself: each one queries the agent or inspects this node, and prints the result."""

@@ -1,1 +1,1 @@
-"""From operations to the kernel and back: codecs are sans-IO, sockets are thin."""
+"""Applies operations to the kernel and reads its state back: codecs are sans-IO, sockets are thin."""

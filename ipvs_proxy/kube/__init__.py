@@ -1,1 +1,1 @@
-"""From the API (or from manifest files) to decoded objects."""
+"""Reads Kubernetes objects from the API (or from manifest files) and decodes them."""

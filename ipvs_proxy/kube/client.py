@@ -1,9 +1,12 @@
-"""The HTTP session to the API server: where it is, who we are, and how it is trusted.
+"""The HTTP session to the API server: its address, the agent's credentials, and TLS.
 
-``kubernetes_asyncio`` reads the kubeconfig or the service account of the pod (see ``configuration``); it is imported
-only when there is a server to talk to. The requests are ours: raw bytes as they arrive, for the decoder; no model class
-sees them. Credentials are read again when they are older than a minute, as tokens of service accounts rotate, and at
-once by ``reauthenticate``; changed certificates make a new session.
+Invariant: a request uses the last configuration that could be read. If reading it again fails, the previous one stays
+in use. A new session replaces the old one only when the server, the proxy, the certificates or the TLS settings change.
+
+``kubernetes_asyncio`` reads the kubeconfig or the pod's service account (see ``configuration``). It is imported only
+when there is a server to connect to. This module sends the requests itself: the decoder gets the raw bytes as they
+arrive, and no model class is involved. Credentials older than a minute are read again, because service account tokens
+rotate. Those of an exec plugin are kept until a minute before they expire. ``reauthenticate`` reads them at once.
 """
 
 from __future__ import annotations
@@ -32,28 +35,29 @@ from ipvs_proxy.kube.plugin import own_plugins
 
 log = structlog.get_logger(__name__)
 
-#: Seconds after which credentials are read again before a request.
+#: Age of the credentials, in seconds, at which they are read again before a request.
 CREDENTIALS_AGE = 60.0
-#: Seconds for making a connection.
+#: Timeout for establishing a connection, in seconds.
 CONNECT_TIMEOUT = 10.0
-#: Seconds a credential plugin may take; requests wait for it.
+#: Timeout of a credential plugin, in seconds. Requests wait for the plugin.
 PLUGIN_TIMEOUT = 30.0
-#: Seconds a write may take in all.
+#: Total timeout of a write, in seconds.
 WRITE_TIMEOUT = 30.0
+#: Size of aiohttp's read buffer, in bytes.
 READ_BUFFER = 1 << 20
-#: Bytes of the answer to a write that are kept, for a message.
+#: Bytes kept of the response to a write, for use in a message.
 MESSAGE_SIZE = 2048
 
-# What goes wrong is told once, by ConnectError; the library would add lines of its own.
+# ConnectError reports each failure once. Without this handler, the library would log lines of its own.
 logging.getLogger("kubernetes_asyncio").addHandler(logging.NullHandler())
 
 
 class ConnectError(Exception):
-    """The configuration of the API client cannot be used; the text is one line."""
+    """The configuration of the API client cannot be used. The message is a single line."""
 
 
 class Response:
-    """One answer of the API server."""
+    """One response of the API server: its status, headers and body."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -61,37 +65,37 @@ class Response:
         self.headers: Mapping[str, str] = response.headers
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Return the body in pieces as they arrive, decompressed."""
+        """Return the body in chunks as they arrive, decompressed."""
         return self._response.content.iter_any()
 
     async def read(self, limit: int) -> bytes:
-        """Return the first ``limit`` bytes of the body, decompressed."""
+        """Return at most the first ``limit`` bytes of the body, decompressed."""
         return await _read(self._response, limit)
 
 
 class Reply(NamedTuple):
-    """What the server said to a write: the HTTP status, and the beginning of the body for a message."""
+    """The response to a write: the HTTP status, and the beginning of the body for use in a message."""
 
     status: int
     text: str
 
 
 class _Access(NamedTuple):
-    """What one reading of the configuration says."""
+    """The result of reading the configuration once."""
 
     host: str
     authorization: str | None
     tls: ssl.SSLContext | None
     server_name: str | None
     proxy: str | None
-    #: Tells whether a new session is needed.
+    #: Digest of everything a session is made with. If it changes, a new session is needed.
     fingerprint: bytes
-    #: Seconds since the epoch; reading it again before that would only run the plugin again.
+    #: Seconds since the epoch. Reading the configuration again before then would only run the plugin again.
     good_until: float
 
 
 class Client:
-    """Requests to one API server; made by ``connect``. ``peers`` knows where its connections lead."""
+    """Sends requests to one API server. Created by ``connect``. ``peers`` tracks the remote ends of its connections."""
 
     def __init__(self, access: _Access, *, kubeconfig: str, master: str) -> None:
         self.peers = Peers()
@@ -104,15 +108,15 @@ class Client:
 
     @asynccontextmanager
     async def get(self, path: str, query: Mapping[str, str], *, inactivity: float) -> AsyncIterator[Response]:
-        """Send a GET and return the answer, whatever its status, as soon as its headers are there.
+        """Send a GET request and yield the response, whatever its status, as soon as its headers have arrived.
 
         Args:
-            path: absolute, for example ``/api/v1/services``.
-            query: parameters, not yet quoted.
-            inactivity: seconds without a byte after which reading ends with a ``TimeoutError``.
+            path: absolute path, for example ``/api/v1/services``.
+            query: query parameters, not quoted.
+            inactivity: seconds without a byte after which reading fails with ``TimeoutError``.
 
         Raises:
-            aiohttp.ClientError, TimeoutError, OSError: the server was not reached, or the connection broke.
+            aiohttp.ClientError, TimeoutError, OSError: the server could not be reached, or the connection broke.
 
         """
         await self._refresh()
@@ -129,16 +133,21 @@ class Client:
             yield Response(response)
 
     async def send(self, method: Literal["POST", "PATCH"], path: str, body: bytes) -> Reply:
-        """Create an object, or change fields of one (RFC 7386 merge patch); refused credentials are renewed once.
+        """Create an object, or change fields of one with a merge patch (RFC 7386).
+
+        If the server refuses the credentials (401), they are read again and the request is repeated once.
 
         Args:
-            method: what to do.
-            path: absolute, already quoted.
-            body: JSON.
+            method: ``POST`` to create, ``PATCH`` to change.
+            path: absolute path, already quoted.
+            body: the object or the patch in JSON.
+
+        Returns:
+            The last response, whatever its status.
 
         Raises:
-            aiohttp.ClientError, TimeoutError, OSError: the server was not reached, or did not answer in time.
-            ConnectError: the credentials were refused and cannot be read anew.
+            aiohttp.ClientError, TimeoutError, OSError: the server could not be reached, or did not respond in time.
+            ConnectError: the server refused the credentials, and they cannot be read again.
 
         """
         await self._refresh()
@@ -164,17 +173,18 @@ class Client:
             return Reply(response.status, (await _read(response, MESSAGE_SIZE)).decode(errors="replace"))
 
     async def reauthenticate(self) -> None:
-        """Read the configuration anew, after the server refused the credentials.
+        """Read the configuration again after the server refused the credentials.
 
-        If certificates changed, the session is made anew, which ends the requests under way.
+        If the certificates or other settings of the session changed, a new session replaces it. This ends the requests
+        in progress.
 
         Raises:
-            ConnectError: the configuration cannot be read; the old one stays in use.
+            ConnectError: the configuration cannot be read. The previous one stays in use.
 
         """
         asked = time.monotonic()
         async with self._lock:
-            if self._read_at <= asked:  # else another request just did it
+            if self._read_at <= asked:  # otherwise another request has just done so
                 await self._read()
 
     async def close(self) -> None:
@@ -199,21 +209,21 @@ class Client:
         if changed:
             old, self._session = self._session, _session(access, self.peers)
             log.info("api_session_renewed", server=access.host)
-            # Closing the session itself makes requests that are just being sent fail with an AssertionError.
+            # Closing the session itself would make requests that are being sent fail with an AssertionError.
             if old.connector is not None:
                 await old.connector.close()
 
 
 async def connect(*, kubeconfig: str, master: str) -> Client:
-    """Make a client of the API server; sends nothing yet.
+    """Return a client of the API server. No request is sent yet.
 
     Args:
-        kubeconfig: path of a kubeconfig; "" for none.
-        master: URL of the API server, which overrides that of the kubeconfig; "" for none. With neither, the service
-            account of the pod is used.
+        kubeconfig: path of a kubeconfig file; "" for none.
+        master: URL of the API server, which overrides the one in the kubeconfig; "" for none. If both are empty, the
+            pod's service account is used.
 
     Raises:
-        ConnectError: what is wrong, where, and what to do.
+        ConnectError: the configuration cannot be used. The message says what is wrong, where, and what to do.
 
     """
     return Client(await _load(kubeconfig, master), kubeconfig=kubeconfig, master=master)
@@ -241,13 +251,13 @@ def _session(access: _Access, peers: Peers) -> aiohttp.ClientSession:
 
 
 async def _load(kubeconfig: str, master: str) -> _Access:
-    """Read the configuration once; see ``connect``."""
+    """Read the configuration once; see ``connect`` for arguments and errors."""
     if master and not master.startswith(("http://", "https://")):
         raise ConnectError(f"--master {master} is not a URL; give it as https://HOST:PORT")
     source = f"kubeconfig {kubeconfig}" if kubeconfig else f"--master {master}" if master else "service account"
     if kubeconfig:
         _check_kubeconfig(Path(kubeconfig))
-    # The library writes certificates and keys that are in the kubeconfig to files; they are gone when this is done.
+    # The library writes certificates and keys embedded in the kubeconfig to files. They are deleted at the end.
     scratch = tempfile.mkdtemp(prefix="ipvs-proxy-")
     try:
         async with asyncio.timeout(PLUGIN_TIMEOUT):
@@ -263,7 +273,7 @@ async def _load(kubeconfig: str, master: str) -> _Access:
         raise ConnectError(
             f"{source}: it is malformed, or the user of its current-context is not among its users; mend it"
         ) from None
-    except Exception as error:  # noqa: BLE001  plugins and malformed files make the library raise anything
+    except Exception as error:  # noqa: BLE001  plugins and malformed files can make the library raise anything
         raise ConnectError(f"{source}: {_one_line(error)}; mend it, or give another --kubeconfig") from None
     finally:
         _forget_files(scratch)
@@ -295,8 +305,12 @@ async def _configure(kubeconfig: str, master: str, scratch: str) -> tuple[Any, f
 
 
 def _plugin_good_until(loader: Any) -> float:
-    """Return until when the credentials of an exec plugin are good: their expiry, or until refused; 0 without one."""
-    if "exec" not in (loader._user or ()):  # noqa: SLF001  the loader tells it nowhere else
+    """Return the time until which the credentials of an exec plugin are used, in seconds since the epoch.
+
+    This is a minute before they expire. If they have no expiry it is infinity, and they are used until the server
+    refuses them. Without an exec plugin it is 0.
+    """
+    if "exec" not in (loader._user or ()):  # noqa: SLF001  the loader does not expose it elsewhere
         return 0.0
     expiry = getattr(loader, "exec_plugin_expiry", None)
     return expiry.timestamp() - CREDENTIALS_AGE if expiry else float("inf")
@@ -318,7 +332,7 @@ async def _access(configuration: Any, good_until: float) -> _Access:
 
 
 def _fingerprint(configuration: Any) -> bytes:
-    """Digest what a session is made with; keys are not kept."""
+    """Return a SHA-256 digest of everything a session is made with. Keys are not kept."""
     settings = (configuration.host, configuration.verify_ssl, configuration.tls_server_name, configuration.proxy)
     digest = hashlib.sha256(repr(settings).encode())
     for name in (configuration.ssl_ca_cert, configuration.cert_file, configuration.key_file):
@@ -329,7 +343,7 @@ def _fingerprint(configuration: Any) -> bytes:
 def _tls(configuration: Any) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-        # Python 3.13 asks for extensions that many cluster CAs lack and no other Kubernetes client asks for.
+        # Python 3.13 requires extensions that many cluster CAs lack. No other Kubernetes client requires them.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if configuration.cert_file:
             context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
@@ -342,7 +356,7 @@ def _tls(configuration: Any) -> ssl.SSLContext:
 
 
 def _check_kubeconfig(path: Path) -> None:
-    """Report what is wrong with the file itself; the library's own messages say less."""
+    """Raise ConnectError if the file itself is unusable. The library's own messages are less specific."""
     advice = "give a readable file with --kubeconfig"
     try:
         content = yaml.safe_load(path.read_bytes())
@@ -358,7 +372,7 @@ def _check_kubeconfig(path: Path) -> None:
 
 
 def _forget_files(scratch: str) -> None:
-    import_loader().kube_config._temp_files.clear()  # noqa: SLF001  it would hand out the names of files that are gone
+    import_loader().kube_config._temp_files.clear()  # noqa: SLF001  it would return the names of deleted files
     shutil.rmtree(scratch, ignore_errors=True)
 
 

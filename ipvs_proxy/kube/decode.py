@@ -1,7 +1,8 @@
-"""From bytes of the API to objects, one at a time, so that one malformed object never costs another.
+"""Decodes bytes from the API to objects, one at a time.
 
-Nothing here raises anything but ``DecodeError``, and that only for what is no list and no event of the kind that was
-asked for: whatever else a server, or a proxy before it, says with status 200 tells nothing about the objects.
+Invariants: a malformed or oversized object never affects another; it is reported as ``Skipped``. Only a list or an
+event of the requested kind says anything about the objects. Anything else that a server, or a proxy in front of it,
+sends with status 200 raises ``DecodeError``. No other exception is raised.
 """
 
 from __future__ import annotations
@@ -21,20 +22,23 @@ from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Kubernete
 from ipvs_proxy.kube.resources import Resource
 from ipvs_proxy.kube.texts import quote
 
-#: Annotation of the bookmark that ends the first part of a streaming list (Kubernetes documentation, "Streaming
+#: Annotation of the bookmark that ends the initial events of a streaming list (Kubernetes documentation, "Streaming
 #: lists").
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
-#: Characters of a resource version and of a continue token: both go into the next request's line.
+#: Maximum length in characters of a resource version and of a continue token. Both go into the URL of the next request.
 MAX_VERSION: Final = 256
 MAX_TOKEN: Final = 8192
 
 
 class DecodeError(ValueError):
-    """The bytes are no list or no event of the resource."""
+    """The bytes are not a list, an event or an object of the resource."""
 
 
 class Skipped(NamedTuple):
-    """An object that could not be decoded: its kind, ``namespace/name`` or "" where that cannot be read, and why."""
+    """An object that could not be decoded: its kind, its key, and the error.
+
+    ``key`` is ``namespace/name``, the name alone if there is no namespace, or "" if it cannot be read.
+    """
 
     kind: str
     key: str
@@ -42,7 +46,7 @@ class Skipped(NamedTuple):
 
 
 class DecodedList(NamedTuple):
-    """One page of a list."""
+    """One page of a list. ``continue_token`` is "" on the last page."""
 
     objects: list[KubernetesObject]
     skipped: list[Skipped]
@@ -53,8 +57,9 @@ class DecodedList(NamedTuple):
 class Event(NamedTuple):
     """One event of a watch.
 
-    ``object`` is missing where it is not needed (DELETED) or could not be decoded
-    (``skipped``).
+    ``type`` is ADDED, MODIFIED, DELETED, BOOKMARK or ERROR. ``object`` is ``None`` if it is not needed (all but ADDED
+    and MODIFIED) or could not be decoded (see ``skipped``). ``initial_events_end`` marks the bookmark that ends the
+    initial events of a streaming list. ``code`` and ``message`` come from the Status of an ERROR.
     """
 
     type: str
@@ -73,7 +78,7 @@ class _ListMeta(msgspec.Struct, rename="camel"):
 
 
 class _List(msgspec.Struct, rename="camel"):
-    """A list with ``0`` in place of each item."""
+    """A list with ``0`` in place of each item, as ``items.ItemSplitter.outside`` has it."""
 
     kind: str
     api_version: str
@@ -82,7 +87,7 @@ class _List(msgspec.Struct, rename="camel"):
 
 
 class _Type(msgspec.Struct, rename="camel"):
-    """What says of what kind an object is; in a list that is the list's."""
+    """The fields that say of which kind an object is. Items of a list usually leave them to the list."""
 
     kind: Any = None
     api_version: Any = None
@@ -115,12 +120,12 @@ _EVENT = msgspec.json.Decoder(_Event)
 _TYPE = msgspec.json.Decoder(_Type)
 _IDENTITY = msgspec.json.Decoder(_Identity)
 _STATUS = msgspec.json.Decoder(_Status)
-#: Each of the 27 combinations that has been seen.
+#: The combinations of conditions seen so far, at most 27.
 _CONDITIONS: dict[EndpointConditions, EndpointConditions] = {}
 _WITH_OBJECT = ("ADDED", "MODIFIED")
-#: Events of which no more is wanted than what names their object.
+#: Types of events of which only the kind and the metadata of the object are decoded.
 _WITHOUT_OBJECT = ("BOOKMARK", "DELETED")
-#: How an object begins, as API servers write it.
+#: The beginning of an object, or of the event around it, as API servers write it.
 _BEGINNING = re.compile(
     rb'(?:\{"type":"(?P<type>ADDED|MODIFIED|DELETED)","object":)?\{(?:"kind":"\w{1,63}","apiVersion":"[\w./]{1,253}",)?'
     rb'"metadata":\{"name":"(?P<name>[\w.-]{1,253})",(?:"generateName":"[\w.-]{0,253}",)?'
@@ -140,12 +145,12 @@ def _decoder(struct: type[KubernetesObject]) -> msgspec.json.Decoder[KubernetesO
 
 
 def key_of(item: KubernetesObject) -> str:
-    """Return ``namespace/name``, or the name alone where there is no namespace."""
+    """Return the key of an object: ``namespace/name``, or the name alone if there is no namespace."""
     return _key(item.metadata.namespace, item.metadata.name)
 
 
 class ListDecoder:
-    """One page of a list while its chunks arrive; items that are malformed or too large are skipped by themselves."""
+    """Decodes one page of a list while its chunks arrive. Malformed and oversized items are skipped individually."""
 
     def __init__(self, resource: Resource) -> None:
         self._resource = resource
@@ -154,10 +159,10 @@ class ListDecoder:
         self._skipped: list[Skipped] = []
 
     def feed(self, chunk: bytes) -> None:
-        """Take a chunk.
+        """Decode the items that a chunk completes. Chunks may be cut anywhere.
 
         Raises:
-            DecodeError: this is no list of the resource.
+            DecodeError: the bytes are not a list of the resource.
 
         """
         try:
@@ -176,10 +181,10 @@ class ListDecoder:
                 self._objects.append(decoded)
 
     def finish(self) -> DecodedList:
-        """Return the page.
+        """Return the page, after the last chunk.
 
         Raises:
-            DecodeError: it was no list of the resource.
+            DecodeError: the bytes were not a complete list of the resource.
 
         """
         resource = self._resource
@@ -202,12 +207,12 @@ def decode_event(line: bytes | TooLong, resource: Resource) -> Event:
     """Decode one line of a watch.
 
     Raises:
-        DecodeError: it is no event of the resource.
+        DecodeError: the line is not an event of the resource.
 
     """
     if isinstance(line, TooLong):
         return _decode_long_event(line, resource)
-    # The type of nearly all objects is seen at their beginning, which spares reading them twice (a fifth of the time).
+    # The first bytes show the type of nearly all objects. This avoids decoding them twice (a fifth of the time).
     if not line.startswith(_beginnings(resource)):
         return _decode_any_event(line, resource)
     try:
@@ -274,7 +279,7 @@ def decode_node(raw: bytes) -> Node:
     """Decode a single Node.
 
     Raises:
-        DecodeError: it is none.
+        DecodeError: the bytes are not a core/v1 Node.
 
     """
     try:
@@ -287,7 +292,10 @@ def decode_node(raw: bytes) -> Node:
 
 
 def message_of(refusal: bytes) -> str:
-    """Return what the body of a refusal says: the message of a Status, else its beginning, on one line."""
+    """Return the error message in the body of a refused request, on one line.
+
+    This is the message or the reason of a Status. If the body is not a Status, it is the beginning of the body.
+    """
     try:
         status = _STATUS.decode(refusal)
     except _FAULTS:
@@ -298,7 +306,7 @@ def message_of(refusal: bytes) -> str:
 
 
 def convert_object(mapping: Mapping[str, Any], resource: Resource) -> KubernetesObject | Skipped:
-    """Make an object of plain data, as a YAML file gives it."""
+    """Convert plain data, as parsed from a YAML file, to an object; return ``Skipped`` if it does not fit."""
     try:
         return msgspec.convert(mapping, resource.struct, strict=True)
     except _FAULTS as error:
@@ -308,11 +316,11 @@ def convert_object(mapping: Mapping[str, Any], resource: Resource) -> Kubernetes
 
 
 def _check_item(raw: bytes, resource: Resource) -> None:
-    """Refuse an item that says that it is of another kind; most say nothing."""
+    """Raise DecodeError if an item says that it is of another kind. Most items do not name a kind."""
     try:
         type_ = _TYPE.decode(raw)
     except _FAULTS:
-        return  # which is told by its decoder
+        return  # its decoder reports the error
     if type_.kind not in (None, "", resource.kind) or type_.api_version not in (None, "", resource.api_version):
         raise DecodeError(f"the answer is no {resource.kind}List: an item is of another kind")
 
@@ -342,7 +350,7 @@ def _too_long(item: TooLong, resource: Resource) -> Skipped:
 
 
 def _share(piece: EndpointSlice) -> None:
-    """Let endpoints share equal conditions and names of nodes, of which there are few: it spares 110 bytes for each."""
+    """Make endpoints share equal conditions and node names, of which there are few. Saves 110 bytes per endpoint."""
     for endpoint in piece.endpoints or ():
         force_setattr(endpoint, "conditions", _CONDITIONS.setdefault(endpoint.conditions, endpoint.conditions))
         if endpoint.node_name is not None:
@@ -350,7 +358,7 @@ def _share(piece: EndpointSlice) -> None:
 
 
 def _version(value: Any) -> str:
-    """Return a resource version, "" where it is none: the watch goes on from the last one that was."""
+    """Return a resource version, or "" if it is not valid. The watch then continues from the last valid one."""
     return value if isinstance(value, str) and len(value) <= MAX_VERSION else ""
 
 

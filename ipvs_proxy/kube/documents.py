@@ -1,10 +1,12 @@
-"""From the bytes of a file to plain data: YAML or JSON, whatever the bytes are, at a bounded cost.
+"""Parses the bytes of a YAML or JSON file to plain data.
 
-Nothing here raises anything but ``ParseError``, or ``OSError`` while reading. YAML is dangerous in four ways, each of
-which has a bound that is checked before anything is built: a few lines of aliases stand for gigabytes, nesting
-overflows stacks, directives take libyaml quadratic time, and what a tag promises (``!!int ""``) cannot be made. The
-dialect is that of kubectl: keys are texts, numbers in base 60 are texts, times stay texts, and what JSON cannot say is
-refused.
+Invariants: the cost is bounded, whatever the bytes are. Nothing but ``ParseError`` is raised, and ``OSError`` while
+reading.
+
+YAML is dangerous in four ways: a few lines of aliases can expand to gigabytes, nesting overflows stacks, directives
+take libyaml quadratic time, and a tag can ask for a value that cannot be built (``!!int ""``). The first three have
+bounds that are checked before anything is built; the last one becomes a ``ParseError``. The dialect is kubectl's: keys
+are strings, numbers in base 60 are strings, timestamps stay strings, and what JSON cannot express is refused.
 """
 
 from __future__ import annotations
@@ -31,29 +33,31 @@ try:
 except ImportError:
     from yaml import SafeLoader  # type: ignore[assignment]
 
-#: Bytes of one file. 10,000 Services with 100,000 endpoints take 20 MiB.
+#: Maximum size of a file in bytes. 10,000 Services with 100,000 endpoints take 20 MiB.
 MAX_SIZE: Final = 32 * 2**20
-#: Bytes of one YAML file: while one value of it is scanned, nothing else in this process runs (3 MiB in 0.1 s).
+#: Maximum size of a YAML file in bytes. While a single value is scanned, nothing else in this process runs (3 MiB take
+#: 0.1 s).
 MAX_YAML_SIZE: Final = 16 * 2**20
-#: Levels of nesting. Objects of the API have a dozen.
+#: Maximum levels of nesting. API objects have about a dozen.
 MAX_DEPTH: Final = 100
-#: Values of one YAML document: each takes some 400 bytes and 5 microseconds.
+#: Maximum number of values in one YAML document. Each takes about 400 bytes and 5 microseconds.
 MAX_VALUES: Final = 500_000
-#: Values of one YAML file, in all its documents.
+#: Maximum number of values in one YAML file, in all its documents.
 MAX_VALUES_OF_FILE: Final = 2_000_000
-#: Values of one JSON file: each takes some 70 bytes.
+#: Maximum number of values in one JSON file. Each takes about 70 bytes.
 MAX_JSON_VALUES: Final = 5_000_000
-#: Values and characters that the aliases of one YAML document stand for.
+#: Maximum number of values and characters that the aliases of one YAML document expand to.
 MAX_ALIASED: Final = 1_000_000
-#: So often may ``%TAG`` stand in a YAML file. libyaml compares such directives with one another, and meanwhile nothing
-#: else in this process runs: 20,000 take 0.8 s, and time grows with the square.
+#: Maximum number of ``%TAG`` directives in a YAML file. libyaml compares them with one another, and meanwhile nothing
+#: else in this process runs: 20,000 take 0.8 s, and the time grows with the square.
 MAX_DIRECTIVES: Final = 100
 
 TOO_DEEP: Final = f"nested too deeply: {MAX_DEPTH} levels are read"
+#: The byte order mark of UTF-8.
 _MARK: Final = b"\xef\xbb\xbf"
-#: A string, also one without end, or a bracket: matched in linear time whatever the bytes are.
+#: Matches a string, even an unterminated one, or a bracket. Takes linear time, whatever the bytes are.
 _JSON_TOKEN: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
-#: In any encoding of YAML.
+#: ``%TAG`` in any encoding that YAML allows.
 _DIRECTIVE: Final = re.compile(rb"%\0?T\0?A\0?G")
 _JSON_DEPTHS: Final = {"[": 1, "{": 1, "]": -1, "}": -1}
 _INT: Final = "tag:yaml.org,2002:int"
@@ -61,9 +65,9 @@ _FLOAT: Final = "tag:yaml.org,2002:float"
 _TIMESTAMP: Final = "tag:yaml.org,2002:timestamp"
 _BINARY: Final = "tag:yaml.org,2002:binary"
 _DROPPED: Final = (_INT, _FLOAT, _TIMESTAMP)
-#: What is refused as any unknown tag is.
+#: Tags that are refused like any unknown tag.
 _NOT_JSON: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("set", "omap", "pairs"))
-#: Numbers of a length that something can mean, without those in base 60; anything else is text.
+#: Numbers of a plausible length, without those in base 60. Anything else is a string.
 _INT_PATTERN: Final = re.compile(
     r"[-+]?(?:0b[01_]{1,64}|0x[0-9a-fA-F_]{1,16}|0[0-7_]{0,24}|[1-9][0-9_]{0,24})\Z", re.ASCII
 )
@@ -75,7 +79,7 @@ _FLOAT_PATTERN: Final = re.compile(
 
 
 class ParseError(Exception):
-    """A file is not YAML or JSON, or beyond a bound; ``line`` counts from 1 and is 0 if unknown."""
+    """A file is not valid YAML or JSON, or exceeds a bound. ``line`` counts from 1 and is 0 if unknown."""
 
     def __init__(self, reason: str, line: int = 0) -> None:
         super().__init__(reason)
@@ -83,28 +87,28 @@ class ParseError(Exception):
 
 
 class Parsed(NamedTuple):
-    """The documents of a file, and the keys that come twice in one of their mappings; the last one counts."""
+    """The documents of a file, and the keys that occur twice in one of their mappings. The last occurrence counts."""
 
     documents: list[Any]
     duplicates: list[str]
 
 
 def read_file(path: Path, limit: int = MAX_SIZE) -> bytes:
-    """Return the content of a regular file; never waits for a pipe, never reads more than ``limit`` bytes.
+    """Return the content of a regular file, at most ``limit`` bytes. Never waits for a pipe.
 
     Raises:
-        OSError: it cannot be read, is no regular file (EINVAL), or is larger than ``limit`` (EFBIG). ``strerror`` says
-            what is wrong in words.
+        OSError: the file cannot be read, is not a regular file (EINVAL), or is larger than ``limit`` (EFBIG).
+            ``strerror`` describes the error in words.
 
     """
-    # Opening a pipe that nobody writes to would wait for ever.
+    # Opening a pipe that has no writer would block for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, f"it is {_type_of(status.st_mode)}, not a file")
         content = bytearray()
-        # A file in /proc has no size.
+        # Files in /proc report no size.
         while max(len(content), status.st_size) <= limit and (piece := os.read(descriptor, 2**20)):
             content += piece
     finally:
@@ -122,10 +126,10 @@ def _type_of(mode: int) -> str:
 
 
 def parse(content: bytes, *, is_json: bool) -> list[Any]:
-    """Return the documents of a file.
+    """Return the documents of a file as plain data. An empty YAML document is ``None``.
 
     Raises:
-        ParseError: it cannot be read, or is beyond a bound; with the line where known.
+        ParseError: the content is not valid or exceeds a bound. The error has the line if it is known.
 
     """
     if not is_json:
@@ -136,10 +140,10 @@ def parse(content: bytes, *, is_json: bool) -> list[Any]:
 
 
 def parse_yaml(content: bytes | str) -> Parsed:
-    """Parse YAML, of which JSON without tabs is a part. Empty documents are ``None``.
+    """Parse YAML, which includes JSON without tabs. Empty documents are ``None``.
 
     Raises:
-        ParseError: it is no YAML, or beyond a bound; with the line where known.
+        ParseError: the content is not valid YAML or exceeds a bound. The error has the line if it is known.
 
     """
     if len(content) > MAX_YAML_SIZE:
@@ -158,10 +162,10 @@ def parse_yaml(content: bytes | str) -> Parsed:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = error.problem or error.context or "not YAML"
-        if "maximum nesting depth" in reason:  # libyaml's own bound, as it looks ahead
+        if "maximum nesting depth" in reason:  # libyaml has a bound of its own, and reads ahead
             raise ParseError(TOO_DEEP) from None
         raise ParseError(quote(reason), mark.line + 1 if mark else 0) from None
-    except Exception as error:  # noqa: BLE001  whatever a loader raises means that this cannot be read
+    except Exception as error:  # noqa: BLE001  whatever a loader raises, the content cannot be read
         raise ParseError(quote(" ".join(str(error).split()) or type(error).__name__)) from None
     return Parsed(documents, loader.duplicates)
 
@@ -170,7 +174,7 @@ def parse_json(text: str) -> Parsed:
     """Parse one JSON document.
 
     Raises:
-        ParseError: it is no JSON, or beyond a bound; with the line where known.
+        ParseError: the text is not valid JSON or exceeds a bound. The error has the line if it is known.
 
     """
     duplicates: list[str] = []
@@ -196,9 +200,9 @@ _LIST: Final = msgspec.json.Decoder(_List)
 
 
 def _load_list(content: bytes) -> dict[str, Any] | None:
-    """Return a List, ``None`` if it is another document or has something in it that needs a closer look.
+    """Return a List, or ``None`` if the content is another document or needs a closer look.
 
-    Its items are decoded one by one: the reader of ``json`` would keep Python from the event loop for all of them.
+    The items are decoded one by one. The ``json`` module would keep the event loop from running until all are decoded.
     """
     try:
         found = _LIST.decode(content)
@@ -222,14 +226,14 @@ def _load_json(content: bytes, hook: Callable[[list[tuple[str, Any]]], dict[str,
 
 
 def _finite(number: str | float) -> float:
-    """Return a number that JSON can say. Raises ValueError if it is none."""
+    """Return a number, or raise ValueError if JSON cannot express it."""
     if not math.isfinite(found := float(number)):
         raise ValueError(f"{quote(str(number), 40)} is no number")
     return found
 
 
 def _check_depth(text: str) -> None:
-    """Refuse what is nested too deeply; how much an interpreter bears depends on its version."""
+    """Raise ParseError if a text is nested too deeply. How deep an interpreter can go depends on its version."""
     depth = 0
     for token in _JSON_TOKEN.finditer(text):
         depth += _JSON_DEPTHS.get(token[0], 0)
@@ -238,12 +242,12 @@ def _check_depth(text: str) -> None:
 
 
 class _Loader(SafeLoader):
-    """Builds what JSON can say; notes keys that come twice in one mapping."""
+    """Builds values that JSON can express, and records keys that occur twice in one mapping."""
 
-    yaml_constructors = {  # noqa: RUF012  a class attribute is how PyYAML takes it
+    yaml_constructors = {  # noqa: RUF012  PyYAML expects a class attribute
         tag: construct for tag, construct in SafeLoader.yaml_constructors.items() if tag not in _NOT_JSON
     }
-    yaml_implicit_resolvers = {  # noqa: RUF012  a class attribute is how PyYAML takes it
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML expects a class attribute
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in _DROPPED]
         for first, resolvers in SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -253,18 +257,18 @@ class _Loader(SafeLoader):
         self.duplicates: list[str] = []
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Build a value; what its tag promises may be impossible (``!!bool maybe``, ``!!int ""``)."""
+        """Build a value, or raise ConstructorError if its tag cannot be satisfied (``!!bool maybe``, ``!!int ""``)."""
         try:
             return super().construct_object(node, deep)
         except yaml.YAMLError:
             raise
-        except Exception:  # noqa: BLE001  PyYAML lets through what it runs into: KeyError, IndexError, AttributeError
+        except Exception:  # noqa: BLE001  PyYAML does not catch its own KeyError, IndexError and AttributeError
             kind = str(node.tag).rpartition(":")[2]
             reason = f"{quote(str(node.value), 40)!r} is no {kind}"
             raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping; its keys are texts, as kubectl makes them of numbers too."""
+        """Build a mapping. Its keys are strings: kubectl converts numbers to strings, too."""
         if not isinstance(node, yaml.MappingNode):
             raise yaml.constructor.ConstructorError(None, None, "wanted a mapping here", node.start_mark)
         self.duplicates += _twice([str(key.value) for key, _ in node.value])
@@ -277,22 +281,22 @@ class _Loader(SafeLoader):
         return found
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Build an integer; one in base 60 takes quadratic time."""
+        """Build an integer. Refuses base 60, which takes quadratic time."""
         _refuse_base_60(node)
         return super().construct_yaml_int(node)
 
     def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
-        """Build a number; one in base 60 takes quadratic time."""
+        """Build a finite number. Refuses base 60, which takes quadratic time."""
         _refuse_base_60(node)
         return _finite(super().construct_yaml_float(node))
 
     def construct_time(self, node: yaml.ScalarNode) -> str:
-        """Build the text of a time that is one."""
+        """Return a timestamp as text, after checking that it is one."""
         super().construct_yaml_timestamp(node)
         return str(node.value)
 
     def construct_bytes(self, node: yaml.ScalarNode) -> str:
-        """Build a text, as kubectl does."""
+        """Decode a binary value to text, as kubectl does."""
         return super().construct_yaml_binary(node).decode()
 
 
@@ -310,17 +314,20 @@ def _refuse_base_60(node: yaml.ScalarNode) -> None:
 
 
 class _Census:
-    """Counts what a YAML document stands for while its events go by, before anything is built."""
+    """Counts the values and characters of a YAML document from its parse events, before anything is built.
+
+    An alias counts as what it expands to.
+    """
 
     def __init__(self) -> None:
         self._of_file = 0
         self._anchors: dict[str, tuple[int, int] | None] = {}
-        #: Of each sequence and mapping that is open: anchor, size so far, height so far.
+        #: Each open sequence and mapping: anchor, size so far, height so far.
         self._open: list[tuple[str | None, int, int]] = []
         self._values = self._aliased = 0
 
     def take(self, event: yaml.Event) -> None:
-        """Take in one event. Raises ParseError beyond a bound."""
+        """Count one event. Raises ParseError if a bound is exceeded."""
         match event:
             case yaml.DocumentStartEvent():
                 self._anchors, self._open = {}, []
@@ -339,7 +346,7 @@ class _Census:
             raise ParseError(TOO_DEEP)
 
     def _add(self, anchor: str | None, size: int, height: int) -> None:
-        """Count a value: its size in values and characters, its height in levels."""
+        """Count a value. ``size`` is in values and characters, ``height`` in levels of nesting."""
         self._values += 1
         self._of_file += 1
         if self._values > MAX_VALUES:
@@ -352,7 +359,7 @@ class _Census:
 
     def _add_alias(self, anchor: str) -> None:
         if anchor not in self._anchors:
-            return  # which its loader words better
+            return  # the loader has a better message for an unknown anchor
         found = self._anchors[anchor]
         if found is None:
             raise ParseError(f"*{anchor} stands for something that contains it")

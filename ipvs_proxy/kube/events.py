@@ -1,9 +1,11 @@
-"""Events: what ``kubectl describe`` shows an operator about a Service or the node (events.k8s.io/v1).
+"""Events about a Service or the node, which ``kubectl describe`` shows to an operator (events.k8s.io/v1).
 
-To emit is to note: it neither waits nor fails, so any path may do it. A loop writes to the API what was noted. The
-same fact about the same object is one Event with a ``series`` that counts it, as the API documents: written when it
-first happens, when it happens again, and from then on every few minutes while it goes on. Promised: an agent that
-has much to say, or an API server that does not listen, costs bounded memory and a bounded rate of requests.
+Invariant: memory and the rate of requests are bounded, however much the agent has to report, and even if the API server
+does not respond. ``emit`` only records an event. It never waits and never fails, so any code path may call it.
+
+A loop writes the recorded events to the API. The same fact about the same object is one Event with a ``series`` that
+counts it, as the API documents. It is written when the fact first occurs, when it occurs again, and from then on every
+few minutes while it keeps occurring.
 """
 
 from __future__ import annotations
@@ -30,31 +32,32 @@ log = structlog.get_logger(__name__)
 
 REPORTING_CONTROLLER = "ipvs-proxy"
 
-#: Seconds without a repetition after which a series is over, and between two writes of one that goes on.
+#: Seconds without a repetition after which a series ends, and seconds between two writes of a series that continues.
 SERIES_END = 360.0
 SERIES_REFRESH = 300.0
-#: Tokens of one object: this many events at once, then one per five minutes. The numbers are client-go's.
+#: Token bucket of each object: a burst of events, then one per five minutes. The values are client-go's.
 OBJECT_BURST, OBJECT_RATE = 25, 1 / 300
-#: Tokens of all requests: this many at once, then this many per second. The numbers are kube-proxy's client's.
+#: Token bucket of all requests: a burst, then this many per second. The values are those of kube-proxy's client.
 REQUEST_BURST, REQUEST_RATE = 10, 5.0
-#: Series, written or not, and objects that are remembered at most.
+#: Maximum number of series, written or not, and maximum number of objects, that are kept.
 LIMIT = 4096
-#: How often a write is tried, and the pauses in between.
+#: Maximum number of attempts for one write, and the delays in seconds between them.
 ATTEMPTS = 6
 BACKOFF = Backoff(first=1.0, longest=16.0)
-#: Seconds for which no event is tried after the server said that the agent may not write any.
+#: Seconds to wait before the next attempt after the server has said that the agent may not write events.
 FORBIDDEN_PAUSE = 600.0
-#: Seconds between two log lines about events that were dropped.
+#: Minimum seconds between two log lines about dropped events.
 DROPPED_INTERVAL = 600.0
 
-#: Limits of the API: bytes of a note, characters of the instance. A name has at most 253; 17 are ours.
+#: Limits of the API: bytes of a note, characters of the instance, and characters that a name takes from the object. A
+#: name has at most 253 characters, 17 of which are the suffix that ``_name`` adds.
 NOTE_BYTES = 1024
 INSTANCE_LENGTH = 128
 NAME_LENGTH = 236
 
 _API_VERSIONS = {"EndpointSlice": "discovery.k8s.io/v1"}
 
-#: Refusals that may be over at the next attempt, besides those of 500 and more.
+#: Statuses for which another attempt may succeed, besides 500 and above.
 _TRANSIENT = frozenset(
     (HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
 )
@@ -64,7 +67,7 @@ Send = Callable[[Literal["POST", "PATCH"], str, bytes], Awaitable[Reply]]
 
 
 class Regarding(NamedTuple):
-    """The object that an event is about; the namespace of a Node is empty."""
+    """The object that an event is about. ``namespace`` is empty for a Node."""
 
     kind: str
     namespace: str
@@ -76,7 +79,7 @@ class Regarding(NamedTuple):
 
 
 class _Fact(NamedTuple):
-    """What makes two events the same."""
+    """The fields that identify an event: two events with equal facts belong to one series."""
 
     regarding: Regarding
     type: EventType
@@ -87,7 +90,10 @@ class _Fact(NamedTuple):
 
 @dataclass(slots=True)
 class _Series:
-    """One fact and how often it was seen. Times are seconds of the monotonic clock, except for those in nanoseconds."""
+    """One fact and how often it occurred.
+
+    Times are seconds of the monotonic clock, except for those in nanoseconds, which count from the epoch.
+    """
 
     fact: _Fact
     name: str
@@ -96,25 +102,27 @@ class _Series:
     seen_at: float
     due: float
     count: int = 1
-    #: The count that the API server knows; 0 if the event was not posted yet.
+    #: The count that the API server has; 0 if the event has not been posted yet.
     written: int = 0
     written_at: float = 0.0
     attempts: int = 0
 
     def next_due(self) -> float:
-        """Return when there is something to do: to write what is new, or to end the series."""
+        """Return when the series is due, either to write a new count or to end, in seconds of the monotonic clock."""
         if self.count == self.written:
             return self.seen_at + SERIES_END
         return self.written_at + SERIES_REFRESH if self.written > 1 else self.seen_at
 
 
 class Events:
-    """The events of one agent; all methods belong to the event loop's thread.
+    """The events of one agent. All methods must be called from the event loop's thread.
+
+    ``dropped`` counts the events that exceeded a limit or could not be written.
 
     Args:
-        send: makes a request; see ``ipvs_proxy.kube.client.Client.send``.
-        reporting_instance: which agent this is: ``ipvs-proxy-<node>``.
-        clock: returns seconds that never go back.
+        send: sends a request; see ``ipvs_proxy.kube.client.Client.send``.
+        reporting_instance: identifies this agent: ``ipvs-proxy-<node>``.
+        clock: monotonic clock, in seconds.
         now: returns nanoseconds since the epoch.
 
     """
@@ -152,14 +160,14 @@ class Events:
         action: str,
         note: str,
     ) -> None:
-        """Note that something happened; never waits, never fails.
+        """Record that something happened. Never waits and never fails.
 
         Args:
-            regarding: the object it is about.
-            type: ``Warning`` for what an operator should look at.
-            reason: why, a word in CamelCase; at most 128 characters, as ``action``.
-            action: what the agent did or tried, a word in CamelCase.
-            note: the sentence for the operator, not empty; what is over 1024 bytes is cut off.
+            regarding: the object that the event is about.
+            type: ``Warning`` if an operator should look into it.
+            reason: why it happened, as one CamelCase word of at most 128 characters.
+            action: what the agent did or tried, as one CamelCase word of at most 128 characters.
+            note: a sentence for the operator, not empty. It is cut to 1024 bytes.
 
         """
         note = note.encode(errors="replace")[:NOTE_BYTES].decode(errors="ignore")
@@ -176,14 +184,14 @@ class Events:
                 self._series[fact] = series
                 self._schedule(series, now)
             return
-        idle = series.count == series.written  # else a write is due, or under way, in any case
+        idle = series.count == series.written  # otherwise a write is already due or in progress
         series.count += 1
         series.last_nanoseconds, series.seen_at = nanoseconds, now
         if idle:
             self._schedule(series, series.next_due())
 
     async def post_for_ever(self) -> None:
-        """Write what was emitted until cancelled."""
+        """Write recorded events until cancelled."""
         while True:
             self._wake.clear()
             try:
@@ -198,12 +206,12 @@ class Events:
                 pass
 
     async def post_due(self) -> float | None:
-        """Write what is due now; return the seconds until something else is, ``None`` if nothing will be."""
+        """Write what is due now; return the seconds until the next series is due, or ``None`` if none is left."""
         while self._heap:
             due, _, series = self._heap[0]
             now = self._clock()
             if due != series.due or self._series.get(series.fact) is not series:
-                heapq.heappop(self._heap)  # it was scheduled again, or is gone
+                heapq.heappop(self._heap)  # it was rescheduled, or has ended
             elif due > now:
                 return due - now
             elif series.count == series.written:
@@ -213,7 +221,8 @@ class Events:
                 return wait
             else:
                 heapq.heappop(self._heap)
-                # The token of the first write was taken by ``emit``; what has to wait later is not lost, but counted.
+                # ``emit`` took the token of the first write. A later write may have to wait: nothing is lost by that,
+                # because occurrences are still counted.
                 if series.written and (wait := self._object(series.fact.regarding, now).take(now)):
                     self._schedule(series, now + wait)
                 else:
@@ -221,22 +230,22 @@ class Events:
         return None
 
     async def _write(self, series: _Series) -> None:
-        """Post an event, or patch its series, and see to what the server says."""
+        """Post an event or patch its series, and handle the response."""
         method: Literal["POST", "PATCH"] = "PATCH" if series.written else "POST"
         written = series.count
         try:
             reply = await self._send(method, *self._request(series))
-        except Exception as error:  # noqa: BLE001  whatever a request does, the other events go on
+        except Exception as error:  # noqa: BLE001  no failure of a request may stop the other events
             self._failed(series, f"{type(error).__name__}: {error}")
             return
         now = self._clock()
         if 200 <= reply.status < 300 or (reply.status == HTTPStatus.CONFLICT and method == "POST"):
-            # A conflict is an event of this name: ours, whose first answer was lost.
+            # A conflict means that the event exists: it was posted before, but the response was lost.
             series.written, series.written_at, series.attempts = written, now, 0
             self._forbidden_told = False
             self._settle(series, now)
         elif reply.status == HTTPStatus.NOT_FOUND and method == "PATCH":
-            series.written = 0  # the server forgets events after an hour or so
+            series.written = 0  # the server deletes events after about an hour
             self._schedule(series, now)
         elif reply.status == HTTPStatus.FORBIDDEN and "NamespaceTerminating" not in reply.text:
             self._forbid(series, reply, now)
@@ -246,7 +255,7 @@ class Events:
             self._give_up(series, f"HTTP {reply.status}: {reply.text}")
 
     def _request(self, series: _Series) -> tuple[str, bytes]:
-        """Return the path and the body of the request that writes a series."""
+        """Return the path and the JSON body of the request that writes a series."""
         fact, regarding = series.fact, series.fact.regarding
         namespace = regarding.namespace or "default"
         path = f"/apis/events.k8s.io/v1/namespaces/{quote(namespace, safe='')}/events"
@@ -278,7 +287,7 @@ class Events:
         return path, json.dumps(event).encode()
 
     def _settle(self, series: _Series, now: float) -> None:
-        """Schedule what comes next, or forget a series that is over."""
+        """Schedule the next step of a series, or remove a series that has ended."""
         due = series.next_due()
         if series.count == series.written and due <= now:
             del self._series[series.fact]
@@ -327,7 +336,7 @@ class Events:
             )
 
     def _object(self, regarding: Regarding, now: float) -> TokenBucket:
-        """Return the bucket of an object; the one that was silent for longest is forgotten first."""
+        """Return the token bucket of an object. If there are too many, the least recently used one is removed."""
         bucket = self._objects.get(regarding)
         if bucket is None:
             bucket = self._objects[regarding] = TokenBucket(OBJECT_BURST, OBJECT_RATE, now)
@@ -337,12 +346,12 @@ class Events:
         return bucket
 
     def _name(self, fact: _Fact, nanoseconds: int) -> str:
-        """Make a name that no other event has: the object's and a time, as all Kubernetes components do."""
+        """Return a unique name for an event: the object's name and a time, as in all Kubernetes components."""
         self._last_name = max(self._last_name + 1, nanoseconds)
         return f"{fact.regarding.name[:NAME_LENGTH].rstrip('-.')}.{self._last_name:016x}"
 
 
 def _micro_time(nanoseconds: int) -> str:
-    """Write a time as the API's MicroTime: RFC 3339 with six digits."""
+    """Return a time in the API's MicroTime format: RFC 3339 with six fractional digits."""
     seconds, rest = divmod(nanoseconds, 10**9)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"

@@ -1,7 +1,8 @@
-"""How well the API server is heard: since when a resource fails, and why; each trouble is logged once.
+"""Tracks failures to list or watch resources: since when each resource fails, and why.
 
-Three watches meet the same trouble, and each tries again twice a minute: a token that has expired would fill the log.
-One line says what is wrong; another one, every ten minutes, that it still is; and a last one that it is over.
+Invariant: a problem gets one log line when it begins, one every ten minutes while it persists, and one when it is over,
+however many watches run into it. Without that, an expired token would fill the log: three watches run into the same
+problem, and each tries again twice a minute.
 """
 
 from __future__ import annotations
@@ -20,34 +21,34 @@ from ipvs_proxy.snapshots import snapshot
 
 log = structlog.get_logger(__name__)
 
-#: Seconds until a trouble that goes on is logged again.
+#: Seconds after which a persisting problem is logged again.
 REMINDER: Final = 600.0
-#: Seconds for which one that is over and comes back is not.
+#: Seconds within which a problem that is over and comes back is not logged again.
 QUIET: Final = 60.0
 
 
 class Counts(Protocol):
-    """What counts."""
+    """Counters of what is received, and of interruptions."""
 
     def heard(self, kind: str) -> None:
-        """Something came of a resource."""
+        """Count that something was received for a resource."""
 
     def interrupted(self, kind: str, cause: Interruption) -> None:
-        """A list or watch broke off."""
+        """Count that a list or watch was interrupted."""
 
 
 class _Failure(NamedTuple):
-    """Why nothing is heard of a resource: since when (seconds of a clock that never goes back), and what is wrong."""
+    """Why a resource fails. ``since`` is in seconds of a monotonic clock."""
 
     since: float
     cause: Interruption
     error: str
-    #: What makes two troubles the same.
+    #: Identifies the problem: failures with the same value are logged as one.
     trouble: str
 
 
 class Hearing:
-    """Keeps account of lists and watches, as their observer."""
+    """Tracks lists and watches, as their observer (see ``reflector.Observer``)."""
 
     def __init__(
         self, resources: tuple[Resource, ...], counts: Counts, *, clock: Callable[[], float] = time.monotonic
@@ -56,11 +57,11 @@ class Hearing:
         self._counts = counts
         self._clock = clock
         self._failures: dict[str, _Failure] = {}
-        #: When each trouble was last logged.
+        #: When each problem was last logged, in seconds of the clock.
         self._told: dict[str, float] = {}
 
     def heard(self, kind: str) -> None:
-        """Note that something came of a resource."""
+        """Record that something was received for a resource."""
         self._counts.heard(kind)
         failure = self._failures.pop(kind, None)
         if failure is None or failure.trouble not in self._told:
@@ -69,7 +70,7 @@ class Hearing:
             log.info("api_heard_again", resource=kind, after=round(self._clock() - failure.since, 1))
 
     def interrupted(self, kind: str, cause: Interruption, error: Exception | None) -> None:
-        """Note that a list or watch broke off."""
+        """Record that a list or watch was interrupted. If ``error`` is ``None``, it is only counted."""
         self._counts.interrupted(kind, cause)
         if error is None:
             return
@@ -84,12 +85,12 @@ class Hearing:
             self._tell(kind, failure, error, now - failure.since)
 
     def failures(self) -> dict[str, tuple[float, str]]:
-        """Return for each resource that fails for how many seconds, and what is wrong. Safe in any thread."""
+        """Return the resources that fail: for each kind, for how many seconds and why. Safe in any thread."""
         now = self._clock()
         return {kind: (now - failure.since, failure.error) for kind, failure in snapshot(self._failures).items()}
 
     def failing_for(self, kind: str) -> float:
-        """Return for how many seconds a resource has failed; 0 if it does not. Safe in any thread."""
+        """Return for how many seconds a resource has been failing, or 0 if it is not. Safe in any thread."""
         failure = self._failures.get(kind)
         return 0.0 if failure is None else self._clock() - failure.since
 
@@ -111,7 +112,10 @@ class Hearing:
 
 
 def _trouble(kind: str, error: Exception) -> str:
-    """Name what is the same trouble for all resources, however it is worded; a permission is one resource's."""
+    """Return what identifies a problem. It is the same for all resources, whatever the error's wording.
+
+    The exception is a missing permission (403), which concerns one resource.
+    """
     if isinstance(error, RefusedError):
         return f"{error.status} {kind}" if error.status == HTTPStatus.FORBIDDEN else str(error.status)
     return type(error).__name__

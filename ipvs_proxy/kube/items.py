@@ -1,9 +1,11 @@
-"""From chunks of a list in JSON to its items, one by one, each of bounded size.
+"""Splits a JSON list into its items while its chunks arrive, each item of bounded size.
 
-A server that serves a list from its cache pays no heed to ``limit`` and sends all there is. Neither the answer as a
-whole nor one monstrous item in it is ever in memory: what is left of the document, with ``0`` in place of each item,
-has the list's kind, its version and its commas, and is judged at the end. Only brackets are looked at; whether an item
-is JSON is for its decoder to say.
+Invariant: neither the whole response nor an oversized item is ever in memory. This matters because a server that serves
+a list from its cache ignores ``limit`` and sends all objects.
+
+The rest of the document is kept with ``0`` in place of each item. It has the list's kind, its resource version and its
+commas, and is checked at the end. Only brackets and strings are examined here. Whether an item is valid JSON is up to
+its decoder.
 """
 
 from __future__ import annotations
@@ -13,29 +15,35 @@ from typing import Final
 
 from ipvs_proxy.kube.lines import HEAD, MAX_OBJECT, TooLong
 
-#: All up to the next bracket that is in no string (group 1), else to the end of the chunk, which may be within a string
-#: (group 2) and between a backslash and what it escapes (group 3). Linear: where strings that are complete end, one of
-#: these is. Not possessive, which before Python 3.11.5 is wrong where one is in another (gh-106052).
+#: Matches up to the next bracket outside of strings (group 1). If there is none, it matches to the end of the chunk,
+#: which may be inside a string (group 2), and between a backslash and the character that it escapes (group 3). Takes
+#: linear time, because one of these always follows the last complete string. No quantifier is possessive: before Python
+#: 3.11.5, a possessive quantifier inside another one matches wrongly (gh-106052).
 _TO_BRACKET: Final = re.compile(
     rb'[^"\[\]{}]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^"\[\]{}]*)*(?:([\[\]{}])|("[^"\\]*(?:\\.[^"\\]*)*(\\?))\Z|\Z)',
     re.DOTALL,
 )
-#: The rest of a string that began in an earlier chunk, and its end, if that is there (group 1).
+#: Matches the rest of a string that began in an earlier chunk. Group 1 is its closing quote, if the chunk has it; group
+#: 2 is a backslash at the end of the chunk.
 _REST_OF_STRING: Final = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(?:(")|(\\?)\Z)', re.DOTALL)
 _OPENING, _OBJECT = b"[{", ord("{")
-#: What stands before the items, as far as it is looked back for.
+#: What precedes the items.
 _ITEMS: Final = re.compile(rb'"items"\s*:\s*\[\Z')
+#: Bytes before the items that are searched for it.
 _NEAR: Final = 64
-#: So many brackets are around an item.
+#: Number of brackets that are open around an item.
 _LEVEL: Final = 2
 
 
 class OutsideTooLongError(ValueError):
-    """What is outside of the items is beyond the bound: it is no list."""
+    """The document without its items exceeds the bound, so it is not a list."""
 
 
 class ItemSplitter:
-    """Collects chunks and gives the items that they complete; ``outside`` is the document without them."""
+    """Collects chunks and returns the items that they complete.
+
+    ``limit`` is the maximum size in bytes of an item, and of the document without its items.
+    """
 
     def __init__(self, limit: int = MAX_OBJECT) -> None:
         self._limit = limit
@@ -46,7 +54,7 @@ class ItemSplitter:
         self._among_items = False
         self._in_item = False
         self._in_string = False
-        #: A backslash at the end of a chunk; what it escapes comes with the next one.
+        #: A backslash at the end of a chunk. The character that it escapes comes with the next chunk.
         self._held = b""
 
     @property
@@ -55,10 +63,10 @@ class ItemSplitter:
         return bytes(self._outside)
 
     def feed(self, chunk: bytes) -> list[bytes | TooLong]:
-        """Take a chunk; return the items that it completes.
+        """Process a chunk and return the items that it completes. An oversized item is a ``TooLong``.
 
         Raises:
-            OutsideTooLongError: this cannot be a list.
+            OutsideTooLongError: the document without its items exceeds the limit, so it cannot be a list.
 
         """
         chunk, self._held = self._held + chunk, b""
@@ -91,7 +99,10 @@ class ItemSplitter:
         return items
 
     def _end_string(self, chunk: bytes) -> int:
-        """Return where the string ends that an earlier chunk began: the length of the chunk if that is not in it."""
+        """Return the offset at which a string from an earlier chunk ends.
+
+        This is 0 if no string is open, and the length of the chunk if the string does not end in it.
+        """
         if not self._in_string:
             return 0
         found = _REST_OF_STRING.match(chunk)

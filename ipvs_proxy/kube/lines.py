@@ -1,31 +1,31 @@
-"""From chunks of bytes to lines, of any length up to a bound.
+"""Splits chunks of bytes into lines of any length up to a bound.
 
-The API sends an EndpointSlice of a thousand endpoints as one line of some hundred kilobytes; the line readers of HTTP
-libraries stop long before that. Pieces of a line are joined once, when it is complete, so the cost follows the bytes.
-Of a line beyond the bound only the beginning is kept, which may tell what it was about.
+The API sends an EndpointSlice with a thousand endpoints as one line of a few hundred kilobytes. The line readers of
+HTTP libraries give up long before that. The pieces of a line are joined once, when it is complete, so the cost is
+proportional to its length. Only the beginning of an oversized line is kept, which may show what it was about.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-#: Bytes of one object. etcd takes 1.5 MiB, to which JSON adds names of fields and escapes.
+#: Maximum size of an object in bytes. etcd accepts 1.5 MiB, to which JSON adds field names and escapes.
 MAX_OBJECT: Final = 16 * 2**20
-#: Bytes that are kept of what is larger.
+#: Bytes kept of anything larger.
 HEAD: Final = 4096
 
 
 class TooLong(NamedTuple):
-    """What is beyond the bound: its beginning, and how many bytes it has."""
+    """An object or line above the bound: its beginning, and its full size in bytes."""
 
     head: bytes
     size: int
 
 
 class LineSplitter:
-    """Collects chunks and gives complete lines, without their ends.
+    """Collects chunks and returns complete lines, without their line ends.
 
-    What follows the last line end is kept for the next chunk; ``rest`` is its beginning.
+    Bytes after the last line end are kept for the next chunk. ``limit`` is the maximum size of a line in bytes.
     """
 
     def __init__(self, limit: int = MAX_OBJECT) -> None:
@@ -34,7 +34,7 @@ class LineSplitter:
         self._size = 0
 
     def feed(self, chunk: bytes) -> list[bytes | TooLong]:
-        """Take a chunk; return the lines that it completes, empty ones left out."""
+        """Process a chunk and return the lines that it completes, without blank ones. A long line is a ``TooLong``."""
         *complete, rest = chunk.split(b"\n")
         if not complete:
             self._add(rest)
@@ -48,7 +48,7 @@ class LineSplitter:
 
     @property
     def rest(self) -> bytes:
-        """The beginning of the line that is not complete yet."""
+        """The beginning of the line that is not complete yet, at most ``HEAD`` bytes."""
         return b"".join(self._pieces)[:HEAD]
 
     def _add(self, piece: bytes) -> None:

@@ -1,7 +1,7 @@
-"""From the plain data of manifests to objects, as ``kubectl apply`` and the API server would make them.
+"""Converts the plain data of manifests to objects, as ``kubectl apply`` and the API server would.
 
-Lists are unfolded, what is ``null`` counts as absent, the namespace is ``default`` where none is named, and the
-API's defaults apply. What the agent has no use for is passed over; what looks meant for it and is not used is told.
+Lists are unfolded, ``null`` counts as absent, a missing namespace becomes ``default``, and the API's defaults apply.
+Kinds that the agent does not use are ignored. An object that looks meant for the agent but is not used is reported.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ipvs_proxy.kube.texts import quote
 PROXY_NAME_LABEL: Final = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
 
-#: Characters of a namespace and of a name (Kubernetes documentation, "Object Names and IDs").
+#: Maximum length in characters of a namespace and of a name (Kubernetes documentation, "Object Names and IDs").
 LONGEST_NAMESPACE, LONGEST_NAME = 63, 253
 _LONGEST_KEY: Final = LONGEST_NAMESPACE + 1 + LONGEST_NAME
 
 _API_VERSIONS: Final = {"Service": "v1", "Node": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
-#: Kinds that look meant for a proxy, in small letters, with what to write instead.
+#: Kinds that look meant for a proxy, in lower case, with what to write instead.
 _LOOKS_MEANT: Final = {
     "endpoints": "write an EndpointSlice (discovery.k8s.io/v1) with the label kubernetes.io/service-name",
     **{
@@ -37,7 +37,7 @@ _LOOKS_MEANT: Final = {
 
 
 class Unused(NamedTuple):
-    """Something that looks meant for the agent and is not used: its kind and apiVersion as written, and what to do."""
+    """An object that looks meant for the agent but is not used: its kind and apiVersion as written, and the remedy."""
 
     kind: str
     api_version: str
@@ -45,9 +45,11 @@ class Unused(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a file holds. ``is_empty``: not even an empty List, as a file that an editor or a full disk cut to nothing.
+    """What a file contains for the agent.
 
-    ``removes``: it holds a List without items, by which an operator says that what is not there any more is meant.
+    ``is_empty`` means that it contains nothing, not even an empty List. An editor or a full disk may have truncated it.
+    ``removes`` means that it contains a List without items. With that, an operator confirms that objects are missing on
+    purpose.
     """
 
     items: list[KubernetesObject | Skipped]
@@ -57,10 +59,10 @@ class Content(NamedTuple):
 
 
 def read_objects(documents: list[Any], node_name: str) -> Content:
-    """Return what the documents of a file hold for the agent of one node.
+    """Return what the documents of a file contain for the agent of one node.
 
     Raises:
-        ParseError: a document is no object, as the first bytes of one may not be, or is nested too deeply.
+        ParseError: a document is not an object, as may happen if the file is incomplete, or is nested too deeply.
 
     """
     if any(not isinstance(document, dict) for document in documents if document is not None):
@@ -76,7 +78,7 @@ def read_objects(documents: list[Any], node_name: str) -> Content:
             if _is_selected(item, node_name):
                 items.append(item)
         elif resource is not None:
-            # Knative and others have Services of their own.
+            # Knative and others define Services of their own.
             remedy = f"the apiVersion of a {kind} is {_API_VERSIONS[kind]}"
             unused[Unused(kind, quote(version), remedy)] = None
         elif kind.lower() in _LOOKS_MEANT:
@@ -90,7 +92,7 @@ def read_objects(documents: list[Any], node_name: str) -> Content:
 
 
 def identity(item: KubernetesObject | Skipped) -> tuple[str, str]:
-    """Return the kind of an object and its key."""
+    """Return the kind and the key of an object, whether it was decoded or skipped."""
     if isinstance(item, Skipped):
         return item.kind, item.key
     return type(item).__name__, key_of(item)
@@ -107,7 +109,10 @@ def _is_list(document: Any) -> bool:
 def _objects(
     documents: Iterable[Any], *, api_version: Any = None, kind: str = "", depth: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Unfold lists; the elements of a typed list (ServiceList) may leave out what the list says."""
+    """Yield the objects of documents, unfolding lists.
+
+    The items of a typed list (ServiceList) may omit the kind and apiVersion, which follow from the list.
+    """
     if depth > MAX_DEPTH:
         raise ParseError(TOO_DEEP)
     for document in documents:
@@ -129,11 +134,11 @@ def _convert(mapping: dict[str, Any], resource: Resource) -> KubernetesObject | 
     if resource.kind != "Node" and isinstance(metadata, dict) and not metadata.get("namespace"):
         plain["metadata"] = metadata | {"namespace": "default"}
     if resource.kind == "EndpointSlice" and isinstance(plain.get("ports"), list):
-        # The API's default of a port's name; one without it would be joined to no port of a Service.
+        # The API's default for a port's name. Without it, the port would match no port of a Service.
         plain["ports"] = [{"name": ""} | port if isinstance(port, dict) else port for port in plain["ports"]]
     try:
         item = convert_object(plain, resource)
-        # JSON can spell texts that UTF-8 cannot: whoever answers or logs with one of them would fail.
+        # JSON can spell strings that UTF-8 cannot encode. Logging or serving one of them would fail.
         msgspec.json.encode(item)
     except ValueError:
         name = metadata.get("name") if isinstance(metadata, dict) else ""
@@ -148,7 +153,7 @@ def _convert(mapping: dict[str, Any], resource: Resource) -> KubernetesObject | 
 
 
 def _without_nulls(value: Any, depth: int = 0) -> Any:
-    """Return plain data without the fields that are null, which the API drops."""
+    """Return plain data without null fields, which the API drops as well."""
     if depth > MAX_DEPTH:
         raise ParseError(TOO_DEEP)
     if isinstance(value, dict):
@@ -159,7 +164,7 @@ def _without_nulls(value: Any, depth: int = 0) -> Any:
 
 
 def _is_selected(item: KubernetesObject | Skipped, node_name: str) -> bool:
-    """Apply the selectors that the API applies for the reflectors."""
+    """Return whether an object passes the selectors that the API server applies for the reflectors."""
     if isinstance(item, Skipped):
         return item.kind != "Node" or item.key == node_name
     labels = item.metadata.labels or {}

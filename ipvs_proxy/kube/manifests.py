@@ -1,13 +1,14 @@
-"""Objects from a directory of manifest files, for nodes and clusters that have no API server to ask.
+"""Objects from a directory of manifest files, for nodes and clusters without an API server.
 
-``follow_manifests`` is to files what the reflector is to the API: it hands the sink the same changes, and applies the
-same selectors. The directory is polled, because polling is what works alike for editors, atomic renames, the symlink
-swap of ConfigMap volumes and network file systems.
+Invariant: no accident in the file system removes an object that is served. A file that cannot be read or parsed, or
+that has been truncated to nothing, keeps its last good objects. A file that is written in place is read once it has not
+changed for one look; a file that was replaced by a rename is complete. If files that were deleted, or written in place,
+would remove most of the objects at once, nothing happens until an operator confirms it with an empty List; see
+``_Follower``.
 
-The invariant: no accident of a file system removes what is served. What cannot be read or parsed keeps its last good
-objects, and so does what has been cut to nothing. A file that is replaced by rename is taken at its word, one that is
-written in place when it has rested for one look. Files that are gone, or written in place, that would take away most of
-the objects at once are not followed until somebody says that this is meant, with an empty List; see ``_Follower``.
+``follow_manifests`` does for files what the reflector does for the API: it passes the same changes to the sink, and
+applies the same selectors. The directory is polled, because polling works alike for editors, atomic renames, the
+symlink swap of ConfigMap volumes and network file systems.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ log = structlog.get_logger(__name__)
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 KINDS: Final = ("Service", "EndpointSlice", "Node")
-#: So many objects of a kind may go at once, whatever part of all they are.
+#: At most this many objects of a kind may disappear at once, whatever share of all objects they are.
 FEW: Final = 10
-#: Files that are read at a time: one that takes long does not keep the others.
+#: Number of files that are read concurrently, so that a slow one does not delay the others.
 READERS: Final = 2
-#: So many files are named in a line of the log.
+#: At most this many files are named in a log line.
 _NAMED: Final = 5
 _REMEDY: Final = (
     "bring the files back; if the removal is meant, add a file with an empty List "
@@ -47,16 +48,20 @@ _REMEDY: Final = (
 
 Item = KubernetesObject | Skipped
 Signature = tuple[int, ...]
-#: Of a file that could not be read: it differs from any, so the next look tries again.
+#: Signature of a file that could not be read. It differs from that of any readable file, so the next look tries again.
 _UNREAD: Final[Signature] = (0, 0)
 
 
 class ManifestsError(Exception):
-    """The directory of manifests cannot be used; ends the start."""
+    """The directory of manifests cannot be used, so the agent cannot start."""
 
 
 class _File(NamedTuple):
-    """What was last seen of a file: its stat and content, and the objects of the last content that could be used."""
+    """What was last seen of a file.
+
+    ``signature`` comes from its stat, ``digest`` is the SHA-256 of its content. ``items``, ``removes`` and ``unused``
+    are those of the last content that could be used.
+    """
 
     signature: Signature
     digest: bytes
@@ -66,7 +71,10 @@ class _File(NamedTuple):
 
 
 class _Doubt(NamedTuple):
-    """A change that is not followed yet: the file as it is now, ``None`` if it is gone; whether it came by rename."""
+    """A change that has not been applied yet.
+
+    ``file`` is the file as it is now, or ``None`` if it is gone. ``is_whole`` says whether a rename replaced it.
+    """
 
     file: _File | None
     is_whole: bool = False
@@ -80,21 +88,21 @@ async def follow_manifests(
     interval: float = 1.0,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
-    """Hand the sink the objects of a directory, then follow its changes for ever.
+    """Pass the objects of a directory to the sink, then follow its changes for ever.
 
-    Reads ``*.yaml``, ``*.yml`` and ``*.json`` in the directory itself, in the order of their names; names that begin
-    with a dot are passed over. After the first pass every kind is synced, even if there are no files: a start takes the
-    directory as it finds it.
+    Reads ``*.yaml``, ``*.yml`` and ``*.json`` in the directory itself, in order of name, and ignores names that begin
+    with a dot. After the first pass every kind is reported as synced, even if there are no files: at the start, the
+    directory is accepted as it is.
 
     Args:
-        directory: where the files are.
-        node_name: the only Node that is handed on.
-        sink: gets the changes.
+        directory: the directory with the files.
+        node_name: the only Node whose object is passed on.
+        sink: receives the changes.
         interval: seconds between two looks.
-        sleep: waits that long.
+        sleep: waits for a number of seconds.
 
     Raises:
-        ManifestsError: the directory cannot be read at the start; later that is only logged.
+        ManifestsError: the directory cannot be read at the start. Later failures are only logged.
 
     """
     try:
@@ -118,11 +126,12 @@ async def follow_manifests(
 
 
 class _Follower:
-    """Keeps what was seen of the files, and the stores of the objects in them.
+    """The files as last seen, and the stores of the objects in them.
 
-    What would remove much at once is in doubt: more than half of the objects of a kind, and more than ten, or any if no
-    file is left. Doubts are not followed while no file holds an empty List; but a file that came by rename is taken at
-    its word when it has rested for one look, so that a program that writes a file anew is not met in the middle.
+    A change is in doubt if it would remove many objects at once: more than half of a kind and more than ten, or any if
+    no file is left. It is not applied unless some file contains an empty List. The exception is a file that a rename
+    has replaced: it is applied once it has not changed for one look. The wait is for programs that are still rewriting
+    their files.
     """
 
     def __init__(self, directory: Path, node_name: str, sink: Sink, readers: ThreadPoolExecutor) -> None:
@@ -141,7 +150,7 @@ class _Follower:
         self._unused_told: set[tuple[str, str]] = set()
 
     async def look(self, *, patience: float) -> None:
-        """Look at the directory again and follow what has changed; a directory that cannot be read is logged once."""
+        """Look at the directory again and apply what has changed. An unreadable directory is logged once."""
         try:
             signatures = await asyncio.to_thread(_scan, self._directory)
         except OSError as error:
@@ -153,9 +162,9 @@ class _Follower:
         await self.follow(signatures, patience=patience)
 
     async def follow(self, signatures: Mapping[str, Signature], *, patience: float | None) -> None:
-        """Read the files that changed and hand on what that changes.
+        """Read the files that changed and pass the resulting changes to the sink.
 
-        A file that is not read within ``patience`` seconds is taken in at a later look.
+        A file that is not read within ``patience`` seconds is left to a later look. ``None`` means to wait for all.
         """
         loop = asyncio.get_running_loop()
         for name, signature in signatures.items():
@@ -180,8 +189,8 @@ class _Follower:
     def _is_settled(self, name: str, signature: Signature) -> bool:
         """Return whether a file is to be read now.
 
-        A file that is written in place is read when it stood still for one interval: the first half of a manifest
-        often parses, and would take away all objects of the second half. A file with a new inode came as a whole.
+        A file that is written in place is read once it has not changed for one interval: the first half of a manifest
+        often parses, and would remove all objects of the second half. A file with a new inode is complete.
         """
         known = self._files.get(name)
         if known is None or known.signature[:2] != signature[:2]:
@@ -194,14 +203,18 @@ class _Follower:
         return settled
 
     def _read(self, name: str, signature: Signature, known: _File | None) -> _File | None:
-        """Read a file, in a thread; what it held before stays where it cannot be used."""
+        """Read a file. Runs in a thread.
+
+        Returns the file with its new objects, or with its previous ones if the content cannot be used. Returns ``None``
+        if the file is gone.
+        """
         before = _File(_UNREAD, b"", []) if known is None else known
         path = self._directory / name
         try:
             content = read_file(path)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and not path.is_symlink():
-                return None  # the next look at the directory tells
+                return None  # the next look at the directory notices that it is gone
             if known is None or known.signature != _UNREAD:
                 log.error("manifest_unreadable", file=str(path), error=error.strerror)
             return before._replace(signature=_UNREAD, digest=b"")
@@ -221,7 +234,7 @@ class _Follower:
         return _File(signature, digest, found.items, found.removes, tuple(found.unused))
 
     def _take(self, name: str, file: _File) -> None:
-        """Take in a file that was read, at once if it came as a whole, else as a doubt."""
+        """Accept a file that was read: at once if it is new or has the same objects, otherwise as a doubt."""
         known = self._files.get(name)
         self._doubts.pop(name, None)
         if known is None or known.items is file.items:
@@ -250,7 +263,7 @@ class _Follower:
                 del self._doubts[name]
 
     def _settle_doubts(self, signatures: Mapping[str, Signature]) -> bool:
-        """Follow the changes that are in doubt, unless they remove too much; return whether anything changed."""
+        """Apply the changes that are in doubt unless they remove too much; return whether anything changed."""
         rested = {
             name: doubt
             for name, doubt in self._doubts.items()
@@ -278,7 +291,7 @@ class _Follower:
         self._doubts_told -= doubts.keys()
 
     def _tell_doubts(self, lost: int) -> None:
-        """Say once what is not followed."""
+        """Log the changes that are not applied, once for each file."""
         if self._doubts.keys() - self._doubts_told:
             names = sorted(self._doubts)
             more = {"more_files": len(names) - _NAMED} if len(names) > _NAMED else {}
@@ -294,7 +307,7 @@ class _Follower:
         self._doubts_told = frozenset(self._doubts)
 
     def _hand_on(self) -> None:
-        """Unite the files, the later name winning, and hand on what differs from before."""
+        """Merge the files, the later name winning, and pass the differences to the sink."""
         united = _unite(self._files)
         twice = {
             (kind, key, loser, winner)
@@ -316,7 +329,7 @@ class _Follower:
 
 
 class _United(NamedTuple):
-    """An object of all files together: the file that has it, and the earlier ones that have it too."""
+    """An object after merging all files: the file that provides it, and the earlier ones that contain it too."""
 
     file: str
     item: Item
@@ -324,7 +337,7 @@ class _United(NamedTuple):
 
 
 def _unite(files: Mapping[str, _File]) -> dict[str, dict[str, _United]]:
-    """Return the objects of all files, by kind and key; the file with the later name wins."""
+    """Return the objects of all files by kind and key. The file with the later name wins."""
     united: dict[str, dict[str, _United]] = {kind: {} for kind in KINDS}
     for name in sorted(files):
         for item in files[name].items:
@@ -338,14 +351,14 @@ def _unite(files: Mapping[str, _File]) -> dict[str, dict[str, _United]]:
 def _lost(
     before: Mapping[str, Mapping[str, _United]], after: Mapping[str, Mapping[str, _United]], *, any_counts: bool
 ) -> int:
-    """Return how many objects would go if that is too many of a kind, else 0."""
+    """Return how many objects would disappear if these are too many of any kind, otherwise 0."""
     lost = {kind: len(objects.keys() - after[kind].keys()) for kind, objects in before.items()}
     too_many = any(number > (0 if any_counts else max(FEW, len(before[kind]) // 2)) for kind, number in lost.items())
     return sum(lost.values()) if too_many else 0
 
 
 def _scan(directory: Path) -> dict[str, Signature]:
-    """Return a signature for each manifest, in the order of the names; one that vanishes meanwhile is left out."""
+    """Return the signature of each manifest file, in order of name. Files that vanish meanwhile are left out."""
     signatures: dict[str, Signature] = {}
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -354,7 +367,7 @@ def _scan(directory: Path) -> dict[str, Signature]:
             try:
                 stat = entry.stat()
             except OSError:
-                # A link that leads nowhere is there, and cannot be read; what is no link has just gone.
+                # A dangling symlink exists but cannot be read. Anything else has just been deleted.
                 if entry.is_symlink():
                     signatures[entry.name] = _UNREAD
                 continue

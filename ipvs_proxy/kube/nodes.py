@@ -1,4 +1,4 @@
-"""Reads a single Node."""
+"""Reads a single Node from the API server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ipvs_proxy.kube.lines import MAX_OBJECT
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.kube.reflector import REFUSAL_SIZE, RefusedError, Transport
 
-#: Seconds that the answer may take.
+#: Seconds without a byte after which the request fails.
 PATIENCE: Final = 5.0
 _OK: Final = 200
 _UNAUTHORIZED: Final = 401
@@ -17,12 +17,15 @@ _NOT_FOUND: Final = 404
 
 
 async def get_node(transport: Transport, name: str) -> Node | None:
-    """Read a Node, ``None`` if there is none of that name. Credentials are read again once if they are refused.
+    """Return a Node, or ``None`` if there is no Node with this name.
+
+    If the server refuses the credentials (401), they are read again once.
 
     Raises:
-        RefusedError: the server answered with another status than success.
-        DecodeError: the answer is no Node, or not that one.
-        aiohttp.ClientError, TimeoutError, OSError: the server was not reached.
+        RefusedError: the server responded with a status that is neither success nor 404.
+        DecodeError: the response is not a Node, or is a different Node.
+        aiohttp.ClientError, TimeoutError, OSError: the server could not be reached.
+        ConnectError: the server refused the credentials, and they cannot be read again.
 
     """
     for attempt in range(2):

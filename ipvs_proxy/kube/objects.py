@@ -1,9 +1,9 @@
 """The Kubernetes objects that the agent reads, reduced to the fields it uses.
 
-These frozen structs are what flows from ``kube/`` into ``plan/``. Every other field is skipped while decoding,
-which is what keeps memory and CPU small. Names of fields are the API's in snake case; the meaning of each field
-is that of the Kubernetes API reference (core/v1 Service and Node, discovery.k8s.io/v1 EndpointSlice).
-A field that the API leaves out is ``None`` only where "absent" means something else than the zero value.
+These frozen structs flow from ``kube/`` into ``plan/``. All other fields are skipped while decoding, which keeps memory
+and CPU use low. Field names are the API's in snake case, and each field means what the Kubernetes API reference says
+(core/v1 Service and Node, discovery.k8s.io/v1 EndpointSlice). An absent field is ``None`` only where "absent" means
+something other than the zero value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PortNumber = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class Struct(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
-    """Base of all objects: frozen, outside the garbage collector (they hold no cycles), camelCase on the wire."""
+    """Base of all objects: frozen, not tracked by the garbage collector (they hold no cycles), camelCase in JSON."""
 
 
 class ObjectMeta(Struct, frozen=True):
@@ -34,7 +34,7 @@ class ObjectMeta(Struct, frozen=True):
 
 
 class ClientIPConfig(Struct, frozen=True):
-    """``sessionAffinityConfig.clientIP``; the timeout is in seconds."""
+    """``sessionAffinityConfig.clientIP``. The timeout is in seconds."""
 
     timeout_seconds: int | None = None
 
@@ -99,7 +99,7 @@ class Service(Struct, frozen=True):
 
 
 class EndpointConditions(Struct, frozen=True):
-    """Conditions of one endpoint; ``None`` is "unknown" and is given its meaning by the plan, not here."""
+    """Conditions of one endpoint. ``None`` means "unknown"; how to treat that is up to the plan."""
 
     ready: bool | None = None
     serving: bool | None = None
@@ -135,7 +135,7 @@ class Endpoint(Struct, frozen=True):
 
 
 class EndpointPort(Struct, frozen=True):
-    """One element of an EndpointSlice's ``ports``; a nil name is not the same as an empty one."""
+    """One element of an EndpointSlice's ``ports``. A nil name is not the same as an empty one."""
 
     name: str | None = None
     port: PortNumber | None = None

@@ -1,7 +1,7 @@
-"""Where this agent's connections to the API server lead: its addresses, or those of a proxy before it.
+"""The remote ends of the agent's connections to the API server: its addresses, or those of a proxy in front of it.
 
-Only the sockets know for sure: a name has several addresses and changes them, and a proxy may come from the
-environment. So the sockets are made here, and each address is known before the first packet goes there.
+Only the sockets know them for certain. A host name can have several addresses, which may change, and a proxy may come
+from the environment. So the sockets are created here, and each address is known before the first packet is sent to it.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ from weakref import WeakKeyDictionary
 
 from aiohttp import AddrInfoType
 
-#: Seconds for which an address counts after its last connection has ended: a name may lead there again.
+#: Seconds for which an address is kept after its last connection has ended. The name may resolve to it again.
 REMEMBERED: Final = 3600.0
-#: So many addresses are remembered; the one that was used longest ago goes first.
+#: Maximum number of addresses kept. The least recently used one is removed first.
 LIMIT: Final = 64
-#: Seconds between two looks at which connections have been over for so long.
+#: Seconds between two checks for addresses that are no longer kept.
 INTERVAL: Final = 60.0
+#: Prefix of an IPv4 address that is mapped into IPv6.
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Peer(NamedTuple):
-    """The other end of a TCP connection; the address is packed."""
+    """The remote end of a TCP connection. ``address`` is packed: 4 or 16 bytes."""
 
     address: bytes
     port: int
 
 
 class Peers:
-    """The other ends of a client's connections, those of the last hour too. ``tried`` is set with each new one."""
+    """The remote ends of a client's connections, including those of the last hour.
+
+    ``tried`` is set whenever a new connection is attempted.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.tried = asyncio.Event()
@@ -42,10 +46,10 @@ class Peers:
         self._used: dict[Peer, float] = {}
 
     def open(self, info: AddrInfoType) -> socket.socket:
-        """Make the socket of a connection that is tried now.
+        """Return a new socket for a connection attempt, and record where it leads.
 
         Raises:
-            OSError: if there can be none.
+            OSError: the socket cannot be created.
 
         """
         family, kind, protocol, _, (host, port, *_) = info
@@ -59,9 +63,9 @@ class Peers:
         return opened
 
     def known(self) -> frozenset[Peer]:
-        """Return the other ends of all open connections, and of those that were open or tried not long ago.
+        """Return the remote ends of all open connections, and of those open or attempted in the last hour.
 
-        If none has been tried for long (a name that nobody resolves), the old ones count until one is.
+        If there was no attempt for that long (the name cannot be resolved), the old ones are kept until there is one.
         """
         now = self._clock()
         self._used |= {peer: now for opened, peer in self._sockets.items() if opened.fileno() >= 0}
@@ -70,7 +74,10 @@ class Peers:
 
 
 async def follow_peers(peers: Peers, take: Callable[[Collection[Peer]], None]) -> None:
-    """Hand on, for ever, where connections lead: at once where one is tried, before the server can answer."""
+    """Pass the remote ends to ``take`` whenever they change, for ever.
+
+    A new one is passed as soon as the connection is attempted, before the server can respond.
+    """
     before: Collection[Peer] = ()
     while True:
         known = peers.known()

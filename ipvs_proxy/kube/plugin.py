@@ -1,8 +1,8 @@
-"""Credential plugins of a kubeconfig (``exec``), run so that one that hangs is ended with all it started.
+"""Runs the credential plugins of a kubeconfig (``exec``). A plugin that hangs is killed with everything it started.
 
-The library waits for a plugin without end, and who cancels that does not get at the process. So it is ours: a session
-of its own, killed as a whole if the wait for it ends first. The protocol is the library's (Kubernetes documentation,
-"client-go credential plugins").
+The library waits for a plugin without a timeout, and cancelling that wait does not reach the process. So this module
+starts the process, in a session of its own, and kills its process group if the wait ends first. The protocol is the one
+that the library implements (Kubernetes documentation, "client-go credential plugins").
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, Final
 
 from ipvs_proxy.kube.texts import quote
 
-#: Bytes that are read of what a plugin prints.
+#: Maximum bytes kept of each output stream of a plugin.
 _PRINTED: Final = 2**20
 
 
 def own_plugins(library: ModuleType) -> None:
-    """Have the configuration loader of ``kubernetes_asyncio`` run plugins as this module does."""
+    """Make the configuration loader of ``kubernetes_asyncio`` run plugins with this module."""
     provider, error = library.exec_provider.ExecProvider, library.ConfigException
 
-    class Plugin(provider):  # type: ignore[misc, valid-type]  # its class is known when the library is imported
-        """A plugin whose process ends with the wait for it."""
+    class Plugin(provider):  # type: ignore[misc, valid-type]  # the base class is known only at run time
+        """A plugin whose process does not outlive the wait for it."""
 
-        async def run(self, previous_response: str | None = None) -> Any:  # noqa: ARG002  which no server has sent since 1.18
+        async def run(self, previous_response: str | None = None) -> Any:  # noqa: ARG002  no server has sent one since 1.18
             information = {"apiVersion": self.api_version, "kind": "ExecCredential", "spec": {"interactive": False}}
             printed, complaint, status = await _run(
                 self.args, self.env | {"KUBERNETES_EXEC_INFO": json.dumps(information)}
@@ -42,7 +42,10 @@ def own_plugins(library: ModuleType) -> None:
 
 
 async def _run(command: list[str], environment: dict[str, str]) -> tuple[bytes, bytes, int]:
-    """Return what a command prints, what it complains, and its exit status."""
+    """Run a command; return its standard output, its standard error and its exit status.
+
+    If the wait is cancelled or fails, the process group is killed.
+    """
     process = await asyncio.create_subprocess_exec(
         *command, env=environment, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
     )
@@ -58,7 +61,7 @@ async def _run(command: list[str], environment: dict[str, str]) -> tuple[bytes, 
 
 
 async def _read(stream: asyncio.StreamReader) -> bytes:
-    """Read a pipe to its end, and keep the beginning."""
+    """Read a pipe to its end; return the beginning, at most ``_PRINTED`` bytes."""
     kept = bytearray()
     while piece := await stream.read(2**16):
         kept += piece[: _PRINTED - len(kept)]

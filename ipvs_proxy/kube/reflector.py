@@ -1,12 +1,16 @@
-"""Lists and watches one resource of the API, for ever, and hands what changed to a sink.
+"""Lists and watches one resource of the API for ever, and passes the changes to a sink.
 
-The first choice is a streaming list: one watch that begins with everything there is. A server that does not know it is
-asked for pages. The first list is handed on as it comes, so that work can begin meanwhile; ``synced`` says that it is
-whole, and what had gone by then is taken back. From then on the watch goes on from the last resource version: after an
-end of the stream, a silence or a restart of the server nothing is read twice. Only when the server has forgotten that
-version (410) everything is listed again, and only real differences reach the sink. No fault ends the loop: it waits,
-longer each time, and tries again; what was delivered stays in use meanwhile. An answer counts only as what was asked
-for: a list of the kind, an event of the kind. An empty list is one; a page of a proxy, a Status or half a list is none.
+Invariants: no fault ends the loop. It waits, longer each time, and tries again, and what was delivered stays in use
+meanwhile. Only a list or an event of the requested kind counts as a response. An empty list counts; a proxy's web page,
+a Status or half a list does not.
+
+The first choice is a streaming list: a watch that begins with all existing objects. If the server does not support it,
+the list is read in pages. The first list is passed on as it arrives, so that work can begin early. ``synced`` reports
+that it is complete; objects that were deleted in the meantime are then removed.
+
+After that, the watch continues from the last resource version. Nothing is read twice after the stream ends or goes
+silent, or after the server restarts. All objects are listed again only if the server no longer knows that version
+(410), and only real differences reach the sink.
 """
 
 from __future__ import annotations
@@ -32,36 +36,37 @@ from ipvs_proxy.pacing import Backoff
 
 log = structlog.get_logger(__name__)
 
+#: Objects in one page of a list.
 PAGE_SIZE = 500
-#: Pages of one list: two million objects.
+#: Maximum number of pages of one list: two million objects.
 MAX_PAGES = 4000
-#: Seconds that a server may ask for before the next attempt.
+#: Longest ``Retry-After`` that is honoured, in seconds, before jitter.
 LONGEST_RETRY_AFTER = 120.0
-#: Bytes of a refusal that are read.
+#: Bytes read of the body of a refusal.
 REFUSAL_SIZE = 2048
-#: Seconds within which a watch that ends without a word is a fault.
+#: A watch that ends within this many seconds without an event is a fault.
 SHORT_WATCH = 1.0
-#: How every line of a watch begins.
+#: The first bytes of every line of a watch.
 _EVENT_BEGINNING = b'{"type":'
-#: Answers of servers that do not know streaming lists, or refuse the parameters.
+#: Statuses of servers that do not support streaming lists, or refuse the parameters.
 _NO_STREAMING = frozenset((HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY))
 
 
 class Sink(Protocol):
-    """What takes the changes; none of its methods may block."""
+    """Receives the changes. None of its methods may block."""
 
     def changed(self, changes: Sequence[Change]) -> None:
-        """Objects changed."""
+        """Objects have changed."""
 
     def synced(self, kind: str) -> None:
         """All objects of a kind have been delivered once."""
 
     def skipped(self, kind: str, key: str, error: str) -> None:
-        """An object could not be decoded; its last good version, if any, stays in use."""
+        """An object could not be decoded. Its last good version, if any, stays in use."""
 
 
 class Interruption(StrEnum):
-    """Why a list or watch did not go on."""
+    """Why a list or watch was interrupted."""
 
     EXPIRED = "expired"
     REFUSED = "refused"
@@ -71,27 +76,27 @@ class Interruption(StrEnum):
 
 
 class Observer(Protocol):
-    """What keeps account of how well the API server is heard; none of its methods may block."""
+    """Tracks the progress and the failures of lists and watches. None of its methods may block."""
 
     def heard(self, kind: str) -> None:
-        """Something came: events, a bookmark or a list."""
+        """Something was received: events, a bookmark or a list."""
 
     def interrupted(self, kind: str, cause: Interruption, error: Exception | None) -> None:
-        """A list or watch broke off; ``error`` is what is wrong, ``None`` if the next attempt may mend it at once."""
+        """A list or watch was interrupted. ``error`` is ``None`` if the next attempt, made at once, may fix it."""
 
 
 class _Nobody:
-    """An observer that keeps no account."""
+    """An observer that tracks nothing."""
 
     def heard(self, kind: str) -> None:
-        """Forget it."""
+        """Ignore it."""
 
     def interrupted(self, kind: str, cause: Interruption, error: Exception | None) -> None:
-        """Forget it."""
+        """Ignore it."""
 
 
 class Response(Protocol):
-    """An answer of the API server whose body comes in pieces."""
+    """A response of the API server whose body arrives in chunks."""
 
     @property
     def status(self) -> int:
@@ -102,24 +107,28 @@ class Response(Protocol):
         """The HTTP headers."""
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """Return the body's pieces as they arrive."""
+        """Return the chunks of the body as they arrive."""
 
     async def read(self, limit: int) -> bytes:
-        """Return the first ``limit`` bytes of the body."""
+        """Return at most the first ``limit`` bytes of the body."""
 
 
 class Transport(Protocol):
-    """Requests to the API server, with its credentials."""
+    """Sends authenticated requests to the API server."""
 
     def get(self, path: str, query: Mapping[str, str], *, inactivity: float) -> AbstractAsyncContextManager[Response]:
-        """Make a GET request that fails if no byte comes for ``inactivity`` seconds."""
+        """Send a GET request, which fails with TimeoutError if no byte arrives for ``inactivity`` seconds."""
 
     async def reauthenticate(self) -> None:
         """Read the credentials again."""
 
 
 class Timing(NamedTuple):
-    """Durations in seconds: of a watch at least, of the longest silence, and of the pauses after faults."""
+    """Durations in seconds.
+
+    ``watch`` is the minimum duration that is requested for a watch, ``inactivity`` the longest silence before it counts
+    as broken, and ``pauses`` are the delays after faults.
+    """
 
     watch: float = 300.0
     inactivity: float = 150.0
@@ -131,7 +140,10 @@ NOBODY = _Nobody()
 
 
 class RefusedError(Exception):
-    """The server answered with a status that is not success."""
+    """The server responded with a status that is not success.
+
+    ``retry_after`` is the server's ``Retry-After`` in seconds, or 0 without one.
+    """
 
     def __init__(self, status: int, retry_after: float, text: str) -> None:
         super().__init__(f"HTTP {status}: {text}")
@@ -140,11 +152,14 @@ class RefusedError(Exception):
 
 
 class _ExpiredError(Exception):
-    """The server no longer knows the resource version."""
+    """The server no longer knows the resource version (410)."""
 
 
 class Reflector:
-    """The state of following one resource: what is known, and from where to go on."""
+    """The state of following one resource: the known objects, and where to continue.
+
+    ``progress`` grows with each event and each complete list.
+    """
 
     def __init__(
         self,
@@ -169,10 +184,16 @@ class Reflector:
         self._synced = False
 
     async def step(self) -> None:
-        """Make one list or one watch; returns when the watch ended in the ordinary way.
+        """Make one list or one watch. Returns when it has ended without a fault.
 
-        Raises RefusedError, DecodeError, OSError (TimeoutError after a silence) or aiohttp.ClientError on a fault; the
-        next step goes on from there.
+        After a fault, the next step continues from where this one ended.
+
+        Raises:
+            RefusedError: the server refused the request, or ended the watch with an error.
+            DecodeError: the response is not what was requested.
+            aiohttp.ClientError, OSError: the server could not be reached, or the connection broke. It is a
+                ``TimeoutError`` after a silence.
+
         """
         try:
             if self._version:
@@ -204,19 +225,19 @@ class Reflector:
                     _collect(event, initial, skipped)
                 self._hand_on([event.object for event in events if event.object is not None])
         except (RefusedError, DecodeError) as error:
-            # Also a server that ignores the parameters of a streaming list and answers with an ordinary list.
+            # This includes a server that ignores the parameters of a streaming list and sends an ordinary list.
             if self._version or (isinstance(error, RefusedError) and error.status not in _NO_STREAMING):
                 raise
             log.info("streaming_list_not_supported", resource=self._resource.kind, answer=str(error))
             self._streaming = False
             return
         if not self._version:
-            # A server that ignores the parameters may answer with an ordinary list, which has no event in it.
+            # A server that ignores the parameters may send an ordinary list, which contains no event.
             self._streaming = bool(initial or skipped)
             raise ConnectionError("the streaming list ended before all objects had come")
 
     async def _list_by_pages(self) -> None:
-        self._streaming = True  # unless this works: what refused the streaming list may have been no API server
+        self._streaming = True  # unless this works: whatever refused the streaming list may not be an API server
         objects: list[KubernetesObject] = []
         skipped: list[Skipped] = []
         token, version = "", ""
@@ -251,7 +272,7 @@ class Reflector:
             raise ConnectionError("the watch ended at once, without an event")
 
     async def _events(self, query: Mapping[str, str]) -> AsyncIterator[list[Event]]:
-        """Return the events of one watch as they come, those of one chunk together; half a line at the end is lost."""
+        """Yield the events of one watch as they arrive, one list per chunk. An incomplete line at the end is lost."""
         seconds = str(int(self._timing.watch * (1 + self._jitter())) or 1)
         watch = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": seconds, **query}
         lines = LineSplitter()
@@ -280,7 +301,7 @@ class Reflector:
         )
 
     def _hand_on(self, objects: Sequence[KubernetesObject]) -> None:
-        """Deliver a part of the first list; a later list is compared when it is whole."""
+        """Deliver a part of the first list. A later list is compared once it is complete."""
         if self._synced:
             return
         changes = self._store.put(objects)
@@ -320,7 +341,18 @@ async def reflect(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     observer: Observer = NOBODY,
 ) -> None:
-    """Follow a resource for ever. ``jitter`` returns numbers from 0 to 1, which spread the requests of many agents."""
+    """Follow a resource for ever.
+
+    Args:
+        resource: the kind to follow, and its selectors.
+        transport: sends the requests.
+        sink: receives the changes.
+        timing: durations of watches, silences and pauses.
+        jitter: returns numbers from 0 to 1, which spread the requests of many agents.
+        sleep: waits for a number of seconds.
+        observer: is notified of everything received and of every interruption.
+
+    """
     reflector = Reflector(resource, transport, sink, timing=timing, jitter=jitter, observer=observer)
     fruitless, reauthenticated = 0, False
     while True:
@@ -328,13 +360,13 @@ async def reflect(
         try:
             await reflector.step()
         except RefusedError as error:
-            # The first 401 is no trouble yet: fresh credentials may mend it.
+            # The first 401 is not a fault yet: fresh credentials may fix it.
             mends = error.status == HTTPStatus.UNAUTHORIZED and not reauthenticated
             observer.interrupted(resource.kind, Interruption.REFUSED, None if mends else error)
             if error.status == HTTPStatus.UNAUTHORIZED:
                 try:
                     await transport.reauthenticate()
-                except Exception as fault:  # noqa: BLE001  whatever a credential plugin does, the watch goes on
+                except Exception as fault:  # noqa: BLE001  no failure of a credential plugin may end the loop
                     observer.interrupted(resource.kind, Interruption.REFUSED, fault)
             if mends:
                 reauthenticated = True
@@ -344,7 +376,7 @@ async def reflect(
             observer.interrupted(resource.kind, _cause_of(error), error)
         if reflector.progress > before:
             fruitless, reauthenticated = 0, False
-        # Also what the server asks for is spread: it refuses many agents in the same second.
+        # A Retry-After gets jitter as well, because a server refuses many agents in the same second.
         await sleep(max(delay * (1 + jitter()), timing.pauses.delay(fruitless) * (0.5 + jitter() / 2)))
         if reflector.progress == before:
             fruitless += 1
@@ -362,7 +394,7 @@ def _cause_of(error: Exception) -> Interruption:
 
 
 def _collect(event: Event, objects: dict[str, KubernetesObject], skipped: dict[str, Skipped]) -> None:
-    """Take an event of the first part of a streaming list in; the last word about an object counts."""
+    """Record one of the initial events of a streaming list. The last event of an object counts."""
     objects.pop(event.key, None)
     skipped.pop(event.key, None)
     if event.object is not None:
@@ -373,7 +405,7 @@ def _collect(event: Event, objects: dict[str, KubernetesObject], skipped: dict[s
 
 @asynccontextmanager
 async def _checked(request: AbstractAsyncContextManager[Response]) -> AsyncIterator[Response]:
-    """Make a request and refuse an answer that is no success."""
+    """Make a request and yield its response. Raise RefusedError, or _ExpiredError on 410, if it is not a success."""
     async with request as response:
         if response.status == HTTPStatus.GONE:
             raise _ExpiredError

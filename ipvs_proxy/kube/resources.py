@@ -1,7 +1,7 @@
-"""What the agent lists and watches: the three kinds, with the selectors that kube-proxy uses.
+"""The three kinds that the agent lists and watches, with the selectors that kube-proxy uses.
 
-A selector on the server keeps what is not for this agent off the wire: Services of another proxy, headless Services and
-their slices, and all Nodes but the own one.
+The server applies the selectors, so objects that this agent does not need are never sent: Services of another proxy,
+headless Services and their EndpointSlices, and all Nodes except its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Servi
 
 
 class Resource(NamedTuple):
-    """One kind: its path in the API, the struct it is decoded to, and the selectors of every list and watch."""
+    """One kind: its API path, the struct it is decoded to, and the selectors of every list and watch."""
 
     kind: str
     path: str
@@ -22,12 +22,15 @@ class Resource(NamedTuple):
 
     @property
     def api_version(self) -> str:
-        """The group and version, as objects have it: the path is ``/api/v1/...`` or ``/apis/GROUP/VERSION/...``."""
+        """The group and version as in an object's ``apiVersion``.
+
+        The path is ``/api/v1/...`` or ``/apis/GROUP/VERSION/...``.
+        """
         return self.path.removeprefix("/apis/").removeprefix("/api/").rpartition("/")[0]
 
     @property
     def selectors(self) -> dict[str, str]:
-        """The selectors as query parameters."""
+        """The selectors as query parameters, without empty ones."""
         selectors = {"labelSelector": self.label_selector, "fieldSelector": self.field_selector}
         return {name: value for name, value in selectors.items() if value}
 
@@ -48,5 +51,5 @@ ENDPOINT_SLICES = Resource(
 
 
 def own_node(name: str) -> Resource:
-    """Return the resource that is nothing but this node."""
+    """Return the resource that selects only the Node of this name."""
     return Resource("Node", "/api/v1/nodes", Node, field_selector=f"metadata.name={name}")

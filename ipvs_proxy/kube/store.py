@@ -1,7 +1,8 @@
 """The objects of one kind as last seen, and what really changed.
 
-A relist or a rewritten file says everything again; only differences go on. An object that can no longer be decoded
-keeps its last good version: traffic goes on with it until the object is repaired or deleted.
+Invariants: only real differences are returned as changes, although a relist or a rewritten file repeats every object.
+An object that can no longer be decoded keeps its last good version, and traffic continues with it until the object is
+repaired or deleted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ipvs_proxy.kube.objects import KubernetesObject
 
 
 class Change(NamedTuple):
-    """One object changed: ``old`` is ``None`` for an added one, ``new`` for a deleted one."""
+    """A change of one object. ``old`` is ``None`` if it was added, ``new`` is ``None`` if it was deleted."""
 
     kind: str
     old: KubernetesObject | None
@@ -25,7 +26,7 @@ class Change(NamedTuple):
 
 
 class Store:
-    """The objects of one kind by ``namespace/name``."""
+    """The objects of one kind by key: ``namespace/name``, or the name alone if there is no namespace."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -37,9 +38,10 @@ class Store:
     def replace(
         self, objects: Iterable[KubernetesObject], skipped_keys: AbstractSet[str] = frozenset()
     ) -> list[Change]:
-        """Take a whole list in; objects of ``skipped_keys`` are there but unreadable, and stay as they were.
+        """Replace all objects with those of a complete list; return the changes, deletions first.
 
-        One whose key cannot be read either ("") may be any of those that seem to be gone: then none is removed.
+        Objects in ``skipped_keys`` exist but could not be decoded; they stay as they were. If not even the key could be
+        read (""), the object may be any of those that seem to be deleted, so none is removed.
         """
         fresh = {key_of(item): item for item in objects}
         gone = () if "" in skipped_keys else self._objects.keys() - fresh.keys() - skipped_keys
@@ -49,11 +51,11 @@ class Store:
         return changes
 
     def put(self, objects: Iterable[KubernetesObject]) -> list[Change]:
-        """Take a part of a list in."""
+        """Add or update the objects of an incomplete list; return the changes. Nothing is removed."""
         return [change for item in objects for change in self._put(key_of(item), item)]
 
     def apply(self, event: Event) -> list[Change]:
-        """Take one event of a watch in."""
+        """Apply one event of a watch; return the changes, at most one."""
         if event.type == "DELETED":
             old = self._objects.pop(event.key, None)
             return [] if old is None else [Change(self.kind, old, None)]
@@ -68,7 +70,7 @@ class Store:
 
 
 def _same(old: KubernetesObject, new: KubernetesObject) -> bool:
-    """Compare two versions of an object; a new resourceVersion alone is no change to anything the agent reads."""
+    """Return whether two versions of an object are equal. A new resourceVersion alone does not count as a change."""
     if old.metadata.resource_version == new.metadata.resource_version:
         return old == new
     metadata = msgspec.structs.replace(new.metadata, resource_version=old.metadata.resource_version)

@@ -1,6 +1,6 @@
-"""What others wrote, as the agent quotes it: bounded in length, in one line, and always text that UTF-8 can carry.
+"""Quotes text that others wrote: bounded in length, on one line, and always encodable in UTF-8.
 
-A tenant can put 256 KiB into an annotation. A log line, an event or an answer that quotes it says who wrote what, not
+A tenant can put 256 KiB into an annotation. A log line, an event or a response that quotes it shows who wrote what, not
 all of it.
 """
 
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Final
 
-#: So many characters of what somebody else wrote are quoted.
+#: At most this many characters of a text are quoted.
 QUOTED: Final = 200
 
 
 def quote(text: str, limit: int = QUOTED) -> str:
-    """Return a text as it may be quoted.
+    """Return a text in a form that is safe to quote.
 
-    What is longer than ``limit`` characters is cut, and its length said. What is not printable (control characters,
-    surrogates, marks that change the direction of writing) is written as Python escapes it.
+    A text longer than ``limit`` characters is cut, and its length is appended. Characters that are not printable
+    (control characters, surrogates, marks that change the writing direction) are escaped as in Python.
     """
     shown = text[:limit]
     if not shown.isprintable():
@@ -28,10 +28,10 @@ def quote(text: str, limit: int = QUOTED) -> str:
 
 
 def control_character(text: str) -> str:
-    """Return the first character that no setting may have, as it is escaped; empty if there is none.
+    """Return the first character of a text that no setting may contain, escaped, or "" if there is none.
 
-    These are the control characters of Unicode (C0, DEL and C1) and surrogates. A NUL ends a string for the kernel and
-    iptables, and a line end begins another rule.
+    These are the control characters of Unicode (C0, DEL and C1), its line and paragraph separators, and surrogates. A
+    NUL ends a string for the kernel and iptables, and a line end begins another rule.
     """
     if text.isprintable():
         return ""

@@ -1,1 +1,1 @@
-"""Netlink without any knowledge of Services: bytes and messages, sockets, and what their failures mean."""
+"""Netlink without any knowledge of Services: bytes and messages, sockets, and the meaning of their failures."""

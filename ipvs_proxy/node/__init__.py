@@ -1,1 +1,1 @@
-"""The host apart from our tables: what it has, what the agent requires of it, who else runs on it; and cleaning up."""
+"""The host outside the agent's tables: its features, the agent's requirements, other proxies on it, and cleanup."""

@@ -1,1 +1,1 @@
-"""From objects to the tables that the kernel should hold: pure functions and values."""
+"""Computes the desired kernel tables from Kubernetes objects: pure functions and values."""

@@ -1,1 +1,1 @@
-"""Flags and the fields of a configuration file: what there is, how it is read, merged, checked and written."""
+"""Flags and configuration file fields: which ones exist, and how they are read, merged, validated and written."""

@@ -1,1 +1,1 @@
-"""What is balanced where, and why: desired and actual tables as documents for people and programs."""
+"""What is balanced where, and why: the desired and actual tables as documents for people and programs."""

@@ -1,4 +1,4 @@
-"""From operations to documents: what would change in the kernel, object by object."""
+"""Describes operations as documents: what would change in the kernel, object by object."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from ipvs_proxy.state.services import member_text
 
 
 def change_of(operation: Operation, name_of_role: NameOfRole) -> ChangeState:
-    """Describe one operation; ``name_of_role`` tells what the kernel calls the set of a role."""
+    """Return one operation as a document. ``name_of_role`` returns the kernel's name for the set of a role."""
     return ChangeState(operation.verb.value, table_of(operation), _object(operation, name_of_role))
 
 
 def name_of(key: VirtualServerKey | bytes | tuple[Role, SetEntry], name_of_role: NameOfRole) -> str:
-    """Name an object of a table by its key."""
+    """Return the name of an object, given its key in a table.
+
+    ``key`` is that of a virtual server, a packed address of the link, or the role of a set with one of its entries.
+    """
     if isinstance(key, VirtualServerKey):
         return str(key)
     if isinstance(key, bytes):

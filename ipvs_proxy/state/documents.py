@@ -1,9 +1,9 @@
-"""The documents of ``/state``: what the agent serves and the commands read, in camelCase on the wire.
+"""The documents of ``/state``, which the agent serves and the commands read. Field names are camelCase in JSON.
 
 Addresses, keys of virtual servers and reasons have the same text form as in logs, metrics and events. Rates are per
 second, as the kernel estimates them over a few seconds; they are 0 if its estimation is off.
 
-Facts have fields of their own. A text is for people: no program has to take one apart.
+Each fact has a field of its own. Texts are for people: no program has to parse one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Document(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Traffic(Document, frozen=True):
-    """What was balanced since the virtual or real server was added, or per second."""
+    """Traffic of a virtual or real server, either since it was added or per second."""
 
     connections: int = 0
     packets_in: int = 0
@@ -29,10 +29,10 @@ class Traffic(Document, frozen=True):
 
 
 class EndpointState(Document, frozen=True):
-    """One endpoint of a virtual server: whether it is wanted for new connections and why, and what the kernel has.
+    """One endpoint of a virtual server: whether and why it gets new connections, and what the kernel has.
 
-    For a real server of the kernel without an endpoint, ``wanted`` is ``None`` and ``reason`` empty: it drains if its
-    ``weight`` is 0. ``weight`` is ``None`` if the kernel does not have the real server.
+    If the kernel has a real server without an endpoint, ``wanted`` is ``None`` and ``reason`` is empty. It is draining
+    if its ``weight`` is 0. ``weight`` is ``None`` if the kernel does not have the real server.
     """
 
     address: str
@@ -54,10 +54,10 @@ class EndpointState(Document, frozen=True):
 class VirtualServerState(Document, frozen=True):
     """One virtual server that a Service asks for.
 
-    ``reason`` says what it is for. ``owner`` is the older Service that has it, or empty: with an owner, nothing of the
-    kernel is here, as all that is there is the owner's. ``in_kernel`` is whether it exists, and ``differences`` what is
-    not as desired. ``internal`` is the virtual server that clients in the cluster get instead. ``affinity_seconds``
-    is 0 without session affinity.
+    ``reason`` says what it is for. ``owner`` is the older Service that owns it, or empty. If there is an owner, nothing
+    from the kernel is given, because everything there is the owner's. ``in_kernel`` tells whether the kernel has it,
+    ``differences`` what is not as desired. ``internal`` is the virtual server that clients in the cluster get instead.
+    ``affinity_seconds`` is 0 without session affinity.
     """
 
     name: str
@@ -78,9 +78,9 @@ class VirtualServerState(Document, frozen=True):
 
 
 class OmissionState(Document, frozen=True):
-    """A part of a Service or an EndpointSlice that is not served as written: where it stands, and why.
+    """A part of a Service or an EndpointSlice that is not served as written: where it is, and why.
 
-    ``reason`` is a value of ``plan.reasons.Reason``. ``instead`` is what is done in its place, or empty if nothing is.
+    ``reason`` is a value of ``plan.reasons.Reason``. ``instead`` says what happens instead, or is empty.
     """
 
     where: str
@@ -89,7 +89,10 @@ class OmissionState(Document, frozen=True):
 
 
 class MemberState(Document, frozen=True):
-    """A member of an ipset, or an address of the link, whose name is then in ``set``: why, and whether it is there."""
+    """A member of an ipset, or an address of the link: why it is needed, and whether the kernel has it.
+
+    For an address, ``set`` is the name of the link.
+    """
 
     set: str
     member: str
@@ -98,10 +101,10 @@ class MemberState(Document, frozen=True):
 
 
 class DrainState(Document, frozen=True):
-    """A real server that gets no new connections; it goes when it has none left, or in ``seconds_left``.
+    """A real server that gets no new connections. It is removed when it has none left, or in ``seconds_left``.
 
-    ``seconds_left`` is ``None`` without a deadline (the endpoint still serves, or none is set). ``connections`` is
-    ``None`` if they have not been counted yet.
+    ``seconds`` is how long it has been draining. ``seconds_left`` is ``None`` without a deadline (the endpoint still
+    serves, or no deadline is set). ``connections`` is ``None`` if they have not been counted yet.
     """
 
     virtual_server: str
@@ -112,9 +115,9 @@ class DrainState(Document, frozen=True):
 
 
 class ServiceState(Document, frozen=True):
-    """One Service: all that it asks for, with reasons, beside what the kernel has.
+    """One Service: everything that it asks for, with reasons, next to what the kernel has.
 
-    ``annotations`` are those that the agent goes by, with their values as it has read them.
+    ``annotations`` are those that the agent follows, with their values as it has read them.
     """
 
     namespace: str
@@ -132,16 +135,17 @@ class DifferenceKind(Enum):
     """Why a Service is not in sync."""
 
     CONFLICT = "conflict"
-    """An older Service has a virtual server that this one asks for as well."""
+    """An older Service owns a virtual server that this one asks for as well."""
     KERNEL = "kernel"
-    """The kernel does not have a virtual server as it should be."""
+    """A virtual server in the kernel is missing or not as desired."""
 
 
 class ServiceSummary(Document, frozen=True):
-    """One Service in a list. ``endpoints`` get new connections; ``draining`` only keep those they have.
+    """One Service in a list.
 
-    ``differences`` names some of what is not as it should be; ``difference_kinds`` has each kind that occurs among all
-    of them, and is empty if the Service is in sync.
+    ``endpoints`` counts those that get new connections, ``draining`` those that only keep their existing ones.
+    ``differences`` lists some of what is not as desired. ``difference_kinds`` has every kind that occurs among all
+    differences, and is empty if the Service is in sync.
     """
 
     namespace: str
@@ -161,7 +165,7 @@ class ServiceSummary(Document, frozen=True):
 
 
 class ChangeState(Document, frozen=True):
-    """An operation that would bring the kernel to what is desired: ``add``, ``set`` or ``delete`` of an object."""
+    """An operation that would bring the kernel to the desired state: ``add``, ``set`` or ``delete`` of an object."""
 
     verb: str
     table: str
@@ -169,14 +173,14 @@ class ChangeState(Document, frozen=True):
 
 
 class Differences(Document, frozen=True):
-    """What would have to change in the kernel for ``services`` Services, in the order in which it would be done."""
+    """What would have to change in the kernel for ``services`` Services, in the order of execution."""
 
     services: int
     changes: list[ChangeState]
 
 
 class RouteState(Document, frozen=True):
-    """What a new connection from a client meets (see ``state.route``). ``service`` has the virtual server."""
+    """The path of a new connection from a client (see ``state.route``). ``service`` owns the virtual server."""
 
     client: str
     target: str
@@ -192,7 +196,8 @@ class RouteState(Document, frozen=True):
 class Happening(Document, frozen=True):
     """A change that was programmed, or a repair: when, what, and the number of writes or findings.
 
-    ``objects`` are the first of ``total``: Services of a change, findings of a repair.
+    ``objects`` are the first of ``total``: the Services of a change, or the findings of a repair. ``milliseconds`` is
+    ``None`` for a repair.
     """
 
     time: datetime
@@ -204,12 +209,12 @@ class Happening(Document, frozen=True):
 
 
 class NodeState(Document, frozen=True):
-    """The agent on this node, and the Services that were asked for.
+    """The agent on this node, and the requested Services.
 
-    ``services`` are those from ``offset`` on, at most ``limit``, of the ``matching`` ones that the search found.
-    ``waiting`` objects were refused by the kernel and are tried again; ``refused`` names some of them. ``drains`` are
-    some of those under way, the oldest first. ``strict_arp`` is the setting. ``api_failures`` names the resources of
-    which nothing has been heard for a while, and says why.
+    ``services`` are a part of the ``matching`` Services that the search found: at most ``limit``, starting at
+    ``offset``. ``waiting`` counts objects that the kernel refused and that are tried again; ``refused`` names some of
+    them. ``drains`` are some of the drains in progress, the oldest first. ``strict_arp`` is the setting.
+    ``api_failures`` names the resources that have failed for a while, and why.
     """
 
     version: str

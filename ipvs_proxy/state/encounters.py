@@ -1,4 +1,4 @@
-"""What a new connection meets of others' rules before IPVS has it: steps in words, and whether they end its way."""
+"""The rules of other programs that a new connection meets before IPVS, in words, and whether one ends its path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ipvs_proxy.kernel.filter.foreign.rules import WAYS, Effect, Encounter, dest
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.tables import VirtualServerKey
 
-#: At most this many rules that do not end the way are told.
+#: At most this many rules that do not end the path are reported.
 TOLD: Final = 5
 _WORDS: Final = {
     Effect.TAKES: "takes it before the Service",
@@ -21,7 +21,7 @@ _WORDS: Final = {
 
 
 class Meeting(NamedTuple):
-    """The steps, and what ended the way: ``TAKES``, ``DROPS`` or ``None``."""
+    """The steps in words, and what ended the path: ``TAKES``, ``DROPS``, or ``None`` if nothing did."""
 
     steps: tuple[str, ...] = ()
     end: Effect | None = None
@@ -35,14 +35,14 @@ def meet(
     tables: KernelTables,
     rules: Mapping[str, str],
 ) -> Meeting:
-    """Follow a connection through the rules of others.
+    """Follow a connection through the rules of other programs.
 
     Args:
-        client: the packed address that it comes from; ``None`` if that is not certain.
-        key: the address, protocol and port that it is for.
-        own: whether a process of this node opens it.
-        tables: what the kernel holds of ours.
-        rules: what ``iptables-save`` prints of the family, by variant of iptables.
+        client: packed source address of the connection; ``None`` if it is not certain.
+        key: its destination address, protocol and port.
+        own: whether a process on this node opens it.
+        tables: the agent's objects in the kernel.
+        rules: the output of ``iptables-save`` for the address family, by variant of iptables.
 
     """
     hook = OUTPUT if own else PREROUTING

@@ -1,9 +1,9 @@
-"""What a new connection from somewhere to a virtual server's address meets: the way through rules, sets and IPVS.
+"""Traces a new connection to a virtual server's address: its path through rules, sets and IPVS.
 
-The steps follow the order of the packet filter's rules. What decides is what the kernel's tables hold, not what is
-desired. Rules of others are looked at where they come before IPVS in the tables raw, mangle and nat (see
-``encounters``); network policies, which are in filter, are not. Tables may change meanwhile: they are copied in one
-step before they are gone through.
+The steps follow the order of the packet filter's rules. The result depends on what the kernel's tables hold, not on
+what is desired. Rules of other programs are considered where they come before IPVS in the tables raw, mangle and nat
+(see ``encounters``). Network policies, which are in the filter table, are not considered. Tables may change meanwhile,
+so they are copied in one step before they are iterated over.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NO_RULES: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Verdict(StrEnum):
-    """What becomes of a new connection."""
+    """The outcome of a new connection."""
 
     BALANCED = "balanced"
     TAKEN = "taken"
@@ -49,9 +49,9 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The way of a connection: each step in words, the verdict, and which virtual server has it in the end.
+    """The path of a connection: its steps in words, the verdict, and the virtual server that it ends at.
 
-    ``masqueraded`` is whether real servers see this node's address in the place of the client's.
+    ``masqueraded`` tells whether real servers see this node's address instead of the client's.
     """
 
     origin: Origin
@@ -72,10 +72,17 @@ def trace(
     name_of_role: NameOfRole,
     others: Mapping[str, str] = _NO_RULES,
 ) -> Route:
-    """Follow a new connection from a client's address (packed, of the same family) to a virtual server's.
+    """Follow a new connection from a client to a virtual server.
 
-    ``others`` are all rules of the family as ``iptables-save`` prints them, by variant of iptables.
-    ``name_of_role`` tells what the kernel calls the set of a role.
+    Args:
+        client: packed source address, of the same family as the virtual server's.
+        key: the virtual server that the connection is for.
+        tables: the agent's objects in the kernel.
+        rules: which connections of the family are masqueraded.
+        host_addresses: packed addresses of this node.
+        name_of_role: returns the kernel's name for the set of a role.
+        others: the output of ``iptables-save`` for the address family, by variant of iptables.
+
     """
     walk = _Walk(client, key, tables, rules, name_of_role)
     walk.origin = _origin(client, tables, rules, host_addresses)
@@ -99,7 +106,7 @@ def _why_there(origin: Origin, rules: Masquerading) -> str:
 
 
 class _Walk:
-    """The steps taken so far."""
+    """A trace in progress: the steps taken so far, and what they depend on."""
 
     def __init__(
         self,
@@ -123,9 +130,9 @@ class _Walk:
         self._steps.append(step)
 
     def taken_by(self, rules: Mapping[str, str]) -> Route | None:
-        """Return the end of the way if rules of others end it before IPVS."""
+        """Return where the path ends if rules of other programs end it before IPVS, otherwise ``None``."""
         own = self.origin is Origin.NODE
-        # The node's own connections may have the virtual server's address as their source.
+        # A connection from the node itself may have the virtual server's address as its source.
         client = None if own else self._client
         steps, end = meet(client, self._key, own=own, tables=self._tables, rules=rules)
         self._steps += steps
@@ -183,7 +190,7 @@ class _Walk:
         return (self._entry if entry is None else entry) in self._members(role)
 
     def _source_may(self) -> bool:
-        """Return whether source ranges let the client in, if there are any."""
+        """Return whether source ranges admit the client. This is true if there are none."""
         if not self._has(roles.LOAD_BALANCER_FW):
             return True
         networks = [
@@ -191,7 +198,7 @@ class _Walk:
             for member in tuple(self._members(roles.LOAD_BALANCER_SOURCE_CIDR))
             if member[:3] == self._entry[:3]
         ]
-        # The node's own connections have the virtual server's address as their source.
+        # A connection from the node itself has the virtual server's address as its source.
         sources = [self._client, self._key.address] if self.origin is Origin.NODE else [self._client]
         allowed = any(_contains(networks, source) for source in sources) or any(
             self._has(roles.LOAD_BALANCER_SOURCE_IP, self._entry._replace(source=source)) for source in sources
@@ -201,7 +208,7 @@ class _Walk:
         return allowed
 
     def _marked(self) -> VirtualServerKey | None:
-        """Return the virtual server of a mark, if this client gets one."""
+        """Return the virtual server of the packet mark that this client gets, or ``None`` if it gets none."""
         if self.origin is Origin.OUTSIDE:
             return None
         mark = next(
@@ -228,7 +235,7 @@ class _Walk:
         )
 
     def _masquerade(self, *, marked: bool) -> tuple[bool, str]:
-        """Return whether the client's address is replaced, and which rule decides."""
+        """Return whether the client's address is replaced, and which rule decides that, in words."""
         if marked:
             own = self._rules.own_pods
             if self.origin is Origin.CLUSTER and own is not None and ip_address(self._client) in own:

@@ -1,6 +1,6 @@
-"""From tables to documents: what one Service asks for, beside what the kernel has.
+"""Builds documents from tables: what one Service asks for, next to what the kernel has.
 
-Pure: the caller passes the tables, and what it has just read from the kernel.
+Pure: the caller passes the tables and what it has just read from the kernel.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ipvs_proxy.state.documents import (
     VirtualServerState,
 )
 
-#: At most this many differences are named in a list of Services; the state of one Service has all of them.
+#: At most this many differences are named in a list of Services. The state of a single Service has all of them.
 _NAMED = 5
 
 
@@ -52,7 +52,7 @@ def traffic_of(counters: Counters) -> Traffic:
 
 
 def sum_of(balanced: Iterable[Balanced]) -> tuple[Traffic, Traffic]:
-    """Return the traffic of several virtual servers together: totals, and rates per second."""
+    """Return the combined traffic of several virtual servers: totals, and rates per second."""
     found = list(balanced)
     total = Traffic(*(sum(numbers) for numbers in zip(*(one.total for one in found), strict=True)))
     per_second = Traffic(*(sum(numbers) for numbers in zip(*(one.per_second for one in found), strict=True)))
@@ -72,9 +72,16 @@ def service_state(
 ) -> ServiceState:
     """Return everything about one Service.
 
-    ``fragment`` is its plan, made anew. ``observed`` is what the kernel has of each of its virtual servers, ``nodes``
-    the node of each endpoint's address, ``drains`` are those of its virtual servers. ``name_of_role`` tells what the
-    kernel calls the set of a role.
+    Args:
+        service: the Service.
+        fragment: its plan, freshly computed.
+        desired: the desired tables of all Services.
+        actual: the kernel's tables as the agent last knew them.
+        observed: what the kernel has for each of its virtual servers.
+        nodes: the node of each endpoint address, by the address as text.
+        drains: drains of its virtual servers that are in progress.
+        name_of_role: returns the kernel's name for the set of a role.
+
     """
     servers = [
         _virtual_server_state(fragment, key, desired=desired, observation=observed.get(key), nodes=nodes)
@@ -111,7 +118,7 @@ def summarize(
     omissions: Iterable[Omission],
     balanced: Mapping[VirtualServerKey, Balanced],
 ) -> ServiceSummary:
-    """Return what matters most about one Service. ``actual`` is what the agent last knew of the kernel."""
+    """Return the most important facts about one Service. ``actual`` is what the agent last knew of the kernel."""
     keys = desired.virtual_servers_of(name)
     wanted: set[RealServerKey] = set()
     draining: set[RealServerKey] = set()
@@ -149,7 +156,7 @@ def summarize(
 
 
 def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[str]:
-    """Return what differs in the kernel from a desired virtual server. A real server that drains is no difference."""
+    """Return how the kernel differs from a desired virtual server. A draining real server is not a difference."""
     if found is None:
         return [f"{desired.key} is missing"]
     differences = []
@@ -187,7 +194,7 @@ def _virtual_server_state(
     owner = desired.owners.get(key)
     foreign_owner = "" if owner is None or owner == fragment.name else str(owner)
     if foreign_owner:
-        observation = None  # what the kernel has and counts is the other Service's
+        observation = None  # the kernel's state and counters are the other Service's
     found = None
     if observation is not None:
         there = {address: activity.settings for address, activity in observation.real_servers.items()}
@@ -245,7 +252,10 @@ def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activit
 def _members(
     fragment: Fragment, desired: DesiredTables, actual: KernelTables, name_of_role: NameOfRole
 ) -> list[MemberState]:
-    """Return what goes with the virtual servers; not what goes with one that another Service has."""
+    """Return the addresses and set members that belong to the virtual servers of a Service.
+
+    Set members of a virtual server that another Service owns are left out.
+    """
     addresses = [
         MemberState(SERVICE_LINK, text_of(address), reason.value, address in actual.addresses)
         for address, reason in fragment.addresses.items()
@@ -258,7 +268,7 @@ def _members(
 
 
 def member_text(entry: SetEntry) -> str:
-    """Return a member of a set as ``ipset list`` prints it, with its mark."""
+    """Return a set member as ``ipset list`` prints it, followed by its mark if it has one."""
     parts = [text_of(entry.address)] if entry.address else []
     if entry.protocol:
         parts.append(f"{Protocol(entry.protocol).name.lower()}:{entry.port}")

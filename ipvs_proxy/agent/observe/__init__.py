@@ -1,1 +1,1 @@
-"""What shows the agent at work: metrics, health, logs, history, events."""
+"""Observability of the agent: metrics, health, logs, history, events."""

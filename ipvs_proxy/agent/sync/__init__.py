@@ -1,1 +1,1 @@
-"""The loops that keep the kernel as the objects want it."""
+"""The loops that keep the kernel in line with the Kubernetes objects."""

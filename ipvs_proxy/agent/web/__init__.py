@@ -1,1 +1,1 @@
-"""The HTTP servers: probes, metrics, the state of the node, and the page."""
+"""The HTTP servers: probes, metrics, the state of the node, and the web page."""

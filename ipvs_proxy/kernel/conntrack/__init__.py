@@ -1,1 +1,1 @@
-"""Connection tracking: deletes the flows whose endpoint is gone."""
+"""Connection tracking: deletes flows whose endpoint no longer exists."""

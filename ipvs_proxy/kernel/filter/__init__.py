@@ -1,1 +1,1 @@
-"""Masquerading and filtering of packets: rules, and the sets that they refer to."""
+"""Packet masquerading and filtering: rules, and the sets that they refer to."""

@@ -1,1 +1,1 @@
-"""IPVS: its virtual servers and real servers, and what they do, over generic netlink."""
+"""IPVS over generic netlink: virtual servers, real servers, and their activity."""

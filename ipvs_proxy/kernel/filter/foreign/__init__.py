@@ -1,1 +1,1 @@
-"""Rules of others that stand between clients and Services, whichever packet filter ours are kept in."""
+"""Rules of other programs between clients and Services, whichever packet filter the agent uses for its own."""

@@ -1,1 +1,1 @@
-"""The iptables rules: rendered, compared with what is there, written, removed."""
+"""The agent's iptables rules: rendering, comparing with the existing ones, writing and removing."""

@@ -1,1 +1,1 @@
-"""nf_tables over netlink: for now only the table of kube-proxy's nftables mode."""
+"""nf_tables over netlink: so far only the table of kube-proxy's nftables mode."""
