@@ -30,3 +30,22 @@ def test_text_is_in_one_order_whatever_that_of_the_operations_is() -> None:
 
 def test_nothing_to_do_is_one_line() -> None:
     assert changes_text(Differences(1, [])) == "nothing would change: the kernel is as 1 Service wants it\n"
+
+
+def test_what_is_missing_as_a_whole_is_counted_and_members_and_other_faults_are_listed() -> None:
+    sets = [ChangeState("add", "sets", f"KUBE-{number:02}") for number in range(12)]
+    chains = [ChangeState("set", "rules", f"IPv4 nat: chain KUBE-{number:02} is missing") for number in range(11)]
+    few = [ChangeState("set", "rules", f"IPv6 nat: chain KUBE-{number} is missing") for number in range(2)]
+    others = [
+        ChangeState("add", "sets", "KUBE-03 10.96.0.1,tcp:80"),
+        ChangeState("set", "rules", "IPv4 nat: chain KUBE-90 differs"),
+    ]
+    assert changes_text(Differences(1, [*sets, *chains, *few, *others])) == (
+        "+  sets   12 sets (-o json names them)\n"
+        "+  sets   KUBE-03 10.96.0.1,tcp:80\n"
+        "~  rules  IPv4: 11 chains and jumps that are missing (-o json names them)\n"
+        "~  rules  IPv4 nat: chain KUBE-90 differs\n"
+        "~  rules  IPv6 nat: chain KUBE-0 is missing\n"
+        "~  rules  IPv6 nat: chain KUBE-1 is missing\n"
+        "13 to add, 14 to change, 0 to delete, for 1 Service\n"
+    )
