@@ -12,8 +12,8 @@ from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kube.decode import convert_object
 from ipvs_proxy.kube.objects import EndpointSlice, Service
-from ipvs_proxy.kube.reflector import Interruption
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES
+from ipvs_proxy.kube.sinks import Interruption
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks

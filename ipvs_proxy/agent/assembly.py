@@ -53,8 +53,9 @@ from ipvs_proxy.kube.manifests import follow_manifests
 from ipvs_proxy.kube.nodes import get_node
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.kube.peers import follow_peers
-from ipvs_proxy.kube.reflector import NOBODY, Observer, reflect
+from ipvs_proxy.kube.reflector import reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
+from ipvs_proxy.kube.sinks import NOBODY, Observer
 from ipvs_proxy.node.requirements import Host
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.desired import DesiredTables

@@ -14,8 +14,9 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from ipvs_proxy.kube.reflector import Interruption, RefusedError
+from ipvs_proxy.kube.reflector import RefusedError
 from ipvs_proxy.kube.resources import Resource
+from ipvs_proxy.kube.sinks import Interruption
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.snapshots import snapshot
 

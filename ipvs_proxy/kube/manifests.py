@@ -27,7 +27,7 @@ from ipvs_proxy.kube.decode import Skipped
 from ipvs_proxy.kube.documents import ParseError, parse, read_file
 from ipvs_proxy.kube.manifest_objects import Unused, identity, read_objects
 from ipvs_proxy.kube.objects import KubernetesObject
-from ipvs_proxy.kube.reflector import Sink
+from ipvs_proxy.kube.sinks import Sink
 from ipvs_proxy.kube.store import Store
 from ipvs_proxy.kube.texts import quote
 

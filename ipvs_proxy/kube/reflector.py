@@ -19,7 +19,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from enum import StrEnum
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
@@ -30,6 +29,7 @@ from ipvs_proxy.kube.decode import DecodedList, DecodeError, Event, ListDecoder,
 from ipvs_proxy.kube.lines import LineSplitter
 from ipvs_proxy.kube.objects import KubernetesObject
 from ipvs_proxy.kube.resources import Resource
+from ipvs_proxy.kube.sinks import NOBODY, Interruption, Observer, Sink
 from ipvs_proxy.kube.store import Change, Store
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.pacing import Backoff
@@ -50,49 +50,6 @@ SHORT_WATCH = 1.0
 _EVENT_BEGINNING = b'{"type":'
 #: Statuses of servers that do not support streaming lists, or refuse the parameters.
 _NO_STREAMING = frozenset((HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.UNPROCESSABLE_ENTITY))
-
-
-class Sink(Protocol):
-    """Receives the changes. None of its methods may block."""
-
-    def changed(self, changes: Sequence[Change]) -> None:
-        """Objects have changed."""
-
-    def synced(self, kind: str) -> None:
-        """All objects of a kind have been delivered once."""
-
-    def skipped(self, kind: str, key: str, error: str) -> None:
-        """An object could not be decoded. Its last good version, if any, stays in use."""
-
-
-class Interruption(StrEnum):
-    """Why a list or watch was interrupted."""
-
-    EXPIRED = "expired"
-    REFUSED = "refused"
-    SILENT = "silent"
-    BROKEN = "broken"
-    MALFORMED = "malformed"
-
-
-class Observer(Protocol):
-    """Tracks the progress and the failures of lists and watches. None of its methods may block."""
-
-    def heard(self, kind: str) -> None:
-        """Something was received: events, a bookmark or a list."""
-
-    def interrupted(self, kind: str, cause: Interruption, error: Exception | None) -> None:
-        """A list or watch was interrupted. ``error`` is ``None`` if the next attempt, made at once, may fix it."""
-
-
-class _Nobody:
-    """An observer that tracks nothing."""
-
-    def heard(self, kind: str) -> None:
-        """Ignore it."""
-
-    def interrupted(self, kind: str, cause: Interruption, error: Exception | None) -> None:
-        """Ignore it."""
 
 
 class Response(Protocol):
@@ -136,7 +93,6 @@ class Timing(NamedTuple):
 
 
 DEFAULT_TIMING = Timing()
-NOBODY = _Nobody()
 
 
 class RefusedError(Exception):

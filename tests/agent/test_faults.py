@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from errno import ENODEV, ENOMEM
-from typing import TypeVar
 
 import pytest
 from msgspec import structs
@@ -33,12 +32,12 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerKey,
 )
+from tests.support.failing import failing
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.listening import Listening
 from tests.support.objects import endpoint, endpoint_slice, marked, real, service, virtual
 from tests.support.rig import POD1, SLICE, VIP, WEB, Rig, running
 
-T = TypeVar("T")
 OTHER = virtual("10.96.0.11")
 
 
@@ -50,20 +49,6 @@ def plane() -> FakeDataplane:
 def large(*groups: tuple[str, ...]) -> list[EndpointSlice]:
     """The slices of a Service that is remembered from one plan to the next."""
     return [endpoint_slice(*map(endpoint, addresses), name=f"web-{number}") for number, addresses in enumerate(groups)]
-
-
-def failing_once(call: Callable[..., T], number: int) -> Callable[..., T]:
-    """The call, which fails when it is made for the ``number``-th time."""
-    calls = 0
-
-    def flaky(*arguments: object) -> T:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise OSError("a fault")
-        return call(*arguments)
-
-    return flaky
 
 
 async def test_end_of_a_drain_forgets_no_failed_write_of_the_same_virtual_server(plane: FakeDataplane) -> None:
@@ -95,7 +80,7 @@ async def test_drift_is_repaired_by_the_audit_after_one_that_failed(
         del plane.kernel.virtual_servers[OTHER]
         plane.kernel.addresses.discard(VIP.address)
         faulty = 2 if call == "read_virtual_server" else 1
-        monkeypatch.setattr(plane, call, failing_once(getattr(plane, call), faulty))
+        monkeypatch.setattr(plane, call, failing(getattr(plane, call), faulty))
         with pytest.raises(OSError, match="a fault"):
             await rig.audit.run_once()
         await rig.audit.run_once()
@@ -121,7 +106,7 @@ async def test_audit_that_fails_survives_a_set_that_is_gone(
         rig.writer.actual.entries[NODE_PORT_UDP[Family.IPV4]] = {SetEntry(port=1)}
         del plane.kernel.sets["KUBE-NODE-PORT-UDP"]
         monkeypatch.setattr(plane.kernel, "create_sets", lambda: None)
-        monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
+        monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing(rig.audit._read_virtual_servers, 1))
         with pytest.raises(OSError, match="a fault"):
             await rig.audit.run_once()
         await rig.audit.run_once()
@@ -132,7 +117,7 @@ async def test_leaked_address_is_found_again_with_its_virtual_server_after_an_au
 ) -> None:
     async with running(plane, WEB, SLICE) as rig:
         leaked, guarding = leak(plane)
-        monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing_once(rig.audit._read_virtual_servers, 1))
+        monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing(rig.audit._read_virtual_servers, 1))
         with pytest.raises(OSError, match="a fault"):
             await rig.audit.run_once()
         await rig.audit.run_once()
@@ -345,7 +330,7 @@ async def test_audits_follow_one_another_and_one_that_fails_is_not_finished(
 ) -> None:
     told = list[str]()
     async with running(plane, WEB, SLICE) as rig:
-        monkeypatch.setattr(plane, "read_entries", failing_once(plane.read_entries, 1))
+        monkeypatch.setattr(plane, "read_entries", failing(plane.read_entries, 1))
         del plane.kernel.virtual_servers[VIP]
         with capture_logs() as logs:
             task = asyncio.create_task(
@@ -382,7 +367,7 @@ async def test_a_kernel_that_cannot_be_read_is_read_again_and_traffic_comes(
 ) -> None:
     monkeypatch.setattr(startup, "BACKOFF", Backoff(0.01, 0.02))
     for call, number in (("ensure_tables", 1), ("read_entries", 2), ("read_virtual_servers", 1), ("read_addresses", 2)):
-        monkeypatch.setattr(plane, call, failing_once(getattr(plane, call), number))
+        monkeypatch.setattr(plane, call, failing(getattr(plane, call), number))
     with capture_logs() as logs:
         async with running(plane, WEB, SLICE) as rig:
             assert plane.kernel.read() == rig.writer.actual

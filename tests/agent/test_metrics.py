@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ipvs_proxy.agent.observe.metrics import Metrics
-from ipvs_proxy.kube.reflector import Interruption
+from ipvs_proxy.kube.sinks import Interruption
 from ipvs_proxy.plan.tables import Family, Verb
 
 

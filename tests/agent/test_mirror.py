@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 from msgspec import structs
@@ -13,6 +13,7 @@ from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import ACTIVE, DRAINING, Family, SetEntry, VirtualServer, VirtualServerKey
+from tests.support.failing import failing
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import packed, real, virtual
 
@@ -60,20 +61,6 @@ async def mirror(plane: FakeDataplane) -> AsyncIterator[Mirror]:
     plane.calls.clear()
     yield mirror
     thread.end()
-
-
-def failing(call: Callable[..., object], number: int) -> Callable[..., object]:
-    """The call, which fails when it is made for the ``number``-th time."""
-    calls = 0
-
-    def flaky(*arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            raise OSError("a fault")
-        return call(*arguments)
-
-    return flaky
 
 
 async def test_it_begins_with_the_members_and_nothing_else(plane: FakeDataplane, mirror: Mirror) -> None:

@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.kube.decode import DecodeError
 from ipvs_proxy.kube.hearing import QUIET, REMINDER, Hearing
-from ipvs_proxy.kube.reflector import Interruption, RefusedError, Timing, reflect
+from ipvs_proxy.kube.reflector import RefusedError, Timing, reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
+from ipvs_proxy.kube.sinks import Interruption
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan.tables import Family
 from tests.support.apiserver import ApiServer, PlainTransport, status

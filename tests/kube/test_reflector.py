@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from ipvs_proxy.kube.reflector import Interruption, Timing, reflect
+from ipvs_proxy.kube.reflector import Timing, reflect
 from ipvs_proxy.kube.resources import SERVICES
+from ipvs_proxy.kube.sinks import Interruption
 from ipvs_proxy.pacing import Backoff
 from tests.support.apiserver import Answer, ApiServer, PlainTransport, bookmark, line, page, service, status, stream
 from tests.support.recorder import Recorder

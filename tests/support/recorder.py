@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ipvs_proxy.kube.objects import KubernetesObject
-from ipvs_proxy.kube.reflector import Interruption
+from ipvs_proxy.kube.sinks import Interruption
 from ipvs_proxy.kube.store import Change
 
 

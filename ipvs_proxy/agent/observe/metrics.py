@@ -23,7 +23,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import choose_encoder
 
 from ipvs_proxy import __version__
-from ipvs_proxy.kube.reflector import Interruption
+from ipvs_proxy.kube.sinks import Interruption
 from ipvs_proxy.plan.tables import Family, Verb
 from ipvs_proxy.settings.live import Reload
 
