@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from ipvs_proxy.kube.store import Change
 
@@ -52,4 +52,5 @@ class _Nobody:
         """Ignore it."""
 
 
-NOBODY = _Nobody()
+#: For whoever need not know.
+NOBODY: Final[Observer] = _Nobody()
