@@ -14,15 +14,35 @@ from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.durations import duration, duration_text
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.reasons import Reason
+from ipvs_proxy.plan.weights import MAX_CONNECTIONS, Weights, read_number, read_weights, write_weights
+
+#: The schedulers of Linux (net/netfilter/ipvs/ip_vs_*.c). Others are refused: for whatever name it is asked for, the
+#: kernel loads a module ``ip_vs_NAME``, and any tenant may write an annotation.
+SCHEDULERS: Final = frozenset(
+    ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh", "twos")
+)
+_FLAGS: Final = frozenset(("sh-fallback", "sh-port", "mh-fallback", "mh-port"))
+#: The longest slow start, in seconds.
+_LONGEST_START: Final = 3600.0
 
 
 class ServiceOptions(NamedTuple):
     """What a Service asks for by annotation; ``None`` stands for what it does not say.
 
     ``drain_timeout`` is how long its removed endpoints keep their connections, in seconds; infinite without a limit.
+    ``slow_start`` is how long an endpoint that has become ready takes to its full weight, in seconds. ``one_packet``
+    has the kernel schedule every packet of UDP by itself. ``max_connections`` is how many connections an endpoint gets
+    from this node, and ``min_connections`` how many it must be down to before it gets new ones again.
     """
 
     drain_timeout: float | None = None
+    scheduler: str | None = None
+    scheduler_flags: frozenset[str] | None = None
+    one_packet: bool | None = None
+    max_connections: int | None = None
+    min_connections: int | None = None
+    weights: Weights | None = None
+    slow_start: float | None = None
 
 
 class Annotation(NamedTuple):
@@ -46,11 +66,72 @@ def _write_drain_timeout(seconds: float) -> str:
     return "unlimited" if seconds == math.inf else duration_text(seconds)
 
 
+def _read_scheduler(text: str) -> str:
+    if text.strip() not in SCHEDULERS:
+        raise ValueError("it is not the name of a scheduler")
+    return text.strip()
+
+
+def _read_flags(text: str) -> frozenset[str]:
+    names = frozenset(name.strip() for name in text.split(",", len(_FLAGS))) - {""}
+    if not names <= _FLAGS:
+        raise ValueError("it has a flag that no scheduler knows")
+    return names
+
+
+def _write_flags(names: frozenset[str]) -> str:
+    return ",".join(sorted(names))
+
+
+def _read_truth(text: str) -> bool:
+    if text.strip() not in {"true", "false"}:
+        raise ValueError("it is neither true nor false")
+    return text.strip() == "true"
+
+
+def _write_truth(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _read_connections(text: str) -> int:
+    number = read_number(text, at_most=MAX_CONNECTIONS)
+    if not number:
+        raise ValueError("it is 0, which is no limit")
+    return number
+
+
+def _read_slow_start(text: str) -> float:
+    seconds = duration(text)
+    if not 1 <= seconds <= _LONGEST_START:
+        raise ValueError("it is shorter than 1s or longer than 1h")
+    return seconds
+
+
 #: ``5m``, ``0s`` or ``unlimited``.
 DRAIN_TIMEOUT: Final = "ipvs-proxy.io/drain-timeout"
+#: One of ``SCHEDULERS``.
+SCHEDULER: Final = "ipvs-proxy.io/scheduler"
+#: Names of flags, as ipvsadm has them, with commas between; empty for none.
+SCHEDULER_FLAGS: Final = "ipvs-proxy.io/scheduler-flags"
+#: ``true`` or ``false``.
+ONE_PACKET: Final = "ipvs-proxy.io/one-packet"
+#: Numbers of connections.
+MAX_CONNECTIONS_OF_ENDPOINT: Final = "ipvs-proxy.io/max-connections"
+MIN_CONNECTIONS_OF_ENDPOINT: Final = "ipvs-proxy.io/min-connections"
+#: Rules such as ``node=edge-1:0, zone=eu-1a:3, local:10, *:1`` (see ``weights``).
+WEIGHTS: Final = "ipvs-proxy.io/weights"
+#: ``30s``: from one second to one hour.
+SLOW_START: Final = "ipvs-proxy.io/slow-start"
 
 ANNOTATIONS: Final = (
     Annotation(DRAIN_TIMEOUT, "drain_timeout", _read_drain_timeout, _write_drain_timeout, Reason.INVALID_DRAIN_TIMEOUT),
+    Annotation(SCHEDULER, "scheduler", _read_scheduler, str, Reason.INVALID_SCHEDULER),
+    Annotation(SCHEDULER_FLAGS, "scheduler_flags", _read_flags, _write_flags, Reason.INVALID_SCHEDULER_FLAGS),
+    Annotation(ONE_PACKET, "one_packet", _read_truth, _write_truth, Reason.INVALID_ONE_PACKET),
+    Annotation(MAX_CONNECTIONS_OF_ENDPOINT, "max_connections", _read_connections, str, Reason.INVALID_CONNECTION_LIMIT),
+    Annotation(MIN_CONNECTIONS_OF_ENDPOINT, "min_connections", _read_connections, str, Reason.INVALID_CONNECTION_LIMIT),
+    Annotation(WEIGHTS, "weights", read_weights, write_weights, Reason.INVALID_WEIGHTS),
+    Annotation(SLOW_START, "slow_start", _read_slow_start, duration_text, Reason.INVALID_SLOW_START),
 )
 
 _NO_OPTIONS: Final = ServiceOptions()
@@ -61,6 +142,7 @@ def read_options(service: Service, omissions: list[Omission]) -> ServiceOptions:
     written = service.metadata.annotations
     if not written:
         return _NO_OPTIONS
+    name = f"service {service.metadata.namespace}/{service.metadata.name}"
     found: dict[str, Any] = {}
     for annotation in ANNOTATIONS:
         text = written.get(annotation.name)
@@ -69,9 +151,17 @@ def read_options(service: Service, omissions: list[Omission]) -> ServiceOptions:
         try:
             found[annotation.field] = annotation.read(text)
         except ValueError:
-            where = f"service {service.metadata.namespace}/{service.metadata.name} annotation {annotation.name} {text}"
-            omissions.append(Omission(where, annotation.unreadable))
-    return ServiceOptions(**found) if found else _NO_OPTIONS
+            omissions.append(Omission(f"{name} annotation {annotation.name} {text}", annotation.unreadable))
+    if not found:
+        return _NO_OPTIONS
+    options = ServiceOptions(**found)
+    least, most = options.min_connections, options.max_connections
+    # The kernel refuses a lower threshold above the upper one, and without an upper one it means nothing.
+    if least is not None and (most is None or least > most):
+        where = f"{name} annotation {MIN_CONNECTIONS_OF_ENDPOINT} {least} of at most {most or 'any number'}"
+        omissions.append(Omission(where, Reason.INVALID_CONNECTION_LIMIT))
+        return options._replace(min_connections=None)
+    return options
 
 
 def option_texts(options: ServiceOptions) -> dict[str, str]:
