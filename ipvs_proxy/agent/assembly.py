@@ -25,7 +25,7 @@ from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.observe.standard_error import dropped_lines
 from ipvs_proxy.agent.open_kernel import open_tables, set_kernel
 from ipvs_proxy.agent.reload import follow_configuration
-from ipvs_proxy.agent.sync import startup
+from ipvs_proxy.agent.sync import schedulers, startup
 from ipvs_proxy.agent.sync.audit import Audit, audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.sync.controller import Controller
 from ipvs_proxy.agent.sync.dead_nodes import DeadNodes
@@ -36,6 +36,7 @@ from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.agent.sync.virtual_endpoints import VirtualEndpoints
+from ipvs_proxy.agent.sync.warmups import warm_up_for_ever
 from ipvs_proxy.agent.web.listener import Doorkeeper
 from ipvs_proxy.agent.web.server import health_application, metrics_application, serve_for_ever
 from ipvs_proxy.agent.web.service_health import ServiceHealth
@@ -181,6 +182,8 @@ class Agent:
                 Looks(open_among),
             ),
             self._flows.clean_for_ever(),
+            schedulers.look_for_ever(self._controller.look_for_schedulers, lambda: self.settings.sync_period),
+            warm_up_for_ever(self._controller.planner.warmups, self._controller.replan),
             self._checks.serve_for_ever(),
             _after(started, self._audit_for_ever),
             _after(started, lambda: follow_for_ever(self._notice, Monitor)),

@@ -35,6 +35,9 @@ class ReadableTables(Protocol):
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role."""
 
+    def has_scheduler(self, name: str) -> bool:
+        """Return whether there is a scheduler of this name, which is loaded if that is possible."""
+
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel calls the set of a role."""
 
