@@ -7,6 +7,7 @@ one another. Nothing runs before ``Agent.loops`` is run, and each loop runs for 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -289,12 +290,17 @@ class Agent:
         watch("virtual_servers", lambda: len(self.writer.actual.virtual_servers))
         watch("real_servers", lambda: max(0, self._real_servers() - len(self._drains)), state="serving")
         watch("real_servers", lambda: len(self._drains), state="draining")
+        watch("warming_endpoints", self._controller.planner.warmups.__len__)
+        self._metrics.watch_schedulers(self._schedulers_in_use)
         watch("foreign_virtual_servers", lambda: len(self.writer.foreign))
         for resource in self._resources:
             watch("watch_failing_seconds", partial(self._hearing.failing_for, resource.kind), resource=resource.kind)
         self._metrics.watch_total("events_dropped", lambda: 0 if events is None else events.dropped)
         self._metrics.watch_total("kernel_writes", self.writer.kernel_writes)
         self._metrics.watch_total("log_lines_dropped", dropped_lines)
+
+    def _schedulers_in_use(self) -> Counter[str]:
+        return Counter(server.scheduler for server in snapshot(self.writer.actual.virtual_servers).values())
 
     def _real_servers(self) -> int:
         """Count them, in the thread of a scrape: nobody keeps their number while Services change."""

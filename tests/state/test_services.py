@@ -49,6 +49,7 @@ def state_of(observation: Observation | None, actual: KernelTables | None = None
         observed={VIP: observation},
         nodes={"10.244.0.1": "node-a"},
         drains=[],
+        warming={},
         name_of_role=name_of,
     )
 
@@ -96,6 +97,7 @@ def test_nothing_of_the_kernel_is_told_of_a_virtual_server_that_an_older_service
         },
         nodes={},
         drains=[],
+        warming={},
         name_of_role=name_of,
     )
     (server,) = state.virtual_servers
@@ -166,6 +168,7 @@ def test_endpoint_that_is_a_virtual_ip_is_named() -> None:
         observed={VIP: None},
         nodes={},
         drains=[],
+        warming={},
         name_of_role=name_of,
     )
     [omission] = state.omissions

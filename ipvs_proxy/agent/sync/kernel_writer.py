@@ -71,7 +71,7 @@ class WriteObserver(Protocol):
         desired: Mapping[VirtualServerKey, VirtualServer],
         actual: Mapping[VirtualServerKey, VirtualServer],
     ) -> None:
-        """Look at what was touched, on the event loop; it may not block or change anything. Large ones come in turns."""
+        """Look at what was touched, on the event loop: neither block nor change anything. Large ones come in turns."""
 
 
 class KernelWriter:
