@@ -35,7 +35,9 @@ def table(
 ) -> str:
     """Return a table with two spaces between columns; ``right`` names the columns that are aligned to the right.
 
-    Columns in ``optional`` are left out if they are empty. If it is wider than the terminal (or than ``width``; 0 for no bound), the columns in ``spare`` are left out one by
+    Columns in ``optional`` are left out if they are empty.
+
+    If it is wider than the terminal (or than ``width``; 0 for no bound), the columns in ``spare`` are left out one by
     one until it fits. If it still does not fit, the widest column is cut.
     """
     limit = (terminal_width() if width is None else width) or sys.maxsize

@@ -16,8 +16,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -31,13 +30,16 @@ from ipvs_proxy.snapshots import snapshot
 INTERVAL: Final = 1.0
 
 
-@dataclass(slots=True)
-class _Warmup:
-    """An endpoint that warms up: since when, for how many seconds, and which step it is at."""
+class _Warmup(NamedTuple):
+    """An endpoint that warms up: since when, for how many seconds, and the step that its last plan had it at."""
 
     since: float
     duration: float
     step: int = 0
+
+    def step_at(self, now: float) -> int:
+        """Return the step that it has reached."""
+        return step_of(now - self.since, self.duration)
 
 
 class Warmups:
@@ -58,33 +60,34 @@ class Warmups:
         self._started = True
 
     def follow(self, name: ServiceName, fragment: Fragment | None, desired: DesiredTables) -> None:
-        """Look for endpoints that are new in a Service's plan, next to what is desired so far, and for those gone."""
+        """Take in a Service's plan: which endpoints are new next to what is desired so far, and which steps are due."""
         warm = self._warmups.pop(name, {})
         duration = None if fragment is None else fragment.options.slow_start
         if fragment is None or duration is None or not self._started:
             return
         before, after = _endpoints(_desired_by(name, desired)), _endpoints(_planned(fragment))
         now = self._clock()
-        found = {key: warmup for key, warmup in warm.items() if key in after and now - warmup.since < warmup.duration}
-        if before & after:
-            found |= {key: _Warmup(now, duration) for key in after - before}
+        found = {key: _Warmup(now, duration) for key in after - before} if before & after else {}
+        for key in warm.keys() & after:
+            since = warm[key].since
+            if (step := step_of(now - since, duration)) < STEPS:
+                found[key] = _Warmup(since, duration, step)
         if found:
             self._warmups[name] = found
             self.begun.set()
 
     def apply(self, name: ServiceName, fragment: Fragment) -> None:
-        """Give the endpoints of a plan that warm up the weight of their step."""
+        """Give the endpoints of a plan that warm up the weight of the step that ``follow`` had them at."""
         warmups = self._warmups.get(name)
         if not warmups:
             return
-        now = self._clock()
         changed: dict[int, dict[RealServerKey, RealServer]] = {}
         for key, (server, reason) in fragment.virtual_servers.items():
             # Virtual servers share what they have in common.
             real_servers = changed.get(id(server.real_servers))
             if real_servers is None:
                 steps = {
-                    one: warming(server.real_servers[one], _advance(warmup, now))
+                    one: warming(server.real_servers[one], warmup.step)
                     for one, warmup in warmups.items()
                     if one in server.real_servers
                 }
@@ -97,7 +100,7 @@ class Warmups:
         return [
             name
             for name, warmups in self._warmups.items()
-            if any(step_of(now - warmup.since, warmup.duration) > warmup.step for warmup in warmups.values())
+            if any(warmup.step_at(now) > warmup.step for warmup in warmups.values())
         ]
 
     def next_due(self) -> float:
@@ -128,11 +131,6 @@ async def warm_up_for_ever(warmups: Warmups, replan: Callable[[Collection[Servic
             continue
         await asyncio.sleep(max(INTERVAL, delay))
         replan(warmups.due())
-
-
-def _advance(warmup: _Warmup, now: float) -> int:
-    warmup.step = step_of(now - warmup.since, warmup.duration)
-    return warmup.step
 
 
 def _planned(fragment: Fragment) -> Iterator[VirtualServer]:
