@@ -22,12 +22,8 @@ from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
 from ipvs_proxy.plan.reasons import SERVED_OTHERWISE
-from ipvs_proxy.plan.scheduling import flag_names
 from ipvs_proxy.plan.tables import (
-    ONE_PACKET,
-    PERSISTENT,
     Protocol,
-    RealServer,
     RealServerKey,
     SetEntry,
     VirtualServer,
@@ -45,6 +41,7 @@ from ipvs_proxy.state.documents import (
     Traffic,
     VirtualServerState,
 )
+from ipvs_proxy.state.words import flags_of, real_server_words, virtual_server_words
 
 #: At most this many differences are named in a list of Services. The state of a single Service has all of them.
 _NAMED = 5
@@ -180,7 +177,9 @@ def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[
         return [f"{desired.key} is missing"]
     differences = []
     if desired.settings != found.settings:
-        differences.append(f"{desired.key} has {_settings(found)} instead of {_settings(desired)}")
+        differences.append(
+            f"{desired.key} has {virtual_server_words(found)} instead of {virtual_server_words(desired)}"
+        )
     there = found.real_servers.copy()
     differences += [f"{desired.key} lacks real server {key}" for key in desired.real_servers.keys() - there.keys()]
     for key, settings in there.items():
@@ -188,23 +187,8 @@ def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[
         if wanted is None and settings.weight:
             differences.append(f"{desired.key} has real server {key}, which is not wanted")
         elif wanted is not None and wanted != settings:
-            differences.append(f"{desired.key} has real server {key} with {_words(settings)}")
+            differences.append(f"{desired.key} has real server {key} with {real_server_words(settings)}")
     return sorted(differences)
-
-
-def _settings(server: VirtualServer) -> str:
-    persistent = f" persistent {server.timeout} s" if server.flags & PERSISTENT else ""
-    return " ".join([server.scheduler, *_flags(server)]) + persistent
-
-
-def _flags(server: VirtualServer) -> list[str]:
-    return flag_names(server.scheduler, server.flags) + (["one-packet"] if server.flags & ONE_PACKET else [])
-
-
-def _words(settings: RealServer) -> str:
-    thresholds = settings.upper_threshold or settings.lower_threshold
-    limits = f", connections {settings.lower_threshold} to {settings.upper_threshold}" if thresholds else ""
-    return f"weight {settings.weight}, forwarding {settings.forwarding}{limits}"
 
 
 def _virtual_server_state(
@@ -235,7 +219,7 @@ def _virtual_server_state(
         in_kernel=found is not None,
         scheduler=server.scheduler,
         scheduler_from=fragment.schedulings[key].source.value,
-        flags=_flags(server),
+        flags=flags_of(server),
         max_connections=options.max_connections or 0,
         min_connections=options.min_connections or 0,
         affinity_seconds=server.timeout,

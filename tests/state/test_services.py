@@ -113,7 +113,7 @@ def test_every_difference_of_a_virtual_server_is_told_and_a_drain_is_none() -> N
     found = VirtualServer(VIP, "lc", real_servers={POD1: DRAINING, GONE: DRAINING, real("10.244.0.9"): ACTIVE})
     assert differences_of(desired, found) == [
         "10.96.0.10:80/TCP has lc instead of rr",
-        "10.96.0.10:80/TCP has real server 10.244.0.1:8080 with weight 0, forwarding 0",
+        "10.96.0.10:80/TCP has real server 10.244.0.1:8080 with weight 0",
         "10.96.0.10:80/TCP has real server 10.244.0.9:8080, which is not wanted",
         "10.96.0.10:80/TCP lacks real server 10.244.0.2:8080",
     ]
