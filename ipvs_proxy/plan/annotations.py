@@ -168,3 +168,9 @@ def option_texts(options: ServiceOptions) -> dict[str, str]:
     """Return what a Service asks for as text: the value of each annotation that it has, in its usual form."""
     values = [(annotation, getattr(options, annotation.field)) for annotation in ANNOTATIONS]
     return {annotation.name: annotation.write(value) for annotation, value in values if value is not None}
+
+
+def may_be_weighted(options: ServiceOptions) -> bool:
+    """Return whether endpoints may get another weight than 1, wherever they are."""
+    rules = options.weights
+    return options.slow_start is not None or (rules is not None and rules.any_unequal)

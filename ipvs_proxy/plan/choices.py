@@ -41,7 +41,8 @@ class Choice(NamedTuple):
 
 #: The settings of the real servers of each state.
 Settings = Mapping[State, RealServer]
-_USUAL: Final[Settings] = MappingProxyType({})
+#: All real servers are as usual.
+USUAL: Final[Settings] = MappingProxyType({})
 
 
 class Choices:
@@ -76,7 +77,8 @@ class Choices:
     @property
     def any_open(self) -> bool:
         """Whether any endpoint gets new connections: it is used, and has a weight above 0."""
-        return any(decision.used and state.weight for state, decision in self._decisions.items())
+        decisions = self._decisions
+        return any(decisions[state].used for state in decisions if state.weight)
 
     @cached_property
     def real_servers(self) -> dict[RealServerKey, RealServer]:
@@ -103,13 +105,15 @@ class Choices:
     def _select(self, purpose: str, settings: Settings) -> dict[RealServerKey, RealServer]:
         if self._cache is not None:
             return self._cache.select(f"{self._policy} {purpose}", settings)
+        if not settings:
+            return {}
         if len(settings) == 1 == len(self._decisions):
             return dict.fromkeys(self._endpoints, *settings.values())
         return select(self._endpoints, settings)
 
 
 def choose_cluster(
-    endpoints: Endpoints, *, node_name: str, zone: str, settings: Settings = _USUAL, cache: PortCache | None = None
+    endpoints: Endpoints, *, node_name: str, zone: str, settings: Settings = USUAL, cache: PortCache | None = None
 ) -> Choices:
     """Choose among all endpoints of a service port: the rule for traffic policy ``Cluster``.
 
@@ -122,7 +126,7 @@ def choose_cluster(
     return Choices(endpoints, _fall_back(decisions), "cluster", settings, cache)
 
 
-def choose_local(endpoints: Endpoints, *, settings: Settings = _USUAL, cache: PortCache | None = None) -> Choices:
+def choose_local(endpoints: Endpoints, *, settings: Settings = USUAL, cache: PortCache | None = None) -> Choices:
     """Choose among this node's endpoints only: the rule for traffic policy ``Local``. Hints never apply."""
     decisions = {
         state: Decision(state.local and state.ready, _local_reason(state)) for state in _states(endpoints, cache)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointHints, EndpointSlice
@@ -212,6 +212,9 @@ def _with_port(found: list[tuple[bytes, State]], port: int) -> Endpoints:
     return endpoints
 
 
+_NO_HINTS: Final = (frozenset[str](), frozenset[str]())
+
+
 class _Reader(NamedTuple):
     """What the state of a slice's endpoints depends on: this node, the Service's rules, and the slice's weight."""
 
@@ -223,7 +226,7 @@ class _Reader(NamedTuple):
         """Return the state of an endpoint."""
         conditions, hints, node = endpoint.conditions, endpoint.hints, endpoint.node_name
         local = bool(self.node_name) and node == self.node_name
-        nodes, zones = (frozenset[str](), frozenset[str]()) if hints is None else _names_in(hints)
+        nodes, zones = _NO_HINTS if hints is None else _names_in(hints)
         weight, weight_from = 1, ""
         if self.of_slice is not None or self.weights is not EQUAL:
             rule, by_rule = self.weights.rule_for(node, endpoint.zone, local=local)

@@ -74,10 +74,10 @@ def _scheduler(context: Context, fragment: Fragment, *, weighted: bool) -> tuple
 
 def _flags(scheduler: str, fragment: Fragment) -> int:
     names = fragment.options.scheduler_flags
-    known: Mapping[str, int] = FLAGS.get(scheduler, {})
-    if names is not None and names <= known.keys():
-        return sum(known[name] for name in names)
     if names is not None:
+        known: Mapping[str, int] = FLAGS.get(scheduler, {})
+        if names <= known.keys():
+            return sum(known[name] for name in names)
         where = f"service {fragment.name} annotation {SCHEDULER_FLAGS} {','.join(sorted(names))} scheduler {scheduler}"
         fragment.omissions.append(Omission(where, Reason.FLAGS_OF_ANOTHER_SCHEDULER))
     # ``mh`` hashes the source port too, as with kube-proxy.

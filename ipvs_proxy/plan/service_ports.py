@@ -11,10 +11,10 @@ from functools import cached_property
 
 from ipvs_proxy.kube.objects import Service, ServicePort
 from ipvs_proxy.plan import roles
-from ipvs_proxy.plan.annotations import ServiceOptions
+from ipvs_proxy.plan.annotations import ServiceOptions, may_be_weighted
 from ipvs_proxy.plan.budget import Budget
-from ipvs_proxy.plan.choices import Choices, Settings, choose_cluster, choose_local
-from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey
+from ipvs_proxy.plan.choices import USUAL, Choices, Settings, choose_cluster, choose_local
+from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey, State
 from ipvs_proxy.plan.family_spec import FamilySpec, contains
 from ipvs_proxy.plan.fragment import Context, Fragment, Scheduling
 from ipvs_proxy.plan.marks import Marks, mark_key, spelling
@@ -79,9 +79,11 @@ class _Chosen:
     ) -> None:
         self._endpoints = endpoints
         self._context = context
-        self._options = options
         self._cache = cache
         self._states = set(endpoints.values() if cache is None else cache.states)
+        #: Whether the endpoints have weights, or may get some without a change of the Service.
+        self.are_weighted = any(state.weight != 1 for state in self._states) or may_be_weighted(options)
+        self._settings = _settings_of(self._states, options) if self.are_weighted or options.max_connections else USUAL
 
     @cached_property
     def cluster(self) -> Choices:
@@ -103,25 +105,16 @@ class _Chosen:
         """Whether any endpoint, here or elsewhere, could be used."""
         return any(state.ready or state.fallback for state in self._states)
 
-    @property
-    def are_weighted(self) -> bool:
-        """Whether the endpoints have weights, or may get some without a change of the Service."""
-        options = self._options
-        if options.slow_start is not None or (options.weights is not None and options.weights.any_unequal):
-            return True
-        return any(state.weight != 1 for state in self._states)
 
-    @cached_property
-    def _settings(self) -> Settings:
-        """The settings of the real servers in each state."""
-        options = self._options
-        real_server = real_servers_of(
-            [state.weight for state in self._states],
-            factor=1 if options.slow_start is None else STEPS,
-            upper=options.max_connections or 0,
-            lower=options.min_connections or 0,
-        )
-        return {state: real_server(state.weight) for state in self._states}
+def _settings_of(states: set[State], options: ServiceOptions) -> Settings:
+    """Return the settings of the real servers in each state."""
+    real_server = real_servers_of(
+        [state.weight for state in states],
+        factor=1 if options.slow_start is None else STEPS,
+        upper=options.max_connections or 0,
+        lower=options.min_connections or 0,
+    )
+    return {state: real_server(state.weight) for state in states}
 
 
 def plan_port(
