@@ -49,6 +49,7 @@ class Annotation(NamedTuple):
     """An annotation: its name, the field of ``ServiceOptions`` that it sets, and how its value is read and written.
 
     ``read`` raises ``ValueError`` for a value that it cannot read, which is left out with the reason ``unreadable``.
+    ``help`` is a line for the documents, which begins with examples of values.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Annotation(NamedTuple):
     read: Callable[[str], Any]
     write: Callable[[Any], str]
     unreadable: Reason
+    help: str
 
 
 def _read_drain_timeout(text: str) -> float:
@@ -107,31 +109,84 @@ def _read_slow_start(text: str) -> float:
     return seconds
 
 
-#: ``5m``, ``0s`` or ``unlimited``.
 DRAIN_TIMEOUT: Final = "ipvs-proxy.io/drain-timeout"
-#: One of ``SCHEDULERS``.
 SCHEDULER: Final = "ipvs-proxy.io/scheduler"
-#: Names of flags, as ipvsadm has them, with commas between; empty for none.
 SCHEDULER_FLAGS: Final = "ipvs-proxy.io/scheduler-flags"
-#: ``true`` or ``false``.
 ONE_PACKET: Final = "ipvs-proxy.io/one-packet"
-#: Numbers of connections.
 MAX_CONNECTIONS_OF_ENDPOINT: Final = "ipvs-proxy.io/max-connections"
 MIN_CONNECTIONS_OF_ENDPOINT: Final = "ipvs-proxy.io/min-connections"
-#: Rules such as ``node=edge-1:0, zone=eu-1a:3, local:10, *:1`` (see ``weights``).
 WEIGHTS: Final = "ipvs-proxy.io/weights"
-#: ``30s``: from one second to one hour.
 SLOW_START: Final = "ipvs-proxy.io/slow-start"
 
 ANNOTATIONS: Final = (
-    Annotation(DRAIN_TIMEOUT, "drain_timeout", _read_drain_timeout, _write_drain_timeout, Reason.INVALID_DRAIN_TIMEOUT),
-    Annotation(SCHEDULER, "scheduler", _read_scheduler, str, Reason.INVALID_SCHEDULER),
-    Annotation(SCHEDULER_FLAGS, "scheduler_flags", _read_flags, _write_flags, Reason.INVALID_SCHEDULER_FLAGS),
-    Annotation(ONE_PACKET, "one_packet", _read_truth, _write_truth, Reason.INVALID_ONE_PACKET),
-    Annotation(MAX_CONNECTIONS_OF_ENDPOINT, "max_connections", _read_connections, str, Reason.INVALID_CONNECTION_LIMIT),
-    Annotation(MIN_CONNECTIONS_OF_ENDPOINT, "min_connections", _read_connections, str, Reason.INVALID_CONNECTION_LIMIT),
-    Annotation(WEIGHTS, "weights", read_weights, write_weights, Reason.INVALID_WEIGHTS),
-    Annotation(SLOW_START, "slow_start", _read_slow_start, duration_text, Reason.INVALID_SLOW_START),
+    Annotation(
+        DRAIN_TIMEOUT,
+        "drain_timeout",
+        _read_drain_timeout,
+        _write_drain_timeout,
+        Reason.INVALID_DRAIN_TIMEOUT,
+        "`5m`, `0s`, `unlimited`: how long its removed endpoints keep their connections",
+    ),
+    Annotation(
+        SCHEDULER,
+        "scheduler",
+        _read_scheduler,
+        str,
+        Reason.INVALID_SCHEDULER,
+        "`rr`, `wrr`, `lc`, `wlc`, `lblc`, `lblcr`, `dh`, `sh`, `sed`, `nq`, `fo`, `ovf`, `mh` or "
+        "`twos`: the algorithm, in the place of `--ipvs-scheduler`",
+    ),
+    Annotation(
+        SCHEDULER_FLAGS,
+        "scheduler_flags",
+        _read_flags,
+        _write_flags,
+        Reason.INVALID_SCHEDULER_FLAGS,
+        "`sh-fallback`, `sh-port`, `mh-fallback`, `mh-port`, several with commas between, or nothing: the flags of "
+        "`sh` and `mh`, by ipvsadm's names. Without it `mh` has `mh-port`, as with kube-proxy, and `sh` has "
+        "`sh-fallback` where a Service asks for it or has weights",
+    ),
+    Annotation(
+        ONE_PACKET,
+        "one_packet",
+        _read_truth,
+        _write_truth,
+        Reason.INVALID_ONE_PACKET,
+        "`true`: every packet of its UDP ports is scheduled by itself. Not for what is answered",
+    ),
+    Annotation(
+        MAX_CONNECTIONS_OF_ENDPOINT,
+        "max_connections",
+        _read_connections,
+        str,
+        Reason.INVALID_CONNECTION_LIMIT,
+        "`100`: an endpoint with that many connections from one node gets no new ones from it",
+    ),
+    Annotation(
+        MIN_CONNECTIONS_OF_ENDPOINT,
+        "min_connections",
+        _read_connections,
+        str,
+        Reason.INVALID_CONNECTION_LIMIT,
+        "`80`: until it is below that many; without it, below three quarters of the most",
+    ),
+    Annotation(
+        WEIGHTS,
+        "weights",
+        read_weights,
+        write_weights,
+        Reason.INVALID_WEIGHTS,
+        "`node=edge-1:0, zone=eu-1a:3, local:10, *:1`: weights by where an endpoint is, from 0 (no new "
+        "connections) to 65535",
+    ),
+    Annotation(
+        SLOW_START,
+        "slow_start",
+        _read_slow_start,
+        duration_text,
+        Reason.INVALID_SLOW_START,
+        "`30s`, from one second to one hour: a new endpoint gets its weight in ten steps",
+    ),
 )
 
 _NO_OPTIONS: Final = ServiceOptions()

@@ -46,7 +46,10 @@ CHOICES = [
     ("rr", {"weights": "local:0"}, "wrr", 0, "weights"),
     ("rr", {"slow_start": "30s"}, "wrr", 0, "weights"),
     ("lc", {"weights": "local:3"}, "wlc", 0, "weights"),
-    ("sh", {"weights": "local:3"}, "sh", 0, "agent-setting"),
+    ("sh", {}, "sh", 0, "agent-setting"),
+    ("sh", {"weights": "local:3"}, "sh", SCHED1, "agent-setting"),
+    ("rr", {"scheduler": "sh"}, "sh", SCHED1, "annotation"),
+    ("rr", {"scheduler": "sh", "scheduler_flags": ""}, "sh", 0, "annotation"),
     ("rr", {"scheduler": "lc", "weights": "local:3"}, "wlc", 0, "weights"),
     ("rr", {"scheduler": "nq", "weights": "local:3"}, "nq", 0, "annotation"),
 ]
