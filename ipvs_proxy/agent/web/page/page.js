@@ -20,13 +20,14 @@ function short(number) {
   return (unit && number < 9.95 ? number.toFixed(1) : number.toFixed(0)) + units[unit];
 }
 
-function ago(then, now) {
-  const seconds = Math.max(0, Math.floor((new Date(now) - new Date(then)) / 1000));
+function span(seconds) {
   for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "m"]]) {
     if (seconds >= 2 * size) return Math.floor(seconds / size) + unit;
   }
   return seconds + "s";
 }
+
+const ago = (then, now) => span(Math.max(0, Math.floor((new Date(now) - new Date(then)) / 1000)));
 
 function row(cells) {
   const made = element("tr");
@@ -131,7 +132,7 @@ function useOf(endpoint) {
 }
 
 function weightReason(endpoint) {
-  const warming = endpoint.warmingSeconds === null ? "" : `slow start, ${Math.ceil(endpoint.warmingSeconds)}s left`;
+  const warming = endpoint.warmingSeconds === null ? "" : `slow start, ${span(Math.ceil(endpoint.warmingSeconds))} left`;
   return [endpoint.weightFrom, warming].filter(Boolean).join(", ");
 }
 
