@@ -91,6 +91,7 @@ def exposed() -> str:
     metrics.watch("watch_failing_seconds", lambda: 1, resource="Service")
     for state in ("serving", "draining"):
         metrics.watch("real_servers", lambda: 1, state=state)
+    metrics.watch_schedulers(lambda: {"rr": 1})
     service = convert_object(manifests.service("web", "10.96.0.10"), SERVICES)
     (slice_,) = manifests.slices("web", [manifests.endpoint("10.244.0.1")])
     endpoint_slice = convert_object(slice_, ENDPOINT_SLICES)
