@@ -58,6 +58,12 @@ def test_it_says_its_version_and_its_flags() -> None:
     assert "--ipvs-scheduler" in inside("ipvs-proxy", "run", "--help").stdout
 
 
+def test_it_asks_an_agent_as_nobody() -> None:
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
+    done = inside(*nobody, "ipvs-proxy", "status", "--agent=127.0.0.1:1")
+    assert (done.returncode, "no agent answers at 127.0.0.1:1" in done.stderr) == (1, True), done.stderr
+
+
 def test_everything_of_the_agent_can_be_imported() -> None:
     modules = sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
