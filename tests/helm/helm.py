@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "ipvs-proxy"
 HELM = ROOT / ".cache" / "helm"
+KUBECTL = ROOT / ".cache" / "kubectl"
 PROMTOOL = ROOT / ".cache" / "promtool"
 
 #: The ways in which the chart is used: the name of each and its values.
@@ -113,6 +114,15 @@ def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Helm."""
     assert HELM.exists(), f"{HELM} is missing, run: make .cache/helm"
     return subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=30, check=False)
+
+
+def kustomized(directory: Path) -> list[dict[str, Any]]:
+    """What the real kustomize, which kubectl has in it, makes of a directory."""
+    assert KUBECTL.exists(), f"{KUBECTL} is missing, run: make .cache/kubectl"
+    command = [KUBECTL, "kustomize", directory]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 def template(values: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
