@@ -1,7 +1,7 @@
 """Writes documents: ``python -m tools [NAME ...]``.
 
 Without names it writes what follows from the code alone: configuration, metrics, chart, kustomize, scale. By name also
-what must be run first: compatibility (from the last run of the whole ring), performance and scale (runs the benchmarks).
+what must be run first: compatibility (from the last run of the whole ring), performance and scale (run benchmarks).
 """
 
 from __future__ import annotations
