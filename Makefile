@@ -22,7 +22,7 @@ IMAGE := dist/ipvs-proxy.cdx.json
 IMAGE_SOURCES := $(shell find ipvs_proxy -name __pycache__ -prune -o -type f -print) \
     Dockerfile .dockerignore pyproject.toml README.md LICENSE requirements.lock requirements-build.lock $(wildcard .ci/image .ci/dpkg-slim .ci/sbom.py)
 
-.PHONY: help setup demo test test-stock pure lint docs bench chart image lock
+.PHONY: help setup demo test test-stock pure lint docs bench chart image lock release
 help:
 	@echo "make demo    a client, a node and three pods on this host: requests through a ClusterIP, a pod that goes away"
 	@echo "make test    all tests; those that need a kernel with IPVS run in one that it builds once (10 to 20 minutes), if this one has none"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench   one table of what a start and a change cost, next to ipvsadm -R, and docs/performance.md (SIZES=\"100x10 50000x2\" only prints)"
 	@echo "make chart   the Helm chart, checked and packed, in dist/"
 	@echo "make image   the container image, its root file system and what is in it, in dist/ (as root, on Debian)"
+	@echo "make release VERSION=X.Y.Z   all of a release, in dist/release-X.Y.Z, as a commit and a tag; nothing is pushed"
 	@echo "make lock    the versions and hashes of what the image installs, made anew"
 	@echo "make setup   only what the others need: Debian packages (as root) and $(VENV)"
 
@@ -99,6 +100,11 @@ image: $(VENV)/with-image
 # For the tests: built anew only when something that goes into it has changed.
 $(IMAGE): $(IMAGE_SOURCES) | $(VENV)/with-image
 	@PYTHON=$(RUN) .ci/image
+
+release: $(VENV)/with-image .cache/helm .cache/kubectl
+	@$(RUN) -m release prepare "$(VERSION)"
+	@PYTHON=$(RUN) .ci/image
+	@$(RUN) -m release finish "$(VERSION)"
 
 lock: $(VENV)/with-image
 	@for what in "pyproject.toml requirements.lock" "requirements-build.in requirements-build.lock"; do set -- $$what; \
