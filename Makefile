@@ -15,7 +15,7 @@ debian = mkdir -p .cache; \
         apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >.cache/apt.log \
         || { echo "setup: apt-get failed (it needs root), see .cache/apt.log" >&2; exit 1; }; \
     fi
-PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack
+PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack git
 # One process for each processor; who is done takes from the others.
 BESIDE := --numprocesses auto --dist worksteal
 IMAGE := dist/ipvs-proxy.cdx.json
