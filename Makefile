@@ -103,7 +103,7 @@ $(IMAGE): $(IMAGE_SOURCES) | $(VENV)/with-image
 
 release: $(VENV)/with-image .cache/helm .cache/kubectl
 	@$(RUN) -m release prepare "$(VERSION)"
-	@PYTHON=$(RUN) .ci/image
+	@$(RUN) -m release built "$(VERSION)" 2>/dev/null || PYTHON=$(RUN) .ci/image
 	@$(RUN) -m release finish "$(VERSION)"
 
 lock: $(VENV)/with-image

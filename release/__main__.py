@@ -1,8 +1,9 @@
-"""``python -m release prepare|finish VERSION``: what comes before and after the build of the image.
+"""``python -m release prepare|built|finish VERSION``: what comes before and after the build of the image.
 
 ``prepare`` refuses a tree with changes and a version that there is already, writes the version and the changelog's
-date, and commits. ``finish`` writes the files of the release and tags the commit. Both can be repeated: on the commit
-of the release ``prepare`` does nothing, and ``finish`` writes the same files.
+date, and commits. ``built`` ends well if the image of that commit is there. ``finish`` writes the files of the release
+and tags the commit. All can be repeated: on the commit of the release ``prepare`` does nothing, and ``finish`` writes
+the same files.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from tools import kustomize
 
 
 def main(arguments: list[str]) -> None:
-    """Do one of the two."""
-    steps = {"prepare": prepare, "finish": finish}
+    """Do one of the three."""
+    steps = {"prepare": prepare, "built": built, "finish": finish}
     if len(arguments) != 2 or arguments[0] not in steps:
         sys.exit((__doc__ or "").strip())
     step, version = arguments
@@ -63,6 +64,11 @@ def is_released(version: str) -> bool:
     """Return whether the commit that is checked out is the release of a version."""
     tagged = repository.tagged(version)
     return repository.head_subject() == repository.subject(version) and tagged in {None, repository.head()}
+
+
+def built(version: str) -> None:
+    """Raise CannotReleaseError unless the image of this commit is there: a second one has another digest."""
+    artefacts.check_image(artefacts.IMAGE, version, repository.head())
 
 
 def finish(version: str) -> None:

@@ -20,6 +20,8 @@ from release.repository import ROOT
 from release.version import CannotReleaseError, notes
 
 DIST: Final = ROOT / "dist"
+#: What ``make image`` leaves, with the list of its contents beside it.
+IMAGE: Final = DIST / "ipvs-proxy.tar"
 _HELM: Final = ROOT / ".cache" / "helm"
 _KUBECTL: Final = ROOT / ".cache" / "kubectl"
 
@@ -38,12 +40,12 @@ def write(version: str, revision: str, time: int) -> list[Path]:
         CannotReleaseError: if the image or its list of contents is missing, or was not built from this commit.
 
     """
-    check_image(DIST / "ipvs-proxy.tar", version, revision)
+    check_image(IMAGE, version, revision)
     into = directory(version)
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
-    shutil.copy(DIST / "ipvs-proxy.tar", into / f"ipvs-proxy-{version}.tar")
-    shutil.copy(DIST / "ipvs-proxy.cdx.json", into / f"ipvs-proxy-{version}.cdx.json")
+    for suffix in (".tar", ".cdx.json"):
+        shutil.copy(IMAGE.with_suffix(suffix), into / f"ipvs-proxy-{version}{suffix}")
     _write_chart(into, version, revision, time)
     (into / f"ipvs-proxy-{version}.yaml").write_text(_run(_KUBECTL, "kustomize", str(ROOT / "deploy" / "base")))
     (into / "NOTES.md").write_text(notes((ROOT / "CHANGELOG.md").read_text(), version) + "\n")
