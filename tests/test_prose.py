@@ -9,7 +9,9 @@ import pytest
 CHECKOUT = Path(__file__).parents[1]
 LONGEST = 120
 DOCUMENTS = [
-    str(path.relative_to(CHECKOUT)) for glob in ("*.md", "docs/*.md", "helm/*/*.md") for path in CHECKOUT.glob(glob)
+    str(path.relative_to(CHECKOUT))
+    for glob in ("*.md", "docs/*.md", "docs/*/*.md", "helm/*/*.md")
+    for path in CHECKOUT.glob(glob)
 ]
 
 

@@ -1,7 +1,7 @@
 """Writes documents: ``python -m tools [NAME ...]``.
 
-Without names it writes what follows from the code alone: configuration, metrics, chart, scale. By name also what must
-be run first: compatibility (from the last run of the whole ring), performance and scale (runs the benchmarks).
+Without names it writes what follows from the code alone: configuration, metrics, chart, kustomize, scale. By name also
+what must be run first: compatibility (from the last run of the whole ring), performance and scale (run benchmarks).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from tools import chart_readme, compatibility, configuration, metrics, performance, scale
+from tools import chart_readme, compatibility, configuration, kustomize, metrics, performance, scale
 from tools.documents import ROOT, Texts
 
 #: What follows from the code alone; tests compare it.
@@ -18,6 +18,7 @@ DERIVED: Final[Mapping[str, Callable[[], Texts]]] = {
     "configuration": configuration.written,
     "metrics": metrics.written,
     "chart": chart_readme.written,
+    "kustomize": kustomize.written,
     "scale": scale.written,
 }
 #: What has to be measured, or run, first.
@@ -35,7 +36,7 @@ def main(names: Sequence[str]) -> None:
         sys.exit((__doc__ or "").strip())
     for name in names or writers:
         for path, text in writers[name]().items():
-            if path.read_text() != text:
+            if not path.exists() or path.read_text() != text:
                 path.write_text(text)
                 sys.stdout.write(f"wrote {path.relative_to(ROOT)}\n")
 

@@ -1,7 +1,8 @@
-"""The table of values in the chart's README, from the comments in ``values.yaml``."""
+"""The table of values in the chart's README, from the comments in ``values.yaml``, and the icon in ``Chart.yaml``."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -16,10 +17,13 @@ README = CHART / "README.md"
 
 
 def written() -> Texts:
-    """Return the README."""
+    """Return the README and ``Chart.yaml``."""
     rows = [f"| `{name}` | `{default}` | {comment} |" for name, default, comment in values()]
     table = "\n".join(["| value | default | what it is |", "|---|---|---|", *rows])
-    return {README: filled(README.read_text(), [("values", table)])}
+    icon = base64.b64encode((CHART / "icon.svg").read_bytes()).decode()
+    chart = (CHART / "Chart.yaml").read_text()
+    with_icon = re.sub(r"^icon: .*$", f"icon: data:image/svg+xml;base64,{icon}", chart, flags=re.MULTILINE)
+    return {README: filled(README.read_text(), [("values", table)]), CHART / "Chart.yaml": with_icon}
 
 
 def values() -> Iterator[tuple[str, str, str]]:

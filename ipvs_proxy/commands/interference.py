@@ -5,6 +5,7 @@ Thousands of rules may do the same to thousands of Services: they are counted, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -40,6 +41,10 @@ _WORDS: Final = {
         "put it in front of our jump (iptables -t mangle -I), or have it leave Services' addresses alone",
     ),
 }
+
+
+#: A rule for the answers of a server (NodeLocal DNSCache has such): nobody knows the port that a client will have.
+_FOR_ANSWERS: Final = re.compile(r"(?<! !) --(sports?|source-ports?) ")
 
 
 class Interference(NamedTuple):
@@ -91,9 +96,13 @@ def interferences(found: Inventory) -> Iterator[Interference]:
 def _counts(encounter: Encounter, *, marked: bool) -> bool:
     """Return whether an encounter is a finding.
 
-    It is none if the rule may be meant for other addresses, or drops what only some clients send.
+    It is none if the rule may be meant for other addresses or is for answers, or drops what only some clients send.
     """
-    if encounter.blind or (encounter.effect is Effect.DROPS and not encounter.sure):
+    if (
+        encounter.blind
+        or _FOR_ANSWERS.search(encounter.rule)
+        or (encounter.effect is Effect.DROPS and not encounter.sure)
+    ):
         return False
     if encounter.effect is Effect.MARKS and not marked:
         return False

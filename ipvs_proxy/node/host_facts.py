@@ -26,8 +26,8 @@ from ipvs_proxy.plan.tables import Family, text_of
 ROOT: Final = Path("/")
 #: Programs that announce addresses of load balancers by ARP, by the names of their processes.
 ANNOUNCERS: Final = ("speaker", "kube-vip")
-#: What is not about new connections to a port: answers, the node's own connections, ICMP.
-_HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icmp|icmpv6) ")
+#: What is not about new connections to a port at every address: answers, the node's own connections, ICMP, one address.
+_HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icmp|icmpv6) | (?<!! )-d \S+/(32|128) ")
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
 _STATUS_CONNECTIONS: Final = re.compile(r"^Conns:\s+(\d+)$", re.MULTILINE)
 _STATUS_BUCKETS: Final = re.compile(r"^Conn buckets:\s+(\d+)\b", re.MULTILINE)

@@ -74,6 +74,8 @@ def test_kinds_beyond_the_third_are_counted() -> None:
     ("rules", "marks", "effects"),
     [
         ({"raw": ["-A PREROUTING -d 10.96.0.10/32 -p udp -j CT --notrack"]}, False, [Effect.UNTRACKS]),
+        ({"raw": ["-A OUTPUT -s 169.254.20.10/32 -p udp -m udp --sport 53 -j NOTRACK"]}, False, []),
+        ({"raw": ["-A OUTPUT -p udp -m udp ! --sport 53 -j NOTRACK"]}, False, [Effect.UNTRACKS]),
         ({"raw": ["-A PREROUTING -s 198.51.100.1/32 -j DROP"]}, False, []),
         ({"raw": ["-A PREROUTING -d 10.96.1.1/32 -j DROP"]}, False, [Effect.DROPS]),
         ({"nat": ["-A PREROUTING -m set --match-set MINE dst -j DNAT --to-destination 1.2.3.4"]}, False, []),

@@ -13,6 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm" / "ipvs-proxy"
 HELM = ROOT / ".cache" / "helm"
+KUBECTL = ROOT / ".cache" / "kubectl"
 PROMTOOL = ROOT / ".cache" / "promtool"
 
 #: The ways in which the chart is used: the name of each and its values.
@@ -55,16 +56,73 @@ MATRIX: dict[str, dict[str, Any]] = {
     "kubeadm's ConfigMap": {"existingKubeProxyConfigMap": "kube-proxy"},
     "nodes": {
         "nodeSelector": {"example.com/proxy": "ipvs-proxy"},
-        "maxUnavailable": 1,
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "edge", "operator": "DoesNotExist"}]}]
+                }
+            }
+        },
+        "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists", "effect": "NoSchedule"}],
+        "updateStrategy": {"rollingUpdate": {"maxUnavailable": 1}},
         "resources": {"limits": {"memory": "2Gi"}},
     },
+    "names": {"nameOverride": "proxy-of-services", "fullnameOverride": "services"},
+    "registries": {
+        "global": {
+            "imageRegistry": "mirror.example:5000/cache",
+            "imagePullSecrets": ["by-name", {"name": "pull"}],
+            "others": {"may": "be there"},
+        },
+        "image": {"registry": "registry.example"},
+        "imagePullSecrets": [{"name": "pull"}, {"name": "own"}],
+    },
+    "update by hand": {"updateStrategy": {"type": "OnDelete"}},
+    "no priority, no tolerations": {"priorityClassName": "", "tolerations": []},
+    "pods": {
+        "podAnnotations": {"example.com/note": "1"},
+        "podLabels": {"example.com/team": "net"},
+        "terminationGracePeriodSeconds": 10,
+        "extraArgs": ["--v=4", "--drain-timeout=5m"],
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy.example:3128"}],
+        "extraVolumes": [{"name": "trust", "configMap": {"name": "trust"}}],
+        "extraVolumeMounts": [{"name": "trust", "mountPath": "/etc/ssl/trust", "readOnly": True}],
+    },
 }
+
+
+def _union(*parts: dict[str, Any]) -> dict[str, Any]:
+    """The values of several uses at once; of two that say the same thing, the later one's."""
+    union: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            both = isinstance(value, dict) and isinstance(union.get(name), dict)
+            union[name] = _union(union[name], value) if both else value
+    return union
+
+
+#: Every value turned on; an existing ConfigMap cannot be, beside those that it replaces.
+MATRIX["everything"] = _union(
+    *(values for values in MATRIX.values() if "existingKubeProxyConfigMap" not in values),
+    {"dashboard": {"labels": {"example.com/dashboard": "1"}}},
+    {"priorityClassName": "system-cluster-critical", "tolerations": [{"key": "edge", "operator": "Exists"}]},
+    {"apiServer": {"port": 8443}, "kubeProxyConfiguration": {"metricsBindAddress": "[::1]:20249"}},
+)
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Helm."""
     assert HELM.exists(), f"{HELM} is missing, run: make .cache/helm"
     return subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=30, check=False)
+
+
+def kustomized(directory: Path) -> list[dict[str, Any]]:
+    """What the real kustomize, which kubectl has in it, makes of a directory."""
+    assert KUBECTL.exists(), f"{KUBECTL} is missing, run: make .cache/kubectl"
+    command = [KUBECTL, "kustomize", directory]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
 
 
 def template(values: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -88,5 +146,10 @@ def objects(name: str, kind: str) -> list[dict[str, Any]]:
 
 def pod(name: str) -> dict[str, Any]:
     """The pod's specification in the DaemonSet."""
-    (daemon_set,) = objects(name, "DaemonSet")
-    return daemon_set["spec"]["template"]["spec"]
+    return daemon_set(name)["spec"]["template"]["spec"]
+
+
+def daemon_set(name: str) -> dict[str, Any]:
+    """The only one."""
+    (found,) = objects(name, "DaemonSet")
+    return found

@@ -10,6 +10,7 @@ import tarfile
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -56,6 +57,12 @@ def files() -> Iterator[Path]:
 def test_it_says_its_version_and_its_flags() -> None:
     assert inside("ipvs-proxy", "--version").stdout == f"ipvs-proxy {__version__}\n"
     assert "--ipvs-scheduler" in inside("ipvs-proxy", "run", "--help").stdout
+
+
+def test_it_asks_an_agent_as_nobody() -> None:
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all")
+    done = inside(*nobody, "ipvs-proxy", "status", "--agent=127.0.0.1:1")
+    assert (done.returncode, "no agent answers at 127.0.0.1:1" in done.stderr) == (1, True), done.stderr
 
 
 def test_everything_of_the_agent_can_be_imported() -> None:
@@ -131,6 +138,29 @@ def test_archive_has_the_name_that_a_node_looks_for() -> None:
     name = image["annotations"]["io.containerd.image.name"]
     assert name == image["annotations"]["org.opencontainers.image.ref.name"]
     assert re.fullmatch(rf"[^/]*[.:][^/]*/\S+:{re.escape(__version__)}", name), f"{name} has no registry or version"
+
+
+def test_labels_and_annotations_say_where_it_comes_from() -> None:
+    with tarfile.open(ARCHIVE) as archive:
+
+        def blob(name: str) -> Any:
+            member = archive.extractfile(name)
+            assert member is not None
+            return json.loads(member.read())
+
+        (image,) = blob("index.json")["manifests"]
+        manifest = blob(f"blobs/{image['digest'].replace(':', '/')}")
+        config = blob(f"blobs/{manifest['config']['digest'].replace(':', '/')}")
+    prefix = "org.opencontainers.image."
+    labels = {name.removeprefix(prefix): text for name, text in config["config"]["Labels"].items()}
+    annotations = {name.removeprefix(prefix): text for name, text in manifest["annotations"].items()}
+    assert labels["version"] == annotations["version"] == __version__
+    assert labels["revision"] == annotations["revision"]
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", labels["revision"])
+    assert labels["created"] == annotations["created"] == config["created"]
+    assert labels.keys() >= {"title", "description", "licenses"}
+    assert annotations["base.name"]
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", annotations["base.digest"])
 
 
 def locked(name: str) -> dict[str, tuple[str, int]]:

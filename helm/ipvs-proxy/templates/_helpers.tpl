@@ -1,10 +1,22 @@
+{{- define "ipvs-proxy.chart" -}}
+{{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "ipvs-proxy.name" -}}
+{{ .Values.nameOverride | default "ipvs-proxy" }}
+{{- end }}
+
+{{- define "ipvs-proxy.fullname" -}}
+{{ .Values.fullnameOverride | default .Release.Name }}
+{{- end }}
+
 {{- define "ipvs-proxy.selector" -}}
-app.kubernetes.io/name: ipvs-proxy
+app.kubernetes.io/name: {{ include "ipvs-proxy.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "ipvs-proxy.labels" -}}
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+helm.sh/chart: {{ include "ipvs-proxy.chart" . }}
 {{ include "ipvs-proxy.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -12,7 +24,31 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- define "ipvs-proxy.image" -}}
 {{- with .Values.image -}}
+{{- with $.Values.global.imageRegistry | default .registry }}{{ . }}/{{ end -}}
 {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* A pod's secrets to pull images with: those of all charts, by name or as an object, and our own. Empty for none. */}}
+{{- define "ipvs-proxy.imagePullSecrets" -}}
+{{- $secrets := list }}
+{{- range concat .Values.global.imagePullSecrets .Values.imagePullSecrets }}
+{{- $secrets = append $secrets (kindIs "string" . | ternary (dict "name" .) .) }}
+{{- end }}
+{{- with $secrets | uniq }}{{ toYaml . }}{{ end }}
+{{- end }}
+
+{{/* Which nodes a pod may run on. */}}
+{{- define "ipvs-proxy.placement" -}}
+nodeSelector:
+  {{- merge (dict "kubernetes.io/os" "linux") .Values.nodeSelector | toYaml | nindent 2 }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
@@ -37,9 +73,21 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if regexMatch `^([^:]*|\[.*\]):[0-9]+$` $address }}{{ regexFind "[0-9]+$" $address }}{{ else }}{{ last . }}{{ end }}
 {{- end }}
 
+{{/* The configuration that the chart writes; empty where it writes none. */}}
+{{- define "ipvs-proxy.ownConfiguration" -}}
+{{- if not .Values.existingKubeProxyConfigMap }}{{ include "ipvs-proxy.kubeProxyConfiguration" . }}{{ end }}
+{{- end }}
+
+{{/* Where the agent answers on its node: the loopback, which alone is told of Services. Two colons make an IPv6 address. */}}
+{{- define "ipvs-proxy.agent" -}}
+{{- $configuration := include "ipvs-proxy.ownConfiguration" . | fromYaml }}
+{{- $address := $configuration.metricsBindAddress | default $configuration.bindAddress | default "" }}
+{{- regexMatch ":.*:" $address | ternary "[::1]" "127.0.0.1" }}:{{ include "ipvs-proxy.port" (list $configuration.metricsBindAddress 10249) }}
+{{- end }}
+
 {{/* What both containers have: how to be called, who and where they are, and their files. */}}
 {{- define "ipvs-proxy.container" -}}
-image: {{ include "ipvs-proxy.image" . }}
+image: {{ include "ipvs-proxy.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 command: [ipvs-proxy]
 env:
@@ -55,6 +103,9 @@ env:
     value: {{ .port | quote }}
   {{- end }}
   {{- end }}
+  {{- with .Values.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 
 {{- define "ipvs-proxy.configDirectory" -}}
@@ -65,4 +116,7 @@ env:
 {{- define "ipvs-proxy.arguments" -}}
 - --config={{ include "ipvs-proxy.configDirectory" . }}/{{ if .Values.existingKubeProxyConfigMap }}config.conf{{ else }}config.yaml{{ end }}
 - --hostname-override=$(NODE_NAME)
+{{- with .Values.extraArgs }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
