@@ -3,7 +3,8 @@
 The command runs as root in a copy of this checkout. The machine sees the host's files read-only; only a scratch
 directory is shared for writing. Its root file system is slow: starting Python takes seconds, opening a small file some
 hundredths of one. So the checkout, the virtual environment and Python's own library are copied into the guest's memory,
-as one archive each, and the rest is mounted a second time with a cache.
+as one archive each, and the rest is mounted a second time with a cache. Tests fork the agent and its commands from a
+process that has imported them (``lab.preloaded``).
 
 Emulation is the default: a ``/dev/kvm`` may exist and still not boot a stock kernel.
 """
@@ -54,7 +55,7 @@ _NOT_OF_THE_LIBRARY = (
 
 _GUEST = """\
 set -e
-echo "lab: booted $(uname -r)" >&2
+echo "lab: booted $(uname -r); the ring forks agents and commands from a process that has imported them" >&2
 while read -r source place rest; do [ $place != /mnt ] || tag=$source; done </proc/mounts
 umount /mnt
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000,access=any $tag /mnt
@@ -116,7 +117,13 @@ def guest(
     write, ``shared`` one that several may. ``output`` takes both of its streams, which otherwise are ours.
     """
     site = next(Path(path) for path in sys.path if path.endswith("site-packages"))
-    environment = {"PATH": PATH, "PYTHONPATH": "/tmp/site:/tmp/checkout", "HOME": "/root", **environment}
+    environment = {
+        "PATH": PATH,
+        "PYTHONPATH": "/tmp/site:/tmp/checkout",
+        "HOME": "/root",
+        "LAB_PRELOADED": "1",
+        **environment,
+    }
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
     inner = shlex.join(["python3" if word == sys.executable else word for word in command])
     python = shlex.quote(str(Path(sys.executable).resolve()))
