@@ -43,6 +43,7 @@ def preloading() -> Iterator[None]:
     Raises AttributeError on a Python whose ``subprocess`` is built otherwise.
     """
     execute = subprocess._fork_exec  # type: ignore[attr-defined]  # noqa: SLF001
+    spawns = subprocess._USE_POSIX_SPAWN  # noqa: SLF001
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         command = [sys.executable, "-m", "lab.preloaded", str(theirs.fileno())]
@@ -52,10 +53,13 @@ def preloading() -> Iterator[None]:
     # What the server starts is orphaned at once, and so becomes a child of this process, which can wait for it.
     _adopt_orphans(wanted=True)
     subprocess._fork_exec = _Starter(ours, execute)  # type: ignore[attr-defined]  # noqa: SLF001
+    # Where a Python prefers posix_spawn, it would not fork.
+    subprocess._USE_POSIX_SPAWN = False  # type: ignore[misc]  # noqa: SLF001
     try:
         yield
     finally:
         subprocess._fork_exec = execute  # type: ignore[attr-defined]  # noqa: SLF001
+        subprocess._USE_POSIX_SPAWN = spawns  # type: ignore[misc]  # noqa: SLF001
         _adopt_orphans(wanted=False)
         ours.close()
         server.wait()

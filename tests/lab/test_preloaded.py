@@ -47,22 +47,25 @@ def look(pid: int) -> dict[str, object]:
     }
 
 
-def waiting(directory: Path) -> dict[str, object]:
-    """Start what waits for its input, look at it, and end it."""
+def waiting(directory: Path) -> tuple[bool, dict[str, object]]:
+    """Start what waits for its input, look at it, and end it; return whether it was forked, and what was seen."""
     pipe = subprocess.PIPE
     with subprocess.Popen(WAITS, stdin=pipe, stdout=pipe, stderr=pipe, cwd=directory) as process:
         assert process.stdin is not None
         process.stdin.write(b" " * 100_000)  # more than a pipe holds: it is reading when this returns
         found = look(process.pid)
+        forked = "lab.preloaded" in Path(f"/proc/{process.pid}/cmdline").read_text()
         process.terminate()
         assert process.wait(30) == -15
-    return found
+    return forked, found
 
 
 def test_the_kernel_knows_the_same_of_both(tmp_path: Path) -> None:
-    executed = waiting(tmp_path)
+    is_forked, executed = waiting(tmp_path)
+    assert not is_forked
     with preloading():
-        forked = waiting(tmp_path)
+        is_forked, forked = waiting(tmp_path)
+    assert is_forked
     assert forked == executed
 
 
