@@ -2,8 +2,9 @@
 
 The command runs as root in a copy of this checkout. The machine sees the host's files read-only; only a scratch
 directory is shared for writing. Its root file system is slow: starting Python takes seconds, opening a small file some
-hundredths of one. So the checkout and the virtual environment are copied into the guest's memory, as one archive each,
-and the rest is mounted a second time with a cache.
+hundredths of one. So the checkout, the virtual environment and Python's own library are copied into the guest's memory,
+as one archive each, and the rest is mounted a second time with a cache. Tests fork the agent and its commands from a
+process that has imported them (``lab.preloaded``).
 
 Emulation is the default: a ``/dev/kvm`` may exist and still not boot a stock kernel.
 """
@@ -15,6 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,21 +40,38 @@ _NOT_OF_THE_PACKAGES = (
     ),
     *("mypy", "mypyc", "mypy*.so", "*__mypyc*.so", "ruff", "grimp", "importlinter", "pip", "setuptools", "virtme*"),
     *("kubernetes_validate", "matplotlib", "numpy*", "PIL", "pillow*", "fontTools", "playwright"),
+    # With it structlog imports it, which takes a second; it comes with import-linter, and the image has none.
+    "rich",
 )
+_NOT_OF_THE_LIBRARY = (
+    "./site-packages",
+    "./dist-packages",
+    "./test",
+    "./idlelib",
+    "./tkinter",
+    "./lib2to3",
+    "./config-*",
+)
+#: Options without KVM. The emulator keeps translated code by its virtual address: where each process has a library at
+#: the same address, it is not translated again, and processes start twice as fast. A processor with ERMS is asked to
+#: clear and copy memory by instructions that the emulator repeats for each byte; without it, a new page takes half the
+#: time. And nothing needs to be defended against guesses that an emulated processor does not make.
+_EMULATED = ("--disable-kvm", "--append", "norandmaps", "--append", "mitigations=off", "--qemu-opts=-cpu max,-erms")
 
 _GUEST = """\
 set -e
-echo "lab: booted $(uname -r)" >&2
+echo "lab: booted $(uname -r); the ring forks agents and commands from a process that has imported them" >&2
 while read -r source place rest; do [ $place != /mnt ] || tag=$source; done </proc/mounts
 umount /mnt
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=512000,access=any $tag /mnt
 for place in proc sys dev run dev/shm; do mount --rbind /$place /mnt/$place; done
 for place in tmp var/tmp var/log; do mount -t tmpfs none /mnt/$place; done
-for name in checkout site; do
+for name in checkout site stdlib; do
     mkdir /mnt/tmp/$name
     tar xf {scratch}/$name.tar -C /mnt/tmp/$name
     rm {scratch}/$name.tar
 done
+mount --bind /mnt/tmp/stdlib /mnt{stdlib}
 mkdir -p /mnt{scratch}
 mount --bind {scratch} /mnt{scratch}
 {shared}
@@ -103,13 +122,22 @@ def guest(
     write, ``shared`` one that several may. ``output`` takes both of its streams, which otherwise are ours.
     """
     site = next(Path(path) for path in sys.path if path.endswith("site-packages"))
-    environment = {"PATH": PATH, "PYTHONPATH": "/tmp/site:/tmp/checkout", "HOME": "/root", **environment}
+    environment = {
+        "PATH": PATH,
+        "PYTHONPATH": "/tmp/site:/tmp/checkout",
+        "HOME": "/root",
+        "LAB_PRELOADED": "1",
+        **environment,
+    }
     settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
     inner = shlex.join(["python3" if word == sys.executable else word for word in command])
     python = shlex.quote(str(Path(sys.executable).resolve()))
     pack(checkout, scratch / "checkout.tar", _NOT_OF_THE_CHECKOUT)
     pack(site, scratch / "site.tar", _NOT_OF_THE_PACKAGES)
+    stdlib = Path(sysconfig.get_path("stdlib")).resolve()
+    pack(stdlib, scratch / "stdlib.tar", _NOT_OF_THE_LIBRARY)
     script = _GUEST.format(
+        stdlib=stdlib,
         command=shlex.quote(f"ln -s {python} /tmp/bin/python3; cd /tmp/checkout; exec env {settings} {inner}"),
         scratch=scratch,
         shared=f"mkdir -p /mnt{shared}\nmount --bind {shared} /mnt{shared}" if shared else "",
@@ -119,7 +147,7 @@ def guest(
         [
             *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
             *(str(Path(sys.executable).parent / "vng"), "--run", str(kernel)),
-            *([] if os.environ.get("IPVS_PROXY_KVM") == "1" else ["--disable-kvm"]),
+            *([] if os.environ.get("IPVS_PROXY_KVM") == "1" else _EMULATED),
             *("--cpus", str(processors), "--memory", "4G", "--user", "root", "--rodir=/mnt=/"),
             *(f"--rwdir={directory}" for directory in (scratch, shared) if directory),
             *("--", "sh", str(scratch / "guest.sh")),
@@ -127,14 +155,14 @@ def guest(
         stdin=subprocess.DEVNULL,
         # Always pipes: the emulator reopens its output by path, which would truncate a file.
         stdout=subprocess.PIPE if output is None else output,
-        stderr=subprocess.PIPE if output is None else output,
+        stderr=subprocess.PIPE if output is None else subprocess.STDOUT,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TMPDIR": str(scratch)},
         start_new_session=True,
     )
     relays = [
         threading.Thread(target=_relay, args=(source, number), daemon=True)
         for source, number in ((process.stdout, 1), (process.stderr, 2))
-        if source
+        if output is None and source
     ]
     for thread in relays:
         thread.start()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from contextlib import ExitStack
 from typing import Final
 
 import pytest
 
+from lab.preloaded import preloading
 from tests.ring.sharing import in_order, run_claimed, shared_directory, tell
 from tests.support.namespaces import missing_piece
 
@@ -19,6 +21,10 @@ WITHOUT_KERNEL = "test_compatibility.py"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RESULTS] = {}
+    if os.environ.get("LAB_PRELOADED"):
+        stack = ExitStack()
+        stack.enter_context(preloading())
+        config.add_cleanup(stack.close)
 
 
 @pytest.hookimpl(wrapper=True)
