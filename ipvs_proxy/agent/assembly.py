@@ -54,7 +54,7 @@ from ipvs_proxy.kube.nodes import get_node
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.kube.peers import follow_peers
 from ipvs_proxy.kube.reflector import reflect
-from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, Resource, own_node, services_for
 from ipvs_proxy.kube.sinks import NOBODY, Observer
 from ipvs_proxy.node.requirements import Host
 from ipvs_proxy.plan.addresses import parse_address
@@ -313,7 +313,8 @@ def sources(
 ) -> list[Loop]:
     """Return the loops that bring objects: of the manifests, or of the API, whose silence ``observer`` notices."""
     if settings.manifests is not None:
-        return [follow_manifests(settings.manifests, settings.node_name, controller)]
+        name = settings.service_proxy_name
+        return [follow_manifests(settings.manifests, settings.node_name, controller, service_proxy_name=name)]
     if client is None:
         return []
     return [
@@ -330,6 +331,7 @@ def context_of(settings: Settings, families: Sequence[Family]) -> Context:
         families=tuple(families),
         compatible=settings.compatible,
         external_ips=settings.external_ips,
+        service_proxy_name=settings.service_proxy_name,
     )
 
 
@@ -347,7 +349,7 @@ def node_facts_of(
 
 def resources_of(settings: Settings) -> tuple[Resource, ...]:
     """Return what is followed at the API."""
-    return SERVICES, ENDPOINT_SLICES, own_node(settings.node_name)
+    return services_for(settings.service_proxy_name), ENDPOINT_SLICES, own_node(settings.node_name)
 
 
 def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:

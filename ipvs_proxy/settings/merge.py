@@ -14,10 +14,18 @@ from typing import Final, NamedTuple
 
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.node_addresses import PRIMARY
-from ipvs_proxy.settings.model import ANY_IPV4, EXTERNAL_IPS_GATE, Note, Settings, SettingsError
-from ipvs_proxy.settings.row import KUBE_PROXY, Setting
+from ipvs_proxy.settings.model import (
+    ANY_IPV4,
+    EXTERNAL_IPS_GATE,
+    HEALTHZ_PORT_BESIDE,
+    METRICS_PORT_BESIDE,
+    Note,
+    Settings,
+    SettingsError,
+)
+from ipvs_proxy.settings.row import KUBE_PROXY, Group, Setting
 from ipvs_proxy.settings.table import SETTINGS
-from ipvs_proxy.settings.values import GATES, refuse_control_characters
+from ipvs_proxy.settings.values import GATES, SWITCH, refuse_control_characters
 
 #: What kubeadm writes for fields that nobody set; the last two are ``logging.options``, before 1.29 and since.
 _NOT_SET: Final[tuple[object, ...]] = (
@@ -65,8 +73,13 @@ def effective(flags: Mapping[str, object], file: Mapping[str, object] | None = N
     faults = [*reading.faults, *_faults(found, node_name, reading.values.keys())]
     if faults:
         raise SettingsError("\n".join(faults))
-    found = _with_addresses(replace(found, node_name=node_name), reading.written)
+    found = replace(found, node_name=node_name)
+    beside = _beside_kube_proxy(found, reading.written)
+    # As above: each value was read by the setting's own kind.
+    found = replace(found, **{setting.name: value for setting, value in beside})  # type: ignore[arg-type]
+    found = _with_addresses(found, reading.written)
     fields = {
+        **{setting.path: setting.kind.show(value) for setting, value in beside if setting.field},
         f"{KUBE_PROXY.kind}.mode": "ipvs",
         f"{KUBE_PROXY.kind}.healthzBindAddress": found.healthz_bind_address,
         f"{KUBE_PROXY.kind}.metricsBindAddress": found.metrics_bind_address,
@@ -142,6 +155,20 @@ def _faults(found: Settings, node_name: str, read: Collection[str]) -> Iterator[
             yield f"{KUBE_PROXY.kind}.detectLocal.bridgeInterface: detectLocalMode BridgeInterface needs it"
         case "InterfaceNamePrefix" if not found.interface_name_prefix:
             yield f"{KUBE_PROXY.kind}.detectLocal.interfaceNamePrefix: detectLocalMode InterfaceNamePrefix needs it"
+
+
+def _beside_kube_proxy(found: Settings, written: Collection[str]) -> list[tuple[Setting, object]]:
+    """Return what is the default only where kube-proxy runs on the node too: other ports, and no limits of conntrack.
+
+    Those limits are the kernel's, not one program's: kube-proxy sets them there.
+    """
+    if not found.service_proxy_name:
+        return []
+    kept: dict[str, object] = {"healthz_port": HEALTHZ_PORT_BESIDE, "metrics_port": METRICS_PORT_BESIDE}
+    for setting in SETTINGS:
+        if setting.group is Group.CONNECTION_TRACKING and not setting.without_effect:
+            kept[setting.name] = setting.kind.read("false" if setting.kind is SWITCH else "0")
+    return [(one, kept[one.name]) for one in SETTINGS if one.name in kept and one.name not in written]
 
 
 def _with_addresses(found: Settings, written: Collection[str]) -> Settings:

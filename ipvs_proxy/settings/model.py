@@ -29,6 +29,7 @@ from ipvs_proxy.settings.values import (
     GATES,
     INTERFACE,
     INTERFACE_PREFIX,
+    LABEL_VALUE,
     NETWORKS,
     NODE_PORT_ADDRESSES,
     SCHEDULER,
@@ -50,6 +51,9 @@ _CLUSTER_CIDR: Final = "ClusterCIDR"
 _LOCAL_MODE: Final = Kind("MODE", one_of(_CLUSTER_CIDR, "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"))
 _HEALTHZ_PORT: Final = 10256
 _METRICS_PORT: Final = 10249
+#: The ports of the two servers on a node where kube-proxy has its own, unless others are configured.
+HEALTHZ_PORT_BESIDE: Final = 10356
+METRICS_PORT_BESIDE: Final = 10349
 
 
 class SettingsError(Exception):
@@ -86,6 +90,11 @@ class Settings:
     hostname_override: str = row(
         Group.OBJECTS, "hostnameOverride", "--hostname-override", TEXT, "",
         "The name of this node. If unset, the host name is used", outranks_file=True)
+
+    service_proxy_name: str = row(
+        Group.OBJECTS, "serviceProxyName", "--service-proxy-name", LABEL_VALUE, "",
+        "If set, serve only Services whose label service.kubernetes.io/service-proxy-name has this value, beside a "
+        "kube-proxy in iptables or nftables mode that serves the others", document=OWN, outranks_file=True)
 
     scheduler: str = row(
         Group.BALANCING, "ipvs.scheduler", "--ipvs-scheduler", SCHEDULER, "rr",

@@ -17,12 +17,13 @@ from ipvs_proxy.kube.objects import (
     ServiceSpec,
     SessionAffinityConfig,
 )
+from ipvs_proxy.kube.resources import SERVICE_PROXY_NAME
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.services import SERVICE_PROXY_NAME, plan_service
+from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     PERSISTENT,
