@@ -50,7 +50,7 @@ EXTERNAL_IPS_GATE: Final = "AllowServiceExternalIPs"
 _CLUSTER_CIDR: Final = "ClusterCIDR"
 _LOCAL_MODE: Final = Kind("MODE", one_of(_CLUSTER_CIDR, "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"))
 _HEALTHZ_PORT: Final = 10256
-_METRICS_PORT: Final = 10249
+METRICS_PORT: Final = 10249
 #: The ports of the two servers on a node where kube-proxy has its own, unless others are configured.
 HEALTHZ_PORT_BESIDE: Final = 10356
 METRICS_PORT_BESIDE: Final = 10349
@@ -184,9 +184,9 @@ class Settings:
         f"{ANY_IPV4}:{_HEALTHZ_PORT}", "The address to serve /healthz and /livez on. If unset and --bind-address is an "
         f"IPv6 address, it is [::]:{_HEALTHZ_PORT}")
     metrics_bind_address: str = row(
-        Group.SERVERS, "metricsBindAddress", "--metrics-bind-address", Kind("IP[:PORT]", bind_address(_METRICS_PORT)),
-        f"127.0.0.1:{_METRICS_PORT}", "The address to serve /metrics on. If unset and --bind-address is an IPv6 "
-        f"address, it is [::1]:{_METRICS_PORT}")
+        Group.SERVERS, "metricsBindAddress", "--metrics-bind-address", Kind("IP[:PORT]", bind_address(METRICS_PORT)),
+        f"127.0.0.1:{METRICS_PORT}", "The address to serve /metrics on. If unset and --bind-address is an IPv6 "
+        f"address, it is [::1]:{METRICS_PORT}")
     service_metrics: ServiceMetrics = row(
         Group.SERVERS, "serviceMetrics", "--service-metrics", SERVICE_METRICS, "off",
         "Whose connections, packets and bytes are metrics: nobody's (off), those of all Services (all: five series for "
@@ -201,7 +201,7 @@ class Settings:
         "Deprecated: the port for --healthz-bind-address where that is unset (0 to serve no health checks)",
         hidden=True)
     metrics_port: int = row(
-        Group.SERVERS, "", "--metrics-port", integer_kind("PORT", 1, 65535), str(_METRICS_PORT),
+        Group.SERVERS, "", "--metrics-port", integer_kind("PORT", 1, 65535), str(METRICS_PORT),
         "Deprecated: the port for --metrics-bind-address where that is unset", hidden=True)
     bind_address: str = row(
         Group.SERVERS, "bindAddress", "--bind-address", ADDRESS, ANY_IPV4,

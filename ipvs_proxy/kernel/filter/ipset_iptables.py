@@ -184,6 +184,21 @@ def require_other_mode(iptables: Iptables, families: Iterable[Family]) -> None:
             )
 
 
+def are_rules_beside_kube_proxy() -> bool:
+    """Return whether one of the variants of iptables has our rules as they are beside a kube-proxy in another mode.
+
+    Raises:
+        Unusable: if rules cannot be read.
+
+    """
+    for variant in installed_variants():
+        for family in Family:
+            with suppress(MissingNfTables):
+                if are_beside_kube_proxy(parse(variant.save(family))):
+                    return True
+    return False
+
+
 class _NoRules(Iptables):
     """The programs of a node without any rule."""
 

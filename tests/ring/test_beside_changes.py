@@ -1,0 +1,165 @@
+"""What changes beside a kube-proxy: starts, syncs and cleanups of both, and a Service that moves from one to the other."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab import manifests
+from lab.agent import command, eventually, running_agent
+from lab.topology import FAMILIES, Topology, exchange
+from tests.ring.kube_proxy import ipvs_proxy
+from tests.ring.labelled import FLAGS, TRAP, WEB, labelled, node_with_kube_proxy, slices, write_services
+from tests.ring.neighbour import MODES, NODE_PORT, OTHER, restart, rules_of_kube_proxy, sync
+
+MOVER = {"IPv4": "10.96.0.60", "IPv6": "fd00:10:96::60"}
+AGENT = ("--agent", "127.0.0.1:10349")
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def net(mode: str) -> Iterator[Topology]:
+    with node_with_kube_proxy(mode) as net:
+        yield net
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    write_services(tmp_path)
+    return tmp_path
+
+
+@contextmanager
+def requests(net: Topology, place: str, address: str) -> Iterator[list[str]]:
+    """Make requests from a place until the block ends; what failed is in the list."""
+    failures: list[str] = []
+    stop = threading.Event()
+
+    def make() -> None:
+        while not stop.wait(0.02):
+            try:
+                net.ask(place, address, 80, timeout=3.0)
+            except OSError as error:
+                failures.append(f"{place} {time.monotonic():.2f} {error!r}")
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    try:
+        yield failures
+    finally:
+        stop.set()
+        thread.join()
+
+
+def ours(net: Topology) -> str:
+    return "".join(net.run("node", f"{program}-save") for program in ("iptables", "ip6tables"))
+
+
+def test_neither_repairs_the_other_away_and_cleanup_leaves_kube_proxys(
+    net: Topology, directory: Path, mode: str
+) -> None:
+    before = rules_of_kube_proxy(net)
+    for _ in range(2):
+        with running_agent(net, directory, *FLAGS) as agent:
+            assert agent.named("other_mode_found") == []
+            assert rules_of_kube_proxy(net) == before
+            sync(net, mode)
+            assert rules_of_kube_proxy(net) == before
+            found = json.loads(command(net, "diff", *AGENT, "-o", "json"))
+            assert found["changes"] == []
+            agent.stop()
+    cleaned = ipvs_proxy(net, "cleanup")
+    assert (cleaned.returncode, cleaned.stderr) == (0, "")
+    assert rules_of_kube_proxy(net) == before
+    assert "IPVS-PROXY" not in ours(net)
+    assert net.run("node", "ipset", "list", "-n") == ""
+    assert net.run("node", "ipvsadm", "-Sn") == ""
+    assert "kube-ipvs0" not in net.run("node", "ip", "-o", "link")
+    assert net.ask("client", OTHER["IPv4"], 80)[0] == "pod2"
+
+
+@pytest.mark.parametrize("mode", ["iptables"])
+def test_our_jumps_come_before_those_of_kube_proxy(net: Topology, directory: Path, mode: str) -> None:
+    with running_agent(net, directory, *FLAGS) as agent:
+        assert net.ask("client", TRAP["IPv4"], NODE_PORT)[0] == "pod1"
+        agent.stop()
+    for chain in ("PREROUTING", "OUTPUT"):
+        jump = (chain, "-m", "comment", "--comment", "kubernetes service portals", "-j", "KUBE-SERVICES")
+        net.run("node", "iptables", "-w", "-t", "nat", "-D", *jump)
+    sync(net, mode)
+    assert net.ask("client", TRAP["IPv4"], NODE_PORT)[0] == "pod2", "kube-proxy takes it for its node port"
+    with running_agent(net, directory, *FLAGS):
+        assert net.ask("client", TRAP["IPv4"], NODE_PORT)[0] == "pod1"
+        assert net.ask("node", TRAP["IPv4"], NODE_PORT)[0] == "pod1"
+        saved = net.run("node", "iptables-save", "-t", "nat")
+        assert saved.count("-A PREROUTING -m comment --comment") == 2, "the old jump is gone"
+
+
+def test_a_restart_of_kube_proxy_is_made_good_at_once(net: Topology, directory: Path, mode: str) -> None:
+    with running_agent(net, directory, *FLAGS) as agent:
+        table = net.run("node", "ipvsadm", "-Sn")
+        connection = net.connect("client", WEB["IPv4"], 80)
+        name, _ = exchange(connection)
+        begun = time.monotonic()
+        restart(net, mode)
+        eventually(lambda: net.run("node", "ipvsadm", "-Sn") == table)
+        for family in FAMILIES:
+            eventually(lambda family=family: net.ask("client", WEB[family], 80, timeout=1.0))
+        assert time.monotonic() - begun < 15.0, "half of a sync period"
+        assert json.loads(command(net, "diff", *AGENT, "-o", "json"))["changes"] == []
+        repaired = {event["table"] for event in agent.named("drift_repaired")}
+        if mode == "iptables":
+            assert exchange(connection)[0] == name
+            assert repaired == set()
+        else:
+            # What kube-proxy clears away are also the kernel's connections (``expire_nodest_conn``).
+            with pytest.raises(OSError):
+                exchange(connection)
+            assert repaired == {"ipvs", "tables", "addresses"}, "no set goes that a rule of ours names"
+        connection.close()
+
+
+def test_a_service_moves_here_and_back(net: Topology, directory: Path, mode: str) -> None:
+    mover = manifests.service("mover", *MOVER.values())
+    manifests.write(directory, "mover", mover, *slices("mover", "pod2"))
+    sync(net, mode, MOVER)
+    with running_agent(net, directory, *FLAGS):
+        through_kube_proxy = net.connect("client", MOVER["IPv4"], 80)
+        assert exchange(through_kube_proxy)[0] == "pod2"
+        with (
+            requests(net, "client", MOVER["IPv4"]) as outside,
+            requests(net, "node", MOVER["IPv4"]) as node,
+            requests(net, "pod1", MOVER["IPv6"]) as pod,
+        ):
+            manifests.write(directory, "mover", labelled(mover), *slices("mover", "pod2"))
+            eventually(lambda: MOVER["IPv6"] in net.run("node", "ipvsadm", "-Ln"))
+            sync(net, mode)
+            assert exchange(through_kube_proxy)[0] == "pod2", "connections from before go on"
+            through_ipvs = net.connect("client", MOVER["IPv4"], 80)
+            assert exchange(through_ipvs)[0] == "pod2"
+            assert "ESTABLISHED" in net.run("node", "ipvsadm", "-Lnc")
+            time.sleep(0.5)
+            sync(net, mode, MOVER)
+            time.sleep(0.5)
+            moved_back = manifests.service("mover", *MOVER.values())
+            manifests.write(directory, "mover", moved_back, *slices("mover", "pod2"))
+            time.sleep(3)
+            assert exchange(through_ipvs)[0] == "pod2", "connections from before go on"
+            for place in ("client", "node", "pod1"):
+                assert net.ask(place, MOVER["IPv4"], 80)[0] == "pod2"
+        assert (outside, node, pod) == ([], [], [])
+        through_ipvs.close()
+        eventually(lambda: MOVER["IPv4"] not in net.run("node", "ipvsadm", "-Ln"))
+        eventually(lambda: MOVER["IPv4"] not in net.run("node", "ip", "-o", "address"))
+        assert exchange(through_kube_proxy)[0] == "pod2"
+        through_kube_proxy.close()
