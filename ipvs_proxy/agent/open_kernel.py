@@ -26,7 +26,8 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
 
     """
     if settings.service_proxy_name:
-        require_other_mode(host.iptables, host.families)
+        for text in require_other_mode(host.iptables, host.families):
+            log.warning("kube_proxy_warning", text=text, remedy="see ipvs-proxy doctor")
     ipvs = Ipvs()
     set_kernel(settings, ipvs)
     for problem in sysctl.kernel_problems():

@@ -17,7 +17,9 @@ from ipvs_proxy.plan.node_addresses import PRIMARY
 from ipvs_proxy.settings.model import (
     ANY_IPV4,
     EXTERNAL_IPS_GATE,
+    HEALTHZ_PORT,
     HEALTHZ_PORT_BESIDE,
+    METRICS_PORT,
     METRICS_PORT_BESIDE,
     Note,
     Settings,
@@ -193,11 +195,22 @@ def _notes(found: Settings, reading: _Reading) -> Iterator[Note]:
         yield Note("settings_without_effect", {"settings": reading.unused})
     if found.mode != "ipvs":
         yield Note("mode_ignored", {"mode": found.mode, "reason": "ipvs-proxy always uses IPVS"})
+    if taken := _ports_of_kube_proxy(found):
+        remedy = "set healthzBindAddress and metricsBindAddress (or the flags) to other ports than kube-proxy has"
+        yield Note("ports_may_be_those_of_kube_proxy", {"addresses": taken, "remedy": remedy})
     if hint := _forgotten(found):
         yield Note("configuration_may_be_incomplete", {"hint": hint})
     if loopback := _loopback(found):
         reason = "IPVS cannot serve node ports on loopback addresses; connect to an address of the node instead"
         yield Note("node_port_addresses_not_served", {"addresses": loopback, "reason": reason})
+
+
+def _ports_of_kube_proxy(found: Settings) -> list[str]:
+    """Return the addresses that are configured with the ports which kube-proxy has, where that runs here too."""
+    if not found.service_proxy_name:
+        return []
+    usual = ((found.healthz_bind_address, HEALTHZ_PORT), (found.metrics_bind_address, METRICS_PORT))
+    return [address for address, port in usual if address.endswith(f":{port}")]
 
 
 def _forgotten(found: Settings) -> str:

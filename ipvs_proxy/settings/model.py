@@ -49,7 +49,7 @@ ANY_IPV4: Final = "0.0.0.0"  # noqa: S104  kube-proxy's default
 EXTERNAL_IPS_GATE: Final = "AllowServiceExternalIPs"
 _CLUSTER_CIDR: Final = "ClusterCIDR"
 _LOCAL_MODE: Final = Kind("MODE", one_of(_CLUSTER_CIDR, "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"))
-_HEALTHZ_PORT: Final = 10256
+HEALTHZ_PORT: Final = 10256
 METRICS_PORT: Final = 10249
 #: The ports of the two servers on a node where kube-proxy has its own, unless others are configured.
 HEALTHZ_PORT_BESIDE: Final = 10356
@@ -180,9 +180,9 @@ class Settings:
         "The idle timeout for UDP flows with replies (0s to leave the kernel's)", live=True)
 
     healthz_bind_address: str = row(
-        Group.SERVERS, "healthzBindAddress", "--healthz-bind-address", Kind("IP[:PORT]", bind_address(_HEALTHZ_PORT)),
-        f"{ANY_IPV4}:{_HEALTHZ_PORT}", "The address to serve /healthz and /livez on. If unset and --bind-address is an "
-        f"IPv6 address, it is [::]:{_HEALTHZ_PORT}")
+        Group.SERVERS, "healthzBindAddress", "--healthz-bind-address", Kind("IP[:PORT]", bind_address(HEALTHZ_PORT)),
+        f"{ANY_IPV4}:{HEALTHZ_PORT}", "The address to serve /healthz and /livez on. If unset and --bind-address is an "
+        f"IPv6 address, it is [::]:{HEALTHZ_PORT}")
     metrics_bind_address: str = row(
         Group.SERVERS, "metricsBindAddress", "--metrics-bind-address", Kind("IP[:PORT]", bind_address(METRICS_PORT)),
         f"127.0.0.1:{METRICS_PORT}", "The address to serve /metrics on. If unset and --bind-address is an IPv6 "
@@ -197,7 +197,7 @@ class Settings:
         "If true, serve /state, /configz, /statusz, /flagz and the page beyond the loopback too, to anybody who asks",
         document=OWN, outranks_file=True, live=True)
     healthz_port: int = row(
-        Group.SERVERS, "", "--healthz-port", integer_kind("PORT", 0, 65535), str(_HEALTHZ_PORT),
+        Group.SERVERS, "", "--healthz-port", integer_kind("PORT", 0, 65535), str(HEALTHZ_PORT),
         "Deprecated: the port for --healthz-bind-address where that is unset (0 to serve no health checks)",
         hidden=True)
     metrics_port: int = row(

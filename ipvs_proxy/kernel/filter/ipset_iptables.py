@@ -165,15 +165,19 @@ def _rules_of(
     return {family: IptablesRules(family, one, iptables=iptables, layout=layout) for family, one in settings.items()}
 
 
-def require_other_mode(iptables: Iptables, families: Iterable[Family]) -> None:
+def require_other_mode(iptables: Iptables, families: Iterable[Family]) -> list[str]:
     """Make sure that nothing of kube-proxy's IPVS mode is there, so that ours can be beside one in another mode.
+
+    Returns what an operator should know of that one.
 
     Raises:
         Unusable: if there is, or if rules cannot be read.
 
     """
+    has_chains = has_tables = False
     for family in families:
         saved = parse(iptables.save(family))
+        has_chains, has_tables = has_chains or bool(chains_of(saved)), has_tables or has_table(family)
         found = [name for table in saved for name in saved[table].chains if is_of_ipvs_mode(Chain(table, name))]
         if found:
             raise Unusable(
@@ -182,6 +186,9 @@ def require_other_mode(iptables: Iptables, families: Iterable[Family]) -> None:
                 "have kube-proxy run in iptables or nftables mode, and clean the node before it starts "
                 "(ipvs-proxy cleanup)",
             )
+    if has_tables:
+        return ["in nftables mode it clears IPVS away at each of its starts, with all open connections"]
+    return [] if has_chains else ["it has no rules of its iptables or nftables mode here"]
 
 
 def are_rules_beside_kube_proxy() -> bool:
