@@ -49,9 +49,9 @@ class Inventory:
     ``flaws`` what else may keep traffic from flowing. ``unsupported`` says why a family cannot be served.
     ``iptables_mode`` and ``ipvs_mode`` count the chains that only that mode has, by family label and variant of
     iptables (``("IPv4", "legacy")``). ``beside`` is whether there are rules of ours as they are beside a kube-proxy in
-    another mode. ``schedulers`` counts the virtual servers that are ours by their scheduler; ``foreign`` names those of others. ``holders`` are who listens on the TCP ports that were asked about. ``served``
-    are our virtual servers, ``tables`` our addresses and sets, and ``rules`` what ``iptables-save`` prints, by family
-    and variant.
+    another mode. ``schedulers`` counts the virtual servers that are ours by their scheduler; ``foreign`` names those of
+    others. ``holders`` are who listens on the TCP ports that were asked about. ``served`` are our virtual servers,
+    ``tables`` our addresses and sets, and ``rules`` what ``iptables-save`` prints, by family and variant.
     """
 
     kernel: sysctl.Version = (0, 0)

@@ -17,6 +17,7 @@ FLAGS = ("--service-proxy-name", "ipvs")
 WEB = {"IPv4": "10.96.0.40", "IPv6": "fd00:10:96::40"}
 WEB_INGRESS = {"IPv4": "203.0.112.40", "IPv6": "fd00:112::40"}
 WEB_NODE_PORT = 30040
+PROTOCOLS = ("TCP", "UDP", "SCTP")
 LOCAL = {"IPv4": "10.96.0.41", "IPv6": "fd00:10:96::41"}
 LOCAL_INGRESS = {"IPv4": "203.0.112.41", "IPv6": "fd00:112::41"}
 LOCAL_NODE_PORT, HEALTH_PORT = 30041, 32041
@@ -29,18 +30,23 @@ def labelled(service: dict[str, Any], value: str = "ipvs") -> dict[str, Any]:
     return service
 
 
-def slices(name: str, *pods: str) -> list[dict[str, Any]]:
+def slices(name: str, *pods: str, protocols: tuple[str, ...] = ("TCP",)) -> list[dict[str, Any]]:
     ends = [
         endpoint(ADDRESSES[pod][family], "peer" if pod == "pod4" else "node") for pod in pods for family in FAMILIES
     ]
-    return manifests.slices(name, ends)
+    return manifests.slices(name, ends, protocols)
 
 
 def write_services(directory: Path) -> None:
     """Write the Services of both: ours are labelled."""
     manifests.write(directory, "node", manifests.node())
     web = manifests.service(
-        "web", *WEB.values(), type="LoadBalancer", node_ports={"TCP": WEB_NODE_PORT}, ingress=WEB_INGRESS.values()
+        "web",
+        *WEB.values(),
+        protocols=PROTOCOLS,
+        type="LoadBalancer",
+        node_ports={"TCP": WEB_NODE_PORT},
+        ingress=WEB_INGRESS.values(),
     )
     local = manifests.service(
         "local",
@@ -55,7 +61,7 @@ def write_services(directory: Path) -> None:
         "trap", *TRAP.values(), ports=[{"name": "tcp", "protocol": "TCP", "port": NODE_PORT, "nodePort": 0}]
     )
     other = manifests.service("other", *OTHER.values(), type="NodePort", node_ports={"TCP": NODE_PORT})
-    manifests.write(directory, "web", labelled(web), *slices("web", "pod1", "pod4"))
+    manifests.write(directory, "web", labelled(web), *slices("web", "pod1", "pod4", protocols=PROTOCOLS))
     manifests.write(directory, "local", labelled(local), *slices("local", "pod1", "pod4"))
     manifests.write(directory, "trap", labelled(trap), *slices("trap", "pod1"))
     manifests.write(directory, "other", other, *slices("other", "pod2"))

@@ -14,7 +14,7 @@ import pytest
 from lab import manifests
 from lab.agent import command, eventually, running_agent
 from lab.topology import FAMILIES, Topology, exchange
-from tests.ring.kube_proxy import ipvs_proxy
+from tests.ring.kube_proxy import ipvs_proxy, leave_ipvs_mode, witnessed
 from tests.ring.labelled import FLAGS, TRAP, WEB, labelled, node_with_kube_proxy, slices, write_services
 from tests.ring.neighbour import MODES, NODE_PORT, OTHER, restart, rules_of_kube_proxy, sync
 
@@ -48,7 +48,7 @@ def requests(net: Topology, place: str, address: str) -> Iterator[list[str]]:
     def make() -> None:
         while not stop.wait(0.02):
             try:
-                net.ask(place, address, 80, timeout=3.0)
+                net.ask(place, address, 80, timeout=10.0)
             except OSError as error:
                 failures.append(f"{place} {time.monotonic():.2f} {error!r}")
 
@@ -163,3 +163,33 @@ def test_a_service_moves_here_and_back(net: Topology, directory: Path, mode: str
         eventually(lambda: MOVER["IPv4"] not in net.run("node", "ip", "-o", "address"))
         assert exchange(through_kube_proxy)[0] == "pod2"
         through_kube_proxy.close()
+
+
+def test_the_node_is_checked_before_and_nothing_is_written(net: Topology, mode: str) -> None:
+    before = rules_of_kube_proxy(net)
+    checked = ipvs_proxy(net, "migrate", "check", "--service-proxy-name", "ipvs")
+    assert checked.returncode == 0, checked.stdout
+    assert f"{mode} mode: " in checked.stdout
+    assert "removed" not in checked.stdout
+    assert "IPVS-PROXY" not in ours(net)
+    assert rules_of_kube_proxy(net) == before
+
+
+@pytest.mark.parametrize("mode", ["iptables"])
+def test_rules_of_ipvs_mode_refuse_the_start(net: Topology, directory: Path, mode: str) -> None:
+    leave_ipvs_mode(net)
+    sync(net, mode)
+    left = witnessed(net)
+    flags = ("--manifests", str(directory), "--hostname-override", "node", *FLAGS)
+    done = ipvs_proxy(net, *flags)
+    assert done.returncode == 1
+    assert "kube-proxy's IPVS mode, or of an agent without --service-proxy-name" in done.stderr
+    assert "ipvs-proxy cleanup" in done.stderr
+    checked = ipvs_proxy(net, "migrate", "check", "--service-proxy-name", "ipvs")
+    assert checked.returncode == 2
+    assert witnessed(net) == left
+    cleaned = ipvs_proxy(net, "cleanup")
+    assert (cleaned.returncode, cleaned.stderr) == (0, "")
+    with running_agent(net, directory, *FLAGS):
+        assert net.ask("client", WEB["IPv4"], 80)[0] in {"pod1", "pod4"}
+        assert net.ask("client", OTHER["IPv4"], 80)[0] == "pod2"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lab.agent import Agent, running_agent
+from lab.agent import Agent, command, running_agent
+from lab.manifests import PORTS
 from lab.topology import ADDRESSES, FAMILIES, Topology
 from tests.ring.labelled import (
     FLAGS,
@@ -61,6 +63,9 @@ def test_labelled_services_are_reached_from_everywhere(net: Topology, place: str
         assert {name for name, _ in answers} == {"pod1", "pod4"}, (address, port)
         expected = {seen} if address == WEB[family] else {node}
         assert {source for name, source in answers if name != place} == expected, (address, port)
+    for protocol in ("UDP", "SCTP"):
+        answers = [net.ask(place, WEB[family], PORTS[protocol], protocol) for _ in range(4)]
+        assert {name for name, _ in answers} == {"pod1", "pod4"}, protocol
     assert net.ask(place, TRAP[family], NODE_PORT)[0] == "pod1"
 
 
@@ -89,3 +94,22 @@ def test_the_other_service_is_still_kube_proxys(net: Topology, place: str, famil
     table = net.run("node", "ipvsadm", "-Ln")
     assert OTHER[family] not in table
     assert str(NODE_PORT) in table, "of the Service whose port it is"
+
+
+@pytest.mark.usefixtures("agent")
+def test_commands_find_the_agent_and_tell_whose_the_services_are(net: Topology, mode: str) -> None:
+    assert "services   3 Services of the label ipvs, 0 conflicts" in command(net, "status")
+    assert "ring/other" not in command(net, "services")
+    told = command(net, "explain", "ring/other", status=1)
+    assert "no Service ring/other with the label service.kubernetes.io/service-proxy-name: ipvs, and this agent" in told
+    way = command(net, "explain", "--from", ADDRESSES["client"]["IPv4"], f"{WEB['IPv4']}:80")
+    assert "balanced" in way
+    assert "of others" not in way
+    text = command(net, "doctor", "-o", "json")
+    found = {(one["topic"], one["level"]) for one in json.loads(text)}
+    assert ("agent", "ok") in found
+    assert "problem" not in {level for _, level in found}
+    assert "of others" not in text, "kube-proxy's rules are no interference"
+    assert (("kube-proxy", "warning") in found) is (mode == "nftables"), "which clears IPVS away when it starts"
+    checked = command(net, "migrate", "check", "--service-proxy-name", "ipvs")
+    assert "an agent is at work on this node" in " ".join(checked.split())
