@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from ipvs_proxy.agent.assembly import resources_of
 from ipvs_proxy.kube.manifest_objects import read_objects
-from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICE_PROXY_NAME, SERVICES, is_for, services_for
+from ipvs_proxy.kube.resources import (
+    ENDPOINT_SLICES,
+    SERVICE_PROXY_NAME,
+    SERVICES,
+    is_for,
+    own_node,
+    services_for,
+)
+from ipvs_proxy.settings.merge import effective
 
 
 def test_name_of_the_proxy_is_a_selector_of_services_only() -> None:
@@ -14,6 +23,8 @@ def test_name_of_the_proxy_is_a_selector_of_services_only() -> None:
         "labelSelector": "service.kubernetes.io/service-proxy-name=ipvs",
         "fieldSelector": "spec.clusterIP!=None",
     }
+    settings = effective({"hostname_override": "node", "service_proxy_name": "ipvs"})
+    assert resources_of(settings) == (services_for("ipvs"), ENDPOINT_SLICES, own_node("node"))
     assert "service-proxy-name" not in ENDPOINT_SLICES.label_selector, "those that others make do not have it"
 
 

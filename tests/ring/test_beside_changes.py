@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,9 @@ from tests.ring.neighbour import MODES, NODE_PORT, OTHER, restart, rules_of_kube
 
 MOVER = {"IPv4": "10.96.0.60", "IPv6": "fd00:10:96::60"}
 AGENT = ("--agent", "127.0.0.1:10349")
+#: What the document has run on a node that kube-proxy stays on.
+_SECTION = (Path(__file__).parents[2] / "docs/migration.md").read_text().split("## One Service at a time")[1]
+CHECK, CLEANUP = (shlex.split(text) for text in re.findall(r"^on_node node-1 (.+)$", _SECTION, re.MULTILINE))
 
 
 @pytest.fixture(params=MODES)
@@ -78,7 +83,7 @@ def test_neither_repairs_the_other_away_and_cleanup_leaves_kube_proxys(
             found = json.loads(command(net, "diff", *AGENT, "-o", "json"))
             assert found["changes"] == []
             agent.stop()
-    cleaned = ipvs_proxy(net, "cleanup")
+    cleaned = ipvs_proxy(net, *CLEANUP)
     assert (cleaned.returncode, cleaned.stderr) == (0, "")
     assert rules_of_kube_proxy(net) == before
     assert "IPVS-PROXY" not in ours(net)
@@ -144,30 +149,36 @@ def test_a_service_moves_here_and_back(net: Topology, directory: Path, mode: str
             manifests.write(directory, "mover", labelled(mover), *slices("mover", "pod2"))
             eventually(lambda: MOVER["IPv6"] in net.run("node", "ipvsadm", "-Ln"))
             sync(net, mode)
-            assert exchange(through_kube_proxy)[0] == "pod2", "connections from before go on"
-            through_ipvs = net.connect("client", MOVER["IPv4"], 80)
-            assert exchange(through_ipvs)[0] == "pod2"
-            assert "ESTABLISHED" in net.run("node", "ipvsadm", "-Lnc")
             time.sleep(0.5)
-            sync(net, mode, MOVER)
-            time.sleep(0.5)
-            moved_back = manifests.service("mover", *MOVER.values())
-            manifests.write(directory, "mover", moved_back, *slices("mover", "pod2"))
-            time.sleep(3)
-            assert exchange(through_ipvs)[0] == "pod2", "connections from before go on"
-            for place in ("client", "node", "pod1"):
-                assert net.ask(place, MOVER["IPv4"], 80)[0] == "pod2"
         assert (outside, node, pod) == ([], [], [])
-        through_ipvs.close()
-        eventually(lambda: MOVER["IPv4"] not in net.run("node", "ipvsadm", "-Ln"))
-        eventually(lambda: MOVER["IPv4"] not in net.run("node", "ip", "-o", "address"))
+        assert exchange(through_kube_proxy)[0] == "pod2", "connections from before go on"
+        through_ipvs = [net.connect("client", address, 80) for address in MOVER.values()]
+        assert [exchange(connection)[0] for connection in through_ipvs] == ["pod2", "pod2"]
+        assert net.run("node", "ipvsadm", "-Lnc").count("ESTABLISHED") >= 2
+
+        sync(net, mode, MOVER)
+        manifests.write(directory, "mover", manifests.service("mover", *MOVER.values()), *slices("mover", "pod2"))
+        eventually(lambda: f"{MOVER['IPv4']},tcp:80" not in net.run("node", "ipset", "list", "KUBE-CLUSTER-IP"))
+        eventually(lambda: f"{MOVER['IPv6']},tcp:80" not in net.run("node", "ipset", "list", "KUBE-6-CLUSTER-IP"))
+        for place in ("client", "node", "pod1"):
+            for family in FAMILIES:
+                assert net.ask(place, MOVER[family], 80)[0] == "pod2", "new ones are kube-proxy's, while ours drain"
+        assert [exchange(connection)[0] for connection in through_ipvs] == ["pod2", "pod2"]
+        for connection in through_ipvs:
+            connection.close()
+        for tool in (("ipvsadm", "-Ln"), ("ip", "-o", "address")):
+            for address in MOVER.values():
+                eventually(lambda tool=tool, address=address: address not in net.run("node", *tool))
         assert exchange(through_kube_proxy)[0] == "pod2"
         through_kube_proxy.close()
 
 
-def test_the_node_is_checked_before_and_nothing_is_written(net: Topology, mode: str) -> None:
+def test_the_node_is_checked_before_and_nothing_is_written(net: Topology, mode: str, tmp_path: Path) -> None:
     before = rules_of_kube_proxy(net)
-    checked = ipvs_proxy(net, "migrate", "check", "--service-proxy-name", "ipvs")
+    (tmp_path / "config.conf").write_text(
+        f"apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: {mode}\n"
+    )
+    checked = ipvs_proxy(net, *(word.replace("/config/", f"{tmp_path}/") for word in CHECK))
     assert checked.returncode == 0, checked.stdout
     assert f"{mode} mode: " in checked.stdout
     assert "removed" not in checked.stdout
