@@ -143,7 +143,7 @@ def main() -> None:
     default="false",
     type=click.BOOL,
     metavar="[true|false]",
-    help='If true, do as "ipvs-proxy cleanup --kube-proxy" and exit',
+    help='If true, do as "ipvs-proxy cleanup --kube-proxy" and exit; with --service-proxy-name, without --kube-proxy',
 )
 @click.option(
     "--init-only",
@@ -163,7 +163,7 @@ def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_o
     except SettingsError as error:
         _refuse(error)
     if cleanup:
-        sys.exit(_clean(settings, kube_proxy=True))
+        sys.exit(_clean(settings, kube_proxy=not settings.service_proxy_name))
     # Imported only here, so that --help and the errors above come at once.
     from ipvs_proxy.agent import run as agent  # noqa: PLC0415
 
