@@ -26,6 +26,7 @@ from ipvs_proxy.agent.observe.standard_error import dropped_lines
 from ipvs_proxy.agent.open_kernel import open_tables, set_kernel
 from ipvs_proxy.agent.reload import follow_configuration
 from ipvs_proxy.agent.sync import startup
+from ipvs_proxy.agent.sync.astray_flows import AstrayFlows
 from ipvs_proxy.agent.sync.audit import Audit, audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.sync.controller import Controller
 from ipvs_proxy.agent.sync.dead_nodes import DeadNodes
@@ -104,12 +105,13 @@ class Agent:
         self._flows = StaleFlows(
             lambda: desired.virtual_servers, cleaned=self._metrics.cleaned, also_allowed=desired.internal
         )
+        self._astray = AstrayFlows(lambda: desired.virtual_servers) if settings.service_proxy_name else None
         self._ipv6 = Ipv6Use()
         self.writer = KernelWriter(
             dataplane,
             desired,
             count=self._metrics.operations,
-            observers=(self._drains, self._flows, self._ipv6),
+            observers=(self._drains, self._flows, self._ipv6, *(() if self._astray is None else (self._astray,))),
             exclude=settings.exclude_cidrs,
         )
         self._controller = self._make_controller(departed)
@@ -191,6 +193,8 @@ class Agent:
             *self._servers(),
             *sources(self.settings, self._controller, self._client, self._hearing),
         ]
+        if self._astray is not None:
+            loops.append(self._astray.clean_for_ever())
         if self._events is not None:
             loops.append(self._events.post_for_ever())
         if config is not None and reread is not None:

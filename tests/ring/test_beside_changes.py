@@ -8,6 +8,7 @@ import shlex
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.ring.neighbour import MODES, NODE_PORT, OTHER, restart, rules_of_kube
 
 MOVER = {"IPv4": "10.96.0.60", "IPv6": "fd00:10:96::60"}
 AGENT = ("--agent", "127.0.0.1:10349")
+WAYS = [(place, family) for place in ("client", "node", "pod1") for family in FAMILIES]
 #: What the document has run on a node that kube-proxy stays on.
 _SECTION = (Path(__file__).parents[2] / "docs/migration.md").read_text().split("## One Service at a time")[1]
 CHECK, CLEANUP = (shlex.split(text) for text in re.findall(r"^on_node node-1 (.+)$", _SECTION, re.MULTILINE))
@@ -171,6 +173,18 @@ def test_a_service_moves_here_and_back(net: Topology, directory: Path, mode: str
                 eventually(lambda tool=tool, address=address: address not in net.run("node", *tool))
         assert exchange(through_kube_proxy)[0] == "pod2"
         through_kube_proxy.close()
+
+
+def test_what_begins_while_nobody_serves_a_service_arrives_with_its_second_packet(
+    net: Topology, directory: Path, mode: str
+) -> None:
+    mover = manifests.service("mover", *MOVER.values())
+    manifests.write(directory, "mover", mover, *slices("mover", "pod2"))
+    with running_agent(net, directory, *FLAGS), ThreadPoolExecutor() as pool:
+        begun = [pool.submit(net.ask, place, MOVER[family], 80, timeout=20.0) for place, family in WAYS]
+        time.sleep(0.5)
+        manifests.write(directory, "mover", labelled(mover), *slices("mover", "pod2"))
+        assert [one.result()[0] for one in begun] == ["pod2"] * len(WAYS)
 
 
 def test_the_node_is_checked_before_and_nothing_is_written(net: Topology, mode: str, tmp_path: Path) -> None:
