@@ -27,6 +27,7 @@ from ipvs_proxy.agent.observe.standard_error import dropped_lines
 from ipvs_proxy.agent.open_kernel import open_tables, set_kernel
 from ipvs_proxy.agent.reload import follow_configuration
 from ipvs_proxy.agent.sync import schedulers, startup
+from ipvs_proxy.agent.sync.astray_flows import AstrayFlows
 from ipvs_proxy.agent.sync.audit import Audit, audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.sync.controller import Controller
 from ipvs_proxy.agent.sync.dead_nodes import DeadNodes
@@ -56,7 +57,7 @@ from ipvs_proxy.kube.nodes import get_node
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.kube.peers import follow_peers
 from ipvs_proxy.kube.reflector import reflect
-from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, Resource, own_node, services_for
 from ipvs_proxy.kube.sinks import NOBODY, Observer
 from ipvs_proxy.node.requirements import Host
 from ipvs_proxy.plan.addresses import parse_address
@@ -106,12 +107,13 @@ class Agent:
         self._flows = StaleFlows(
             lambda: desired.virtual_servers, cleaned=self._metrics.cleaned, also_allowed=desired.internal
         )
+        self._astray = AstrayFlows(lambda: desired.virtual_servers) if settings.service_proxy_name else None
         self._ipv6 = Ipv6Use()
         self.writer = KernelWriter(
             dataplane,
             desired,
             count=self._metrics.operations,
-            observers=(self._drains, self._flows, self._ipv6),
+            observers=(self._drains, self._flows, self._ipv6, *(() if self._astray is None else (self._astray,))),
             exclude=settings.exclude_cidrs,
         )
         self._controller = self._make_controller(departed)
@@ -195,6 +197,8 @@ class Agent:
             *self._servers(),
             *sources(self.settings, self._controller, self._client, self._hearing),
         ]
+        if self._astray is not None:
+            loops.append(self._astray.clean_for_ever())
         if self._events is not None:
             loops.append(self._events.post_for_ever())
         if config is not None and reread is not None:
@@ -322,7 +326,8 @@ def sources(
 ) -> list[Loop]:
     """Return the loops that bring objects: of the manifests, or of the API, whose silence ``observer`` notices."""
     if settings.manifests is not None:
-        return [follow_manifests(settings.manifests, settings.node_name, controller)]
+        name = settings.service_proxy_name
+        return [follow_manifests(settings.manifests, settings.node_name, controller, service_proxy_name=name)]
     if client is None:
         return []
     return [
@@ -339,6 +344,7 @@ def context_of(settings: Settings, families: Sequence[Family]) -> Context:
         families=tuple(families),
         compatible=settings.compatible,
         external_ips=settings.external_ips,
+        service_proxy_name=settings.service_proxy_name,
     )
 
 
@@ -356,7 +362,7 @@ def node_facts_of(
 
 def resources_of(settings: Settings) -> tuple[Resource, ...]:
     """Return what is followed at the API."""
-    return SERVICES, ENDPOINT_SLICES, own_node(settings.node_name)
+    return services_for(settings.service_proxy_name), ENDPOINT_SLICES, own_node(settings.node_name)
 
 
 def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:

@@ -6,7 +6,7 @@ import structlog
 
 from ipvs_proxy.agent.local_detection import masquerading
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables
+from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables, require_other_mode
 from ipvs_proxy.kernel.ipvs.records import Timeouts
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
@@ -25,6 +25,9 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
         Unusable: for the first thing that does not work: one line that names it and the remedy.
 
     """
+    if settings.service_proxy_name:
+        for text in require_other_mode(host.iptables, host.families):
+            log.warning("kube_proxy_warning", text=text, remedy="see ipvs-proxy doctor")
     ipvs = Ipvs()
     set_kernel(settings, ipvs)
     for problem in sysctl.kernel_problems():
@@ -38,7 +41,7 @@ def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = 
     return Dataplane(
         ipvs=ipvs,
         addresses=Addresses(),
-        packet_filter=open_ipset_iptables(rules, host.iptables),
+        packet_filter=open_ipset_iptables(rules, host.iptables, beside_kube_proxy=bool(settings.service_proxy_name)),
     )
 
 

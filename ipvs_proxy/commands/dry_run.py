@@ -152,7 +152,10 @@ def find_ground(settings: Settings, *, offline: bool) -> Ground:
 
 
 def _empty_ground(settings: Settings, reason: str) -> Ground:
-    packet_filter = EmptyIpsetIptables({family: masquerading(settings, family, None) for family in Family})
+    packet_filter = EmptyIpsetIptables(
+        {family: masquerading(settings, family, None) for family in Family},
+        beside_kube_proxy=bool(settings.service_proxy_name),
+    )
     try:
         with closing(HostAddresses()) as reader:
             interfaces = reader.read()

@@ -62,7 +62,7 @@ tolerations:
       "ipvs" (dict "scheduler" .Values.scheduler)
 }}
 {{- if .Values.podMonitor.enabled }}
-{{- $_ := set $ours "metricsBindAddress" "0.0.0.0:10249" }}
+{{- $_ := set $ours "metricsBindAddress" (printf "0.0.0.0:%d" (ternary 10349 10249 (not (empty .Values.serviceProxyName)))) }}
 {{- end }}
 {{- mustMergeOverwrite $ours (deepCopy .Values.kubeProxyConfiguration) | toYaml }}
 {{- end }}
@@ -82,7 +82,7 @@ tolerations:
 {{- define "ipvs-proxy.agent" -}}
 {{- $configuration := include "ipvs-proxy.ownConfiguration" . | fromYaml }}
 {{- $address := $configuration.metricsBindAddress | default $configuration.bindAddress | default "" }}
-{{- regexMatch ":.*:" $address | ternary "[::1]" "127.0.0.1" }}:{{ include "ipvs-proxy.port" (list $configuration.metricsBindAddress 10249) }}
+{{- regexMatch ":.*:" $address | ternary "[::1]" "127.0.0.1" }}:{{ include "ipvs-proxy.port" (list $configuration.metricsBindAddress (ternary 10349 10249 (and (not (empty .Values.serviceProxyName)) (empty $configuration.metricsBindAddress)))) }}
 {{- end }}
 
 {{/* What both containers have: how to be called, who and where they are, and their files. */}}
@@ -116,6 +116,9 @@ env:
 {{- define "ipvs-proxy.arguments" -}}
 - --config={{ include "ipvs-proxy.configDirectory" . }}/{{ if .Values.existingKubeProxyConfigMap }}config.conf{{ else }}config.yaml{{ end }}
 - --hostname-override=$(NODE_NAME)
+{{- with .Values.serviceProxyName }}
+- --service-proxy-name={{ . }}
+{{- end }}
 {{- with .Values.extraArgs }}
 {{ toYaml . }}
 {{- end }}
