@@ -30,7 +30,7 @@ CHANGED, OTHER = 70, 71
 OPEN, REQUESTS = 50, 1_000
 #: Seconds after which a client that was refused tries again.
 AGAIN = 0.05
-_OPERATIONS = re.compile(r'^ipvs_proxy_operations_total\{result="success",table="(\w+)",verb="(\w+)"\} (\d+)', re.M)
+_OPERATIONS = re.compile(r'^ipvs_proxy_operations_total\{result="success",table="(\w+)",verb="(\w+)"\} (\d+)')
 
 
 class Change(NamedTuple):
@@ -101,8 +101,8 @@ def write_changed(directory: Path, change: Change) -> None:
 def operations(net: Topology) -> Counter[tuple[str, str]]:
     """Return how many messages have changed each table, by what they do."""
     with net.inside("node"), urllib.request.urlopen("http://127.0.0.1:10249/metrics") as response:
-        found = _OPERATIONS.findall(response.read().decode())
-    return Counter({(table, verb): int(number) for table, verb, number in found})
+        found = [_OPERATIONS.match(line) for line in response.read().decode().splitlines()]
+    return Counter({(match[1], match[2]): int(match[3]) for match in found if match})
 
 
 def done_since(net: Topology, before: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
