@@ -6,6 +6,7 @@ import re
 import selectors
 import socket
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +24,7 @@ CLIENTS: Final = {"IPv4": "198.51.101", "IPv6": "fd00:51:1:"}
 FIRST_PORT: Final = 10_000
 #: Connections that a server holds that nobody accepts.
 _BACKLOG: Final = 16_384
+_OPERATIONS: Final = re.compile(r'^ipvs_proxy_operations_total\{result="success",table="(\w+)",verb="(\w+)"\} (\d+)')
 
 
 class Entry(NamedTuple):
@@ -178,6 +180,18 @@ def saved(net: Topology, vip: str) -> str:
     shown = f"[{vip}]" if ":" in vip else vip
     lines = [line for line in net.run("node", "ipvsadm", "-Sn").splitlines() if f" {shown}:" in line]
     return "\n".join(re.sub(rf" -[tu] {re.escape(shown)}:\d+", "", line).strip() for line in lines)
+
+
+def operations(net: Topology) -> Counter[tuple[str, str]]:
+    """Return how many messages have changed each table, by what they do."""
+    with net.inside("node"), urllib.request.urlopen("http://127.0.0.1:10249/metrics") as response:
+        found = [_OPERATIONS.match(line) for line in response.read().decode().splitlines()]
+    return Counter({(match[1], match[2]): int(match[3]) for match in found if match})
+
+
+def done_since(net: Topology, before: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
+    """Return how many messages have changed each table since then."""
+    return operations(net) - before
 
 
 def _split(text: str) -> tuple[str, int]:

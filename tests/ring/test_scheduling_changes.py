@@ -6,12 +6,9 @@ moment (``ip_vs_edit_service`` waits for RCU), and a connection that begins just
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
 import time
-import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import cycle
@@ -23,14 +20,13 @@ import pytest
 from lab import manifests
 from lab.agent import Agent, eventually, running_agent
 from lab.topology import FAMILIES, Topology, exchange, topology
-from tests.ring.scheduled import answering, entries, saved, service, slices, vips_of
+from tests.ring.scheduled import answering, done_since, entries, operations, saved, service, slices, vips_of
 
 PODS = ("pod1", "pod2", "pod3")
 CHANGED, OTHER = 70, 71
 OPEN, REQUESTS = 50, 1_000
 #: Seconds after which a client that was refused tries again.
 AGAIN = 0.05
-_OPERATIONS = re.compile(r'^ipvs_proxy_operations_total\{result="success",table="(\w+)",verb="(\w+)"\} (\d+)')
 
 
 class Change(NamedTuple):
@@ -96,17 +92,6 @@ def shows(net: Topology, change: Change) -> bool:
 
 def write_changed(directory: Path, change: Change) -> None:
     manifests.write(directory, "changed", service("changed", CHANGED, change.wishes), *slices("changed", *PODS))
-
-
-def operations(net: Topology) -> Counter[tuple[str, str]]:
-    """Return how many messages have changed each table, by what they do."""
-    with net.inside("node"), urllib.request.urlopen("http://127.0.0.1:10249/metrics") as response:
-        found = [_OPERATIONS.match(line) for line in response.read().decode().splitlines()]
-    return Counter({(match[1], match[2]): int(match[3]) for match in found if match})
-
-
-def done_since(net: Topology, before: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
-    return operations(net) - before
 
 
 @contextmanager
