@@ -32,7 +32,9 @@ class ServiceOptions(NamedTuple):
     ``drain_timeout`` is how long its removed endpoints keep their connections, in seconds; infinite without a limit.
     ``slow_start`` is how long an endpoint that has become ready takes to its full weight, in seconds. ``one_packet``
     has the kernel schedule every packet of UDP by itself. ``max_connections`` is how many connections an endpoint gets
-    from this node, and ``min_connections`` how many it must be down to before it gets new ones again.
+    from this node. Once it has them, it gets none until it has fewer than ``min_connections``, or than three quarters
+    of the most (``ip_vs_unbind_dest`` of the kernel's ip_vs_conn.c). Those that are closed count as long as the
+    kernel keeps them: two minutes for TCP.
     """
 
     drain_timeout: float | None = None

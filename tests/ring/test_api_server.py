@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from lab import manifests
 from lab.agent import command, eventually, running_agent
 from lab.manifests import endpoint
 from lab.topology import ADDRESSES, Topology, servers, topology
 from lab.witness import addresses, virtual_servers
-from tests.support.cluster import Cluster, listen, serving
+from tests.support.cluster import Cluster, kubeconfig, listen, serving
 
 PODS = ADDRESSES["pod1"].values()
 API, OTHER_API = ADDRESSES["peer"]["IPv4"], ADDRESSES["client"]["IPv4"]
@@ -51,25 +50,6 @@ def cluster() -> Cluster:
 
 def web(*external: str, **spec: Any) -> dict[str, Any]:
     return manifests.service("web", *CLUSTER_IPS, externalIPs=list(external), **spec)
-
-
-def kubeconfig(directory: Path, host: str, port: int = 6443) -> Path:
-    content = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "here",
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "agent"}}],
-        "clusters": [
-            {
-                "name": "here",
-                "cluster": {"server": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"},
-            }
-        ],
-        "users": [{"name": "agent", "user": {"token": "secret"}}],
-    }
-    scratch, path = directory / ".kubeconfig.tmp", directory / "kubeconfig"
-    scratch.write_text(yaml.safe_dump(content))
-    return scratch.replace(path)
 
 
 def serve_kubernetes() -> list[dict[str, Any]]:

@@ -3,11 +3,16 @@
 One agent has all cases at once. Each case has addresses and ports of its own, made from its number, so what the kernel
 holds of it can be told from the rest: ``{n}`` in what is expected is that number. Endpoints are named by where they
 run: ``here`` is a pod of the node, ``there`` one of the peer.
+
+``kinds.state`` is all that the kernel holds of them together. When that is meant to change, it is recorded again:
+``.venv/bin/python -m lab .venv/bin/python -m tests.ring.test_kinds > tests/ring/kinds.state``.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +24,14 @@ from lab import manifests
 from lab.agent import Agent, eventually, running_agent
 from lab.manifests import endpoint
 from lab.topology import ADDRESSES, Topology, topology
+from tests.ring.kernel_state import kernel_state
 
 HERE, THERE = ADDRESSES["pod1"]["IPv4"], ADDRESSES["pod4"]["IPv4"]
 ALSO_HERE = ADDRESSES["pod2"]["IPv4"]
 HERE6, THERE6 = ADDRESSES["pod1"]["IPv6"], ADDRESSES["pod4"]["IPv6"]
 NODE, NODE6 = ADDRESSES["node"]["IPv4"], ADDRESSES["node"]["IPv6"]
 ZONE = "zone-a"
+RECORDED = Path(__file__).with_name("kinds.state")
 
 
 @dataclass(frozen=True)
@@ -378,6 +385,14 @@ def write_case(directory: Path, name: str) -> None:
     manifests.write(directory, f"case-{number}", service, *slices)
 
 
+def write_all(directory: Path) -> None:
+    node = manifests.node()
+    node["metadata"]["labels"] = {"topology.kubernetes.io/zone": ZONE}
+    manifests.write(directory, "node", node)
+    for name in CASES:
+        write_case(directory, name)
+
+
 @pytest.fixture(scope="module")
 def net() -> Iterator[Topology]:
     with topology() as net:
@@ -387,11 +402,7 @@ def net() -> Iterator[Topology]:
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("manifests")
-    node = manifests.node()
-    node["metadata"]["labels"] = {"topology.kubernetes.io/zone": ZONE}
-    manifests.write(directory, "node", node)
-    for name in CASES:
-        write_case(directory, name)
+    write_all(directory)
     return directory
 
 
@@ -472,6 +483,14 @@ def test_the_sets_of_bits_have_the_addresses_and_ports_of_the_marks(witnessed: l
     assert spelled == {member: mark & ~3 for member, mark in marks.items()}
 
 
+def test_the_kernel_holds_what_was_recorded_to_the_last_byte(net: Topology, agent: Agent) -> None:
+    assert agent.named("started")
+    found, recorded = kernel_state(net).splitlines(), RECORDED.read_text().splitlines()
+    assert set(found) - set(recorded) == set(), "it was not recorded"
+    assert set(recorded) - set(found) == set(), "it was recorded and is missing"
+    assert found == recorded, "the order has changed"
+
+
 def test_a_restart_writes_nothing(net: Topology, directory: Path, agent: Agent) -> None:
     agent.stop()
     before = witness(net)
@@ -497,3 +516,15 @@ def test_the_link_is_a_dummy_that_stays_down(net: Topology) -> None:
     assert "dummy" in printed
     assert "state DOWN" in printed
     assert "NOARP" in printed
+
+
+def record() -> None:
+    """Write what the kernel holds to standard output."""
+    with tempfile.TemporaryDirectory() as directory, topology() as net:
+        write_all(Path(directory))
+        with running_agent(net, Path(directory)):
+            sys.stdout.write(kernel_state(net))
+
+
+if __name__ == "__main__":
+    record()

@@ -54,6 +54,13 @@ def service_of(version: int, **spec: Any) -> dict[str, Any]:
     return found
 
 
+def wishing(version: int, wishes: dict[str, str]) -> dict[str, Any]:
+    """Return the Service with session affinity and annotations, which are named without our prefix."""
+    found = service_of(version, sessionAffinity="ClientIP")
+    found["metadata"]["annotations"] = {f"ipvs-proxy.io/{name}": text for name, text in wishes.items()}
+    return found
+
+
 METRICS = {"name": "metrics", "port": 9090, "protocol": "TCP", "targetPort": 9090}
 HTTP = cluster.service(INDEX)["spec"]["ports"][0]
 IPVS = Work(messages=1, system_calls=2, fragments=1)
@@ -73,9 +80,15 @@ EVENTS = (
     Event("a port without endpoints", service_of(9001, ports=[HTTP, METRICS]), "MODIFIED", Work(3, 6, 1)),
     Event("and without it", service_of(9002, ports=[HTTP]), "MODIFIED", Work(3, 6, 1)),
     Event("session affinity", service_of(9003, sessionAffinity="ClientIP"), "MODIFIED", IPVS),
-    Event("an external IP", service_of(9004, sessionAffinity="ClientIP", externalIPs=["203.0.113.7"]), "MODIFIED",
+    Event("a scheduler", wishing(9012, {"scheduler": "lc"}), "MODIFIED", IPVS),
+    Event("limits of its endpoints", wishing(9013, {"max-connections": "7"}), "MODIFIED", Work(ENDPOINTS + 1, 2, 1)),
+    Event("no limits", wishing(9014, {}), "MODIFIED", Work(ENDPOINTS, 2, 1)),
+    Event("rules that give nobody a weight", wishing(9015, {"weights": "zone=other:9"}), "MODIFIED", IPVS),
+    Event("what cannot be read", wishing(9016, {"weights": "some"}), "MODIFIED", IPVS),
+    Event("no annotation", wishing(9017, {}), "MODIFIED", None),
+    Event("an external IP", service_of(9021, sessionAffinity="ClientIP", externalIPs=["203.0.113.7"]), "MODIFIED",
           Work(14, 9, 1)),
-    Event("the whole Service goes", service_of(9005), "DELETED", Work(15, 13, 0)),
+    Event("the whole Service goes", service_of(9022), "DELETED", Work(15, 13, 0)),
 )  # fmt: skip
 
 
@@ -112,13 +125,15 @@ def test_the_work_of_an_event_is_exactly_that_of_the_change(services: int, monke
         tables = {
             id(table.traffic): table.traffic for table in (kernel.ipvs, kernel.addresses, kernel.packet_filter.sets)
         }
+        rig = Rig(cluster.objects(services, ENDPOINTS), kernel)
+        for scheduler in ("lc", "wrr"):
+            rig.controller.planner.schedulers.note(scheduler)
 
         def so_far() -> Work:
             calls = sum(traffic.system_calls for traffic in tables.values())
             return Work(kernel.writes(), calls, len(planned))
 
         found: dict[str, Work] = {}
-        rig = Rig(cluster.objects(services, ENDPOINTS), kernel)
         async with rig.running():
             before = so_far()
             for event in EVENTS:
@@ -133,3 +148,19 @@ def test_the_work_of_an_event_is_exactly_that_of_the_change(services: int, monke
 
     assert asyncio.run(measure()) == {event.what: event.work for event in EVENTS if event.work}
     assert run("ipvsadm", "-Sn").count("\n-a ") >= (services - 1) * ENDPOINTS
+
+
+def test_the_kernel_is_asked_about_a_scheduler_once() -> None:
+    async def measure() -> list[int]:
+        kernel = WithoutRules()
+        rig = Rig(cluster.objects(10, ENDPOINTS), kernel)
+        found = []
+        async with rig.running():
+            for version, name in enumerate(("lc", "rr", "lc", "sed"), 9001):
+                before = kernel.writes()
+                await rig.change(wishing(version, {"scheduler": name}))
+                found.append(kernel.writes() - before)
+        return found
+
+    # The probe is a virtual server that comes and goes.
+    assert asyncio.run(measure()) == [2 + 1, 1, 1, 2 + 1]

@@ -11,8 +11,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import yaml
 from aiohttp import web
 
 _PATHS = {
@@ -162,6 +164,26 @@ def serving(cluster: Cluster, *listening: socket.socket) -> Iterator[None]:
 def listen(address: str, port: int = 0) -> socket.socket:
     """Open a socket that listens, in the namespace of this thread."""
     return socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+
+
+def kubeconfig(directory: Path, host: str, port: int = 6443) -> Path:
+    """Write a kubeconfig for an API server, in the place of the one before, and return its path."""
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "agent"}}],
+        "clusters": [
+            {
+                "name": "here",
+                "cluster": {"server": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"},
+            }
+        ],
+        "users": [{"name": "agent", "user": {"token": "secret"}}],
+    }
+    scratch, path = directory / ".kubeconfig.tmp", directory / "kubeconfig"
+    scratch.write_text(yaml.safe_dump(content))
+    return scratch.replace(path)
 
 
 def _key(item: dict[str, Any]) -> tuple[str, str, str]:
