@@ -36,7 +36,16 @@ from ipvs_proxy.node.cleanup import IPVS_LOADED
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK, Interfaces
-from ipvs_proxy.plan.tables import Family, Operation, Role, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import (
+    Family,
+    Operation,
+    Role,
+    SetEntry,
+    SetEntryOperation,
+    Verb,
+    VirtualServer,
+    VirtualServerKey,
+)
 from ipvs_proxy.settings.model import Settings
 from ipvs_proxy.state.changes import change_of
 from ipvs_proxy.state.documents import ChangeState, Differences
@@ -213,6 +222,13 @@ async def _find_changes(settings: Settings, ground: Ground) -> Differences:
         ChangeState("set", "sysctls", f"{change.dotted_name} from {change.found} to {change.wanted}")
         for change in ground.sysctls
     ]
-    operations = [change_of(operation, kernel.name_of_role) for operation in kernel.operations]
+    operations = [change_of(operation, kernel.name_of_role) for operation in _lasting(kernel.operations)]
     changes = [*settings_of_kernel, *dict.fromkeys(kernel.frame), *operations]
     return Differences(services=len(controller.cache.services), changes=changes)
+
+
+def _lasting(operations: Sequence[Operation]) -> list[Operation]:
+    """Leave out members that come only to go again (see ``plan.switching``)."""
+    members = [one for one in operations if isinstance(one, SetEntryOperation)]
+    come, go = ({one[1:] for one in members if one.verb is verb} for verb in (Verb.ADD, Verb.DELETE))
+    return [one for one in operations if not isinstance(one, SetEntryOperation) or one[1:] not in come & go]

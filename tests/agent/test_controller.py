@@ -19,6 +19,7 @@ from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
 from ipvs_proxy.kube.objects import EndpointSlice, Node, ObjectMeta, Service, ServicePort
 from ipvs_proxy.pacing import Backoff
+from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
@@ -147,9 +148,10 @@ async def test_other_settings_lead_to_a_new_plan_of_everything(plane: FakeDatapl
         plane.applied.clear()
         await rig.controller.reconfigure(scheduler="lc", compatible=False, min_sync_period=0.0)
         await rig.until(lambda: plane.kernel.virtual_servers[VIP].scheduler == "lc")
-        (operation,) = plane.applied
-        assert isinstance(operation, VirtualServerOperation)
+        (operation,) = [one for one in plane.applied if isinstance(one, VirtualServerOperation)]
         assert operation.verb is Verb.SET
+        await rig.until(lambda: len(plane.applied) == 3)
+        assert not rig.writer.actual.entries[roles.NO_LOCAL[Family.IPV4]]
 
 
 async def test_api_server_and_dns_are_programmed_first(plane: FakeDataplane) -> None:

@@ -28,6 +28,7 @@ from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.slice_cache import SliceCache
+from ipvs_proxy.plan.switching import keep_waiting
 from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
     AddressOperation,
@@ -402,7 +403,8 @@ class Convergence(RuleBasedStateMachine):
         strict = self.trusted and not self.pending
         failed: list[Operation] = []
         keys = self.mirror.note_draining(self.desired, touched)
-        for number, operation in enumerate(difference(self.desired, self.mirror, keys)):
+        operations = keep_waiting(difference(self.desired, self.mirror, keys), self.desired, self.mirror)
+        for number, operation in enumerate(operations):
             self.kernel.refuse = (lambda _: EBUSY) if refusals >> (number % 16) & 1 else None
             code = self.kernel.apply(operation)
             self.kernel.refuse = None

@@ -40,6 +40,7 @@ from ipvs_proxy.plan.difference import difference, unsettled, unsettled_among, u
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.marks import corrections
 from ipvs_proxy.plan.mirror import KernelTables
+from ipvs_proxy.plan.switching import keep_waiting
 from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
     Operation,
@@ -307,7 +308,7 @@ class KernelWriter:
     def _difference(self, touched: TableKeys) -> tuple[list[Operation], TableKeys]:
         """Return the operations for what was touched, and what that is with all that drains or goes along."""
         keys = self.actual.note_draining(self.desired, touched)
-        return difference(self.desired, self.actual, keys), keys
+        return keep_waiting(difference(self.desired, self.actual, keys), self.desired, self.actual), keys
 
     async def has_scheduler(self, name: str) -> bool:
         """Return whether the kernel has a scheduler. Raises OSError if it does not say."""
