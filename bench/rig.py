@@ -64,6 +64,8 @@ class Idle(NamedTuple):
 class NoKernel:
     """A kernel that accepts everything and holds nothing, which leaves the cost of Python."""
 
+    spells_marks = True
+
     def ensure_tables(self) -> list[str]:
         """Find nothing missing."""
         return []

@@ -15,6 +15,7 @@ SCHEMA = DOCS / "ipvs-proxy-configuration.schema.json"
 _PATTERNS: dict[str, dict[str, Any]] = {
     "DURATION": {"type": "string", "pattern": r"^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)?$"},
     "off|all|endpoints": {"type": "string", "enum": ["off", "all", "endpoints"]},
+    "auto|iptables|nftables": {"type": "string", "enum": ["auto", "iptables", "nftables"]},
     "[true|false]": {"type": "boolean", "default": False},
     "kube-proxy": {"type": "string", "enum": ["", "kube-proxy"]},
 }

@@ -133,7 +133,7 @@ class Agent:
     def _make_controller(self, departed: DepartedEndpoints) -> Controller:
         return Controller(
             self.writer,
-            context=context_of(self.settings, self._host.families),
+            context=context_of(self.settings, self._host.families, spells_marks=self._dataplane.spells_marks),
             recorder=self._reports,
             marks=Marks(self.settings.masquerade_bit),
             facts=self._facts,
@@ -322,7 +322,7 @@ def sources(
     ]
 
 
-def context_of(settings: Settings, families: Sequence[Family]) -> Context:
+def context_of(settings: Settings, families: Sequence[Family], *, spells_marks: bool) -> Context:
     """Return what plans need to know of the settings; what they need to know of the node comes later."""
     return Context(
         settings.node_name,
@@ -330,6 +330,7 @@ def context_of(settings: Settings, families: Sequence[Family]) -> Context:
         families=tuple(families),
         compatible=settings.compatible,
         external_ips=settings.external_ips,
+        spells_marks=spells_marks,
     )
 
 

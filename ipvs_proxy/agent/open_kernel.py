@@ -7,6 +7,7 @@ import structlog
 from ipvs_proxy.agent.local_detection import masquerading
 from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables
+from ipvs_proxy.kernel.filter.nftables_filter import open_nftables
 from ipvs_proxy.kernel.ipvs.records import Timeouts
 from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
@@ -35,11 +36,8 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
 def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = None) -> Dataplane:
     """Open the kernel's tables, with the rules that follow from the own Node; nothing is written yet."""
     rules = {family: masquerading(settings, family, node) for family in host.families}
-    return Dataplane(
-        ipvs=ipvs,
-        addresses=Addresses(),
-        packet_filter=open_ipset_iptables(rules, host.iptables),
-    )
+    packet_filter = open_nftables(rules) if host.iptables is None else open_ipset_iptables(rules, host.iptables)
+    return Dataplane(ipvs=ipvs, addresses=Addresses(), packet_filter=packet_filter)
 
 
 def set_kernel(settings: Settings, ipvs: Ipvs) -> None:

@@ -15,6 +15,7 @@ import structlog
 from ipvs_proxy.agent.assembly import Agent, connect_to_api
 from ipvs_proxy.agent.open_kernel import prepare_kernel
 from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.filter.backend import NFTABLES
 from ipvs_proxy.netlink.errors import Unusable, is_passing
 from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.node import requirements
@@ -59,13 +60,17 @@ async def prepare(settings: Settings, stop: asyncio.Event | None = None) -> tupl
     """Check the node and set what needs more rights than the rest. Raises as ``start`` does."""
 
     async def check() -> Host:
-        return requirements.require_all()
+        return requirements.require_all(settings.packet_filter)
 
     async def open_kernel() -> Dataplane:
         return prepare_kernel(settings, host)
 
     host = await persist("checks", check, stop)
-    log.info("iptables", variant=host.iptables.backend, version=host.iptables.version_text, reason=host.iptables.reason)
+    if host.iptables is None:
+        log.info("packet_filter", chosen=NFTABLES)
+    else:
+        used = host.iptables
+        log.info("iptables", variant=used.backend, version=used.version_text, reason=used.reason)
     for family, reason in host.unsupported.items():
         log.warning("family_unsupported", family=family.label, reason=reason)
     return host, await persist("kernel", open_kernel, stop)

@@ -24,8 +24,9 @@ from ipvs_proxy.agent.sync.departed import DepartedEndpoints
 from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.commands.empty_kernel import EmptyKernel
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
-from ipvs_proxy.kernel.filter.backend import PacketFilter
+from ipvs_proxy.kernel.filter.backend import NFTABLES, PacketFilter
 from ipvs_proxy.kernel.filter.ipset_iptables import EmptyIpsetIptables
+from ipvs_proxy.kernel.filter.nftables_filter import EmptyNftables
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.kube.client import connect
@@ -52,6 +53,11 @@ class ReadOnlyKernel:
         self.frame: list[ChangeState] = []
         self.operations: list[Operation] = []
         self._dataplane = dataplane
+
+    @property
+    def spells_marks(self) -> bool:
+        """Whether members say which bits a mark has."""
+        return self._dataplane.spells_marks
 
     def ensure_tables(self) -> list[str]:
         """Note which of link and sets are missing."""
@@ -132,7 +138,7 @@ def find_ground(settings: Settings, *, offline: bool) -> Ground:
     if offline:
         return _empty_ground(settings, "as --offline says")
     try:
-        host = requirements.require_all()
+        host = requirements.require_all(settings.packet_filter)
     except MissingPiece as error:
         if settings.manifests is not None and not IPVS_LOADED.exists():
             return _empty_ground(settings, f"as IPVS is not in use here ({error.piece})")
@@ -148,7 +154,8 @@ def find_ground(settings: Settings, *, offline: bool) -> Ground:
 
 
 def _empty_ground(settings: Settings, reason: str) -> Ground:
-    packet_filter = EmptyIpsetIptables({family: masquerading(settings, family, None) for family in Family})
+    empty = EmptyNftables if settings.packet_filter == NFTABLES else EmptyIpsetIptables
+    packet_filter = empty({family: masquerading(settings, family, None) for family in Family})
     try:
         with closing(HostAddresses()) as reader:
             interfaces = reader.read()
@@ -178,7 +185,7 @@ async def _find_changes(settings: Settings, ground: Ground) -> Differences:
     health = HealthTracker(ground.families, sync_period=settings.sync_period)
     controller = Controller(
         writer,
-        context=context_of(settings, ground.families),
+        context=context_of(settings, ground.families, spells_marks=ground.packet_filter.spells_marks),
         recorder=Reports(Metrics(ground.families), health, wish=lambda *_: None, emit=None, history=History()),
         marks=Marks(settings.masquerade_bit),
         facts=node_facts_of(settings, ground.families, ground.read_interfaces),

@@ -22,6 +22,11 @@ class EmptyKernel:
         self.operations: list[Operation] = []
         self._packet_filter = packet_filter
 
+    @property
+    def spells_marks(self) -> bool:
+        """Whether members say which bits a mark has."""
+        return self._packet_filter.spells_marks
+
     def ensure_tables(self) -> list[str]:
         """Note link and sets, none of which is there."""
         self.frame.append(ChangeState("add", "addresses", f"link {SERVICE_LINK}"))

@@ -68,6 +68,11 @@ class Dataplane:
         self.addresses = addresses
         self.packet_filter = packet_filter
 
+    @property
+    def spells_marks(self) -> bool:
+        """Whether members say which bits a mark has."""
+        return self.packet_filter.spells_marks
+
     def prepare(self) -> None:
         """Make link and sets, and read the rules: what a start needs whatever objects there are.
 

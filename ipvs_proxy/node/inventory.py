@@ -21,7 +21,7 @@ from ipvs_proxy.kernel.filter.iptables.iptables_mode import chains_of
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables, MissingNfTables, choose_variant, installed_variants
 from ipvs_proxy.kernel.filter.iptables.removal import is_ours_beside_iptables_mode, removal
 from ipvs_proxy.kernel.filter.iptables.saved import parse
-from ipvs_proxy.kernel.filter.nft.table import has_table
+from ipvs_proxy.kernel.filter.nftables.tables import has_kube_proxy_table
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.netlink.errors import Unusable
@@ -88,7 +88,7 @@ def take_inventory(*, scheduler: str, strict_arp: bool, ports: Collection[int]) 
         kernel=sysctl.kernel_version(),
         agent=instances.any_running(),
         kube_proxy=processes.running_kube_proxy(),
-        nftables_mode=tuple(family for family in Family if has_table(family)),
+        nftables_mode=tuple(family for family in Family if has_kube_proxy_table(family)),
     )
     for port in ports:
         holder = processes.holder_of(port)

@@ -11,11 +11,14 @@ import subprocess
 import sys
 from errno import ENOENT, EOPNOTSUPP
 from pathlib import Path
+from shutil import which
 from struct import pack
 from typing import Final, NamedTuple
 
+from ipvs_proxy.kernel.filter.backend import AUTO, NFTABLES
 from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables, choose_variant
+from ipvs_proxy.kernel.filter.nftables.sets import open_netfilter
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.codec import encode_new_dummy
 from ipvs_proxy.netlink.errors import SHORTAGES, Busy, MissingPiece, Unusable, is_passing
@@ -36,17 +39,20 @@ _MODULES_PACKAGE: Final = "or install the package that has all of the kernel's m
 
 
 class Host(NamedTuple):
-    """What the checks found: the programs to use, the families that work, and why a family does not."""
+    """What the checks found: the programs to use, the families that work, and why a family does not.
 
-    iptables: Iptables
+    ``iptables`` is ``None`` if nftables is the packet filter.
+    """
+
+    iptables: Iptables | None
     families: tuple[Family, ...]
     unsupported: dict[Family, str]
 
 
-def require_all() -> Host:
+def require_all(packet_filter: str = AUTO) -> Host:
     """Check everything, in the order in which it is needed, in the network namespace of this thread.
 
-    It is for the caller to decide whether the families that work are enough.
+    ``packet_filter`` is the setting. It is for the caller to decide whether the families that work are enough.
 
     Raises:
         MissingPiece: for the first piece that is missing.
@@ -57,6 +63,9 @@ def require_all() -> Host:
     require_capabilities()
     require_ipvs()
     require_dummy()
+    if packet_filter == NFTABLES:
+        require_nftables()
+        return Host(None, *supported_families(None))
     require_ipset()
     iptables = choose_variant()
     families, unsupported = supported_families(iptables)
@@ -116,6 +125,13 @@ def require_ipset() -> None:
     Sets([]).close()
 
 
+def require_nftables() -> None:
+    """Make sure that the kernel has nf_tables and lets us use it, and that there is a program to write rules with."""
+    open_netfilter().close()
+    if not which("nft"):
+        raise MissingPiece("the program nft was not found in PATH", "install the package nftables")
+
+
 def require_set_match(family: Family) -> None:
     """Make sure that rules can refer to sets.
 
@@ -139,8 +155,10 @@ def has_extension(name: str, family: Family) -> bool:
     return True
 
 
-def supported_families(iptables: Iptables, *, proc: Path = PROC) -> tuple[tuple[Family, ...], dict[Family, str]]:
+def supported_families(iptables: Iptables | None, *, proc: Path = PROC) -> tuple[tuple[Family, ...], dict[Family, str]]:
     """Return the families that can be served, IPv4 first, and for the others the reason why not.
+
+    Without ``iptables``, which some hosts have for one family, all is a matter of the kernel's protocols.
 
     Raises:
         MissingPiece: if there is none.
@@ -153,7 +171,7 @@ def supported_families(iptables: Iptables, *, proc: Path = PROC) -> tuple[tuple[
     elif _text(proc / "sys/net/ipv6/conf/all/disable_ipv6") == "1":
         unsupported[Family.IPV6] = "sysctl net.ipv6.conf.all.disable_ipv6 is 1"
     for family in Family:
-        if family not in unsupported:
+        if family not in unsupported and iptables is not None:
             try:
                 iptables.check_nat(family)
             except Unusable as error:

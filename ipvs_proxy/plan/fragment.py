@@ -40,7 +40,8 @@ class Context(NamedTuple):
     of all links but our own, ``node_ips`` the Node's own, by which source ranges allow the node itself,
     ``node_addresses`` all that its status has, ``api_servers`` where this agent reaches the API server. ``compatible``:
     one list of endpoints for all clients, as in kube-proxy's IPVS mode. ``external_ips``: whether ``externalIPs`` are
-    served (kube-proxy's feature gate ``AllowServiceExternalIPs``).
+    served (kube-proxy's feature gate ``AllowServiceExternalIPs``). ``spells_marks``: the packet filter needs
+    the bits of marks, each in its role.
     """
 
     node_name: str
@@ -54,6 +55,7 @@ class Context(NamedTuple):
     api_servers: ApiServers = MappingProxyType({})
     compatible: bool = False
     external_ips: bool = True
+    spells_marks: bool = True
 
 
 class HealthCheck(NamedTuple):

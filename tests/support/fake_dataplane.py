@@ -31,6 +31,8 @@ class NoRules:
 class FakeDataplane:
     """``broken`` makes the next calls of ``apply`` fail as a dead socket does; ``calls`` counts by name."""
 
+    spells_marks = True
+
     def __init__(self, kernel: FakeKernel | None = None) -> None:
         self.kernel = kernel or FakeKernel()
         self.calls: Counter[str] = Counter()

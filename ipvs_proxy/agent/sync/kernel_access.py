@@ -42,6 +42,10 @@ class ReadableTables(Protocol):
 class WritableTables(ReadableTables, Protocol):
     """The kernel's tables and packet rules, to be written: what ``kernel.dataplane.Dataplane`` is for the agent."""
 
+    @property
+    def spells_marks(self) -> bool:
+        """Whether the packet filter needs the bits of marks, each in its role."""
+
     def repair_rules(self) -> list[str]:
         """Bring the packet rules to what they should be; return what was wrong."""
 

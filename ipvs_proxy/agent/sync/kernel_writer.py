@@ -145,8 +145,8 @@ class KernelWriter:
         async with self._lock:
             missing = await self._mirror.ensure_tables()
             await self._mirror.begin()
-            # Our rules put marks together from the sets of their bits.
-            await self._carry_out([*corrections(self.actual.entries)], TableKeys())
+            if self._kernel.spells_marks:
+                await self._carry_out([*corrections(self.actual.entries)], TableKeys())
             self._leftovers = await self.call(self._kernel.find_leftovers)
             if self._leftovers:
                 log.info("other_mode_found", found=self._leftovers)

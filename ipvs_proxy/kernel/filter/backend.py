@@ -5,19 +5,24 @@ and mark by those sets. The rules are the same whatever Services there are: they
 once, and from then on only read, so that an audit that finds nothing wrong writes nothing. Sets exist from the start,
 before any rule that refers to one; an empty set matches nothing.
 
-``ipset_iptables`` is the one there is. Only what opens one (``agent.open_kernel``, and ``node``, which looks for all
-that any of them may have left) knows which; everybody else has a ``PacketFilter``. Names of sets and findings about
-rules are texts for people.
+There are two, ``ipset_iptables`` and ``nftables_filter``. Only what opens one (``agent.open_kernel``, and ``node``,
+which looks for all that any of them may have left) knows which; everybody else has a ``PacketFilter``. Names of sets
+and findings about rules are texts for people.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family, Role, SetEntry, SetEntryOperation
+
+#: The values of the setting ``packetFilter``.
+AUTO: Final = "auto"
+IPTABLES: Final = "iptables"
+NFTABLES: Final = "nftables"
 
 #: What the kernel calls the set of a role.
 NameOfRole = Callable[[Role], str]
@@ -30,6 +35,9 @@ class PacketFilter(Protocol):
     kernel refuses to be read, and ``MalformedMessage`` if its answer is garbage. One thread at a time may use it, but
     for ``repair``, which may run beside the rest.
     """
+
+    #: Whether the rules put marks together bit by bit, from the members of ``plan.roles.MARK_BITS``.
+    spells_marks: bool
 
     def ensure(self) -> list[str]:
         """Make sure that all sets exist; return the names of those that were missing."""

@@ -16,7 +16,7 @@ from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables, Miss
 from ipvs_proxy.kernel.filter.iptables.removal import Choice, is_ours, is_ours_beside_iptables_mode, removal
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.iptables.saved import Saved, parse
-from ipvs_proxy.kernel.filter.nft.table import delete_table, has_table
+from ipvs_proxy.kernel.filter.nftables.tables import delete_kube_proxy_table, has_kube_proxy_table
 from ipvs_proxy.netlink.errors import MissingPiece
 from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family, Role, SetEntry, SetEntryOperation
@@ -27,6 +27,9 @@ RECENT: Final = 1.0
 
 class IpsetIptables:
     """A ``PacketFilter``: the sets of all roles, and the rules of each family in one variant of iptables."""
+
+    #: Outside the mangle table, a set of ipset cannot map.
+    spells_marks = True
 
     def __init__(self, sets: Sets, rules: Mapping[Family, IptablesRules], iptables: Iptables) -> None:
         self.sets = sets
@@ -220,8 +223,8 @@ def _remove_sets(sets: Sets, cleaning: Cleaning, *, dry_run: bool) -> None:
 
 
 def _remove_table(family: Family, cleaning: Cleaning, *, dry_run: bool) -> None:
-    if not has_table(family):
+    if not has_kube_proxy_table(family):
         return
     if not dry_run:
-        delete_table(family)
+        delete_kube_proxy_table(family)
     cleaning.removed.append(f"the nftables table kube-proxy of {family.label}")

@@ -1,0 +1,284 @@
+"""The packet filter in one table of nf_tables: sets and a map for the data, a fixed set of rules that refer to them.
+
+It needs nothing of the host but nf_tables and the program ``nft``. Members travel over netlink (``nftables.sets``), the
+table as a whole goes through nft. An audit asks for the generation of the rules first: as long as nobody else has
+changed any rule of the node, there is nothing to read.
+
+The invariant: the table is written as a whole in one transaction, so no packet meets a part of it, and a set that is as
+it should be keeps its members.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from threading import Lock
+from typing import Final, cast
+
+import structlog
+
+from ipvs_proxy.kernel.filter.backend import Cleaning, counted
+from ipvs_proxy.kernel.filter.nftables import codec, program
+from ipvs_proxy.kernel.filter.nftables.compare import AS_WRITTEN, Forms, differences, parse, payload, printed_forms
+from ipvs_proxy.kernel.filter.nftables.generation import Generation, following
+from ipvs_proxy.kernel.filter.nftables.names import TABLE_NAME, definitions, name_of
+from ipvs_proxy.kernel.filter.nftables.render import Blocks, render, set_blocks, text_of
+from ipvs_proxy.kernel.filter.nftables.sets import Sets, open_netfilter
+from ipvs_proxy.kernel.filter.nftables.tables import (
+    delete_kube_proxy_table,
+    delete_own_chains,
+    delete_own_table,
+    has_kube_proxy_table,
+    has_own_table,
+)
+from ipvs_proxy.netlink.errors import MissingPiece, describe
+from ipvs_proxy.netlink.socket import NetlinkSocket
+from ipvs_proxy.plan.masquerading import Masquerading
+from ipvs_proxy.plan.tables import Family, Role, SetEntry, SetEntryOperation
+
+log = structlog.get_logger()
+
+#: Seconds for which what was read of the rules is taken for what they are, in a start.
+RECENT: Final = 1.0
+
+
+class NftablesFilter:
+    """A ``PacketFilter``: one table with the sets and rules of all families."""
+
+    #: The map gives marks whole.
+    spells_marks = False
+
+    def __init__(
+        self, sets: Sets, settings: Mapping[Family, Masquerading], generation: Generation, netfilter: NetlinkSocket
+    ) -> None:
+        self.sets = sets
+        self._settings = dict(settings)
+        self._generation = generation
+        self._netfilter = netfilter
+        self._forms: Forms = AS_WRITTEN
+        self._unread: Blocks | None = None
+        self._seen: Blocks | None = None
+        self._seen_until = 0.0
+        self._writes = 0
+        self._lock = Lock()
+        render(settings)
+
+    def ensure(self) -> list[str]:
+        """Make sure that the table and all sets exist; return the names of those that were missing."""
+        unfit = self.sets.unfit()
+        if not unfit:
+            return []
+        with self._lock:
+            if any(unfit.values()):
+                self._carry_out(payload(self._wanted(), self._listed(), forms=self._forms))
+            else:
+                blocks = {
+                    name: lines for name, lines in set_blocks(self._settings).items() if name.partition(" ")[2] in unfit
+                }
+                self._carry_out(text_of(blocks))
+        return list(unfit)
+
+    def missing(self) -> list[str]:
+        """Return the names of the sets that ``ensure`` would make."""
+        return list(self.sets.unfit())
+
+    def read(self) -> dict[Role, set[SetEntry]]:
+        """Read the members by role; a role whose set is missing, or is of another type, is left out."""
+        return self.sets.read()
+
+    def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
+        """Carry operations out; return for each 0, an errno, or UNKNOWN."""
+        return self.sets.apply(operations)
+
+    def describe(self, code: int) -> str:
+        """Say what a code of ``apply`` means."""
+        return describe(code)
+
+    def name_of(self, role: Role) -> str:
+        """Return the name of a role's set in our table."""
+        return name_of(role)
+
+    @property
+    def settings(self) -> Mapping[Family, Masquerading]:
+        """What the rules of each family follow."""
+        return self._settings
+
+    def follow(self, settings: Mapping[Family, Masquerading]) -> bool:
+        """Have the rules follow other settings; return whether they must be written again."""
+        wanted = {family: settings[family] for family in self._settings}
+        if wanted == self._settings:
+            return False
+        with self._lock:
+            self._settings = wanted
+            self._unread = None
+            self._generation.forget()
+        return True
+
+    def look(self) -> None:
+        """Read the table, unless that was done just now."""
+        if time.monotonic() > self._seen_until:
+            self._seen = self._listed()
+            self._seen_until = time.monotonic() + RECENT
+
+    def write(self) -> list[str]:
+        """Bring the rules to what they should be, as far as is known from a look of just now; say what was wrong."""
+        self.look()
+        seen, self._seen, self._seen_until = self._seen, None, 0.0
+        with self._lock:
+            return self._write(seen or {})
+
+    def drift(self) -> list[str]:
+        """Say what is wrong with the rules."""
+        return differences(self._wanted(), self._listed(), forms=self._forms)
+
+    def repair(self) -> list[str]:
+        """Bring the rules to what they should be, if anybody else has changed any; say what was wrong."""
+        with self._lock:
+            number = self._number()
+            if self._generation.is_verified(number):
+                self._learn(number)
+                return []
+            found = self._listed()
+            findings = self._write(found)
+            if findings:
+                self._learn(self._number())
+            elif self._number() == number:
+                self._generation.verified(number)
+            return findings
+
+    def find_other_modes(self) -> list[str]:
+        """Say what kube-proxy left behind in its other modes."""
+        return [f"{family.label}: the table of nftables mode" for family in Family if has_kube_proxy_table(family)]
+
+    def remove_other_modes(self) -> list[str]:
+        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        findings = self.find_other_modes()
+        for family in Family:
+            if has_kube_proxy_table(family):
+                delete_kube_proxy_table(family)
+        return findings
+
+    def writes(self) -> int:
+        """Return how many messages and rule sets have been written."""
+        return self.sets.traffic.writes + self._writes
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self.sets.close()
+        self._netfilter.close()
+
+    def _wanted(self) -> Blocks:
+        return render(self._settings)
+
+    def _listed(self) -> Blocks:
+        return parse(program.read_table())
+
+    def _number(self) -> int:
+        """Return the generation of all rules."""
+        return codec.decode_generation(self._netfilter.ask(codec.GET_GENERATION))
+
+    def _write(self, found: Blocks) -> list[str]:
+        """Write the table if it is not as it should be; say what was wrong."""
+        wanted = self._wanted()
+        findings = differences(wanted, found, forms=self._forms)
+        if findings:
+            number = self._number()
+            self._carry_out(payload(wanted, found, forms=self._forms))
+            if self._number() == following(number):
+                # Nobody else wrote in between, so the table is as it was written, however nft prints it.
+                self._generation.verified(following(number))
+                self._unread = wanted
+        return findings
+
+    def _carry_out(self, text: str) -> None:
+        self._writes += 1
+        program.carry_out(text)
+
+    def _learn(self, number: int) -> None:
+        """Read once how this nft prints what was written, if all is known of this generation."""
+        if self._unread is None or not self._generation.is_verified(number):
+            return
+        printed = self._listed()
+        if self._number() == number:
+            forms = printed_forms(self._unread, printed)
+            self._unread = None
+            if forms and forms != self._forms:
+                self._forms = forms
+                (_, written), found = next(iter(forms.items()))
+                log.info("rules_printed_in_other_form", rules=len(forms), written=written, printed=found)
+
+
+def open_nftables(settings: Mapping[Family, Masquerading]) -> NftablesFilter:
+    """Open the packet filter of these families; nothing is written yet.
+
+    Raises:
+        MissingPiece: if the kernel has no nf_tables, or does not let us use it.
+        ValueError: if settings are not for their family.
+
+    """
+    generation = Generation()
+    return NftablesFilter(Sets(definitions(settings), generation=generation), settings, generation, open_netfilter())
+
+
+class EmptyNftables(NftablesFilter):
+    """The packet filter of a node that has no table; it asks nothing of a kernel, and cannot write."""
+
+    def __init__(self, settings: Mapping[Family, Masquerading]) -> None:
+        super().__init__(cast("Sets", None), settings, Generation(), cast("NetlinkSocket", None))
+
+    def missing(self) -> list[str]:
+        """Return the names of all sets."""
+        return [definition.name for definition in definitions(self.settings)]
+
+    def drift(self) -> list[str]:
+        """Say that there is no table."""
+        return differences(self._wanted(), {})
+
+
+class NftablesTraces:
+    """The ``Traces`` of it: our table, and those of kube-proxy's nftables mode."""
+
+    def __init__(self, cleaning: Cleaning) -> None:
+        """Open the sets; if that fails, ``cleaning`` has the reason. A kernel without nf_tables has none."""
+        self._sets: Sets | None = None
+        with cleaning.noting(f"the nftables table {TABLE_NAME}"):
+            try:
+                self._sets = Sets(definitions())
+            except MissingPiece:
+                return
+
+    def read(self) -> dict[Role, set[SetEntry]]:
+        """Read the members by role."""
+        return {} if self._sets is None else self._sets.read()
+
+    def remove(self, cleaning: Cleaning, *, kube_proxy: bool, with_sets: bool, dry_run: bool) -> None:
+        """Remove the rules, and with them the sets; note what went, and what would not."""
+        with cleaning.noting(f"the nftables table {TABLE_NAME}"):
+            if has_own_table():
+                _remove_own(cleaning, with_sets=with_sets, dry_run=dry_run)
+        for family in _left_by_kube_proxy() if kube_proxy else ():
+            with cleaning.noting(f"the nftables table kube-proxy of {family.label}"):
+                if not dry_run:
+                    delete_kube_proxy_table(family)
+                cleaning.removed.append(f"the nftables table kube-proxy of {family.label}")
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._sets is not None:
+            self._sets.close()
+
+
+def _remove_own(cleaning: Cleaning, *, with_sets: bool, dry_run: bool) -> None:
+    if with_sets:
+        if not dry_run:
+            delete_own_table()
+        cleaning.removed.append(f"the nftables table {TABLE_NAME}")
+        return
+    # The sets say what is ours of what could not be removed.
+    removed = 0 if dry_run else delete_own_chains()
+    if removed:
+        cleaning.removed.append(f"{counted(removed, 'chain')} of the nftables table {TABLE_NAME}")
+
+
+def _left_by_kube_proxy() -> Iterable[Family]:
+    return [family for family in Family if has_kube_proxy_table(family)]
