@@ -1,0 +1,52 @@
+"""The packet filter of this run: ``RING_PACKET_FILTER`` says which one the agent is to use, ``iptables`` by default.
+
+Tests do not say which one it is. What they ask the tools of the host (``ipset``, ``nft``) they ask through here, and get
+it in the words of ``ipset save``, with the names of the ipsets: those are what a reader knows from a node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
+
+from ipvs_proxy.kernel.filter.ipset.names import name_of as ipset_of
+from ipvs_proxy.kernel.filter.nftables.names import TABLE, definitions
+from lab.topology import Topology
+
+IPTABLES, NFTABLES = "iptables", "nftables"
+CHOSEN = os.environ.get("RING_PACKET_FILTER") or IPTABLES
+
+#: From the names of our nftables sets to those of the ipsets.
+_IPSETS = {definition.name: ipset_of(definition.role) for definition in definitions()}
+
+
+def saved_sets(net: Topology) -> list[str]:
+    """Return the members of all sets on the node, as ``ipset save`` prints them: ``add KUBE-NODE-PORT-TCP 30080``."""
+    if CHOSEN == IPTABLES:
+        return [line for line in net.run("node", "ipset", "save").splitlines() if line.startswith("add ")]
+    listed = json.loads(net.run("node", "nft", "--json", "list", "ruleset"))["nftables"]
+    return [line for item in listed for kind, found in item.items() for line in _members(kind, found)]
+
+
+def _members(kind: str, found: dict[str, Any]) -> Iterator[str]:
+    """Return the members of a set or map of our table as lines."""
+    if kind not in {"set", "map"} or found["table"] != TABLE:
+        return
+    for element in found.get("elem", ()):
+        key, mark = element if kind == "map" else (element, None)
+        parts = [_text(part) for part in (key["concat"] if isinstance(key, dict) and "concat" in key else [key])]
+        # An address, then protocol and port with a colon in between.
+        texts = [parts[0], ":".join(parts[1:3]), *parts[3:]] if len(parts) > 2 else parts
+        end = "" if mark is None else f" skbmark {mark:#x}"
+        yield f"add {_IPSETS[found['name']]} {','.join(texts)}{end}"
+
+
+def _text(part: Any) -> str:
+    if isinstance(part, dict):
+        network = part["prefix"]
+        whole = network["len"] == ip_address(network["addr"]).max_prefixlen
+        return network["addr"] if whole else f"{network['addr']}/{network['len']}"
+    return str(part)
