@@ -1,7 +1,7 @@
 """The packet filter of this run: ``RING_PACKET_FILTER`` says which one the agent is to use, ``iptables`` by default.
 
-Tests do not say which one it is. What they ask the tools of the host (``ipset``, ``nft``) they ask through here, and get
-it in the words of ``ipset save``, with the names of the ipsets: those are what a reader knows from a node.
+Tests do not say which one it is. What they ask the tools of the host (``ipset``, ``nft``) they ask through here, and
+get it in the words of ``ipset save``, with the names of the ipsets: those are what a reader knows from a node.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables, Miss
 from ipvs_proxy.kernel.filter.iptables.removal import Choice, is_ours, is_ours_beside_iptables_mode, removal
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.iptables.saved import Saved, parse
-from ipvs_proxy.kernel.filter.nftables.tables import delete_kube_proxy_table, has_kube_proxy_table
 from ipvs_proxy.netlink.errors import MissingPiece
 from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family, Role, SetEntry, SetEntryOperation
@@ -160,7 +159,7 @@ class EmptyIpsetIptables(IpsetIptables):
 class IpsetIptablesTraces:
     """The ``Traces`` of it: the sets of both families, and the chains of all variants of iptables that are installed.
 
-    What kube-proxy's IPVS mode leaves has our names, and counts as ours. The table of its nftables mode is here too.
+    What kube-proxy's IPVS mode leaves has our names, and counts as ours.
     """
 
     def __init__(self, cleaning: Cleaning) -> None:
@@ -176,19 +175,25 @@ class IpsetIptablesTraces:
     def remove(self, cleaning: Cleaning, *, kube_proxy: bool, with_sets: bool, dry_run: bool) -> None:
         """Remove the rules, then the sets; note what went, and what would not."""
         with cleaning.noting("the rules"):
-            for variant in installed_variants():
+            for variant in self._installed_variants():
                 _remove_rules(variant, cleaning, kube_proxy=kube_proxy, dry_run=dry_run)
         if self._sets is not None and with_sets:
             with cleaning.noting("the sets"):
                 _remove_sets(self._sets, cleaning, dry_run=dry_run)
-        for family in Family if kube_proxy else ():
-            with cleaning.noting(f"the nftables table kube-proxy of {family.label}"):
-                _remove_table(family, cleaning, dry_run=dry_run)
 
     def close(self) -> None:
         """Close the socket."""
         if self._sets is not None:
             self._sets.close()
+
+    def _installed_variants(self) -> list[Iptables]:
+        """Find the variants of iptables; a host with neither its programs nor ipset has no rule of ours."""
+        try:
+            return installed_variants()
+        except MissingPiece:
+            if self._sets is not None:
+                raise
+            return []
 
 
 def _remove_rules(variant: Iptables, cleaning: Cleaning, *, kube_proxy: bool, dry_run: bool) -> None:
@@ -220,11 +225,3 @@ def _remove_sets(sets: Sets, cleaning: Cleaning, *, dry_run: bool) -> None:
     if destroyed:
         cleaning.removed.append(counted(destroyed, "set"))
     cleaning.problems.extend(f"the set {name}: {describe_error(code)}" for name, code in outcomes if code)
-
-
-def _remove_table(family: Family, cleaning: Cleaning, *, dry_run: bool) -> None:
-    if not has_kube_proxy_table(family):
-        return
-    if not dry_run:
-        delete_kube_proxy_table(family)
-    cleaning.removed.append(f"the nftables table kube-proxy of {family.label}")
