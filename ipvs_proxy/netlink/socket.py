@@ -147,35 +147,37 @@ class NetlinkSocket:
                 failures[start + index] = outcome
         return failures
 
-    def transact(self, requests: Sequence[Request], *, begin: Request, end: Request) -> Transaction:
-        """Send requests in one datagram, between the two that frame them, to be carried out together or not at all.
+    def transact(self, requests: Sequence[Request], *, opening: Sequence[Request], end: Request) -> Transaction:
+        """Send requests in one datagram, between those that frame them, to be carried out together or not at all.
 
         The kernel looks at each, whatever it found wrong with those before (``nfnetlink_rcv_batch``), so all that it
-        refuses come back at once; what is wrong with the whole, it says of ``begin``. Never raises OSError: what could
-        not be sent is UNKNOWN. The datagram must fit the send buffer.
+        refuses come back at once; what is wrong with the whole, it says of the first of ``opening``. Never raises
+        OSError: what could not be sent is UNKNOWN. The datagram must fit the send buffer.
         """
-        first = self._reserve(len(requests) + 2)
-        last = first + len(requests)
+        begin = self._reserve(len(opening) + len(requests) + 1)
+        first = begin + len(opening)
+        last = first + len(requests) - 1
         outcome = Transaction({}, [])
         self.traffic.writes += len(requests)
         try:
-            framed = frame_batch(requests, sequence=first + 1)
-            self._transmit(frame(begin, sequence=first) + framed + frame(end, sequence=last + 1))
+            opened = b"".join(frame(request, sequence=number) for number, request in enumerate(opening, begin))
+            self._transmit(opened + frame_batch(requests, sequence=first) + frame(end, sequence=last + 1))
             while True:
                 for reply in _replies(self._receive_datagram()):
-                    if isinstance(reply, Data) and reply.sequence == first:
-                        outcome.replies.append(reply.payload)
-                    if not isinstance(reply, Acknowledgement) or not first <= reply.sequence <= last:
+                    if not begin <= reply.sequence <= last:
                         continue
-                    if reply.sequence == first:
+                    if isinstance(reply, Data):
+                        outcome.replies.append(reply.payload)
+                    elif isinstance(reply, Acknowledgement) and reply.sequence < first:
                         return Transaction(dict.fromkeys(range(len(requests)), reply), [])
-                    if reply.error:
-                        outcome.failures[reply.sequence - first - 1] = reply
-                    if reply.sequence == last:
-                        return outcome
+                    elif isinstance(reply, Acknowledgement):
+                        if reply.error:
+                            outcome.failures[reply.sequence - first] = reply
+                        if reply.sequence == last:
+                            return outcome
         except (OSError, MalformedMessage):
             self.close()
-            return Transaction(dict.fromkeys(range(len(requests)), Acknowledgement(first, UNKNOWN)), [])
+            return Transaction(dict.fromkeys(range(len(requests)), Acknowledgement(begin, UNKNOWN)), [])
 
     def ask(self, request: Request) -> bytes:
         """Ask for one object; return the payload of the reply.

@@ -19,11 +19,19 @@ import structlog
 
 from ipvs_proxy.kernel.filter.backend import Cleaning, counted
 from ipvs_proxy.kernel.filter.nftables import codec, program
-from ipvs_proxy.kernel.filter.nftables.compare import AS_WRITTEN, Forms, differences, parse, payload, printed_forms
+from ipvs_proxy.kernel.filter.nftables.compare import (
+    AS_WRITTEN,
+    Forms,
+    differences,
+    parse,
+    payload,
+    printed_forms,
+    replacing,
+)
 from ipvs_proxy.kernel.filter.nftables.generation import Generation, following
 from ipvs_proxy.kernel.filter.nftables.names import TABLE_NAME, definitions, name_of
-from ipvs_proxy.kernel.filter.nftables.render import Blocks, render, set_blocks, text_of
-from ipvs_proxy.kernel.filter.nftables.sets import Sets, open_netfilter
+from ipvs_proxy.kernel.filter.nftables.render import Blocks, range_blocks, render, set_blocks, text_of
+from ipvs_proxy.kernel.filter.nftables.sets import MakeLengths, Sets, open_netfilter
 from ipvs_proxy.kernel.filter.nftables.tables import (
     delete_kube_proxy_table,
     delete_own_chains,
@@ -61,7 +69,8 @@ class NftablesFilter:
         self._seen_until = 0.0
         self._writes = 0
         self._lock = Lock()
-        render(settings)
+        sets.make = self._make_lengths
+        self._wanted()
 
     def ensure(self) -> list[str]:
         """Make sure that the table and all sets exist; return the names of those that were missing."""
@@ -72,10 +81,8 @@ class NftablesFilter:
             if any(unfit.values()):
                 self._carry_out(payload(self._wanted(), self._listed(), forms=self._forms))
             else:
-                blocks = {
-                    name: lines for name, lines in set_blocks(self._settings).items() if name.partition(" ")[2] in unfit
-                }
-                self._carry_out(text_of(blocks))
+                blocks = set_blocks(self._settings, self.sets.lengths)
+                self._carry_out(text_of({name: lines for name, lines in blocks.items() if name.split()[1] in unfit}))
         return list(unfit)
 
     def missing(self) -> list[str]:
@@ -168,10 +175,10 @@ class NftablesFilter:
         self._netfilter.close()
 
     def _wanted(self) -> Blocks:
-        return render(self._settings)
+        return render(self._settings, self.sets.lengths)
 
     def _listed(self) -> Blocks:
-        return parse(program.read_table())
+        return parse(program.read_tables())
 
     def _number(self) -> int:
         """Return the generation of all rules."""
@@ -189,6 +196,21 @@ class NftablesFilter:
                 self._generation.verified(following(number))
                 self._unread = wanted
         return findings
+
+    def _make_lengths(self, wanted: Mapping[Role, set[int]]) -> None:
+        """Make the sets for more lengths of prefixes, and the rules that ask for them, in one transaction.
+
+        Where the rules are not written yet, that makes a chain to which nothing leads.
+        """
+        lengths = {role: known | wanted.get(role, set()) for role, known in self.sets.lengths.items()}
+        with self._lock:
+            number = self._number()
+            self._carry_out(replacing(range_blocks(self._settings, lengths)))
+            for role, known in lengths.items():
+                self.sets.lengths[role] = known
+            if self._generation.is_verified(number) and self._number() == following(number):
+                self._generation.verified(following(number))
+                self._unread = self._wanted()
 
     def _carry_out(self, text: str) -> None:
         self._writes += 1
@@ -220,15 +242,23 @@ def open_nftables(settings: Mapping[Family, Masquerading]) -> NftablesFilter:
     return NftablesFilter(Sets(definitions(settings), generation=generation), settings, generation, open_netfilter())
 
 
+class _NoSets:
+    """The sets of a node without our table."""
+
+    def __init__(self) -> None:
+        self.lengths: dict[Role, set[int]] = {}
+        self.make: MakeLengths | None = None
+
+
 class EmptyNftables(NftablesFilter):
     """The packet filter of a node that has no table; it asks nothing of a kernel, and cannot write."""
 
     def __init__(self, settings: Mapping[Family, Masquerading]) -> None:
-        super().__init__(cast("Sets", None), settings, Generation(), cast("NetlinkSocket", None))
+        super().__init__(cast("Sets", _NoSets()), settings, Generation(), cast("NetlinkSocket", None))
 
     def missing(self) -> list[str]:
         """Return the names of all sets."""
-        return [definition.name for definition in definitions(self.settings)]
+        return [definition.name for definition in definitions(self.settings) if not definition.layout.networks]
 
     def drift(self) -> list[str]:
         """Say that there is no table."""

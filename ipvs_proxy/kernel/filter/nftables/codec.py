@@ -1,8 +1,7 @@
 """nf_tables over nfnetlink, as bytes: the members of sets, and the generation of all rules.
 
 linux/netfilter/nf_tables.h. A key of several parts has each of them at a multiple of 4 bytes, and each in network
-order; so has a network, whose key goes from its first to its last address. Only marks are in host order, as packets
-have them.
+order. Only marks are in host order, as packets have them.
 """
 
 from __future__ import annotations
@@ -35,18 +34,19 @@ from ipvs_proxy.plan.tables import Family, SetEntry, Verb
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _SUBSYSTEM_NUMBER: Final = 10
 _SUBSYSTEM: Final = _SUBSYSTEM_NUMBER << 8
-_GET_TABLE, _DELETE_TABLE, _GET_CHAIN, _DELETE_CHAIN, _DELETE_RULE, _GET_SET, _GET_ELEMENTS, _GET_GENERATION = (
-    _SUBSYSTEM | number for number in (1, 2, 4, 5, 8, 10, 13, 16)
+_NEW_TABLE, _GET_TABLE, _DELETE_TABLE, _GET_CHAIN, _DELETE_CHAIN, _DELETE_RULE = (
+    _SUBSYSTEM | number for number in (0, 1, 2, 4, 5, 8)
 )
+_GET_SET, _GET_ELEMENTS, _GET_GENERATION = (_SUBSYSTEM | number for number in (10, 13, 16))
 _MEMBER_COMMANDS: Final = {Verb.ADD: (_SUBSYSTEM | 12, REQUEST | CREATE), Verb.DELETE: (_SUBSYSTEM | 14, REQUEST)}
 
 # NFTA_TABLE_*, NFTA_CHAIN_*, NFTA_RULE_*
 _TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME, _RULE_TABLE = 1, 1, 3, 1
 # NFTA_SET_*, NFTA_SET_ELEM_LIST_*, NFTA_LIST_ELEM, NFTA_SET_ELEM_*, NFTA_DATA_VALUE, NFTA_GEN_ID
-_SET_TABLE, _SET_NAME, _SET_KEY_LENGTH, _SET_DATA_LENGTH, _SET_FLAGS = 1, 2, 5, 7, 3
+_SET_TABLE, _SET_NAME, _SET_KEY_LENGTH, _SET_DATA_LENGTH, _SET_FLAGS, _SET_COUNT = 1, 2, 5, 7, 3, 20
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _ELEMENT: Final = 1
-_KEY, _DATA, _KEY_END = 1, 2, 10
+_KEY, _DATA = 1, 2
 _VALUE: Final = 1
 _GENERATION: Final = 1
 _INTERVAL_FLAG, _MAP_FLAG = 0x4, 0x8
@@ -56,8 +56,12 @@ _INET: Final = b"\x01\x00\x00\x00"
 _BATCH: Final = b"\x00\x00" + _SUBSYSTEM_NUMBER.to_bytes(2, "big")
 _HEADER_LENGTH: Final = len(_INET)
 
-#: The messages around a transaction. The kernel answers the first with the generation that the transaction made.
-BEGIN: Final = Request(_BATCH_BEGIN, _BATCH, REQUEST | ECHO)
+#: The messages before those of a transaction. The kernel answers the second, which by itself changes nothing, with the
+#: generation that the transaction made (``nf_tables_gen_notify``). If there is no table of ours, nothing else succeeds.
+OPENING: Final = (
+    Request(_BATCH_BEGIN, _BATCH),
+    Request(_NEW_TABLE, _INET + text_attribute(_TABLE_NAME, TABLE), REQUEST | ECHO),
+)
 END: Final = Request(_BATCH_END, _BATCH)
 #: Asks for the generation of all rules of the network namespace.
 GET_GENERATION: Final = Request(_GET_GENERATION, _INET)
@@ -74,7 +78,7 @@ class SetHeader(NamedTuple):
 
     key_length: int
     data_length: int
-    has_intervals: bool
+    has_intervals: bool = False
 
 
 #: The parts of a key; one that stands alone is not padded.
@@ -96,11 +100,11 @@ def _address_length(family: Family) -> int:
 def header_of(definition: SetDefinition) -> SetHeader:
     """Return what the set of a role has to be."""
     layout = definition.layout
-    return SetHeader(_shape(layout, definition.role.family).size, 4 * layout.marks, layout.networks)
+    return SetHeader(_shape(layout, definition.role.family).size, 4 * layout.marks)
 
 
-def decode_set(payload: bytes) -> tuple[str, SetHeader]:
-    """Read from a reply to ``GET_SETS`` the name of a set and what it is.
+def decode_set(payload: bytes) -> tuple[str, SetHeader, int | None]:
+    """Read from a reply to ``GET_SETS`` the name of a set, what it is, and how many members it has, if the kernel says.
 
     Raises:
         MalformedMessage: if it is no such reply.
@@ -113,7 +117,8 @@ def decode_set(payload: bytes) -> tuple[str, SetHeader]:
     key_length, data_length, flags = numbers
     is_map = bool(flags & _MAP_FLAG)
     header = SetHeader(key_length, data_length if is_map else 0, bool(flags & _INTERVAL_FLAG))
-    return text(found.get(_SET_NAME, b"")), header
+    count = found.get(_SET_COUNT)
+    return text(found.get(_SET_NAME, b"")), header, None if count is None else int.from_bytes(count, "big")
 
 
 def decode_generation(payload: bytes) -> int:
@@ -163,7 +168,7 @@ def encode_list(name: str) -> Request:
 def encode_members(verb: Verb, name: str, members: Iterable[bytes]) -> Request:
     """Return the message that adds or deletes members (``encode_member``) of one set.
 
-    Adding what is there succeeds, unless what it maps to, or its interval, is another; deleting what is not fails.
+    Adding what is there succeeds, unless it maps to something else; deleting what is not fails.
 
     Raises:
         ValueError: if they are too many for one message, which can have 64 KiB of them.
@@ -184,8 +189,7 @@ def encode_member(entry: SetEntry, definition: SetDefinition) -> bytes:
     length = _address_length(definition.role.family)
     try:
         if layout.networks:
-            first, last = bounds(entry)
-            data = _value(_KEY, shape.pack(*entry[:3], first)) + _value(_KEY_END, shape.pack(*entry[:3], last))
+            data = _value(_KEY, shape.pack(*entry[:3], _first(entry)))
         elif layout.parts[0] is not ADDRESS:
             data = _value(_KEY, shape.pack(entry.port))
         else:
@@ -203,8 +207,8 @@ def encode_member(entry: SetEntry, definition: SetDefinition) -> bytes:
     return ATTRIBUTE.pack(4 + len(data), _ELEMENT | NESTED) + data
 
 
-def decode_members(payload: bytes, definition: SetDefinition) -> Iterator[SetEntry]:
-    """Return the members in one reply to ``encode_list``, as the plan writes them.
+def decode_members(payload: bytes, definition: SetDefinition, length: int | None = None) -> Iterator[SetEntry]:
+    """Return the members in one reply to ``encode_list``, as the plan writes them; ``length`` is that of a prefix.
 
     Raises:
         MalformedMessage: if it is no such reply.
@@ -215,7 +219,8 @@ def decode_members(payload: bytes, definition: SetDefinition) -> Iterator[SetEnt
         if number == _LIST_ELEMENTS:
             for inner, first, last in walk(payload, start, end):
                 if inner == _ELEMENT:
-                    yield _decode_member(payload, first, last, definition.layout, shape)
+                    entry = _decode_member(payload, first, last, definition.layout, shape)
+                    yield entry if length is None else entry._replace(prefix_length=length)
 
 
 def _decode_member(payload: bytes, start: int, end: int, layout: Layout, shape: Struct) -> SetEntry:
@@ -228,31 +233,26 @@ def _decode_member(payload: bytes, start: int, end: int, layout: Layout, shape: 
         return SetEntry(port=parts[0])
     if layout.marks:
         return SetEntry(*parts)._replace(mark=int.from_bytes(_value_in(payload, found, _DATA)[:4], sys.byteorder))
-    if layout.networks:
-        *_, last = shape.unpack_from(_value_in(payload, found, _KEY_END).ljust(shape.size, b"\0"))
-        return SetEntry(*parts)._replace(prefix_length=_prefix_length(parts[-1], last))
     return SetEntry(*parts)
 
 
-def bounds(entry: SetEntry) -> tuple[bytes, bytes]:
-    """Return the first and the last address of a member's source network.
+def prefix_length(entry: SetEntry) -> int:
+    """Return the length of the prefix of a member's source."""
+    return len(entry.source) * 8 if entry.prefix_length is None else entry.prefix_length
+
+
+def _first(entry: SetEntry) -> bytes:
+    """Return the first address of a member's source.
 
     Raises:
         OverflowError: if the prefix is longer than the address.
 
     """
     length = len(entry.source)
-    free = 0 if entry.prefix_length is None else length * 8 - entry.prefix_length
+    free = length * 8 - prefix_length(entry)
     if not 0 <= free <= length * 8:
         raise OverflowError(f"{entry.prefix_length} is no prefix length of {length} bytes")
-    number = int.from_bytes(entry.source, "big") >> free << free
-    return number.to_bytes(length, "big"), (number | (1 << free) - 1).to_bytes(length, "big")
-
-
-def _prefix_length(first: bytes, last: bytes) -> int:
-    """Return the length of the prefix of a network; of other intervals, that of the smallest network around them."""
-    differing = int.from_bytes(first, "big") ^ int.from_bytes(last, "big")
-    return len(first) * 8 - differing.bit_length()
+    return (int.from_bytes(entry.source, "big") >> free << free).to_bytes(length, "big")
 
 
 def _family_head(family: int) -> bytes:

@@ -23,11 +23,16 @@ _OPENING: Final = re.compile(r"(set|map|chain|flowtable|counter|quota|limit|secm
 
 
 def parse(listing: str) -> Blocks:
-    """Return the parts of a table from what ``nft list table`` prints of it."""
+    """Return the parts of our table from what ``nft list ruleset`` prints, which has the tables of others, too."""
     blocks: dict[str, list[str]] = {}
     current: list[str] | None = None
+    is_ours = False
     for line in map(str.strip, listing.splitlines()):
-        if current is None:
+        if current is None and line.startswith("table "):
+            is_ours = line == f"table {TABLE_NAME} {{"
+        elif not is_ours:
+            continue
+        elif current is None:
             opening = _OPENING.fullmatch(line)
             if opening:
                 current = blocks.setdefault(f"{opening[1]} {opening[2]}", [])
@@ -73,6 +78,17 @@ def payload(wanted: Blocks, found: Blocks, *, forms: Forms = AS_WRITTEN) -> str:
             *(f"delete {name.partition(' ')[0]} {TABLE_NAME} {name.partition(' ')[2]}\n" for name in wrong),
             text_of({name: lines for name, lines in wanted.items() if name not in kept}),
         ]
+    )
+
+
+def replacing(blocks: Blocks) -> str:
+    """Return the input of ``nft -f`` that makes these sets, and gives these chains these rules and no others."""
+    chains = [name for name in blocks if name.startswith(_CHAIN)]
+    return (
+        f"add table {TABLE_NAME}\n"
+        + "".join(f"add {_CHAIN}{TABLE_NAME} {name.removeprefix(_CHAIN)}\n" for name in chains)
+        + "".join(f"flush {_CHAIN}{TABLE_NAME} {name.removeprefix(_CHAIN)}\n" for name in chains)
+        + text_of(blocks)
     )
 
 

@@ -11,26 +11,30 @@ iptables decide (``iptables.render``); where they do it follows from how the ker
 * IPVS takes packets at 98 and 99 in the hook input and at -99 and -98 in the hook output; what it sends on begins again
   at the start of output, and what it delivers on this node goes on behind it (``ip_vs_ops4`` of ip_vs_core.c).
 
-Each line is written as nft prints it (1.0.6), so that a line is right if it is the same string. Two lines are for this
-version: it cannot ask a set of intervals for ``meta l4proto`` (it has the kernel swap the bytes of a single byte).
+Each line is written as nft prints it (1.0.6), so that a line is right if it is the same string.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import Collection, Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
-from ipvs_proxy.kernel.filter.nftables.names import TABLE, definitions, name_of
+from ipvs_proxy.kernel.filter.nftables.names import TABLE, definitions, name_of, set_name
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.marks import CLASS
 from ipvs_proxy.plan.masquerading import Interface, Masquerading
 from ipvs_proxy.plan.roles import Roles
-from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.plan.tables import Family, Role
 
 #: A part of the table (``chain firewall``) with its lines.
 Blocks = Mapping[str, tuple[str, ...]]
 
+#: The lengths of prefixes that source ranges have, by role.
+Lengths = Mapping[Role, Collection[int]]
+
+#: The chain that asks for them, of IPv4.
+SOURCE_RANGES: Final = "source-ranges"
 _OURS: Final = f"meta mark {CLASS:#010x}-{2 * CLASS - 1:#010x}"
 _NOT_OURS: Final = f"meta mark != {CLASS:#010x}-{2 * CLASS - 1:#010x}"
 _TAKE_OFF: Final = f"{_OURS} meta mark set 0x00000000"
@@ -71,16 +75,16 @@ _BASES: Final = (
 )
 
 
-def render(settings: Mapping[Family, Masquerading]) -> Blocks:
+def render(settings: Mapping[Family, Masquerading], lengths: Lengths) -> Blocks:
     """Return the table of these families.
 
     Raises:
         ValueError: if a local network is of the other family.
 
     """
-    blocks: dict[str, tuple[str, ...]] = dict(set_blocks(settings))
+    blocks: dict[str, tuple[str, ...]] = dict(set_blocks(settings, lengths))
     for family, one in settings.items():
-        for name, rules in _Chains(family, one).all().items():
+        for name, rules in _Chains(family, one, lengths).all().items():
             if rules:
                 blocks[f"chain {name}{_FAMILIES[family][2]}"] = (f'comment "{_COMMENTS[name]}"', *rules)
     for name, hook, targets, condition in _BASES:
@@ -95,15 +99,25 @@ def render(settings: Mapping[Family, Masquerading]) -> Blocks:
     return blocks
 
 
-def set_blocks(families: Iterable[Family]) -> Blocks:
+def set_blocks(families: Iterable[Family], lengths: Lengths) -> Blocks:
     """Return the sets and maps of some families."""
     return {
-        f"{'map' if one.layout.marks else 'set'} {one.name}": (
+        f"{'map' if one.layout.marks else 'set'} {set_name(one, length)}": (
             f"type {one.type}",
-            *(("flags interval",) if one.layout.networks else ()),
             f'comment "{one.comment}"',
         )
         for one in definitions(families)
+        for length in (sorted(lengths.get(one.role, ())) if one.layout.networks else (None,))
+    }
+
+
+def range_blocks(settings: Mapping[Family, Masquerading], lengths: Lengths) -> Blocks:
+    """Return the parts of the table in which the lengths of the prefixes of source ranges count."""
+    sets = {definition.name for definition in definitions(settings) if definition.layout.networks}
+    return {
+        name: lines
+        for name, lines in render(settings, lengths).items()
+        if name.startswith(f"chain {SOURCE_RANGES}") or name.partition(" ")[2].partition("/")[0] in sets
     }
 
 
@@ -118,7 +132,8 @@ def text_of(blocks: Blocks) -> str:
 class _Chains:
     """The chains of one family."""
 
-    def __init__(self, family: Family, settings: Masquerading) -> None:
+    def __init__(self, family: Family, settings: Masquerading, lengths: Lengths) -> None:
+        self._lengths = lengths.get(roles.LOAD_BALANCER_SOURCE_CIDR[family], ())
         self._family = family
         self._settings = settings
         self._ip, _, self._suffix = _FAMILIES[family]
@@ -225,13 +240,18 @@ class _Chains:
         )
 
     def _source_ranges(self) -> tuple[str, ...]:
-        ranges = self._set(roles.LOAD_BALANCER_SOURCE_CIDR)
-        protocols = ("ip protocol",) if self._family is Family.IPV4 else ("ip6 nexthdr", "ct protocol")
         return (
-            *(f"{self._ip} daddr . {protocol} . th dport . {self._ip} saddr {ranges} return" for protocol in protocols),
+            *(f"{self._in_network(length)} return" for length in sorted(self._lengths, reverse=True)),
             f"{self._service} . {self._ip} saddr {self._set(roles.LOAD_BALANCER_SOURCE_IP)} return",
             "drop",
         )
+
+    def _in_network(self, length: int) -> str:
+        """Match a source in a network of a length: all but the first bits of the address are taken off."""
+        whole = ip_network((bytes(4 if self._family is Family.IPV4 else 16), length))
+        mask = "" if length == whole.max_prefixlen else f" & {whole.netmask}"
+        name = f"{self._set(roles.LOAD_BALANCER_SOURCE_CIDR)}/{length}"
+        return f"{self._service} . {self._ip} saddr{mask} {name}"
 
     def _firewall(self) -> tuple[str, ...]:
         return (

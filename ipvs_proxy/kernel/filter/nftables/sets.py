@@ -5,29 +5,33 @@ takes effect as a whole. The kernel looks at every message of it and says which 
 (``nfnetlink_rcv_batch``): those that were refused are left out and the rest is sent again. A message with many members
 is refused without saying for which, so they are then sent one to a message: all results are known after three rounds.
 
-What belongs together stands or falls together: all changes of one member's mark, and of the source ranges of one
-address and port.
+A set that is read while the kernel makes room in it may seem to lack members (``nft_rhash_walk``). So it is read again
+until it has as many as the kernel counts, or, where the kernel does not count, until nothing new is found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from errno import EEXIST, EINVAL, ENOENT, EOPNOTSUPP, EPERM, EPROTONOSUPPORT
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.filter.nftables import codec
 from ipvs_proxy.kernel.filter.nftables.generation import Generation
-from ipvs_proxy.kernel.filter.nftables.names import SetDefinition
-from ipvs_proxy.kernel.filter.nftables.ranges import Guarded, SourceRanges, outermost
+from ipvs_proxy.kernel.filter.nftables.names import SetDefinition, length_in, set_name
 from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece
 from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, MessageCounts, NetlinkSocket
 from ipvs_proxy.plan.tables import Role, SetEntry, SetEntryOperation, Verb
 
-#: Operations in one transaction: with the longest members it has 110 KB, well below the send buffer.
+#: Operations in one transaction: with the longest members it has 60 KB, well below the send buffer.
 OPERATIONS_PER_TRANSACTION: Final = 1024
-#: Members in one message: the longest take 100 bytes each, and the attribute with all of them at most 64 KiB.
+#: Members in one message: the longest take 52 bytes each, and the attribute with all of them at most 64 KiB.
 MEMBERS_PER_MESSAGE: Final = 512
+#: How many times a set is read that seems to lack members.
+READ_ATTEMPTS: Final = 10
+
+#: Makes the sets for more lengths of prefixes, by role. Raises OSError if they cannot be made.
+MakeLengths = Callable[[Mapping[Role, set[int]]], None]
 
 
 class _Change(NamedTuple):
@@ -37,13 +41,16 @@ class _Change(NamedTuple):
     """
 
     verb: Verb
-    definition: SetDefinition
+    name: str
+    is_map: bool
     member: bytes
     operations: list[int]
 
 
 class Sets:
     """The sets of our table in the network namespace of the thread that makes this object. One thread may use it.
+
+    ``lengths`` are those of the prefixes that there are sets for, as far as is known; ``make`` makes others.
 
     Raises:
         MissingPiece: if the kernel has no nf_tables, or does not let us use it.
@@ -58,8 +65,10 @@ class Sets:
         traffic: MessageCounts | None = None,
     ) -> None:
         self._definitions = {definition.role: definition for definition in definitions}
-        self._ranges = {role: SourceRanges() for role, one in self._definitions.items() if one.layout.networks}
-        self._unread = set(self._ranges)
+        self.lengths: dict[Role, set[int]] = {
+            role: set() for role, one in self._definitions.items() if one.layout.networks
+        }
+        self.make: MakeLengths | None = None
         self._generation = generation or Generation()
         self._socket = open_netfilter(traffic)
 
@@ -80,11 +89,11 @@ class Sets:
             MalformedMessage: if a reply is garbage.
 
         """
-        found = self._headers()
+        found = self._find()
         return {
-            one.name: one.name in found
-            for one in self._definitions.values()
-            if found.get(one.name) != codec.header_of(one)
+            name: name in found
+            for name, definition, _ in self._named()
+            if name not in found or found[name][0] != codec.header_of(definition)
         }
 
     def read(self) -> dict[Role, set[SetEntry]]:
@@ -95,29 +104,31 @@ class Sets:
             MalformedMessage: if a reply is garbage.
 
         """
-        unfit = self.unfit()
-        found: dict[Role, set[SetEntry]] = {}
-        for role, definition in self._definitions.items():
-            if definition.name not in unfit:
-                found[role] = self._read_one(definition)
+        headers = self._find()
+        found: dict[Role, set[SetEntry]] = {role: set() for role in self.lengths if headers}
+        for name, definition, length in self._named():
+            header, count = headers.get(name, (None, None))
+            if header == codec.header_of(definition):
+                members = self._read_one(name, definition, length, count)
+                found[definition.role] = found.get(definition.role, set()) | members
         return found
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out; return for each 0, an errno, or UNKNOWN (-1).
 
         Adding what is there and deleting what is not are successes. ENOENT: the set is missing, or not one of ours.
-        EINVAL: no member of such a set. EEXIST: a source range overlaps one that somebody else put there.
+        EINVAL: no member of such a set.
         """
         results = [0] * len(operations)
+        self._make_lengths(operations)
         for start in range(0, len(operations), OPERATIONS_PER_TRANSACTION):
             chunk = range(start, min(start + OPERATIONS_PER_TRANSACTION, len(operations)))
-            self._apply_together(operations, chunk, results)
+            self._carry_out(self._changes(operations, chunk, results), results)
         return results
 
-    def _apply_together(self, operations: Sequence[SetEntryOperation], chunk: range, results: list[int]) -> None:
-        """Carry out the operations with these indices. Of several on one member the last decides."""
+    def _changes(self, operations: Sequence[SetEntryOperation], chunk: range, results: list[int]) -> list[_Change]:
+        """Return what the operations with these indices ask for. Of several on one member the last decides."""
         changes: dict[tuple[Role, SetEntry], _Change] = {}
-        ranges: dict[tuple[SetDefinition, Guarded], list[int]] = {}
         for index in chunk:
             verb, role, entry = operations[index]
             definition = self._definitions.get(role)
@@ -129,49 +140,13 @@ class Sets:
             except ValueError:
                 results[index] = EINVAL
                 continue
-            if definition.layout.networks:
-                ranges.setdefault((definition, (entry.address, entry.protocol, entry.port)), []).append(index)
-                continue
+            layout = definition.layout
+            name = definition.name if not layout.networks else set_name(definition, codec.prefix_length(entry))
             identity = role, entry._replace(mark=0) if entry.mark else entry
             before = changes.get(identity)
             indices = [index] if before is None else [*before.operations, index]
-            changes[identity] = _Change(verb, definition, member, indices)
-        wanted = {
-            key: self._wanted_ranges(*key, [operations[index] for index in indices]) for key, indices in ranges.items()
-        }
-        of_ranges = [
-            change for key, indices in ranges.items() for change in self._change_ranges(*key, wanted[key], indices)
-        ]
-        self._carry_out([*changes.values(), *of_ranges], results)
-        for (definition, guarded), indices in ranges.items():
-            if results[indices[0]]:
-                self._unread.add(definition.role)
-            else:
-                self._ranges[definition.role].note(guarded, wanted[definition, guarded])
-
-    def _wanted_ranges(
-        self, definition: SetDefinition, guarded: Guarded, operations: Iterable[SetEntryOperation]
-    ) -> set[SetEntry]:
-        """Return the ranges of an address, protocol and port after some operations."""
-        if definition.role in self._unread:
-            with suppress(OSError):  # there is no such set: the kernel will say so again
-                self._read_one(definition)
-        ranges = self._ranges[definition.role].of(guarded)
-        for verb, _, entry in operations:
-            if verb is Verb.DELETE:
-                ranges.discard(entry)
-            else:
-                ranges.add(entry)
-        return ranges
-
-    def _change_ranges(
-        self, definition: SetDefinition, guarded: Guarded, wanted: set[SetEntry], indices: list[int]
-    ) -> Iterator[_Change]:
-        """Return the changes that make the ranges of an address, protocol and port what they should be."""
-        before, after = outermost(self._ranges[definition.role].of(guarded)), outermost(wanted)
-        for verb, entries in ((Verb.DELETE, before - after), (Verb.ADD, after - before)):
-            for entry in entries:
-                yield _Change(verb, definition, codec.encode_member(entry, definition), indices)
+            changes[identity] = _Change(verb, name, layout.marks, member, indices)
+        return list(changes.values())
 
     def _carry_out(self, changes: list[_Change], results: list[int]) -> None:
         """Send changes until none is left that the kernel refuses."""
@@ -179,10 +154,9 @@ class Sets:
         while changes:
             messages = _gather(changes, length)
             requests = [
-                codec.encode_members(one[0].verb, one[0].definition.name, [change.member for change in one])
-                for one in messages
+                codec.encode_members(one[0].verb, one[0].name, [change.member for change in one]) for one in messages
             ]
-            outcome = self._socket.transact(requests, begin=codec.BEGIN, end=codec.END)
+            outcome = self._socket.transact(requests, opening=codec.OPENING, end=codec.END)
             for reply in outcome.replies:
                 self._generation.advance(codec.decode_generation(reply))
             if not outcome.failures:
@@ -195,21 +169,49 @@ class Sets:
             length = 1 if any(len(messages[index]) > 1 for index in errors) else MEMBERS_PER_MESSAGE
             changes = _without_refused(messages, errors, results)
 
-    def _read_one(self, definition: SetDefinition) -> set[SetEntry]:
-        payloads = self._socket.dump(codec.encode_list(definition.name))
-        members = {entry for payload in payloads for entry in codec.decode_members(payload, definition)}
-        if definition.role in self._ranges:
-            members = self._ranges[definition.role].reconcile(members)
-            self._unread.discard(definition.role)
-        return members
+    def _make_lengths(self, operations: Iterable[SetEntryOperation]) -> None:
+        """Make the sets for lengths of prefixes that are new; what fails here, the kernel refuses afterwards."""
+        wanted: dict[Role, set[int]] = {}
+        for verb, role, entry in operations:
+            if role in self.lengths and verb is Verb.ADD:
+                length = codec.prefix_length(entry)
+                if length not in self.lengths[role] and 0 <= length <= len(entry.source) * 8:
+                    wanted.setdefault(role, set()).add(length)
+        if wanted and self.make is not None:
+            with suppress(OSError):
+                self.make(wanted)
 
-    def _headers(self) -> dict[str, codec.SetHeader]:
+    def _named(self) -> list[tuple[str, SetDefinition, int | None]]:
+        """Return all sets that there should be: the name, whose it is, and for which length of a prefix."""
+        return [
+            (set_name(definition, length), definition, length)
+            for role, definition in self._definitions.items()
+            for length in (sorted(self.lengths[role]) if role in self.lengths else (None,))
+        ]
+
+    def _find(self) -> dict[str, tuple[codec.SetHeader, int | None]]:
+        """Return what sets there are by name, with the number of members; take note of lengths of prefixes."""
         try:
-            return dict(map(codec.decode_set, self._socket.dump(codec.GET_SETS)))
+            listed = map(codec.decode_set, self._socket.dump(codec.GET_SETS))
         except OSError as error:
             if error.errno == ENOENT:  # there is no table
                 return {}
             raise
+        found = {name: (header, count) for name, header, count in listed}
+        for role, known in self.lengths.items():
+            lengths = (length_in(name, self._definitions[role]) for name in found)
+            known.update(length for length in lengths if length is not None and length <= 128)
+        return found
+
+    def _read_one(self, name: str, definition: SetDefinition, length: int | None, count: int | None) -> set[SetEntry]:
+        found: set[SetEntry] = set()
+        for _ in range(READ_ATTEMPTS):
+            payloads = self._socket.dump(codec.encode_list(name))
+            members = {entry for payload in payloads for entry in codec.decode_members(payload, definition, length)}
+            if len(members) == count or (count is None and members <= found) or len(payloads) <= 1:
+                return members | found
+            found |= members
+        return found
 
 
 def open_netfilter(traffic: MessageCounts | None = None) -> NetlinkSocket:
@@ -240,10 +242,10 @@ def open_netfilter(traffic: MessageCounts | None = None) -> NetlinkSocket:
 
 
 def _gather(changes: Iterable[_Change], length: int) -> list[list[_Change]]:
-    """Return changes by message, at most ``length`` in each: what goes before what comes, so that nothing overlaps."""
+    """Return changes by message, at most ``length`` in each: what goes is before what comes in its place."""
     gathered: dict[tuple[bool, str], list[_Change]] = {}
     for change in changes:
-        gathered.setdefault((change.verb is Verb.ADD, change.definition.name), []).append(change)
+        gathered.setdefault((change.verb is Verb.ADD, change.name), []).append(change)
     return [
         alike[start : start + length]
         for _, alike in sorted(gathered.items(), key=lambda item: item[0][0])
@@ -264,7 +266,7 @@ def _without_refused(
         change, *more = messages[index]
         if more or (change.verb is Verb.DELETE and error == ENOENT):
             continue
-        if error == EEXIST and change.definition.layout.marks and not _is_replaced(change, messages):
+        if error == EEXIST and change.is_map and not _is_replaced(change, messages):
             kept += [change._replace(verb=Verb.DELETE), change]
             continue
         _note([change], error, results)

@@ -77,7 +77,7 @@ def _has_table(family: int, name: str) -> bool:
 
 def _delete(requests: list[Request], what: str) -> None:
     with NetlinkSocket(NETLINK_NETFILTER) as socket:
-        failures = socket.transact(requests, begin=codec.BEGIN, end=codec.END).failures
+        failures = socket.transact(requests, opening=codec.OPENING[:1], end=codec.END).failures
     for failure in failures.values():
         if failure.error != ENOENT:
             raise OSError(failure.error, f"{what} cannot be deleted: {os.strerror(max(0, failure.error))}")
