@@ -35,18 +35,13 @@ def _members(kind: str, found: dict[str, Any]) -> Iterator[str]:
     """Return the members of a set or map of our table as lines."""
     if kind not in {"set", "map"} or found["table"] != TABLE:
         return
+    name, _, length = found["name"].partition("/")
     for element in found.get("elem", ()):
         key, mark = element if kind == "map" else (element, None)
-        parts = [_text(part) for part in (key["concat"] if isinstance(key, dict) and "concat" in key else [key])]
-        # An address, then protocol and port with a colon in between.
+        parts = [str(part) for part in (key["concat"] if isinstance(key, dict) else [key])]
+        # An address, then protocol and port with a colon in between, then a source.
         texts = [parts[0], ":".join(parts[1:3]), *parts[3:]] if len(parts) > 2 else parts
+        if length and int(length) < ip_address(parts[3]).max_prefixlen:
+            texts[-1] += f"/{length}"
         end = "" if mark is None else f" skbmark {mark:#x}"
-        yield f"add {_IPSETS[found['name']]} {','.join(texts)}{end}"
-
-
-def _text(part: Any) -> str:
-    if isinstance(part, dict):
-        network = part["prefix"]
-        whole = network["len"] == ip_address(network["addr"]).max_prefixlen
-        return network["addr"] if whole else f"{network['addr']}/{network['len']}"
-    return str(part)
+        yield f"add {_IPSETS[name]} {','.join(texts)}{end}"
