@@ -18,7 +18,7 @@ import pytest
 from lab import manifests
 from lab.agent import Agent, eventually, running_agent
 from lab.manifests import endpoint
-from lab.packet_filter import CHOSEN, NFTABLES, saved_sets
+from lab.packet_filter import IPTABLES, saved_sets
 from lab.topology import ADDRESSES, Topology, topology
 
 HERE, THERE = ADDRESSES["pod1"]["IPv4"], ADDRESSES["pod4"]["IPv4"]
@@ -456,7 +456,7 @@ def test_kernel_holds_what_a_service_asks_for(witnessed: list[str], name: str) -
     assert of_case(witnessed, number) == {line for line in text.splitlines() if line}
 
 
-@pytest.mark.skipif(CHOSEN == NFTABLES, reason="a map has the marks whole")
+@pytest.mark.packet_filter(IPTABLES)
 def test_the_sets_of_bits_have_the_addresses_and_ports_of_the_marks(witnessed: list[str]) -> None:
     members = [line.split() for line in witnessed if line.startswith("SET IPVS-PROXY-")]
     marks = {
