@@ -91,6 +91,10 @@ class NoKernel:
         """Name the set of a role."""
         return name_of(role)
 
+    def entries_are_unchanged(self) -> bool:
+        """Do not know."""
+        return False
+
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read nothing."""
         return {}

@@ -98,6 +98,10 @@ class ReadOnlyKernel:
         """Read the members of our sets by role."""
         return self._dataplane.read_entries()
 
+    def entries_are_unchanged(self) -> bool:
+        """Return false: what is read once is not asked for again."""
+        return False
+
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel calls the set of a role."""
         return self._dataplane.name_of_role(role)

@@ -62,6 +62,10 @@ class EmptyKernel:
         """Return no set."""
         return {}
 
+    def entries_are_unchanged(self) -> bool:
+        """Return false."""
+        return False
+
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel would call the set of a role."""
         return self._packet_filter.name_of(role)

@@ -121,6 +121,10 @@ class Dataplane:
         """Read the members of our sets by role; a set that is missing is left out."""
         return self.packet_filter.read()
 
+    def entries_are_unchanged(self) -> bool:
+        """Return whether the members are certainly what was read, but for what has been applied since."""
+        return self.packet_filter.is_unchanged()
+
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel calls the set of a role."""
         return self.packet_filter.name_of(role)

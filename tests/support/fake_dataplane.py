@@ -38,6 +38,7 @@ class FakeDataplane:
         self.calls: Counter[str] = Counter()
         self.applied: list[Operation] = []
         self.broken = 0
+        self.unchanged = False
         self.wrong_rules: list[str] = []
         self.leftovers: list[str] = []
         self.packet_filter = NoRules()
@@ -82,6 +83,9 @@ class FakeDataplane:
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         self.calls["read_entries"] += 1
         return self.kernel.entries()
+
+    def entries_are_unchanged(self) -> bool:
+        return self.unchanged
 
     def name_of_role(self, role: Role) -> str:
         return name_of(role)

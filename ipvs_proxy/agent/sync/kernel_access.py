@@ -35,6 +35,9 @@ class ReadableTables(Protocol):
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role."""
 
+    def entries_are_unchanged(self) -> bool:
+        """Return whether the members are certainly what was read, but for what has been applied since."""
+
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel calls the set of a role."""
 

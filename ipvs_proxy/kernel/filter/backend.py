@@ -48,6 +48,9 @@ class PacketFilter(Protocol):
     def read(self) -> dict[Role, set[SetEntry]]:
         """Read the members by role; a role whose set is missing, or is something else, is left out."""
 
+    def is_unchanged(self) -> bool:
+        """Return whether the members are certainly what ``read`` has given, but for what ``apply`` has done since."""
+
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out in their order; return for each 0, or a code that ``describe`` knows.
 

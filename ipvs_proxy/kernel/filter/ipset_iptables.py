@@ -49,6 +49,10 @@ class IpsetIptables:
         """Read the members by role; a role whose set is missing, or is of another type, is left out."""
         return self.sets.read()
 
+    def is_unchanged(self) -> bool:
+        """Return false: ipset does not say."""
+        return False
+
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out; return for each 0, an errno, ipset's error, or UNKNOWN."""
         return self.sets.apply(operations)

@@ -74,6 +74,8 @@ class NftablesFilter:
 
     def ensure(self) -> list[str]:
         """Make sure that the table and all sets exist; return the names of those that were missing."""
+        if self.sets.is_unchanged():
+            return []
         unfit = self.sets.unfit()
         if not unfit:
             return []
@@ -92,6 +94,10 @@ class NftablesFilter:
     def read(self) -> dict[Role, set[SetEntry]]:
         """Read the members by role; a role whose set is missing, or is of another type, is left out."""
         return self.sets.read()
+
+    def is_unchanged(self) -> bool:
+        """Return whether nobody but us has changed any rule or member on the node since the members were read."""
+        return self.sets.is_unchanged()
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out; return for each 0, an errno, or UNKNOWN."""

@@ -70,6 +70,7 @@ class Sets:
         }
         self.make: MakeLengths | None = None
         self._generation = generation or Generation()
+        self._read = Generation()
         self._socket = open_netfilter(traffic)
 
     @property
@@ -104,6 +105,7 @@ class Sets:
             MalformedMessage: if a reply is garbage.
 
         """
+        number = self._number()
         headers = self._find()
         found: dict[Role, set[SetEntry]] = {role: set() for role in self.lengths if headers}
         for name, definition, length in self._named():
@@ -111,7 +113,18 @@ class Sets:
             if header == codec.header_of(definition):
                 members = self._read_one(name, definition, length, count)
                 found[definition.role] = found.get(definition.role, set()) | members
+        if len(found) == len(self._definitions) and self._number() == number:
+            self._read.verified(number)
         return found
+
+    def is_unchanged(self) -> bool:
+        """Return whether nobody but us has changed any rule or member on the node since all members were read.
+
+        Raises:
+            OSError: if the kernel refuses.
+
+        """
+        return self._read.is_verified(self._number())
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out; return for each 0, an errno, or UNKNOWN (-1).
@@ -158,12 +171,15 @@ class Sets:
             ]
             outcome = self._socket.transact(requests, opening=codec.OPENING, end=codec.END)
             for reply in outcome.replies:
-                self._generation.advance(codec.decode_generation(reply))
+                number = codec.decode_generation(reply)
+                self._generation.advance(number)
+                self._read.advance(number)
             if not outcome.failures:
                 return
             errors = {index: failure.error for index, failure in outcome.failures.items()}
             if UNKNOWN in errors.values():
                 self._generation.forget()
+                self._read.forget()
                 _note(changes, UNKNOWN, results)
                 return
             length = 1 if any(len(messages[index]) > 1 for index in errors) else MEMBERS_PER_MESSAGE
@@ -188,6 +204,9 @@ class Sets:
             for role, definition in self._definitions.items()
             for length in (sorted(self.lengths[role]) if role in self.lengths else (None,))
         ]
+
+    def _number(self) -> int:
+        return codec.decode_generation(self._socket.ask(codec.GET_GENERATION))
 
     def _find(self) -> dict[str, tuple[codec.SetHeader, int | None]]:
         """Return what sets there are by name, with the number of members; take note of lengths of prefixes."""
