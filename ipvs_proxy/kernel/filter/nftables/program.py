@@ -3,7 +3,7 @@
 Rules go through it and not through our own codec: its text is what operators read, and it knows what the kernel wants
 of each rule. It runs only where a table has to be read or written as a whole: at a start, and when somebody else has
 changed any rule of the node. libnftables, of which it is made, would save the start of a process each time; but its
-memory would be ours for ever, and its crashes, too.
+memory would be ours for ever, and its crashes, too (docs/nftables.md has numbers).
 
 All calls block, with a deadline. Every failure is one line that says what is wrong and what to do.
 """
