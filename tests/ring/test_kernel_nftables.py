@@ -11,6 +11,7 @@ from ipaddress import ip_network
 from socket import AF_INET, AF_INET6, inet_pton
 
 import pytest
+from structlog.testing import capture_logs
 
 from ipvs_proxy.kernel.filter.backend import Cleaning
 from ipvs_proxy.kernel.filter.nftables import codec, program
@@ -286,6 +287,24 @@ def test_drift_is_found_and_repaired_in_one_transaction(made: NftablesFilter, da
         assert run("nft", "list", "table", "inet", "mine") == mine
     if "table" not in finding:
         assert made.read()[CLUSTER_IP] == {entry(1)}, "a set that was as it should be has its members"
+
+
+def test_chains_of_others_that_decide_before_ours_are_told_of_once_and_stay(made: NftablesFilter) -> None:
+    theirs = "table ip mine { chain in { type filter hook input priority filter; policy drop; }; }"
+    with capture_logs() as logs:
+        nft(theirs)
+        assert made.repair() == []
+        nft("add table ip other")
+        assert made.repair() == []
+    assert [entry for entry in logs if entry["event"] == "chains_before_ours"] == [
+        {
+            "event": "chains_before_ours",
+            "log_level": "info",
+            "found": ["table ip mine: chain in (filter hook input priority 0, policy drop)"],
+            "count": 1,
+        }
+    ]
+    assert "policy drop" in run("nft", "list", "table", "ip", "mine")
 
 
 def test_there_is_nothing_to_read_as_long_as_only_we_write(

@@ -33,6 +33,7 @@ from ipvs_proxy.kernel.filter.nftables.names import TABLE_NAME, definitions, nam
 from ipvs_proxy.kernel.filter.nftables.render import Blocks, range_blocks, render, set_blocks, text_of
 from ipvs_proxy.kernel.filter.nftables.sets import MakeLengths, Sets, open_netfilter
 from ipvs_proxy.kernel.filter.nftables.tables import (
+    chains_before_ours,
     delete_kube_proxy_table,
     delete_own_chains,
     delete_own_table,
@@ -48,6 +49,8 @@ log = structlog.get_logger()
 
 #: Seconds for which what was read of the rules is taken for what they are, in a start.
 RECENT: Final = 1.0
+#: Chains of others that are named in a log line.
+NAMED: Final = 5
 
 
 class NftablesFilter:
@@ -68,6 +71,7 @@ class NftablesFilter:
         self._seen: Blocks | None = None
         self._seen_until = 0.0
         self._writes = 0
+        self._others: list[str] = []
         self._lock = Lock()
         sets.make = self._make_lengths
         self._wanted()
@@ -151,6 +155,7 @@ class NftablesFilter:
             if self._generation.is_verified(number):
                 self._learn(number)
                 return []
+            self._note_others()
             found = self._listed()
             findings = self._write(found)
             if findings:
@@ -202,6 +207,13 @@ class NftablesFilter:
                 self._generation.verified(following(number))
                 self._unread = wanted
         return findings
+
+    def _note_others(self) -> None:
+        """Tell of the chains of others that decide before ours, if they are not those that were told of."""
+        found = chains_before_ours(map(codec.decode_chain, self._netfilter.dump(codec.GET_CHAINS)))
+        if found != self._others:
+            self._others = found
+            log.info("chains_before_ours", found=found[:NAMED], count=len(found))
 
     def _make_lengths(self, wanted: Mapping[Role, set[int]]) -> None:
         """Make the sets for more lengths of prefixes, and the rules that ask for them, in one transaction.

@@ -41,7 +41,8 @@ _GET_SET, _GET_ELEMENTS, _GET_GENERATION = (_SUBSYSTEM | number for number in (1
 _MEMBER_COMMANDS: Final = {Verb.ADD: (_SUBSYSTEM | 12, REQUEST | CREATE), Verb.DELETE: (_SUBSYSTEM | 14, REQUEST)}
 
 # NFTA_TABLE_*, NFTA_CHAIN_*, NFTA_RULE_*
-_TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME, _RULE_TABLE = 1, 1, 3, 1
+_TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _RULE_TABLE = 1, 1, 3, 4, 5, 7, 1
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 # NFTA_SET_*, NFTA_SET_ELEM_LIST_*, NFTA_LIST_ELEM, NFTA_SET_ELEM_*, NFTA_DATA_VALUE, NFTA_GEN_ID
 _SET_TABLE, _SET_NAME, _SET_KEY_LENGTH, _SET_DATA_LENGTH, _SET_FLAGS, _SET_COUNT = 1, 2, 5, 7, 3, 20
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
@@ -67,8 +68,8 @@ END: Final = Request(_BATCH_END, _BATCH)
 GET_GENERATION: Final = Request(_GET_GENERATION, _INET)
 #: Asks for the sets of our table.
 GET_SETS: Final = Request(_GET_SET, _INET + text_attribute(_SET_TABLE, TABLE))
-#: Asks for the chains of all tables of the family inet.
-GET_CHAINS: Final = Request(_GET_CHAIN, _INET)
+#: Asks for the chains of all tables of all families.
+GET_CHAINS: Final = Request(_GET_CHAIN, bytes(_HEADER_LENGTH))
 #: Deletes all rules of our table.
 DELETE_RULES: Final = Request(_DELETE_RULE, _INET + text_attribute(_RULE_TABLE, TABLE))
 
@@ -79,6 +80,22 @@ class SetHeader(NamedTuple):
     key_length: int
     data_length: int
     has_intervals: bool = False
+
+
+class Chain(NamedTuple):
+    """A chain of any table.
+
+    ``family`` is the kernel's number (NFPROTO_*). ``hook`` is that of a base chain (``enum nf_inet_hooks`` for the
+    families of IP), with its ``type``, its ``priority`` and whether its policy is to drop; others have ``None``.
+    """
+
+    family: int
+    table: str
+    name: str
+    type: str
+    hook: int | None
+    priority: int
+    drops: bool
 
 
 #: The parts of a key; one that stands alone is not padded.
@@ -144,15 +161,25 @@ def encode_delete_table(family: int, name: str) -> Request:
     return Request(_DELETE_TABLE, _family_head(family) + text_attribute(_TABLE_NAME, name))
 
 
-def decode_chain(payload: bytes) -> tuple[str, str]:
-    """Read from a reply to ``GET_CHAINS`` the names of a table and of a chain in it.
+def decode_chain(payload: bytes) -> Chain:
+    """Read a chain from a reply to ``GET_CHAINS``.
 
     Raises:
         MalformedMessage: if it is no such reply.
 
     """
     found = attributes(payload, _HEADER_LENGTH)
-    return text(found.get(_CHAIN_TABLE, b"")), text(found.get(_CHAIN_NAME, b""))
+    hook = attributes(found.get(_CHAIN_HOOK, b""))
+    is_base = _HOOK_NUMBER in hook
+    return Chain(
+        payload[0],
+        text(found.get(_CHAIN_TABLE, b"")),
+        text(found.get(_CHAIN_NAME, b"")),
+        text(found.get(_CHAIN_TYPE, b"")),
+        int.from_bytes(hook[_HOOK_NUMBER], "big") if is_base else None,
+        int.from_bytes(hook.get(_HOOK_PRIORITY, b""), "big", signed=True),
+        drops=is_base and not any(found.get(_CHAIN_POLICY, b"\1")),
+    )
 
 
 def encode_delete_chain(name: str) -> Request:

@@ -60,10 +60,13 @@ _COMMENTS: Final = {
     "input-marks-end": "the same for packets to endpoints on the node itself",
 }
 
+#: The priorities of our nat chains by hook; nft calls -100 dstnat in prerouting, and 100 srcnat in postrouting.
+NAT_PRIORITIES: Final = {"prerouting": -110, "output": -110, "postrouting": 90}
+
 #: Base chains: the type, hook and priority of each, the chains of each family that it leads to, and on which condition.
 _BASES: Final = (
     ("nat-prerouting", "nat hook prerouting priority dstnat - 10", ("services",), ""),
-    ("nat-output", "nat hook output priority -110", ("own-clients", "services"), ""),
+    ("nat-output", f"nat hook output priority {NAT_PRIORITIES['output']}", ("own-clients", "services"), ""),
     ("nat-postrouting", "nat hook postrouting priority srcnat - 10", ("masquerading",), ""),
     ("marks-input", "filter hook input priority mangle", ("clients",), ""),
     ("filter-input", "filter hook input priority filter - 10", ("unserved", "firewall"), ""),
