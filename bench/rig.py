@@ -87,6 +87,10 @@ class NoKernel:
         """Read nothing."""
         return set()
 
+    def has_scheduler(self, _: str) -> bool:
+        """Have every scheduler."""
+        return True
+
     def name_of_role(self, role: Role) -> str:
         """Name the set of a role."""
         return name_of(role)

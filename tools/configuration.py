@@ -1,10 +1,12 @@
-"""The table in ``docs/configuration.md``, and the JSON schema of our own document, from the table of settings."""
+"""The tables in ``docs/configuration.md``, and the JSON schema of our own document: settings and annotations."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from ipvs_proxy.plan.annotations import ANNOTATIONS
+from ipvs_proxy.plan.weights import MAX_WEIGHT, SLICE_WEIGHTS
 from ipvs_proxy.settings.row import OWN, Setting
 from ipvs_proxy.settings.table import SETTINGS, SETTINGS_BY_GROUP
 from tools.documents import DOCS, Texts, filled
@@ -42,6 +44,16 @@ def _row(setting: Setting) -> str:
     return f"| {field} | {flag if setting.flag else ''} | {default} | {setting.help.replace('|', '/')} | {follows} |"
 
 
+def annotation_table() -> str:
+    """Return the annotations of a Service, and of an EndpointSlice, as Markdown."""
+    lines = ["| annotation | on | values and meaning |", "|---|---|---|"]
+    lines += [f"| `{annotation.name}` | Service | {annotation.help} |" for annotation in ANNOTATIONS]
+    ours, cilium = SLICE_WEIGHTS
+    lines.append(f"| `{ours}` | EndpointSlice | `90`: the weight of its endpoints, from 0 to {MAX_WEIGHT} |")
+    lines.append(f"| `{cilium}` | EndpointSlice | the same, where ours is missing |")
+    return "\n".join(lines)
+
+
 def schema() -> dict[str, Any]:
     """Return the JSON schema (2020-12) of our own document."""
     fields = {
@@ -63,6 +75,6 @@ def schema() -> dict[str, Any]:
 def written() -> Texts:
     """Return the document and the schema."""
     return {
-        DOCUMENT: filled(DOCUMENT.read_text(), [("table", table())]),
+        DOCUMENT: filled(DOCUMENT.read_text(), [("annotations", annotation_table()), ("table", table())]),
         SCHEMA: json.dumps(schema(), indent=2) + "\n",
     }

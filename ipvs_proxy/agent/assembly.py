@@ -7,6 +7,7 @@ one another. Nothing runs before ``Agent.loops`` is run, and each loop runs for 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from ipvs_proxy.agent.observe.service_traffic import ServiceTraffic
 from ipvs_proxy.agent.observe.standard_error import dropped_lines
 from ipvs_proxy.agent.open_kernel import open_tables, set_kernel
 from ipvs_proxy.agent.reload import follow_configuration
-from ipvs_proxy.agent.sync import startup
+from ipvs_proxy.agent.sync import schedulers, startup
 from ipvs_proxy.agent.sync.audit import Audit, audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.sync.controller import Controller
 from ipvs_proxy.agent.sync.dead_nodes import DeadNodes
@@ -36,6 +37,7 @@ from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.agent.sync.virtual_endpoints import VirtualEndpoints
+from ipvs_proxy.agent.sync.warmups import warm_up_for_ever
 from ipvs_proxy.agent.web.listener import Doorkeeper
 from ipvs_proxy.agent.web.server import health_application, metrics_application, serve_for_ever
 from ipvs_proxy.agent.web.service_health import ServiceHealth
@@ -181,6 +183,8 @@ class Agent:
                 Looks(open_among),
             ),
             self._flows.clean_for_ever(),
+            schedulers.look_for_ever(self._controller.look_for_schedulers, lambda: self.settings.sync_period),
+            warm_up_for_ever(self._controller.planner.warmups, self._controller.replan),
             self._checks.serve_for_ever(),
             _after(started, self._audit_for_ever),
             _after(started, lambda: follow_for_ever(self._notice, Monitor)),
@@ -286,12 +290,17 @@ class Agent:
         watch("virtual_servers", lambda: len(self.writer.actual.virtual_servers))
         watch("real_servers", lambda: max(0, self._real_servers() - len(self._drains)), state="serving")
         watch("real_servers", lambda: len(self._drains), state="draining")
+        watch("warming_endpoints", self._controller.planner.warmups.__len__)
+        self._metrics.watch_schedulers(self._schedulers_in_use)
         watch("foreign_virtual_servers", lambda: len(self.writer.foreign))
         for resource in self._resources:
             watch("watch_failing_seconds", partial(self._hearing.failing_for, resource.kind), resource=resource.kind)
         self._metrics.watch_total("events_dropped", lambda: 0 if events is None else events.dropped)
         self._metrics.watch_total("kernel_writes", self.writer.kernel_writes)
         self._metrics.watch_total("log_lines_dropped", dropped_lines)
+
+    def _schedulers_in_use(self) -> Counter[str]:
+        return Counter(server.scheduler for server in snapshot(self.writer.actual.virtual_servers).values())
 
     def _real_servers(self) -> int:
         """Count them, in the thread of a scrape: nobody keeps their number while Services change."""

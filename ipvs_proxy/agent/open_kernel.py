@@ -9,7 +9,7 @@ from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables
 from ipvs_proxy.kernel.filter.nftables_filter import open_nftables
 from ipvs_proxy.kernel.ipvs.records import Timeouts
-from ipvs_proxy.kernel.ipvs.table import PROBE_ADDRESS, Ipvs
+from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.node import conntrack_limits, sysctl
@@ -63,11 +63,7 @@ def set_kernel(settings: Settings, ipvs: Ipvs) -> None:
         log.info("sysctl_set", name=change.name, found=change.found, wanted=change.wanted)
     for refusal in refusals:
         log.info("sysctl_not_set", text=refusal)
-    in_use = ipvs.read_virtual_servers().virtual_servers
-    # A probe that broke off says nothing, and goes with the next one.
-    is_probed = any(key.address == PROBE_ADDRESS for key in in_use)
-    if is_probed or not any(server.scheduler == settings.scheduler for server in in_use.values()):
-        ipvs.probe_scheduler(settings.scheduler)
+    ipvs.require_scheduler(settings.scheduler)
     timeouts = Timeouts(int(settings.tcp_timeout), int(settings.tcp_fin_timeout), int(settings.udp_timeout))
     if any(timeouts):
         ipvs.set_timeouts(timeouts)

@@ -102,6 +102,10 @@ class ReadOnlyKernel:
         """Return false: what is read once is not asked for again."""
         return False
 
+    def has_scheduler(self, _: str) -> bool:
+        """Return that there is every scheduler: only a write would show it, and load its module."""
+        return True
+
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel calls the set of a role."""
         return self._dataplane.name_of_role(role)

@@ -66,6 +66,10 @@ class EmptyKernel:
         """Return false."""
         return False
 
+    def has_scheduler(self, _: str) -> bool:
+        """Return that there is every scheduler."""
+        return True
+
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel would call the set of a role."""
         return self._packet_filter.name_of(role)

@@ -124,7 +124,7 @@ def _sync_text(state: ServiceState) -> str:
 
 
 def _identity(endpoint: EndpointState) -> tuple[object, ...]:
-    return (endpoint.address, endpoint.wanted, endpoint.reason, endpoint.weight)
+    return (endpoint.address, endpoint.wanted, endpoint.reason, endpoint.weight, endpoint.wanted_weight)
 
 
 def _busy(endpoint: EndpointState) -> bool:
@@ -135,12 +135,23 @@ def _virtual_server_text(server: VirtualServerState) -> str:
     affinity = f", affinity {server.affinity_seconds} s" if server.affinity_seconds else ""
     rate, connections = server.per_second, several(server.total.connections, "connection")
     text = (
-        f"{server.name}  {server.reason}, {server.scheduler}{affinity}\n"
+        f"{server.name}  {server.reason}, {scheduling_text(server)}{affinity}\n"
         f"  {connections}, {count(rate.connections)}/s, {count(rate.bytes_in)}B/s in, {count(rate.bytes_out)}B/s out\n"
     )
+    if server.max_connections:
+        text += f"  an endpoint gets at most {several(server.max_connections, 'connection')}"
+        text += f", and new ones again below {server.min_connections}\n" if server.min_connections else "\n"
     if server.internal:
         text += f"  clients in the cluster get {server.internal} instead\n"
     return text + "".join(f"  DIFFERS: {difference}\n" for difference in server.differences)
+
+
+def scheduling_text(server: VirtualServerState) -> str:
+    """Return scheduler and flags of a virtual server, with who chose them."""
+    text = " ".join([server.scheduler, *server.flags])
+    if server.scheduler_from == "annotation":
+        return f"{text} (by annotation)"
+    return f"{text} (because of weights)" if server.scheduler_from == "weights" else text
 
 
 def endpoints_text(endpoints: Iterable[EndpointState]) -> str:
@@ -154,17 +165,25 @@ def endpoints_text(endpoints: Iterable[EndpointState]) -> str:
             use_of(endpoint),
             endpoint.reason or "no-longer-wanted",
             "-" if endpoint.weight is None else str(endpoint.weight),
+            _weight_reason(endpoint),
             f"{endpoint.active_connections}",
             f"{endpoint.inactive_connections}",
             endpoint.node + (" (here)" if endpoint.local else ""),
         )
         for endpoint in found[:SHOWN]
     ]
-    header = ("ENDPOINT", "USE", "REASON", "WEIGHT", "ACTIVE", "INACTIVE", "NODE")
-    text = table(header, rows, right=("WEIGHT", "ACTIVE", "INACTIVE"), spare=("WEIGHT", "INACTIVE"), indent=2)
+    header = ("ENDPOINT", "USE", "REASON", "WEIGHT", "BY", "ACTIVE", "INACTIVE", "NODE")
+    right, spare = ("WEIGHT", "ACTIVE", "INACTIVE"), ("WEIGHT", "INACTIVE")
+    text = table(header, rows, right=right, spare=spare, optional=("BY",), indent=2)
     if len(found) > SHOWN:
         text += f"  and {several(len(found) - SHOWN, 'endpoint')} more: -o json has all of them\n"
     return text
+
+
+def _weight_reason(endpoint: EndpointState) -> str:
+    """Return who gave an endpoint its weight, and for how long it goes on rising."""
+    warming = "" if endpoint.warming_seconds is None else f"slow start, {duration(endpoint.warming_seconds)} left"
+    return ", ".join(filter(None, (endpoint.weight_from, warming)))
 
 
 def _drain_text(drain: DrainState) -> str:
@@ -176,7 +195,10 @@ def _drain_text(drain: DrainState) -> str:
 def use_of(endpoint: EndpointState) -> str:
     """Return in a word what an endpoint is used for."""
     if endpoint.wanted:
-        return "in" if endpoint.weight else "missing"
+        if endpoint.weight == 0 == endpoint.wanted_weight:
+            return "paused"
+        warming = endpoint.warming_seconds is not None
+        return ("warming" if warming else "in") if endpoint.weight else "missing"
     if endpoint.weight is None:
         return "out"
     return "draining" if endpoint.weight == 0 else "unwanted"

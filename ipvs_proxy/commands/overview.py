@@ -84,12 +84,13 @@ def _first(names: Sequence[str], total: int) -> str:
 
 def services_text(services: Sequence[ServiceSummary]) -> str:
     """Return a table of Services. Connections and bytes are per second."""
-    header = ("SERVICE", "ADDRESS", "PORTS", "ENDPOINTS", "CONN/S", "IN/S", "OUT/S", "STATE")
+    header = ("SERVICE", "ADDRESS", "PORTS", "SCHEDULER", "ENDPOINTS", "CONN/S", "IN/S", "OUT/S", "STATE")
     rows = [
         (
             f"{service.namespace}/{service.name}",
             _first_of(service.addresses),
             _first_of(service.ports),
+            _first_of(service.schedulers),
             str(service.endpoints) + (f" +{service.draining}" if service.draining else ""),
             count(service.per_second.connections),
             count(service.per_second.bytes_in),
@@ -98,7 +99,7 @@ def services_text(services: Sequence[ServiceSummary]) -> str:
         )
         for service in services
     ]
-    return table(header, rows, right=("ENDPOINTS", "CONN/S", "IN/S", "OUT/S"), spare=("PORTS", "ADDRESS"))
+    return table(header, rows, right=("ENDPOINTS", "CONN/S", "IN/S", "OUT/S"), spare=("PORTS", "SCHEDULER", "ADDRESS"))
 
 
 def _first_of(names: Sequence[str]) -> str:
@@ -112,7 +113,7 @@ def state_word(service: ServiceSummary) -> str:
     if not service.virtual_servers:
         return service.omissions[0].reason if service.omissions else "not served"
     if not service.endpoints:
-        return "no endpoint"
+        return "paused" if service.paused else "no endpoint"
     if not service.omissions:
-        return "ok"
+        return "warming" if service.warming else "ok"
     return "otherwise" if all(omission.instead for omission in service.omissions) else "left out"

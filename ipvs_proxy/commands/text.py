@@ -29,16 +29,20 @@ def table(
     *,
     right: Iterable[str] = (),
     spare: Iterable[str] = (),
+    optional: Iterable[str] = (),
     indent: int = 0,
     width: int | None = None,
 ) -> str:
     """Return a table with two spaces between columns; ``right`` names the columns that are aligned to the right.
+
+    Columns in ``optional`` are left out if they are empty.
 
     If it is wider than the terminal (or than ``width``; 0 for no bound), the columns in ``spare`` are left out one by
     one until it fits. If it still does not fit, the widest column is cut.
     """
     limit = (terminal_width() if width is None else width) or sys.maxsize
     columns = [list(column) for column in zip(header, *rows, strict=True)]
+    columns = [column for column in columns if column[0] not in optional or any(column[1:])]
     for name in spare:
         if _total(columns, indent) > limit:
             columns = [column for column in columns if column[0] != name]

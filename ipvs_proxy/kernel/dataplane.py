@@ -16,7 +16,7 @@ from ipvs_proxy.kernel.filter.backend import PacketFilter
 from ipvs_proxy.kernel.ipvs.records import Connections
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
-from ipvs_proxy.netlink.errors import describe
+from ipvs_proxy.netlink.errors import MissingPiece, describe
 from ipvs_proxy.plan.tables import (
     AddressOperation,
     Operation,
@@ -124,6 +124,14 @@ class Dataplane:
     def entries_are_unchanged(self) -> bool:
         """Return whether the members are certainly what was read, but for what has been applied since."""
         return self.packet_filter.is_unchanged()
+
+    def has_scheduler(self, name: str) -> bool:
+        """Return whether the kernel has a scheduler, which it loads if it can. Raises OSError if it does not say."""
+        try:
+            self.ipvs.require_scheduler(name)
+        except MissingPiece:
+            return False
+        return True
 
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel calls the set of a role."""

@@ -350,11 +350,13 @@ def _too_long(item: TooLong, resource: Resource) -> Skipped:
 
 
 def _share(piece: EndpointSlice) -> None:
-    """Make endpoints share equal conditions and node names, of which there are few. Saves 110 bytes per endpoint."""
+    """Make endpoints share equal conditions and names of nodes and zones: they are few. Saves 110 bytes each."""
     for endpoint in piece.endpoints or ():
         force_setattr(endpoint, "conditions", _CONDITIONS.setdefault(endpoint.conditions, endpoint.conditions))
         if endpoint.node_name is not None:
             force_setattr(endpoint, "node_name", intern(endpoint.node_name))
+        if endpoint.zone is not None:
+            force_setattr(endpoint, "zone", intern(endpoint.zone))
 
 
 def _version(value: Any) -> str:

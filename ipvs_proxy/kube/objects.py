@@ -132,6 +132,7 @@ class Endpoint(Struct, frozen=True):
     conditions: EndpointConditions = EndpointConditions()
     node_name: str | None = None
     hints: EndpointHints | None = None
+    zone: str | None = None
 
 
 class EndpointPort(Struct, frozen=True):

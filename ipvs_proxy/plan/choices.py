@@ -12,13 +12,14 @@ policies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from ipvs_proxy.plan.endpoints import Endpoints, State
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.slice_cache import PortCache
+from ipvs_proxy.plan.slice_cache import PortCache, select
 from ipvs_proxy.plan.tables import ACTIVE, RealServer, RealServerKey
 
 
@@ -38,13 +39,28 @@ class Choice(NamedTuple):
     reason: Reason
 
 
+#: The settings of the real servers of each state.
+Settings = Mapping[State, RealServer]
+#: All real servers are as usual.
+USUAL: Final[Settings] = MappingProxyType({})
+
+
 class Choices:
-    """The decisions about the endpoints of one port, by their states. Iteration yields each endpoint's, by address."""
+    """The decisions about the endpoints of one port, by their states. Iteration yields each endpoint's, by address.
+
+    ``settings`` has those of real servers in other states than usual (``ACTIVE``).
+    """
 
     def __init__(
-        self, endpoints: Endpoints, decisions: dict[State, Decision], policy: str, cache: PortCache | None
+        self,
+        endpoints: Endpoints,
+        decisions: dict[State, Decision],
+        policy: str,
+        settings: Settings,
+        cache: PortCache | None,
     ) -> None:
         self._endpoints = endpoints
+        self._settings = settings
         self._decisions = decisions
         self._policy = policy
         self._cache = cache
@@ -58,20 +74,27 @@ class Choices:
         """Whether any endpoint gets connections."""
         return any(decision.used for decision in self._decisions.values())
 
+    @property
+    def any_open(self) -> bool:
+        """Whether any endpoint gets new connections: it is used, and has a weight above 0."""
+        decisions = self._decisions
+        return any(decisions[state].used for state in decisions if state.weight)
+
     @cached_property
     def real_servers(self) -> dict[RealServerKey, RealServer]:
         """The endpoints that get connections; the same object for every virtual server that has them."""
-        return self._select("used", {state for state, decision in self._decisions.items() if decision.used})
+        used = [state for state, decision in self._decisions.items() if decision.used]
+        return self._select("used", {state: self._settings.get(state, ACTIVE) for state in used})
 
     @cached_property
     def lingering(self) -> frozenset[RealServerKey]:
         """The endpoints that get no new connections and go on with those that they have."""
-        states = {state for state, decision in self._decisions.items() if not decision.used and state.fallback}
-        return frozenset(self._select("lingering", states))
+        states = [state for state, decision in self._decisions.items() if not decision.used and state.fallback]
+        return frozenset(self._select("lingering", dict.fromkeys(states, ACTIVE)))
 
     def local(self) -> Iterable[RealServerKey]:
         """Return the endpoints on this node, used or not."""
-        return self._select("local", {state for state in self._decisions if state.local})
+        return self._select("local", {state: ACTIVE for state in self._decisions if state.local})
 
     def differing(self, other: dict[RealServerKey, RealServer]) -> frozenset[RealServerKey] | None:
         """Return all keys in which ``real_servers`` may differ from an earlier plan's, or ``None`` if unknown."""
@@ -79,17 +102,19 @@ class Choices:
             return None
         return self._cache.differing(f"{self._policy} used", self.real_servers, other)
 
-    def _select(self, purpose: str, states: set[State]) -> dict[RealServerKey, RealServer]:
+    def _select(self, purpose: str, settings: Settings) -> dict[RealServerKey, RealServer]:
         if self._cache is not None:
-            return self._cache.select(f"{self._policy} {purpose}", frozenset(states))
-        if not states:
+            return self._cache.select(f"{self._policy} {purpose}", settings)
+        if not settings:
             return {}
-        if len(states) == len(self._decisions):
-            return dict.fromkeys(self._endpoints, ACTIVE)
-        return dict.fromkeys([key for key, state in self._endpoints.items() if state in states], ACTIVE)
+        if len(settings) == 1 == len(self._decisions):
+            return dict.fromkeys(self._endpoints, *settings.values())
+        return select(self._endpoints, settings)
 
 
-def choose_cluster(endpoints: Endpoints, *, node_name: str, zone: str, cache: PortCache | None = None) -> Choices:
+def choose_cluster(
+    endpoints: Endpoints, *, node_name: str, zone: str, settings: Settings = USUAL, cache: PortCache | None = None
+) -> Choices:
     """Choose among all endpoints of a service port: the rule for traffic policy ``Cluster``.
 
     Hints are judged on ready endpoints only and apply only if every ready endpoint has one. With no ready endpoint
@@ -98,15 +123,15 @@ def choose_cluster(endpoints: Endpoints, *, node_name: str, zone: str, cache: Po
     states = _states(endpoints, cache)
     mode = _topology(states, node_name=node_name, zone=zone)
     decisions = {state: _judge(state, mode, node_name, zone) for state in states}
-    return Choices(endpoints, _fall_back(decisions), "cluster", cache)
+    return Choices(endpoints, _fall_back(decisions), "cluster", settings, cache)
 
 
-def choose_local(endpoints: Endpoints, *, cache: PortCache | None = None) -> Choices:
+def choose_local(endpoints: Endpoints, *, settings: Settings = USUAL, cache: PortCache | None = None) -> Choices:
     """Choose among this node's endpoints only: the rule for traffic policy ``Local``. Hints never apply."""
     decisions = {
         state: Decision(state.local and state.ready, _local_reason(state)) for state in _states(endpoints, cache)
     }
-    return Choices(endpoints, _fall_back(decisions), "local", cache)
+    return Choices(endpoints, _fall_back(decisions), "local", settings, cache)
 
 
 def _states(endpoints: Endpoints, cache: PortCache | None) -> set[State]:

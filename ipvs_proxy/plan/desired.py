@@ -174,7 +174,10 @@ def _differing(
     old, new = before.virtual_servers.get(key), after.virtual_servers.get(key)
     if old is None or new is None or fragment is None:
         return None
-    differing = fragment.choices[key].differing(old.real_servers)
+    choices = fragment.choices[key]
+    if new.real_servers is not choices.real_servers:
+        return None  # they were changed after the plan: some warm up
+    differing = choices.differing(old.real_servers)
     return None if differing is None else differing | (old.lingering ^ new.lingering)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ipvs_proxy.kube.objects import Endpoint as SliceEndpoint
 from ipvs_proxy.kube.objects import EndpointHints, EndpointSlice
@@ -17,6 +17,7 @@ from ipvs_proxy.plan.addresses import is_of, is_special, ordinary_address, parse
 from ipvs_proxy.plan.budget import MAX_ENDPOINT_PORTS
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import Family, Protocol, RealServerKey
+from ipvs_proxy.plan.weights import EQUAL, Weights, explain_weight, slice_weight
 
 PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 _ADDRESS_TYPES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
@@ -26,7 +27,8 @@ _ADDRESS_TYPES = {"IPv4": Family.IPV4, "IPv6": Family.IPV6}
 class State:
     """What a choice looks at, with the conditions' defaults applied. Equal states are one object (``state_of``).
 
-    ``nodes`` and ``zones`` are the names in its hints.
+    ``nodes`` and ``zones`` are the names in its hints. ``weight`` is before any scaling (see ``weights``), and
+    ``weight_from`` says who gave it.
     """
 
     ready: bool
@@ -35,6 +37,8 @@ class State:
     local: bool
     nodes: frozenset[str] = frozenset()
     zones: frozenset[str] = frozenset()
+    weight: int = 1
+    weight_from: str = ""
 
     @property
     def fallback(self) -> bool:
@@ -80,10 +84,10 @@ class Gathered(NamedTuple):
     omissions: list[Omission]
 
 
-def gather(slices: Iterable[EndpointSlice], family: Family, node_name: str) -> Gathered:
-    """Merge the slices of one Service."""
+def gather(slices: Iterable[EndpointSlice], family: Family, node_name: str, weights: Weights = EQUAL) -> Gathered:
+    """Merge the slices of one Service, whose rules about weights are ``weights``."""
     omissions: list[Omission] = []
-    read = [read_slice(piece, family, node_name) for piece in of_family(slices, family, omissions)]
+    read = [read_slice(piece, family, node_name, weights) for piece in of_family(slices, family, omissions)]
     for found in read:
         omissions += found.omissions
     return Gathered(merge(read), omissions)
@@ -139,7 +143,7 @@ def _merge(earlier: Endpoints, later: Endpoints) -> None:
     earlier.update(staying)
 
 
-def read_slice(piece: EndpointSlice, family: Family, node_name: str) -> Gathered:
+def read_slice(piece: EndpointSlice, family: Family, node_name: str, weights: Weights = EQUAL) -> Gathered:
     """Read one EndpointSlice.
 
     A nil ``ready`` or ``serving`` is true and a nil ``terminating`` false (discovery.k8s.io/v1 EndpointConditions, as
@@ -147,7 +151,8 @@ def read_slice(piece: EndpointSlice, family: Family, node_name: str) -> Gathered
     """
     where = f"endpointslice {piece.metadata.namespace}/{piece.metadata.name}"
     omissions: list[Omission] = []
-    found = _read_endpoints(piece, family, node_name, where, omissions)
+    reader = _Reader(node_name, weights, _weight_of(piece, where, omissions))
+    found = _read_endpoints(piece, family, reader, where, omissions)
     endpoints: dict[PortKey, Endpoints] = {}
     for index, port in enumerate(piece.ports or ()):
         if port.name is None:
@@ -166,11 +171,12 @@ def read_slice(piece: EndpointSlice, family: Family, node_name: str) -> Gathered
 
 
 def _read_endpoints(
-    piece: EndpointSlice, family: Family, node_name: str, where: str, omissions: list[Omission]
+    piece: EndpointSlice, family: Family, reader: _Reader, where: str, omissions: list[Omission]
 ) -> list[tuple[bytes, State]]:
     """Read the address and the state of each endpoint of a slice that has a usable address."""
     found: list[tuple[bytes, State]] = []
     last: SliceEndpoint | None = None
+    by_place = bool(reader.weights.nodes or reader.weights.zones)
     for index, endpoint in enumerate(piece.endpoints or ()):
         addresses = endpoint.addresses
         address = ordinary_address(addresses[0], family) if addresses else None
@@ -185,9 +191,10 @@ def _read_endpoints(
             last is None
             or endpoint.conditions is not last.conditions
             or endpoint.hints is not last.hints
-            or (endpoint.node_name == node_name) is not (last.node_name == node_name)
+            or (endpoint.node_name == reader.node_name) is not (last.node_name == reader.node_name)
+            or (by_place and (endpoint.node_name != last.node_name or endpoint.zone != last.zone))
         ):
-            state = _state_of(endpoint, node_name)
+            state = reader.state_of(endpoint)
             last = endpoint
         found.append((address, state))
     return found
@@ -205,15 +212,44 @@ def _with_port(found: list[tuple[bytes, State]], port: int) -> Endpoints:
     return endpoints
 
 
-def _state_of(endpoint: SliceEndpoint, node_name: str) -> State:
-    conditions, hints = endpoint.conditions, endpoint.hints
-    return state_of(
-        conditions.ready is not False,
-        conditions.serving is not False,
-        bool(conditions.terminating),
-        bool(node_name) and endpoint.node_name == node_name,
-        *(() if hints is None else _names_in(hints)),
-    )
+_NO_HINTS: Final = (frozenset[str](), frozenset[str]())
+
+
+class _Reader(NamedTuple):
+    """What the state of a slice's endpoints depends on: this node, the Service's rules, and the slice's weight."""
+
+    node_name: str
+    weights: Weights
+    of_slice: int | None
+
+    def state_of(self, endpoint: SliceEndpoint) -> State:
+        """Return the state of an endpoint."""
+        conditions, hints, node = endpoint.conditions, endpoint.hints, endpoint.node_name
+        local = bool(self.node_name) and node == self.node_name
+        nodes, zones = _NO_HINTS if hints is None else _names_in(hints)
+        weight, weight_from = 1, ""
+        if self.of_slice is not None or self.weights is not EQUAL:
+            rule, by_rule = self.weights.rule_for(node, endpoint.zone, local=local)
+            weight = by_rule if self.of_slice is None else by_rule * self.of_slice
+            weight_from = explain_weight(rule, by_rule, self.of_slice)
+        return state_of(
+            conditions.ready is not False,
+            conditions.serving is not False,
+            bool(conditions.terminating),
+            local,
+            nodes,
+            zones,
+            weight,
+            weight_from,
+        )
+
+
+def _weight_of(piece: EndpointSlice, where: str, omissions: list[Omission]) -> int | None:
+    try:
+        return slice_weight(piece)
+    except ValueError as error:
+        omissions.append(Omission(f"{where} {error}", Reason.INVALID_ENDPOINT_WEIGHT))
+        return None
 
 
 def _names_in(hints: EndpointHints) -> tuple[frozenset[str], frozenset[str]]:

@@ -40,8 +40,8 @@ class Context(NamedTuple):
     of all links but our own, ``node_ips`` the Node's own, by which source ranges allow the node itself,
     ``node_addresses`` all that its status has, ``api_servers`` where this agent reaches the API server. ``compatible``:
     one list of endpoints for all clients, as in kube-proxy's IPVS mode. ``external_ips``: whether ``externalIPs`` are
-    served (kube-proxy's feature gate ``AllowServiceExternalIPs``). ``spells_marks``: the packet filter needs
-    the bits of marks, each in its role.
+    served (kube-proxy's feature gate ``AllowServiceExternalIPs``). ``spells_marks``: the packet filter needs the bits of
+    marks, each in its role. ``missing_schedulers`` are those that the kernel was asked for and does not have.
     """
 
     node_name: str
@@ -56,6 +56,7 @@ class Context(NamedTuple):
     compatible: bool = False
     external_ips: bool = True
     spells_marks: bool = True
+    missing_schedulers: frozenset[str] = frozenset()
 
 
 class HealthCheck(NamedTuple):
@@ -65,13 +66,26 @@ class HealthCheck(NamedTuple):
     local_endpoints: int
 
 
+class Scheduling(NamedTuple):
+    """How one port's virtual servers share out connections.
+
+    ``flags`` are ``IP_VS_SVC_F_*``, ``timeout`` is the persistence timeout in seconds, and ``source`` says who chose
+    the scheduler: ``Reason.AGENT_SETTING``, ``ANNOTATION`` or ``WEIGHTS``.
+    """
+
+    scheduler: str
+    flags: int
+    timeout: int
+    source: Reason
+
+
 class Fragment(msgspec.Struct, frozen=True, gc=False):
     """What one Service asks of the kernel, everything with the reason it is there.
 
     ``created`` orders Services that claim the same virtual server, and ``options`` is what annotations ask for.
-    ``entries`` are keyed by (role, entry). ``choices`` has the decision about every endpoint of every virtual
-    server; ``no_local`` tells for which policy (``internal``, ``external``) ``Local`` finds no endpoint here although
-    there are some.
+    ``entries`` are keyed by (role, entry). ``choices`` has the decision about every endpoint of every virtual server,
+    ``schedulings`` that about its scheduler; ``no_local`` tells for which policy (``internal``, ``external``) ``Local``
+    finds no endpoint here although there are some.
     """
 
     name: ServiceName
@@ -81,6 +95,7 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
     addresses: dict[bytes, Reason] = msgspec.field(default_factory=dict)
     entries: dict[tuple[Role, SetEntry], Reason] = msgspec.field(default_factory=dict)
     choices: dict[VirtualServerKey, Choices] = msgspec.field(default_factory=dict)
+    schedulings: dict[VirtualServerKey, Scheduling] = msgspec.field(default_factory=dict)
     omissions: list[Omission] = msgspec.field(default_factory=list)
     no_local: set[tuple[str, Family]] = msgspec.field(default_factory=set)
     health_checks: dict[Family, HealthCheck] = msgspec.field(default_factory=dict)

@@ -41,6 +41,16 @@ class Reason(StrEnum):
     INVALID_PORT = "invalid-port"
     INVALID_AFFINITY_TIMEOUT = "invalid-affinity-timeout"
     INVALID_DRAIN_TIMEOUT = "invalid-drain-timeout"
+    INVALID_SCHEDULER = "invalid-scheduler"
+    NO_SUCH_SCHEDULER = "no-such-scheduler"
+    INVALID_SCHEDULER_FLAGS = "invalid-scheduler-flags"
+    FLAGS_OF_ANOTHER_SCHEDULER = "flags-of-another-scheduler"
+    INVALID_ONE_PACKET = "invalid-one-packet"
+    ONE_PACKET_IS_FOR_UDP = "one-packet-is-for-udp"
+    INVALID_CONNECTION_LIMIT = "invalid-connection-limit"
+    INVALID_WEIGHTS = "invalid-weights"
+    INVALID_ENDPOINT_WEIGHT = "invalid-endpoint-weight"
+    INVALID_SLOW_START = "invalid-slow-start"
     INVALID_SOURCE_RANGE = "invalid-source-range"
     INVALID_EXTERNAL_ADDRESS = "invalid-external-address"
     DUPLICATE_PORT = "duplicate-port"
@@ -66,12 +76,27 @@ class Reason(StrEnum):
     NO_LOCAL_ENDPOINT = "no-local-endpoint"
     NO_ENDPOINT = "no-endpoint"
 
+    # A virtual server has its scheduler.
+    AGENT_SETTING = "agent-setting"
+    ANNOTATION = "annotation"
+    WEIGHTS = "weights"
+
 
 #: What is done instead where a Service is served, but not as it is written.
 SERVED_OTHERWISE: Final[Mapping[Reason, str]] = MappingProxyType(
     {
         Reason.INVALID_AFFINITY_TIMEOUT: "the API's default of 10800 s is used",
         Reason.INVALID_DRAIN_TIMEOUT: "the drain timeout of the agent is used",
+        Reason.INVALID_SCHEDULER: "the scheduler of the agent is used",
+        Reason.NO_SUCH_SCHEDULER: "the kernel of this node does not have it, so the scheduler of the agent is used",
+        Reason.INVALID_SCHEDULER_FLAGS: "the scheduler's usual flags are used",
+        Reason.FLAGS_OF_ANOTHER_SCHEDULER: "the scheduler's usual flags are used",
+        Reason.INVALID_ONE_PACKET: "packets of a connection go to one endpoint",
+        Reason.ONE_PACKET_IS_FOR_UDP: "packets of this port's connections go to one endpoint",
+        Reason.INVALID_CONNECTION_LIMIT: "there is no such limit",
+        Reason.INVALID_WEIGHTS: "no endpoint gets another weight by it",
+        Reason.INVALID_ENDPOINT_WEIGHT: "the endpoints of the EndpointSlice get no weight by it",
+        Reason.INVALID_SLOW_START: "new endpoints get their full weight at once",
         Reason.INVALID_SOURCE_RANGE: "the range is passed over",
         Reason.NODE_ADDRESS: "it is served, and other nodes that serve it do not reach this node any more",
         Reason.NO_MARK_LEFT: "clients in the cluster get the endpoints that clients outside get",

@@ -7,34 +7,31 @@ IPVS mode, except where a policy of ``Local`` meets clients of both kinds: see `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
 
 from ipvs_proxy.kube.objects import Service, ServicePort
 from ipvs_proxy.plan import roles
+from ipvs_proxy.plan.annotations import ServiceOptions, may_be_weighted
 from ipvs_proxy.plan.budget import Budget
-from ipvs_proxy.plan.choices import Choices, choose_cluster, choose_local
+from ipvs_proxy.plan.choices import USUAL, Choices, Settings, choose_cluster, choose_local
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Endpoints, Omission, PortKey, State
 from ipvs_proxy.plan.family_spec import FamilySpec, contains
-from ipvs_proxy.plan.fragment import Context, Fragment
+from ipvs_proxy.plan.fragment import Context, Fragment, Scheduling
 from ipvs_proxy.plan.marks import Marks, mark_key, spelling
 from ipvs_proxy.plan.reach import takes_place
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.roles import Roles
+from ipvs_proxy.plan.scheduling import decide_scheduling
 from ipvs_proxy.plan.slice_cache import PortCache, SliceCache
 from ipvs_proxy.plan.tables import (
-    PERSISTENT,
-    SCHED2,
     Family,
     Protocol,
     SetEntry,
     VirtualServer,
     VirtualServerKey,
 )
-
-#: The API's default of ``sessionAffinityConfig.clientIP.timeoutSeconds``, and its upper bound (86400), in seconds.
-DEFAULT_AFFINITY_TIMEOUT = 10_800
-MAX_AFFINITY_TIMEOUT = 86_400
+from ipvs_proxy.plan.warming import STEPS
+from ipvs_proxy.plan.weights import real_servers_of
 
 
 class FamilyPlan:
@@ -77,25 +74,47 @@ class FamilyPlan:
 class _Chosen:
     """The endpoints of a port that each traffic policy chooses."""
 
-    def __init__(self, endpoints: Endpoints, context: Context, cache: PortCache | None) -> None:
+    def __init__(
+        self, endpoints: Endpoints, context: Context, options: ServiceOptions, cache: PortCache | None
+    ) -> None:
         self._endpoints = endpoints
         self._context = context
         self._cache = cache
+        self._states = set(endpoints.values() if cache is None else cache.states)
+        #: Whether the endpoints have weights, or may get some without a change of the Service.
+        self.are_weighted = any(state.weight != 1 for state in self._states) or may_be_weighted(options)
+        self._settings = _settings_of(self._states, options) if self.are_weighted or options.max_connections else USUAL
 
     @cached_property
     def cluster(self) -> Choices:
         context = self._context
-        return choose_cluster(self._endpoints, node_name=context.node_name, zone=context.zone, cache=self._cache)
+        return choose_cluster(
+            self._endpoints,
+            node_name=context.node_name,
+            zone=context.zone,
+            settings=self._settings,
+            cache=self._cache,
+        )
 
     @cached_property
     def local(self) -> Choices:
-        return choose_local(self._endpoints, cache=self._cache)
+        return choose_local(self._endpoints, settings=self._settings, cache=self._cache)
 
     @property
     def has_any(self) -> bool:
         """Whether any endpoint, here or elsewhere, could be used."""
-        states: Iterable[State] = self._endpoints.values() if self._cache is None else self._cache.states
-        return any(state.ready or state.fallback for state in states)
+        return any(state.ready or state.fallback for state in self._states)
+
+
+def _settings_of(states: set[State], options: ServiceOptions) -> Settings:
+    """Return the settings of the real servers in each state."""
+    real_server = real_servers_of(
+        [state.weight for state in states],
+        factor=1 if options.slow_start is None else STEPS,
+        upper=options.max_connections or 0,
+        lower=options.min_connections or 0,
+    )
+    return {state: real_server(state.weight) for state in states}
 
 
 def plan_port(
@@ -119,10 +138,10 @@ def plan_port(
     if not plan.budget.take_inside(len(endpoints)):
         return
     cache = None if plan.cache is None else plan.cache.port(plan.family, PortKey(port.name, protocol))
-    chosen = _Chosen(endpoints, context, cache)
+    chosen = _Chosen(endpoints, context, fragment.options, cache)
     free = _unclaimed(_outside(port, protocol, spec, plan), key, port, plan)
     outside = _affordable(free, len(endpoints), spec, plan)
-    settings = _settings(service, port, context, fragment)
+    scheduling = decide_scheduling(service, port, context, fragment, weighted=chosen.are_weighted)
 
     choices = chosen.local if spec.internal_local else chosen.cluster
     if spec.internal_local and not choices.any_used:
@@ -130,12 +149,12 @@ def plan_port(
             fragment.no_local.add(("internal", plan.family))
         if context.compatible and outside:
             choices = chosen.cluster
-    _add(plan, key, Reason.CLUSTER_IP, choices, settings)
+    _add(plan, key, Reason.CLUSTER_IP, choices, scheduling)
     _turn_away(plan, key, choices, chosen)
     plan.add_address(cluster_ip, Reason.CLUSTER_IP)
     plan.add_entry(roles.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
     if outside:
-        _serve_outside(port, outside, chosen, settings, spec=spec, plan=plan)
+        _serve_outside(port, outside, chosen, scheduling, spec=spec, plan=plan)
     local = list(choices.local())
     for address, number in local if plan.budget.take_local(len(local)) else ():
         # Whatever its condition: existing connections of a pod to itself must go on.
@@ -199,7 +218,7 @@ def _serve_outside(
     port: ServicePort,
     outside: list[tuple[VirtualServerKey, Reason]],
     chosen: _Chosen,
-    settings: tuple[str, int, int],
+    scheduling: Scheduling,
     *,
     spec: FamilySpec,
     plan: FamilyPlan,
@@ -227,11 +246,11 @@ def _serve_outside(
         else:
             plan.marked.add(holder)
             internal = mark_key(mark, plan.family)
-            _add(plan, internal, Reason.CLUSTER_CLIENT, chosen.cluster, settings)
+            _add(plan, internal, Reason.CLUSTER_CLIENT, chosen.cluster, scheduling)
     if empty and internal is None:
         choices = chosen.cluster
     for key, kind in outside:
-        _add(plan, key, kind, choices, settings, internal=internal)
+        _add(plan, key, kind, choices, scheduling, internal=internal)
         entry = SetEntry(*key[:3])
         _add_members(plan, port, entry, kind, spec)
         _turn_away(plan, key, choices, chosen)
@@ -242,15 +261,15 @@ def _serve_outside(
 
 
 def _turn_away(plan: FamilyPlan, key: VirtualServerKey, choices: Choices, chosen: _Chosen) -> None:
-    """Have new connections to a virtual server without real servers dropped, or refused if no endpoint exists at all.
+    """Have new connections to a virtual server that has nobody for them dropped, or refused if nobody anywhere has.
 
     The API documents dropping for the policies ``Local``. IPVS by itself refuses with ICMP, which the kernel limits to
     one a second for each client.
     """
-    if plan.context.compatible or choices.any_used:
+    if plan.context.compatible or choices.any_open:
         return
     entry = SetEntry(*key[:3])
-    if chosen.cluster.any_used:
+    if chosen.cluster.any_open:
         plan.add_entry(roles.NO_LOCAL, entry, Reason.NO_LOCAL_ENDPOINT)
     else:
         plan.add_entry(roles.NO_ENDPOINT, entry, Reason.NO_ENDPOINT)
@@ -292,18 +311,18 @@ def _add(
     key: VirtualServerKey,
     reason: Reason,
     choices: Choices,
-    settings: tuple[str, int, int],
+    scheduling: Scheduling,
     *,
     internal: VirtualServerKey | None = None,
 ) -> None:
-    scheduler, flags, timeout = settings
     plan.fragment.choices[key] = choices
+    plan.fragment.schedulings[key] = scheduling
     plan.fragment.virtual_servers[key] = (
         VirtualServer(
             key=key,
-            scheduler=scheduler,
-            flags=flags,
-            timeout=timeout,
+            scheduler=scheduling.scheduler,
+            flags=scheduling.flags,
+            timeout=scheduling.timeout,
             real_servers=choices.real_servers,
             lingering=choices.lingering,
             internal=internal,
@@ -311,28 +330,3 @@ def _add(
         ),
         reason,
     )
-
-
-def _settings(service: Service, port: ServicePort, context: Context, fragment: Fragment) -> tuple[str, int, int]:
-    """Return scheduler, flags and persistence timeout of a port's virtual servers."""
-    # ``mh`` hashes the source port too, as with kube-proxy.
-    flags = SCHED2 if context.scheduler == "mh" else 0
-    if service.spec.session_affinity != "ClientIP":
-        return context.scheduler, flags, 0
-    timeout = _affinity_timeout(service)
-    if not 0 < timeout <= MAX_AFFINITY_TIMEOUT:
-        fragment.omissions.append(
-            Omission(
-                f"service {fragment.name} port {port.name or port.port} timeoutSeconds {timeout}",
-                Reason.INVALID_AFFINITY_TIMEOUT,
-            )
-        )
-        timeout = DEFAULT_AFFINITY_TIMEOUT
-    return context.scheduler, flags | PERSISTENT, timeout
-
-
-def _affinity_timeout(service: Service) -> int:
-    config = service.spec.session_affinity_config
-    if config is None or config.client_ip is None or config.client_ip.timeout_seconds is None:
-        return DEFAULT_AFFINITY_TIMEOUT
-    return config.client_ip.timeout_seconds

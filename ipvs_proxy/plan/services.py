@@ -24,6 +24,7 @@ from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.service_ports import FamilyPlan, plan_port
 from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.tables import Family, Protocol, text_of
+from ipvs_proxy.plan.weights import EQUAL
 
 #: Label that hands a Service to another proxy, whatever its value (Kubernetes documentation, "well-known labels").
 SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
@@ -52,13 +53,13 @@ def plan_service(
         return Fragment(name, omissions=[Omission(f"service {name}", skipped)])
     omissions: list[Omission] = []
     fragment = Fragment(name, _created(service), options=read_options(service, omissions), omissions=omissions)
-    pieces = list(slices)
+    pieces, weights = list(slices), fragment.options.weights or EQUAL
     marked: set[PortKey] = set()
     budget = Budget(len(service.spec.ports or ()) * len(service.spec.ip_families or (None,)))
     for family in context.families:
         address = _served_address(service, family, context, fragment)
         if address is not None:
-            gathered = (gather if cache is None else cache.gather)(pieces, family, context.node_name)
+            gathered = (gather if cache is None else cache.gather)(pieces, family, context.node_name, weights)
             plan = FamilyPlan(family, context, fragment, marks=marks, marked=marked, cache=cache, budget=budget)
             _plan_family(service, gathered, address, plan)
     marks.keep(name, marked)
@@ -158,7 +159,8 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
         endpoints = gathered.endpoints.get(key, {})
         if spec.health_check_port and key not in counted:
             counted.add(key)
-            ready.update(found.address for found, state in endpoints.items() if state.local and state.ready)
+            open_states = {state for state in set(endpoints.values()) if state.local and state.ready and state.weight}
+            ready.update(found.address for found, state in endpoints.items() if state in open_states)
         plan_port(service, port, address, endpoints, spec=spec, plan=plan)
     if spec.health_check_port:
         _check_health(spec.health_check_port, len(ready), plan)

@@ -6,7 +6,6 @@ from ipvs_proxy.kernel.dataplane import table_of
 from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
 from ipvs_proxy.plan.tables import (
-    PERSISTENT,
     AddressOperation,
     Operation,
     RealServerOperation,
@@ -14,13 +13,13 @@ from ipvs_proxy.plan.tables import (
     SetEntry,
     SetEntryOperation,
     Verb,
-    VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
     text_of,
 )
 from ipvs_proxy.state.documents import ChangeState
 from ipvs_proxy.state.services import member_text
+from ipvs_proxy.state.words import real_server_words, virtual_server_words
 
 
 def change_of(operation: Operation, name_of_role: NameOfRole) -> ChangeState:
@@ -45,14 +44,10 @@ def _object(operation: Operation, name_of_role: NameOfRole) -> str:
     deleted = operation.verb is Verb.DELETE
     match operation:
         case RealServerOperation(_, key, server, settings):
-            return f"{key} -> {server}" + ("" if deleted else f" weight {settings.weight}")
+            return f"{key} -> {server}" + ("" if deleted else f" {real_server_words(settings)}")
         case VirtualServerOperation(_, server):
-            return str(server.key) if deleted else f"{server.key} {_settings(server)}"
+            return str(server.key) if deleted else f"{server.key} {virtual_server_words(server)}"
         case AddressOperation(_, address):
             return name_of(address, name_of_role)
         case SetEntryOperation(_, role, entry):
             return name_of((role, entry), name_of_role)
-
-
-def _settings(server: VirtualServer) -> str:
-    return server.scheduler + (f" persistent {server.timeout}" if server.flags & PERSISTENT else "")

@@ -33,6 +33,10 @@ class EndpointState(Document, frozen=True):
 
     If the kernel has a real server without an endpoint, ``wanted`` is ``None`` and ``reason`` is empty. It is draining
     if its ``weight`` is 0. ``weight`` is ``None`` if the kernel does not have the real server.
+
+    ``wanted_weight`` is what the weight should be, ``None`` if the endpoint is not wanted. 0 stands for maintenance: no
+    new connections, and no end for existing ones. ``weight_from`` says who gave it (see ``plan.weights``).
+    ``warming_seconds`` is for how long the weight goes on rising, ``None`` unless it does.
     """
 
     address: str
@@ -44,6 +48,9 @@ class EndpointState(Document, frozen=True):
     local: bool = False
     node: str = ""
     weight: int | None = None
+    wanted_weight: int | None = None
+    weight_from: str = ""
+    warming_seconds: float | None = None
     active_connections: int = 0
     inactive_connections: int = 0
     persistent_connections: int = 0
@@ -58,6 +65,10 @@ class VirtualServerState(Document, frozen=True):
     from the kernel is given, because everything there is the owner's. ``in_kernel`` tells whether the kernel has it,
     ``differences`` what is not as desired. ``internal`` is the virtual server that clients in the cluster get instead.
     ``affinity_seconds`` is 0 without session affinity.
+
+    ``scheduler_from`` says who chose the scheduler: ``agent-setting``, ``annotation``, or ``weights`` where a scheduler
+    that takes no notice of weights gave way to its twin. ``flags`` are the scheduler's, by ipvsadm's names, and
+    ``one-packet``. ``max_connections`` and ``min_connections`` are the thresholds of each endpoint, 0 for none.
     """
 
     name: str
@@ -67,6 +78,10 @@ class VirtualServerState(Document, frozen=True):
     reason: str
     in_kernel: bool
     scheduler: str = ""
+    scheduler_from: str = ""
+    flags: list[str] = []
+    max_connections: int = 0
+    min_connections: int = 0
     affinity_seconds: int = 0
     mark: int = 0
     owner: str = ""
@@ -143,7 +158,9 @@ class DifferenceKind(Enum):
 class ServiceSummary(Document, frozen=True):
     """One Service in a list.
 
-    ``endpoints`` counts those that get new connections, ``draining`` those that only keep their existing ones.
+    ``endpoints`` counts those that get new connections, ``warming`` those of them whose weight still rises, ``paused``
+    those with weight 0, and ``draining`` those that nobody wants and that only keep their existing connections.
+    ``schedulers`` are those of its virtual servers.
     ``differences`` lists some of what is not as desired. ``difference_kinds`` has every kind that occurs among all
     differences, and is empty if the Service is in sync.
     """
@@ -154,7 +171,10 @@ class ServiceSummary(Document, frozen=True):
     addresses: list[str]
     ports: list[str]
     virtual_servers: int = 0
+    schedulers: list[str] = []
     endpoints: int = 0
+    warming: int = 0
+    paused: int = 0
     draining: int = 0
     in_sync: bool = True
     differences: list[str] = []

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from ipvs_proxy.kernel.filter.backend import NameOfRole
 from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Counters, Observation
 from ipvs_proxy.kube.objects import Service
@@ -21,9 +23,7 @@ from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK
 from ipvs_proxy.plan.reasons import SERVED_OTHERWISE
 from ipvs_proxy.plan.tables import (
-    PERSISTENT,
     Protocol,
-    RealServer,
     RealServerKey,
     SetEntry,
     VirtualServer,
@@ -41,6 +41,7 @@ from ipvs_proxy.state.documents import (
     Traffic,
     VirtualServerState,
 )
+from ipvs_proxy.state.words import flags_of, real_server_words, virtual_server_words
 
 #: At most this many differences are named in a list of Services. The state of a single Service has all of them.
 _NAMED = 5
@@ -68,6 +69,7 @@ def service_state(
     observed: Mapping[VirtualServerKey, Observation | None],
     nodes: Mapping[str, str],
     drains: list[DrainState],
+    warming: Mapping[RealServerKey, float],
     name_of_role: NameOfRole,
 ) -> ServiceState:
     """Return everything about one Service.
@@ -80,11 +82,14 @@ def service_state(
         observed: what the kernel has for each of its virtual servers.
         nodes: the node of each endpoint address, by the address as text.
         drains: drains of its virtual servers that are in progress.
+        warming: its endpoints that warm up, and for how many seconds they will.
         name_of_role: returns the kernel's name for the set of a role.
 
     """
     servers = [
-        _virtual_server_state(fragment, key, desired=desired, observation=observed.get(key), nodes=nodes)
+        _virtual_server_state(
+            fragment, key, desired=desired, observation=observed.get(key), nodes=nodes, warming=warming
+        )
         for key in fragment.virtual_servers
     ]
     members = _members(fragment, desired, actual, name_of_role)
@@ -100,7 +105,7 @@ def service_state(
         members=members,
         omissions=omissions_of([*fragment.omissions, *virtual_endpoints.omissions(fragment.name, virtual)]),
         drains=drains,
-        annotations=option_texts(fragment.options),
+        annotations={name: quote(text) for name, text in option_texts(fragment.options).items()},
     )
 
 
@@ -117,10 +122,16 @@ def summarize(
     actual: KernelTables,
     omissions: Iterable[Omission],
     balanced: Mapping[VirtualServerKey, Balanced],
+    warming: int = 0,
 ) -> ServiceSummary:
-    """Return the most important facts about one Service. ``actual`` is what the agent last knew of the kernel."""
+    """Return the most important facts about one Service. ``actual`` is what the agent last knew of the kernel.
+
+    ``warming`` is how many of its endpoints warm up.
+    """
     keys = desired.virtual_servers_of(name)
+    schedulers: dict[str, None] = {}
     wanted: set[RealServerKey] = set()
+    paused: set[RealServerKey] = set()
     draining: set[RealServerKey] = set()
     differences: list[tuple[DifferenceKind, str]] = []
     for key in keys:
@@ -130,6 +141,8 @@ def summarize(
             differences.append((DifferenceKind.CONFLICT, f"{key} belongs to {owner}"))
             continue
         wanted.update(server.real_servers)
+        paused.update(key for key, settings in server.real_servers.items() if not settings.weight)
+        schedulers[server.scheduler] = None
         if found is not None:
             draining.update(key for key, settings in found.real_servers.copy().items() if not settings.weight)
         if found is not server:
@@ -144,7 +157,10 @@ def summarize(
         or [quote(address) for address in spec.cluster_ips or [spec.cluster_ip] if address],
         ports=list(dict.fromkeys(f"{port.port}/{quote(port.protocol)}" for port in spec.ports or ())),
         virtual_servers=len(keys),
-        endpoints=len(wanted),
+        schedulers=list(schedulers),
+        endpoints=len(wanted - paused),
+        warming=warming,
+        paused=len(paused),
         draining=len(draining - wanted),
         in_sync=not differences,
         differences=[text for _, text in differences[:_NAMED]],
@@ -161,7 +177,9 @@ def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[
         return [f"{desired.key} is missing"]
     differences = []
     if desired.settings != found.settings:
-        differences.append(f"{desired.key} has {_settings(found)} instead of {_settings(desired)}")
+        differences.append(
+            f"{desired.key} has {virtual_server_words(found)} instead of {virtual_server_words(desired)}"
+        )
     there = found.real_servers.copy()
     differences += [f"{desired.key} lacks real server {key}" for key in desired.real_servers.keys() - there.keys()]
     for key, settings in there.items():
@@ -169,17 +187,8 @@ def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[
         if wanted is None and settings.weight:
             differences.append(f"{desired.key} has real server {key}, which is not wanted")
         elif wanted is not None and wanted != settings:
-            differences.append(f"{desired.key} has real server {key} with {_words(settings)}")
+            differences.append(f"{desired.key} has real server {key} with {real_server_words(settings)}")
     return sorted(differences)
-
-
-def _settings(server: VirtualServer) -> str:
-    persistent = f" persistent {server.timeout} s" if server.flags & PERSISTENT else ""
-    return f"{server.scheduler}{persistent}"
-
-
-def _words(settings: RealServer) -> str:
-    return f"weight {settings.weight}, forwarding {settings.forwarding}"
 
 
 def _virtual_server_state(
@@ -189,8 +198,10 @@ def _virtual_server_state(
     desired: DesiredTables,
     observation: Observation | None,
     nodes: Mapping[str, str],
+    warming: Mapping[RealServerKey, float],
 ) -> VirtualServerState:
     server, reason = fragment.virtual_servers[key]
+    options = fragment.options
     owner = desired.owners.get(key)
     foreign_owner = "" if owner is None or owner == fragment.name else str(owner)
     if foreign_owner:
@@ -207,28 +218,42 @@ def _virtual_server_state(
         reason=reason.value,
         in_kernel=found is not None,
         scheduler=server.scheduler,
+        scheduler_from=fragment.schedulings[key].source.value,
+        flags=flags_of(server),
+        max_connections=options.max_connections or 0,
+        min_connections=options.min_connections or 0,
         affinity_seconds=server.timeout,
         mark=key.mark,
         owner=foreign_owner,
         internal="" if server.internal is None else str(server.internal),
         differences=[f"it belongs to the older Service {owner}"] if foreign_owner else differences_of(server, found),
-        endpoints=_endpoints(fragment, key, {} if observation is None else observation.real_servers, nodes),
+        endpoints=_endpoints(fragment, key, {} if observation is None else observation.real_servers, nodes, warming),
         total=Traffic() if observation is None else traffic_of(observation.traffic.total),
         per_second=Traffic() if observation is None else traffic_of(observation.traffic.per_second),
     )
 
 
 def _endpoints(
-    fragment: Fragment, key: VirtualServerKey, found: Mapping[RealServerKey, Activity], nodes: Mapping[str, str]
+    fragment: Fragment,
+    key: VirtualServerKey,
+    found: Mapping[RealServerKey, Activity],
+    nodes: Mapping[str, str],
+    warming: Mapping[RealServerKey, float],
 ) -> list[EndpointState]:
     choices = {choice.key: choice for choice in fragment.choices.get(key, ())}
+    wanted = fragment.virtual_servers[key][0].real_servers
     return [
-        _endpoint_state(address, choices.get(address), found.get(address), nodes.get(text_of(address.address), ""))
+        msgspec.structs.replace(
+            _endpoint_state(address, choices.get(address), found.get(address)),
+            node=nodes.get(text_of(address.address), ""),
+            wanted_weight=wanted[address].weight if address in wanted else None,
+            warming_seconds=warming.get(address) if address in wanted else None,
+        )
         for address in sorted(choices.keys() | found.keys())
     ]
 
 
-def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activity | None, node: str) -> EndpointState:
+def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activity | None) -> EndpointState:
     state = None if choice is None else choice.state
     counted = (0, 0, 0) if activity is None else activity.connections
     return EndpointState(
@@ -239,8 +264,8 @@ def _endpoint_state(key: RealServerKey, choice: Choice | None, activity: Activit
         serving=state is not None and state.serving,
         terminating=state is not None and state.terminating,
         local=state is not None and state.local,
-        node=node,
         weight=None if activity is None else activity.settings.weight,
+        weight_from="" if state is None else quote(state.weight_from),
         active_connections=counted[0],
         inactive_connections=counted[1],
         persistent_connections=counted[2],

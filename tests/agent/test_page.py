@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import structs
 from playwright.async_api import Page, async_playwright, expect
 
 from ipvs_proxy.kernel.ipvs.records import Balanced, Counters
@@ -132,6 +133,38 @@ async def test_what_changes_and_what_differs_is_seen_without_a_reload() -> None:
         del rig.plane.kernel.virtual_servers[virtual("10.96.0.10")].real_servers[real("10.244.0.2")]
         await expect(page.locator("#detail")).to_contain_text("lacks real server 10.244.0.2:8080")
         await expect(page.locator("#detail")).to_contain_text("NOT as it should be")
+        assert strange == []
+
+
+async def test_weights_and_who_gave_them_are_shown() -> None:
+    asked = {
+        "ipvs-proxy.io/weights": "node=edge-1:0, node=big:3",
+        "ipvs-proxy.io/max-connections": "500",
+        "ipvs-proxy.io/slow-start": "1h",
+    }
+    made = service()
+    made = structs.replace(made, metadata=structs.replace(made.metadata, annotations=asked))
+    pods = [endpoint("10.244.0.1", node="edge-1"), endpoint("10.244.0.2", node="big")]
+    async with opened(made, endpoint_slice(*pods)) as (page, rig, strange):
+        rig.replace(endpoint_slice(*pods), endpoint_slice(*pods, endpoint("10.244.0.3", node="other")))
+        row = page.locator("#services tbody tr")
+        await expect(row).to_contain_text("warming")
+        await expect(row).to_contain_text("wrr")
+        await page.get_by_role("link", name="default/web").click()
+        detail = page.locator("#detail")
+        await expect(detail).to_contain_text("wrr (because of weights), at most 500 connections an endpoint")
+        endpoints = page.locator("table.endpoints tbody tr")
+        await expect(endpoints).to_have_count(3)
+        found = [(await row.locator("td").all_inner_texts())[1:5] for row in await endpoints.all()]
+        assert [cells[:3] for cells in found] == [
+            ["paused", "ready", "0"],
+            ["in", "ready", "30"],
+            ["warming", "ready", "1"],
+        ]
+        assert found[0][3] == "node=edge-1:0"
+        assert found[1][3] == "node=big:3"
+        assert re.fullmatch(r"slow start, (59|60)m left", found[2][3])
+        await picture(page, "weights-light")
         assert strange == []
 
 

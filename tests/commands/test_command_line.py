@@ -77,9 +77,9 @@ def test_services_are_a_table_and_tell_what_is_not_served() -> None:
         done = run("services", "shop/", "--limit", "7", "--agent", address)
     assert asked == ["/state?search=shop%2F&limit=7"]
     assert done.output == (
-        "SERVICE      ADDRESS        PORTS      ENDPOINTS  CONN/S  IN/S  OUT/S  STATE\n"
-        "shop/web     10.96.0.10 +1  80/TCP +1       3 +1      12  1.5M   2.0k  ok\n"
-        "shop/broken  10.96.0.11     80/TCP             0       0     0      0  invalid-cluster-ip\n"
+        "SERVICE      ADDRESS        PORTS      SCHEDULER  ENDPOINTS  CONN/S  IN/S  OUT/S  STATE\n"
+        "shop/web     10.96.0.10 +1  80/TCP +1  wrr             3 +1      12  1.5M   2.0k  ok\n"
+        "shop/broken  10.96.0.11     80/TCP     -                  0       0     0      0  invalid-cluster-ip\n"
     )
 
 

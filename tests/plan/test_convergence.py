@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from msgspec import structs
 from msgspec.structs import replace
 
+from ipvs_proxy.agent.sync.warmups import Warmups
 from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, Service
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.desired import DesiredTables
@@ -29,7 +30,6 @@ from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.table_keys import TableKeys, keys_of
 from ipvs_proxy.plan.tables import (
-    ACTIVE,
     AddressOperation,
     Family,
     Operation,
@@ -45,14 +45,18 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
     family_of,
 )
+from tests.support.clock import Clock
 from tests.support.fake_kernel import FakeKernel
 from tests.support.histories import (
     CONDITIONS,
     NAMES,
     NODE_ADDRESSES,
+    SERVICE_ANNOTATIONS,
+    SLICE_ANNOTATIONS,
     Conditions,
     Piece,
     Wish,
+    annotations_from,
     foreign_operations,
     make_service,
     make_slice,
@@ -139,8 +143,13 @@ def added(operations: list[Operation]) -> list[object]:
 class Convergence(RuleBasedStateMachine):
     """An agent's life. ``trusted`` means that the mirror is the kernel; ``pending`` is what waits for a retry."""
 
+    context = HERE
+
     def __init__(self) -> None:
         super().__init__()
+        self.clock = Clock()
+        self.warmups = Warmups(self.clock)
+        self.warmups.start()
         self.services: dict[ServiceName, Service] = {}
         self.slices: dict[ServiceName, dict[int, EndpointSlice]] = {name: {} for name in NAMES}
         self.fragments: dict[ServiceName, Fragment] = {}
@@ -205,6 +214,30 @@ class Convergence(RuleBasedStateMachine):
         """The EndpointSlices of Services that exist."""
         return [(name, number, piece) for name in self.services for number, piece in self.slices[name].items()]
 
+    @rule(name=names, annotations=annotations_from(SERVICE_ANNOTATIONS))
+    def annotate(self, name: ServiceName, annotations: dict[str, str]) -> None:
+        """Change nothing of a Service but its annotations."""
+        if name in self.services:
+            made = self.services[name]
+            metadata = structs.replace(made.metadata, annotations=annotations or None)
+            self.services[name] = structs.replace(made, metadata=metadata)
+            self.follow(name)
+
+    @precondition(lambda self: self.all_slices())
+    @rule(data=st.data(), annotations=annotations_from(SLICE_ANNOTATIONS))
+    def annotate_slice(self, data: st.DataObject, annotations: dict[str, str]) -> None:
+        name, number, piece = data.draw(st.sampled_from(self.all_slices()))
+        metadata = structs.replace(piece.metadata, annotations=annotations or None)
+        self.slices[name][number] = structs.replace(piece, metadata=metadata)
+        self.follow(name)
+
+    @rule(seconds=st.sampled_from([1.0, 3.0, 20.0]))
+    def time_passes(self, seconds: float) -> None:
+        """Let endpoints that warm up take their next steps."""
+        self.clock.now += seconds
+        for name in self.warmups.due():
+            self.follow(name)
+
     @rule(mask=st.integers(1, 0xFFFF))
     def refuse_some_of_the_next(self, mask: int) -> None:
         self.refusals = mask
@@ -242,7 +275,8 @@ class Convergence(RuleBasedStateMachine):
         """Start anew with nothing but the objects and what the kernel holds."""
         was_settled = self.trusted and not self.pending
         self.refusals = 0
-        self.desired, self.marks, self.caches = DesiredTables(), Marks(), {}
+        warm = any(map(self.warmups.seconds_left, NAMES))
+        self.desired, self.marks, self.caches, self.warmups = DesiredTables(), Marks(), {}, Warmups(self.clock)
         for family in Family:
             self.marks.restore(self.kernel.entries()[roles.INTERNAL[family]])
         self.mirror, self.trusted, self.pending = self.kernel.read(), True, TableKeys()
@@ -255,12 +289,13 @@ class Convergence(RuleBasedStateMachine):
         for name in order:
             if name in self.services:
                 # Not as before: of two Services with the same address only one has its mark in a set.
-                self.fragments[name] = self.plan(name)
+                self.fragments[name] = self.plan_and_warm(name)
                 touched.add(self.desired.replace(name, self.fragments[name]))
         self.run_round(touched)
         self.run_round(self.everything_that_differs())
         # A Service that lost its addresses to another has a mark that no set remembers.
-        if was_settled and not self.desired.conflicts():
+        self.warmups.start()
+        if was_settled and not warm and not self.desired.conflicts():
             assert len(self.kernel.log) == before, "a restart wrote although nothing had changed"
 
     @precondition(lambda self: self.trusted)
@@ -322,15 +357,23 @@ class Convergence(RuleBasedStateMachine):
     def plan(self, name: ServiceName) -> Fragment:
         """Plan with what is remembered of earlier plans, as for Services with many slices."""
         cache = self.caches.setdefault(name, SliceCache())
-        return plan_service(self.services[name], self.slices[name].values(), HERE, self.marks, cache)
+        return plan_service(self.services[name], self.slices[name].values(), self.context, self.marks, cache)
+
+    def plan_and_warm(self, name: ServiceName) -> Fragment:
+        """Plan, and give new endpoints less than their weight, as the planner does."""
+        fragment = self.plan(name)
+        self.warmups.follow(name, fragment, self.desired)
+        self.warmups.apply(name, fragment)
+        return fragment
 
     def follow(self, name: ServiceName) -> None:
         """Plan one Service anew and bring the kernel to it; nothing of another Service may change."""
         owned, held = dict(self.desired.owners), self.fragments.pop(name, None)
         if name in self.services:
-            self.fragments[name] = self.plan(name)
+            self.fragments[name] = self.plan_and_warm(name)
         else:
             self.marks.keep(name, ())
+            self.warmups.follow(name, None, self.desired)
         claimed = {key for one in (held, self.fragments.get(name)) if one for key in one.virtual_servers}
         settled = not self.pending
         touched = self.desired.replace(name, self.fragments.get(name))
@@ -465,8 +508,13 @@ class Convergence(RuleBasedStateMachine):
         self.check_converged()
 
     def expected(self) -> Expected:
-        plans = [plan_service(one, self.slices[name].values(), HERE, self.marks) for name, one in self.services.items()]
-        return union(plans)
+        plans = {
+            name: plan_service(one, self.slices[name].values(), self.context, self.marks)
+            for name, one in self.services.items()
+        }
+        for name, fragment in plans.items():
+            self.warmups.apply(name, fragment)
+        return union([*plans.values()])
 
     def check_converged(self) -> None:
         expected, kernel, leaving = self.expected(), self.kernel, self.mirror.draining
@@ -484,11 +532,19 @@ class Convergence(RuleBasedStateMachine):
                 if settings.weight == 0 and server not in wanted.real_servers
             }
             kept = {server: settings for server, settings in found.real_servers.items() if server not in draining}
-            assert replace(found, real_servers=kept) == replace(wanted, lingering=frozenset(), internal=None)
-            assert set(kept.values()) <= {ACTIVE}
+            plain = replace(wanted, lingering=frozenset(), internal=None, drain_timeout=None)
+            assert replace(found, real_servers=kept) == plain
             # Only UDP servers that still answer may drain: nobody would ever end the others' connections.
             assert key.protocol != Protocol.UDP or draining.keys() <= wanted.lingering
 
 
+class ConvergenceAsKubeProxy(Convergence):
+    """The same with one list of endpoints for all clients."""
+
+    context = HERE._replace(compatible=True)
+
+
 TestConvergence = Convergence.TestCase
+TestConvergenceAsKubeProxy = ConvergenceAsKubeProxy.TestCase
+TestConvergenceAsKubeProxy.settings = settings(deadline=None, max_examples=30, stateful_step_count=40)
 TestConvergence.settings = settings(deadline=None, max_examples=100, stateful_step_count=40, report_multiple_bugs=False)

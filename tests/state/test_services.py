@@ -49,6 +49,7 @@ def state_of(observation: Observation | None, actual: KernelTables | None = None
         observed={VIP: observation},
         nodes={"10.244.0.1": "node-a"},
         drains=[],
+        warming={},
         name_of_role=name_of,
     )
 
@@ -96,6 +97,7 @@ def test_nothing_of_the_kernel_is_told_of_a_virtual_server_that_an_older_service
         },
         nodes={},
         drains=[],
+        warming={},
         name_of_role=name_of,
     )
     (server,) = state.virtual_servers
@@ -111,7 +113,7 @@ def test_every_difference_of_a_virtual_server_is_told_and_a_drain_is_none() -> N
     found = VirtualServer(VIP, "lc", real_servers={POD1: DRAINING, GONE: DRAINING, real("10.244.0.9"): ACTIVE})
     assert differences_of(desired, found) == [
         "10.96.0.10:80/TCP has lc instead of rr",
-        "10.96.0.10:80/TCP has real server 10.244.0.1:8080 with weight 0, forwarding 0",
+        "10.96.0.10:80/TCP has real server 10.244.0.1:8080 with weight 0",
         "10.96.0.10:80/TCP has real server 10.244.0.9:8080, which is not wanted",
         "10.96.0.10:80/TCP lacks real server 10.244.0.2:8080",
     ]
@@ -166,6 +168,7 @@ def test_endpoint_that_is_a_virtual_ip_is_named() -> None:
         observed={VIP: None},
         nodes={},
         drains=[],
+        warming={},
         name_of_role=name_of,
     )
     [omission] = state.omissions

@@ -31,6 +31,7 @@ WEB = ServiceSummary(
     addresses=["10.96.0.10", "fd00::10"],
     ports=["80/TCP", "443/TCP"],
     virtual_servers=4,
+    schedulers=["wrr"],
     endpoints=3,
     draining=1,
     per_second=Traffic(12, 0, 0, 1_500_000, 2_000),

@@ -41,6 +41,7 @@ class FakeDataplane:
         self.unchanged = False
         self.wrong_rules: list[str] = []
         self.leftovers: list[str] = []
+        self.missing_schedulers: set[str] = set()
         self.packet_filter = NoRules()
 
     def ensure_tables(self) -> list[str]:
@@ -67,6 +68,10 @@ class FakeDataplane:
         self.calls["remove_leftovers"] += 1
         found, self.leftovers = self.leftovers, []
         return found
+
+    def has_scheduler(self, name: str) -> bool:
+        self.calls["has_scheduler"] += 1
+        return name not in self.missing_schedulers
 
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         self.calls["read_virtual_servers"] += 1

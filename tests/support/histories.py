@@ -31,8 +31,8 @@ from tests.support.objects import endpoint, endpoint_slice, packed, service, vir
 from tests.support.roles import role
 
 Conditions = tuple[bool | None, bool | None, bool | None]
-#: Whether IPv6; the pods with conditions and whether local; the ports.
-Piece = tuple[bool, list[tuple[int, Conditions, bool]], set[int]]
+#: Whether IPv6; the pods with conditions and whether local; the ports; the annotations.
+Piece = tuple[bool, list[tuple[int, Conditions, bool]], set[int], dict[str, str]]
 
 # Few names, addresses and ports, so that Services meet.
 NAMES = [ServiceName("default", name) for name in ("api", "dns", "web")]
@@ -70,6 +70,30 @@ class Wish(NamedTuple):
     external: tuple[int, ...] = ()
     external_local: bool = False
     ranges: tuple[int, ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
+
+
+#: What is in an annotation of a Service, and of an EndpointSlice: some of it cannot be read, or does not fit.
+SERVICE_ANNOTATIONS = [
+    ("ipvs-proxy.io/scheduler", ["lc", "sh", "mh", "wrr", "nq", "none", ""]),
+    ("ipvs-proxy.io/scheduler-flags", ["sh-port", "mh-fallback,mh-port", "", "all"]),
+    ("ipvs-proxy.io/one-packet", ["true", "false", "yes"]),
+    ("ipvs-proxy.io/max-connections", ["7", "0", "-1"]),
+    ("ipvs-proxy.io/min-connections", ["5", "9", "few"]),
+    ("ipvs-proxy.io/weights", ["*:1", "local:0", "node=there:3, local:5", "zone=a:2, zone=a:3", "*:65535"]),
+    ("ipvs-proxy.io/slow-start", ["10s", "0s", "soon"]),
+    ("ipvs-proxy.io/drain-timeout", ["5s", "long"]),
+]
+SLICE_ANNOTATIONS = [
+    ("ipvs-proxy.io/weight", ["0", "1", "90", "much"]),
+    ("service.cilium.io/weight", ["10", "65535", "65536"]),
+]
+
+
+def annotations_from(table: list[tuple[str, list[str]]]) -> st.SearchStrategy[dict[str, str]]:
+    """Return a strategy for annotations: mostly none, sometimes several."""
+    one = st.sampled_from(table).flatmap(lambda row: st.tuples(st.just(row[0]), st.sampled_from(row[1])))
+    return st.just({}) | st.lists(one, max_size=3).map(dict)
 
 
 wishes = st.builds(
@@ -86,6 +110,7 @@ wishes = st.builds(
     external=st.sampled_from([(), (), (0,), (3, 1)]),
     external_local=st.booleans(),
     ranges=st.sampled_from([(), (), (0,), (0, 1), (2,)]),
+    annotations=annotations_from(SERVICE_ANNOTATIONS).map(lambda found: tuple(found.items())),
 )
 #: The last one is an address of the node itself.
 OUTSIDE = ["203.0.113.1", "203.0.113.2", "2001:db8::1", "192.0.2.1"]
@@ -99,6 +124,7 @@ pieces = st.tuples(
     st.sampled_from([False, False, True]),
     st.lists(pods, min_size=1, max_size=4),
     st.sets(st.sampled_from(range(5)), min_size=4),
+    annotations_from(SLICE_ANNOTATIONS),
 )
 
 
@@ -148,6 +174,7 @@ def make_service(name: ServiceName, wish: Wish) -> Service:
     )
     return structs.replace(
         made,
+        metadata=structs.replace(made.metadata, annotations=dict(wish.annotations) or None),
         spec=structs.replace(
             made.spec,
             external_ips=[OUTSIDE[number] for number in wish.external],
@@ -160,14 +187,15 @@ def make_service(name: ServiceName, wish: Wish) -> Service:
 
 
 def make_slice(of: ServiceName, number: int, piece: Piece) -> EndpointSlice:
-    ipv6, members, ports = piece
-    return endpoint_slice(
+    ipv6, members, ports, annotations = piece
+    made = endpoint_slice(
         *(make_endpoint(member, ipv6=ipv6) for member in members),
         name=f"{of.name}-{number}",
         of=of.name,
         ports=[SLICE_PORTS[port] for port in sorted(ports)],
         address_type="IPv6" if ipv6 else "IPv4",
     )
+    return structs.replace(made, metadata=structs.replace(made.metadata, annotations=annotations or None))
 
 
 def make_endpoint(member: tuple[int, Conditions, bool], *, ipv6: bool) -> Endpoint:

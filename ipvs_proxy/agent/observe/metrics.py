@@ -7,7 +7,7 @@ first use.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from prometheus_client import (
@@ -19,7 +19,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 
 from ipvs_proxy import __version__
@@ -61,6 +61,21 @@ class _Totals:
         """Return those that somebody counts, as a registry asks for them."""
         for name, read in self.reads.items():
             yield CounterMetricFamily(f"ipvs_proxy_{name}", self._described[name], value=read())
+
+
+class _BySchedulers:
+    """How many virtual servers each scheduler has, counted when that is scraped, in another thread."""
+
+    def __init__(self) -> None:
+        self.count: Callable[[], Mapping[str, int]] = dict
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Return one series for each scheduler that is in use."""
+        text = "Virtual servers of ours in the kernel, by scheduler"
+        found = GaugeMetricFamily("ipvs_proxy_scheduler_virtual_servers", text, labels=["scheduler"])
+        for scheduler, number in self.count().items():
+            found.add_metric([scheduler], number)
+        yield found
 
 
 class Metrics:
@@ -199,6 +214,7 @@ class Metrics:
             for name, text, labels in (
                 ("virtual_servers", "Virtual servers of ours in the kernel", ()),
                 ("real_servers", "Real servers of ours in the kernel, by whether they get new connections", ("state",)),
+                ("warming_endpoints", "Endpoints that have not yet reached their full weight, by slow start", ()),
                 ("foreign_virtual_servers", "Virtual servers in the kernel that are not ours", ()),
                 (
                     "watch_failing_seconds",
@@ -215,6 +231,8 @@ class Metrics:
             }
         )
         registry.register(self._totals)
+        self._by_schedulers = _BySchedulers()
+        registry.register(self._by_schedulers)
         Gauge("ipvs_proxy_build_info", "1, with the version", ["version"], registry=registry).labels(__version__).set(1)
 
     def changed(self, kind: str, number: int, *, pending: int) -> None:
@@ -316,6 +334,10 @@ class Metrics:
     def watch_total(self, name: str, read: Callable[[], float]) -> None:
         """Have one of our counters read when it is scraped. ``read`` is called in another thread."""
         self._totals.reads[name] = read
+
+    def watch_schedulers(self, count: Callable[[], Mapping[str, int]]) -> None:
+        """Have virtual servers counted by scheduler when that is scraped. ``count`` is called in another thread."""
+        self._by_schedulers.count = count
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the form that a scraper accepts, and its content type."""

@@ -166,12 +166,25 @@ class Controller:
         self._wake_up()
         await self.refresh_facts()
 
+    def replan(self, names: Collection[ServiceName]) -> None:
+        """Have some Services planned again."""
+        self.dirty |= self.cache.services.keys() & names
+        self._wake_up()
+
+    async def look_for_schedulers(self) -> None:
+        """Have all Services planned again if the kernel has a scheduler now that it lacked."""
+        if await self.planner.schedulers.find_missing():
+            missing = self.planner.schedulers.missing
+            self.planner.context = self.planner.context._replace(missing_schedulers=missing)
+            self.replan(self.cache.services.keys())
+
     def note_rules_written(self) -> None:
         """Note that the packet rules are as the own Node wants them."""
         self._rules_outdated = False
 
     def note_started(self) -> None:
         """Note that everything is written for the first time."""
+        self.planner.warmups.start()
         self.started.set()
         self._recorder.started(self.cache.node, self.planner.context.node_name)
 

@@ -38,6 +38,9 @@ class ReadableTables(Protocol):
     def entries_are_unchanged(self) -> bool:
         """Return whether the members are certainly what was read, but for what has been applied since."""
 
+    def has_scheduler(self, name: str) -> bool:
+        """Return whether there is a scheduler of this name, which is loaded if that is possible."""
+
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel calls the set of a role."""
 

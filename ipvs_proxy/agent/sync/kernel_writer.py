@@ -71,10 +71,7 @@ class WriteObserver(Protocol):
         desired: Mapping[VirtualServerKey, VirtualServer],
         actual: Mapping[VirtualServerKey, VirtualServer],
     ) -> None:
-        """Look at the touched virtual servers, as they should be and as the kernel has them; large ones come in turns.
-
-        Called on the event loop; it may not block, and not change what it gets.
-        """
+        """Look at what was touched, on the event loop: neither block nor change anything. Large ones come in turns."""
 
 
 class KernelWriter:
@@ -156,10 +153,7 @@ class KernelWriter:
         log.info("frame_ready", written=len(missing), addresses=len(self.actual.addresses))
 
     async def take_over_virtual_servers(self) -> None:
-        """Read what an earlier agent left: the starting point of the mirror. The frame has been taken over.
-
-        Raises OSError or ValueError if the kernel cannot be read.
-        """
+        """Read what an earlier agent left, after the frame. Raises OSError or ValueError if it cannot be read."""
         async with self._lock:
             await self._mirror.read_virtual_servers(self._ownership())
         log.info(
@@ -314,6 +308,10 @@ class KernelWriter:
         """Return the operations for what was touched, and what that is with all that drains or goes along."""
         keys = self.actual.note_draining(self.desired, touched)
         return difference(self.desired, self.actual, keys), keys
+
+    async def has_scheduler(self, name: str) -> bool:
+        """Return whether the kernel has a scheduler. Raises OSError if it does not say."""
+        return await self.call(self._kernel.has_scheduler, name)
 
     def name_of_role(self, role: Role) -> str:
         """Return what the kernel calls the set of a role."""

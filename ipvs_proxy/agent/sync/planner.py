@@ -21,6 +21,8 @@ from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.object_cache import ObjectCache
 from ipvs_proxy.agent.sync.priority import goes_first
 from ipvs_proxy.agent.sync.problems import Problems
+from ipvs_proxy.agent.sync.schedulers import Schedulers
+from ipvs_proxy.agent.sync.warmups import Warmups
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.budget import takes_long
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
@@ -56,6 +58,8 @@ class Planner:
         self, cache: ObjectCache, writer: KernelWriter, *, context: Context, marks: Marks, problems: Problems
     ) -> None:
         self.context = context
+        self.schedulers = Schedulers(writer.has_scheduler)
+        self.warmups = Warmups()
         self._cache = cache
         self._writer = writer
         self._marks = marks
@@ -102,7 +106,10 @@ class Planner:
         """Plan a Service once more, for somebody who wants to know the reasons; nothing changes."""
         # Marks may only be given out when those in use are known.
         marks = self._marks if self._marks_known else Marks()
-        return await self._make_plan(ServiceName(service.metadata.namespace, service.metadata.name), service, marks)
+        name = ServiceName(service.metadata.namespace, service.metadata.name)
+        fragment = await self._make_plan(name, service, marks)
+        self.warmups.apply(name, fragment)
+        return fragment
 
     def change_context(self, context: Context) -> set[ServiceName]:
         """Plan as things are now from here on; return the Services whose plans that concerns."""
@@ -134,6 +141,9 @@ class Planner:
             # Planning is meant never to fail. Should it do so, this Service stays as it is and no other is harmed.
             log.exception("plan_failed", service=str(name))
             return
+        self.warmups.follow(name, fragment, self._writer.desired)
+        if fragment is not None:
+            self.warmups.apply(name, fragment)
         touched = await self._writer.replace_fragment(name, fragment)
         self._problems.note_plan(name, fragment, touched)
         batch.touched.add(touched)
@@ -141,8 +151,14 @@ class Planner:
 
     async def _make_plan(self, name: ServiceName, service: Service, marks: Marks) -> Fragment:
         async with self._planning:
-            slices = list(self._cache.slices(name))
-            arguments = service, slices, self.context, marks, self._cache.slice_cache(name)
-            if takes_long(service, slices):
-                return await asyncio.to_thread(plan_service, *arguments)
-            return plan_service(*arguments)
+            while True:
+                slices = list(self._cache.slices(name))
+                arguments = service, slices, self.context, marks, self._cache.slice_cache(name)
+                if takes_long(service, slices):
+                    fragment = await asyncio.to_thread(plan_service, *arguments)
+                else:
+                    fragment = plan_service(*arguments)
+                self.schedulers.note(self.context.scheduler)
+                if not await self.schedulers.find({one.scheduler for one in fragment.schedulings.values()}):
+                    return fragment
+                self.context = self.context._replace(missing_schedulers=self.schedulers.missing)

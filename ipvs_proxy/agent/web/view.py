@@ -233,6 +233,7 @@ class View:
                     actual=actual,
                     omissions=self._controller.problems.omissions_of(name),
                     balanced=balanced,
+                    warming=len(self._controller.planner.warmups.seconds_left(name)),
                 )
                 for name in shown
             ],
@@ -268,6 +269,7 @@ class View:
             actual=self._writer.actual,
             observed=self._observe(fragment.virtual_servers, real_servers=True),
             drains=self._drains.states(fragment.virtual_servers, time.monotonic(), _NAMED),
+            warming=self._controller.planner.warmups.seconds_left(fragment.name),
             name_of_role=self._name_of_role,
             nodes={
                 endpoint.addresses[0]: quote(endpoint.node_name)

@@ -182,6 +182,14 @@ class Ipvs:
             results += self._apply_batch(operations[start : start + BATCH_MESSAGES])
         return results
 
+    def require_scheduler(self, name: str) -> None:
+        """Make sure that the kernel has a scheduler; nothing is written if it is in use. Raises as the probe does."""
+        in_use = self.read_virtual_servers().virtual_servers
+        # A probe that broke off says nothing, and goes with the next one.
+        is_probed = any(key.address == PROBE_ADDRESS for key in in_use)
+        if is_probed or not any(server.scheduler == name for server in in_use.values()):
+            self.probe_scheduler(name)
+
     def probe_scheduler(self, name: str) -> None:
         """Make sure that the kernel has a scheduler, with a virtual server that no traffic reaches.
 

@@ -20,13 +20,14 @@ function short(number) {
   return (unit && number < 9.95 ? number.toFixed(1) : number.toFixed(0)) + units[unit];
 }
 
-function ago(then, now) {
-  const seconds = Math.max(0, Math.floor((new Date(now) - new Date(then)) / 1000));
+function span(seconds) {
   for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "m"]]) {
     if (seconds >= 2 * size) return Math.floor(seconds / size) + unit;
   }
   return seconds + "s";
 }
+
+const ago = (then, now) => span(Math.max(0, Math.floor((new Date(now) - new Date(then)) / 1000)));
 
 function row(cells) {
   const made = element("tr");
@@ -45,8 +46,8 @@ function row(cells) {
 function stateOf(service) {
   if (!service.inSync) return service.differenceKinds.every((kind) => kind === "conflict") ? ["conflict", "warn"] : ["differs", "bad"];
   if (!service.virtualServers) return [service.omissions.length ? service.omissions[0].reason : "not served", "faint"];
-  if (!service.endpoints) return ["no endpoint", "warn"];
-  if (!service.omissions.length) return ["ok", "good"];
+  if (!service.endpoints) return [service.paused ? "paused" : "no endpoint", "warn"];
+  if (!service.omissions.length) return [service.warming ? "warming" : "ok", "good"];
   return [service.omissions.every((omission) => omission.instead) ? "otherwise" : "left out", "warn"];
 }
 
@@ -58,7 +59,7 @@ function serviceRow(service) {
   const [word, colour] = stateOf(service);
   return row([
     [name, "", `#/${encodeURIComponent(service.namespace)}/${encodeURIComponent(service.name)}`],
-    [more(service.addresses), "wide"], [more(service.ports), "wide"],
+    [more(service.addresses), "wide"], [more(service.ports), "wide"], [more(service.schedulers), "wide"],
     [String(service.endpoints), "number"], [service.draining ? String(service.draining) : "", "number middle"],
     [short(rate.connections), "number"], [short(rate.bytesIn), "number middle"], [short(rate.bytesOut), "number middle"],
     [word, colour],
@@ -124,16 +125,29 @@ function showList(state) {
 }
 
 function useOf(endpoint) {
-  if (endpoint.wanted) return endpoint.weight ? ["in", "good"] : ["missing", "bad"];
+  if (endpoint.wanted && endpoint.weight === 0 && endpoint.wantedWeight === 0) return ["paused", "warn"];
+  if (endpoint.wanted) return !endpoint.weight ? ["missing", "bad"] : endpoint.warmingSeconds === null ? ["in", "good"] : ["warming", "good"];
   if (endpoint.weight === null) return ["out", "faint"];
   return endpoint.weight === 0 ? ["draining", "warn"] : ["unwanted", "bad"];
+}
+
+function weightReason(endpoint) {
+  const warming = endpoint.warmingSeconds === null ? "" : `slow start, ${span(Math.ceil(endpoint.warmingSeconds))} left`;
+  return [endpoint.weightFrom, warming].filter(Boolean).join(", ");
+}
+
+function scheduling(server) {
+  const chosen = { annotation: " (by annotation)", weights: " (because of weights)" }[server.schedulerFrom] || "";
+  const least = server.minConnections ? `, and new ones again below ${server.minConnections}` : "";
+  const most = server.maxConnections ? `, at most ${server.maxConnections.toLocaleString("en")} connections an endpoint${least}` : "";
+  return [server.scheduler, ...server.flags].join(" ") + chosen + most;
 }
 
 function endpointsTable(server) {
   const table = element("table", undefined, "endpoints");
   table.append(element("caption", `Endpoints of ${server.name}`, "faint"));
   const head = element("tr");
-  for (const [name, classes] of [["Endpoint", ""], ["Use", ""], ["Reason", ""], ["Weight", "number wide"], ["Active", "number"],
+  for (const [name, classes] of [["Endpoint", ""], ["Use", ""], ["Reason", ""], ["Weight", "number wide"], ["By", "words wide"], ["Active", "number"],
     ["Inactive", "number wide"], ["Conn/s", "number middle"], ["In/s", "number wide"], ["Out/s", "number wide"], ["Node", "wide"]]) {
     const cell = element("th", name, classes);
     cell.scope = "col";
@@ -146,7 +160,7 @@ function endpointsTable(server) {
     const [word, colour] = useOf(endpoint);
     body.append(row([
       [endpoint.address], [word, colour], [endpoint.reason || "no longer wanted", "words"],
-      [endpoint.weight === null ? "-" : String(endpoint.weight), "number wide"], [String(endpoint.activeConnections), "number"],
+      [endpoint.weight === null ? "-" : String(endpoint.weight), "number wide"], [weightReason(endpoint), "words wide"], [String(endpoint.activeConnections), "number"],
       [String(endpoint.inactiveConnections), "number wide"], [short(rate.connections), "number middle"],
       [short(rate.bytesIn), "number wide"], [short(rate.bytesOut), "number wide"],
       [endpoint.node + (endpoint.local ? " (here)" : ""), "wide"],
@@ -176,7 +190,7 @@ function showService(state) {
       continue;
     }
     const rate = server.perSecond;
-    parts.push(element("p", `${server.reason}, ${server.scheduler}${server.affinitySeconds ? `, affinity ${server.affinitySeconds} s` : ""}; ` +
+    parts.push(element("p", `${server.reason}, ${scheduling(server)}${server.affinitySeconds ? `, affinity ${server.affinitySeconds} s` : ""}; ` +
       `${server.total.connections.toLocaleString("en")} connections, ${short(rate.connections)}/s, ${short(rate.bytesIn)}B/s in, ${short(rate.bytesOut)}B/s out` +
       (server.internal ? `; clients in the cluster get ${server.internal}` : ""), "faint"));
     for (const difference of server.differences) parts.push(element("p", difference, "bad"));

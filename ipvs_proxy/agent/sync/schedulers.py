@@ -1,0 +1,60 @@
+"""Which schedulers the kernel has: it is asked about each of them once, when the first Service has it in its plan.
+
+A scheduler is a module, which the kernel loads when a virtual server with it is made. One that is missing is asked for
+again in every sync period, so that loading the module is all that an operator has to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+class Schedulers:
+    """The schedulers that were asked for. ``has`` asks the kernel; it raises OSError if the kernel does not say."""
+
+    def __init__(self, has: Callable[[str], Awaitable[bool]]) -> None:
+        self.missing: frozenset[str] = frozenset()
+        self._has = has
+        self._there: set[str] = set()
+
+    async def find(self, names: Iterable[str]) -> bool:
+        """Ask for those of some schedulers that are not known yet; return whether another one is missing."""
+        unknown = [name for name in names if name not in self._there and name not in self.missing]
+        return await self._ask(unknown) if unknown else False
+
+    async def find_missing(self) -> bool:
+        """Ask again for what is missing; return whether that has changed."""
+        return await self._ask(sorted(self.missing)) if self.missing else False
+
+    def note(self, name: str) -> None:
+        """Note that a scheduler is there."""
+        self._there.add(name)
+
+    async def _ask(self, names: list[str]) -> bool:
+        before = self.missing
+        for name in names:
+            try:
+                there = await self._has(name)
+            except OSError as error:
+                # It is taken for there. If it is not, the virtual servers are refused, and tried again.
+                log.warning("scheduler_not_known", scheduler=name, error=str(error))
+                continue
+            if there:
+                self._there.add(name)
+                self.missing -= {name}
+            elif name not in self.missing:
+                self.missing |= {name}
+                log.warning("scheduler_missing", scheduler=name, remedy=f"load the module ip_vs_{name}")
+        return self.missing != before
+
+
+async def look_for_ever(look: Callable[[], Awaitable[None]], period: Callable[[], float]) -> None:
+    """Look every ``period()`` seconds for schedulers that were missing."""
+    while True:
+        await asyncio.sleep(period())
+        await look()

@@ -1,0 +1,147 @@
+"""Warms endpoints up: an endpoint of a Service with a slow start gets its weight in steps once it has become ready.
+
+**The invariant: an endpoint has less than its full weight only while it is listed here.** Nothing of that is kept
+outside the process, so whatever ends it (a restart, a Service that gives up its slow start, an endpoint that goes) ends
+at the full weight, or at none.
+
+New is what a Service gets and did not have, beside endpoints that it goes on having: when all come at once, none is
+colder than another. What is there when the agent starts is not new. A plan gives the full weights, and its fragment is
+changed before it reaches the desired tables; so each step is an ordinary change of the Service, and costs one message
+for each virtual server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final, NamedTuple
+
+import msgspec
+
+from ipvs_proxy.plan.desired import DesiredTables
+from ipvs_proxy.plan.fragment import Fragment, ServiceName
+from ipvs_proxy.plan.tables import RealServer, RealServerKey, VirtualServer
+from ipvs_proxy.plan.warming import STEPS, step_of, warming
+from ipvs_proxy.snapshots import snapshot
+
+#: Seconds between two looks for steps that are due: a Service is planned at most that often for all its endpoints.
+INTERVAL: Final = 1.0
+
+
+class _Warmup(NamedTuple):
+    """An endpoint that warms up: since when, for how many seconds, and the step that its last plan had it at."""
+
+    since: float
+    duration: float
+    step: int = 0
+
+    def step_at(self, now: float) -> int:
+        """Return the step that it has reached."""
+        return step_of(now - self.since, self.duration)
+
+
+class Warmups:
+    """The endpoints that warm up. ``clock`` returns seconds that never go back."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.begun = asyncio.Event()
+        self._clock = clock
+        self._started = False
+        #: The inner dictionaries are replaced, never changed: other threads go through them.
+        self._warmups: dict[ServiceName, dict[RealServerKey, _Warmup]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, snapshot(self._warmups).values()))
+
+    def start(self) -> None:
+        """Take endpoints that come from now on for new."""
+        self._started = True
+
+    def follow(self, name: ServiceName, fragment: Fragment | None, desired: DesiredTables) -> None:
+        """Take in a Service's plan: which endpoints are new next to what is desired so far, and which steps are due."""
+        warm = self._warmups.pop(name, {})
+        duration = None if fragment is None else fragment.options.slow_start
+        if fragment is None or duration is None or not self._started:
+            return
+        before, after = _endpoints(_desired_by(name, desired)), _endpoints(_planned(fragment))
+        now = self._clock()
+        found = {key: _Warmup(now, duration) for key in after - before} if before & after else {}
+        for key in warm.keys() & after:
+            since = warm[key].since
+            if (step := step_of(now - since, duration)) < STEPS:
+                found[key] = _Warmup(since, duration, step)
+        if found:
+            self._warmups[name] = found
+            self.begun.set()
+
+    def apply(self, name: ServiceName, fragment: Fragment) -> None:
+        """Give the endpoints of a plan that warm up the weight of the step that ``follow`` had them at."""
+        warmups = self._warmups.get(name)
+        if not warmups:
+            return
+        changed: dict[int, dict[RealServerKey, RealServer]] = {}
+        for key, (server, reason) in fragment.virtual_servers.items():
+            # Virtual servers share what they have in common.
+            real_servers = changed.get(id(server.real_servers))
+            if real_servers is None:
+                steps = {
+                    one: warming(server.real_servers[one], warmup.step)
+                    for one, warmup in warmups.items()
+                    if one in server.real_servers
+                }
+                real_servers = changed[id(server.real_servers)] = {**server.real_servers, **steps}
+            fragment.virtual_servers[key] = (msgspec.structs.replace(server, real_servers=real_servers), reason)
+
+    def due(self) -> Collection[ServiceName]:
+        """Return the Services of which an endpoint has reached its next step."""
+        now = self._clock()
+        return [
+            name
+            for name, warmups in self._warmups.items()
+            if any(warmup.step_at(now) > warmup.step for warmup in warmups.values())
+        ]
+
+    def next_due(self) -> float:
+        """Return in how many seconds the next step is due; infinite if nobody warms up."""
+        now = self._clock()
+        times = (
+            warmup.since + warmup.duration * (warmup.step + 1) / STEPS - now
+            for warmups in self._warmups.values()
+            for warmup in warmups.values()
+        )
+        return min(times, default=math.inf)
+
+    def seconds_left(self, name: ServiceName) -> Mapping[RealServerKey, float]:
+        """Return the endpoints of a Service that warm up, and for how long they will. Safe in any thread."""
+        now = self._clock()
+        return {
+            key: max(0.0, warmup.since + warmup.duration - now) for key, warmup in self._warmups.get(name, {}).items()
+        }
+
+
+async def warm_up_for_ever(warmups: Warmups, replan: Callable[[Collection[ServiceName]], None]) -> None:
+    """Have Services planned again when an endpoint has reached its next step; nothing happens while none warms up."""
+    while True:
+        delay = warmups.next_due()
+        if math.isinf(delay):
+            warmups.begun.clear()
+            await warmups.begun.wait()
+            continue
+        await asyncio.sleep(max(INTERVAL, delay))
+        replan(warmups.due())
+
+
+def _planned(fragment: Fragment) -> Iterator[VirtualServer]:
+    return (server for server, _ in fragment.virtual_servers.values())
+
+
+def _desired_by(name: ServiceName, desired: DesiredTables) -> Iterator[VirtualServer]:
+    return (desired.virtual_servers[key] for key in desired.virtual_servers_of(name) if desired.owners[key] == name)
+
+
+def _endpoints(servers: Iterator[VirtualServer]) -> set[RealServerKey]:
+    """Return the real servers of several virtual servers, most of which have the same ones."""
+    distinct = {id(server.real_servers): server.real_servers for server in servers}
+    return set[RealServerKey]().union(*distinct.values())

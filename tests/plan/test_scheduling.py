@@ -1,0 +1,162 @@
+"""Who chooses the scheduler of a virtual server: one table of what the agent, the Service and weights say."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec import structs
+
+from ipvs_proxy.kube.objects import Service, ServicePort
+from ipvs_proxy.plan import roles
+from ipvs_proxy.plan.annotations import SCHEDULERS, ServiceOptions
+from ipvs_proxy.plan.fragment import Context, Fragment
+from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.scheduling import flag_names
+from ipvs_proxy.plan.services import plan_service
+from ipvs_proxy.plan.slice_cache import SliceCache
+from ipvs_proxy.plan.tables import ONE_PACKET, PERSISTENT, SCHED1, SCHED2, Family, Protocol, RealServer
+from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, real, service, virtual
+
+OURS = "ipvs-proxy.io/"
+
+
+def annotated(made: Service, **annotations: str) -> Service:
+    named = {OURS + name.replace("_", "-"): text for name, text in annotations.items()}
+    return structs.replace(made, metadata=structs.replace(made.metadata, annotations=named))
+
+
+def plan(made: Service, context: Context = Context("here"), **slice_annotations: str) -> Fragment:  # noqa: B008
+    piece = endpoint_slice(endpoint("10.0.0.1", node="here"), endpoint("10.0.0.2", node="there"))
+    metadata = structs.replace(piece.metadata, annotations=slice_annotations or None)
+    return plan_service(made, [structs.replace(piece, metadata=metadata)], context, Marks())
+
+
+# The table of docs/scheduling.md: what the agent has, what the Service asks for; the scheduler, its flags, who chose it.
+CHOICES = [
+    ("rr", {}, "rr", 0, "agent-setting"),
+    ("mh", {}, "mh", SCHED2, "agent-setting"),
+    ("rr", {"scheduler": "lc"}, "lc", 0, "annotation"),
+    ("rr", {"scheduler": "mh"}, "mh", SCHED2, "annotation"),
+    ("rr", {"scheduler": "mh", "scheduler_flags": "mh-fallback"}, "mh", SCHED1, "annotation"),
+    ("rr", {"scheduler": "mh", "scheduler_flags": ""}, "mh", 0, "annotation"),
+    ("rr", {"scheduler": "sh", "scheduler_flags": "sh-port,sh-fallback"}, "sh", SCHED1 | SCHED2, "annotation"),
+    ("sh", {"scheduler_flags": "sh-port"}, "sh", SCHED2, "agent-setting"),
+    ("rr", {"weights": "local:3"}, "wrr", 0, "weights"),
+    ("rr", {"weights": "zone=a:3"}, "wrr", 0, "weights"),
+    ("rr", {"weights": "*:1"}, "rr", 0, "agent-setting"),
+    ("rr", {"weights": "local:0"}, "wrr", 0, "weights"),
+    ("rr", {"slow_start": "30s"}, "wrr", 0, "weights"),
+    ("lc", {"weights": "local:3"}, "wlc", 0, "weights"),
+    ("sh", {}, "sh", 0, "agent-setting"),
+    ("sh", {"weights": "local:3"}, "sh", SCHED1, "agent-setting"),
+    ("rr", {"scheduler": "sh"}, "sh", SCHED1, "annotation"),
+    ("rr", {"scheduler": "sh", "scheduler_flags": ""}, "sh", 0, "annotation"),
+    ("rr", {"scheduler": "lc", "weights": "local:3"}, "wlc", 0, "weights"),
+    ("rr", {"scheduler": "nq", "weights": "local:3"}, "nq", 0, "annotation"),
+]
+#: What cannot be had, with the reason that is told.
+REFUSED = [
+    ("rr", {"scheduler": "none"}, "rr", 0, "agent-setting", "invalid-scheduler"),
+    ("rr", {"scheduler": "lblc"}, "rr", 0, "agent-setting", "no-such-scheduler"),
+    ("rr", {"scheduler_flags": "sh-port"}, "rr", 0, "agent-setting", "flags-of-another-scheduler"),
+    ("mh", {"scheduler_flags": "sh-port"}, "mh", SCHED2, "agent-setting", "flags-of-another-scheduler"),
+    ("mh", {"scheduler_flags": "mh-all"}, "mh", SCHED2, "agent-setting", "invalid-scheduler-flags"),
+    ("rr", {"weights": "local"}, "rr", 0, "agent-setting", "invalid-weights"),
+    ("rr", {"slow_start": "now"}, "rr", 0, "agent-setting", "invalid-slow-start"),
+    ("rr", {"one_packet": "true"}, "rr", 0, "agent-setting", "one-packet-is-for-udp"),
+]
+
+
+@pytest.mark.parametrize(
+    ("ours", "annotations", "scheduler", "flags", "source", "told"), [(*row, None) for row in CHOICES] + REFUSED
+)
+def test_who_chooses_the_scheduler(
+    ours: str, annotations: dict[str, str], scheduler: str, flags: int, source: str, told: str | None
+) -> None:
+    context = Context("here", ours, missing_schedulers=frozenset(("lblc",)))
+    fragment = plan(annotated(service(), **annotations), context)
+    server, _ = fragment.virtual_servers[virtual("10.96.0.10")]
+    found = fragment.schedulings[server.key]
+    assert (server.scheduler, server.flags, found.source.value) == (scheduler, flags, source)
+    assert [omission.reason.value for omission in fragment.omissions] == ([] if told is None else [told])
+
+
+def test_the_weight_of_a_slice_brings_the_weighted_twin_too() -> None:
+    fragment = plan(service(), **{OURS + "weight": "3"})
+    server, _ = fragment.virtual_servers[virtual("10.96.0.10")]
+    assert server.scheduler == "wrr"
+    assert set(server.real_servers.values()) == {RealServer(3)}
+
+
+def test_without_the_twin_the_scheduler_stays() -> None:
+    context = Context("here", missing_schedulers=frozenset(("wrr",)))
+    fragment = plan(annotated(service(), weights="local:3"), context)
+    assert fragment.virtual_servers[virtual("10.96.0.10")][0].scheduler == "rr"
+
+
+def test_one_packet_is_for_the_ports_of_udp() -> None:
+    ports = [HTTP, ServicePort(port=80, name="http", protocol="UDP")]
+    fragment = plan(annotated(service(ports=ports, affinity="ClientIP"), one_packet="true"))
+    flags = {key.protocol: server.flags for key, (server, _) in fragment.virtual_servers.items()}
+    assert flags == {Protocol.TCP: PERSISTENT, Protocol.UDP: PERSISTENT | ONE_PACKET}
+    assert [str(omission.where) for omission in fragment.omissions] == [
+        "service default/web port http TCP annotation ipvs-proxy.io/one-packet"
+    ]
+
+
+def test_limits_and_weights_are_in_every_virtual_server_of_both_families() -> None:
+    made = annotated(dual_stack(), max_connections="9", min_connections="5", weights="local:3, *:2")
+    pieces = [
+        endpoint_slice(endpoint("10.0.0.1", node="here"), endpoint("10.0.0.2", node="there")),
+        endpoint_slice(endpoint("fd00::1", node="there"), name="web-2", address_type="IPv6"),
+    ]
+    fragment = plan_service(made, pieces, Context("here"), Marks())
+    assert [server.real_servers for server, _ in fragment.virtual_servers.values()] == [
+        {real("10.0.0.1"): RealServer(3, 0, 9, 5), real("10.0.0.2"): RealServer(2, 0, 9, 5)},
+        {real("fd00::1"): RealServer(2, 0, 9, 5)},
+    ]
+
+
+def test_slow_start_multiplies_every_weight_by_ten() -> None:
+    fragment = plan(annotated(service(), slow_start="30s", weights="local:3"))
+    server, _ = fragment.virtual_servers[virtual("10.96.0.10")]
+    assert server.real_servers == {real("10.0.0.1"): RealServer(30), real("10.0.0.2"): RealServer(10)}
+
+
+def test_a_service_whose_endpoints_are_all_paused_refuses_new_connections() -> None:
+    fragment = plan(annotated(service(), weights="*:0"))
+    server, _ = fragment.virtual_servers[virtual("10.96.0.10")]
+    assert set(server.real_servers.values()) == {RealServer(0)}
+    assert roles.NO_ENDPOINT[Family.IPV4] in {one for one, _ in fragment.entries}
+
+
+def test_health_checks_count_only_endpoints_that_get_new_connections() -> None:
+    made = service(kind="LoadBalancer")
+    spec = structs.replace(made.spec, external_traffic_policy="Local", health_check_node_port=32000)
+    made = structs.replace(made, spec=spec)
+    found = [plan(annotated(made, weights=rules)).health_checks for rules in ("local:3", "local:0")]
+    assert [check.local_endpoints for checks in found for check in checks.values()] == [1, 0]
+
+
+def test_rules_that_change_reach_slices_that_are_remembered() -> None:
+    cache, pieces = SliceCache(), [endpoint_slice(endpoint("10.0.0.1", node="here"))]
+    weights = [
+        plan_service(annotated(service(), weights=rules), pieces, Context("here"), Marks(), cache)
+        .virtual_servers[virtual("10.96.0.10")][0]
+        .real_servers[real("10.0.0.1")]
+        .weight
+        for rules in ("local:3", "local:5", "*:7", "*:7")
+    ]
+    assert weights == [3, 5, 7, 7]
+
+
+def test_flags_are_called_what_ipvsadm_calls_them() -> None:
+    assert flag_names("sh", SCHED1 | SCHED2 | PERSISTENT) == ["sh-fallback", "sh-port"]
+    assert flag_names("mh", SCHED1) == ["mh-fallback"]
+    assert flag_names("rr", SCHED1) == []
+
+
+def test_every_scheduler_may_be_asked_for() -> None:
+    for name in SCHEDULERS:
+        fragment = plan(annotated(service(), scheduler=name))
+        assert fragment.options == ServiceOptions(scheduler=name)
+        assert fragment.virtual_servers[virtual("10.96.0.10")][0].scheduler == name
