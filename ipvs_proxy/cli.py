@@ -16,8 +16,17 @@ from typing import Final, NoReturn
 import click
 
 from ipvs_proxy import __version__
-from ipvs_proxy.commands.ask import DEFAULT_ADDRESS
-from ipvs_proxy.commands.command_line import completion, debug_bundle, diff, doctor, explain, services, status
+from ipvs_proxy.commands.ask import ADDRESS_BESIDE, DEFAULT_ADDRESS
+from ipvs_proxy.commands.command_line import (
+    completion,
+    debug_bundle,
+    diff,
+    doctor,
+    explain,
+    find_agent,
+    services,
+    status,
+)
 from ipvs_proxy.settings.document import note_lines, write_file
 from ipvs_proxy.settings.file import read_settings
 from ipvs_proxy.settings.model import Settings, SettingsError
@@ -134,7 +143,7 @@ def main() -> None:
     default="false",
     type=click.BOOL,
     metavar="[true|false]",
-    help='If true, do as "ipvs-proxy cleanup --kube-proxy" and exit',
+    help='If true, do as "ipvs-proxy cleanup --kube-proxy" and exit; with --service-proxy-name, without --kube-proxy',
 )
 @click.option(
     "--init-only",
@@ -154,7 +163,7 @@ def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_o
     except SettingsError as error:
         _refuse(error)
     if cleanup:
-        sys.exit(_clean(settings, kube_proxy=True))
+        sys.exit(_clean(settings, kube_proxy=not settings.service_proxy_name))
     # Imported only here, so that --help and the errors above come at once.
     from ipvs_proxy.agent import run as agent  # noqa: PLC0415
 
@@ -192,15 +201,21 @@ def migrate() -> None:
     metavar="FILE",
     help="The path to kube-proxy's config.conf, or to a ConfigMap manifest that contains it (- for standard input)",
 )
+@click.option(
+    "--service-proxy-name",
+    default="",
+    metavar="LABEL",
+    help="If set, kube-proxy stays on this node, and only Services with this label move (see ipvs-proxy run --help)",
+)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="The output format")
-def check(config: Path | None, output: str) -> None:
+def check(config: Path | None, service_proxy_name: str, output: str) -> None:
     """Print what will change on this node, what is not supported, and what prevents a migration.
 
     Exit status: 0 if the node is ready, 2 if something prevents it, 1 if the node or FILE cannot be read.
     """
     from ipvs_proxy.commands.migrate import check as check_node  # noqa: PLC0415
 
-    sys.exit(check_node(config, as_json=output == "json"))
+    sys.exit(check_node(config, as_json=output == "json", service_proxy_name=service_proxy_name))
 
 
 @main.command("plan", cls=_Run, short_help="Print what a start would change on this node.", epilog=_PLAN_EXAMPLES)
@@ -213,10 +228,10 @@ def check(config: Path | None, output: str) -> None:
 @click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", help="The output format")
 @click.option(
     "--agent",
-    default=DEFAULT_ADDRESS,
-    show_default=True,
+    callback=find_agent,
     metavar="IP:PORT",
-    help="The metrics address of the agent whose configuration is used if none is given here",
+    help="The metrics address of the agent whose configuration is used if none is given here  [default: where one "
+    f"answers: {DEFAULT_ADDRESS}, or beside a kube-proxy {ADDRESS_BESIDE}]",
 )
 @click.option("--offline", is_flag=True, help="Plan against an empty kernel, whatever this system has")
 def plan_command(config: Path | None, output: str, agent: str, offline: bool, **flags: object) -> None:

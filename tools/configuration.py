@@ -19,6 +19,7 @@ _PATTERNS: dict[str, dict[str, Any]] = {
     "off|all|endpoints": {"type": "string", "enum": ["off", "all", "endpoints"]},
     "auto|iptables|nftables": {"type": "string", "enum": ["auto", "iptables", "nftables"]},
     "[true|false]": {"type": "boolean", "default": False},
+    "LABEL": {"type": "string", "pattern": r"^([a-z0-9A-Z]([-a-z0-9A-Z_.]*[a-z0-9A-Z])?)?$", "maxLength": 63},
     "kube-proxy": {"type": "string", "enum": ["", "kube-proxy"]},
 }
 

@@ -56,7 +56,7 @@ from ipvs_proxy.kube.nodes import get_node
 from ipvs_proxy.kube.objects import Node, ObjectMeta
 from ipvs_proxy.kube.peers import follow_peers
 from ipvs_proxy.kube.reflector import reflect
-from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, Resource, own_node, services_for
 from ipvs_proxy.kube.sinks import NOBODY, Observer
 from ipvs_proxy.node.requirements import Host
 from ipvs_proxy.plan.addresses import parse_address
@@ -322,7 +322,8 @@ def sources(
 ) -> list[Loop]:
     """Return the loops that bring objects: of the manifests, or of the API, whose silence ``observer`` notices."""
     if settings.manifests is not None:
-        return [follow_manifests(settings.manifests, settings.node_name, controller)]
+        name = settings.service_proxy_name
+        return [follow_manifests(settings.manifests, settings.node_name, controller, service_proxy_name=name)]
     if client is None:
         return []
     return [
@@ -340,6 +341,7 @@ def context_of(settings: Settings, families: Sequence[Family], *, spells_marks: 
         compatible=settings.compatible,
         external_ips=settings.external_ips,
         spells_marks=spells_marks,
+        service_proxy_name=settings.service_proxy_name,
     )
 
 
@@ -357,7 +359,7 @@ def node_facts_of(
 
 def resources_of(settings: Settings) -> tuple[Resource, ...]:
     """Return what is followed at the API."""
-    return SERVICES, ENDPOINT_SLICES, own_node(settings.node_name)
+    return services_for(settings.service_proxy_name), ENDPOINT_SLICES, own_node(settings.node_name)
 
 
 def dead_nodes_of(client: Client | None) -> Callable[[set[str]], Awaitable[Collection[str]]]:

@@ -6,7 +6,7 @@ import structlog
 
 from ipvs_proxy.agent.local_detection import masquerading
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables
+from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables, require_other_mode
 from ipvs_proxy.kernel.filter.nftables_filter import open_nftables
 from ipvs_proxy.kernel.ipvs.records import Timeouts
 from ipvs_proxy.kernel.ipvs.table import Ipvs
@@ -26,6 +26,9 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
         Unusable: for the first thing that does not work: one line that names it and the remedy.
 
     """
+    if settings.service_proxy_name and host.iptables is not None:
+        for text in require_other_mode(host.iptables, host.families):
+            log.warning("kube_proxy_warning", text=text, remedy="see ipvs-proxy doctor")
     ipvs = Ipvs()
     set_kernel(settings, ipvs)
     for problem in sysctl.kernel_problems():
@@ -36,7 +39,12 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
 def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = None) -> Dataplane:
     """Open the kernel's tables, with the rules that follow from the own Node; nothing is written yet."""
     rules = {family: masquerading(settings, family, node) for family in host.families}
-    packet_filter = open_nftables(rules) if host.iptables is None else open_ipset_iptables(rules, host.iptables)
+    beside = bool(settings.service_proxy_name)
+    packet_filter = (
+        open_nftables(rules)
+        if host.iptables is None
+        else open_ipset_iptables(rules, host.iptables, beside_kube_proxy=beside)
+    )
     return Dataplane(ipvs=ipvs, addresses=Addresses(), packet_filter=packet_filter)
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 
+from ipvs_proxy.settings.model import METRICS_PORT, METRICS_PORT_BESIDE
 from ipvs_proxy.state.documents import NodeState
 
 #: Where the agent's metrics server listens by default (``--metrics-bind-address``), as kube-proxy's does.
-DEFAULT_ADDRESS: Final = "127.0.0.1:10249"
+DEFAULT_ADDRESS: Final = f"127.0.0.1:{METRICS_PORT}"
+#: Where it does beside a kube-proxy.
+ADDRESS_BESIDE: Final = f"127.0.0.1:{METRICS_PORT_BESIDE}"
 #: Seconds to wait for an answer.
 PATIENCE: Final = 30.0
 
@@ -43,6 +47,17 @@ def ask(address: str, path: str, kind: type[D], /, **query: object) -> D:
         return msgspec.json.decode(fetch(address, path, **query), type=kind)
     except msgspec.DecodeError as error:
         raise NoAnswer(f"what answers at {address} is not an agent of this version: {error}") from error
+
+
+def find_agent() -> str:
+    """Return where the agent on this node answers: one of the two default addresses, the usual one if none does."""
+    try:
+        ask(DEFAULT_ADDRESS, "/state", NodeState, limit=0)
+    except NoAnswer:
+        with suppress(NoAnswer):
+            ask(ADDRESS_BESIDE, "/state", NodeState, limit=0)
+            return ADDRESS_BESIDE
+    return DEFAULT_ADDRESS
 
 
 def ask_for_services(address: str, *, search: str = "", limit: int = sys.maxsize) -> NodeState:

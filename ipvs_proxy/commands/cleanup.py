@@ -3,6 +3,9 @@
 It can be repeated: on a clean node it removes nothing and succeeds. It refuses to touch a node on which an agent or
 kube-proxy is running: that would put everything back, and until then no Service could be reached. A kube-proxy whose
 process cannot be seen from here (from a container without ``hostPID``) is not noticed.
+
+Where our rules are as they are beside a kube-proxy, that one knows nothing of ours: it may run, and all of its own
+stays.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from ipvs_proxy.kernel.filter.ipset_iptables import are_rules_beside_kube_proxy
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import cleanup, instances, processes, requirements
 
@@ -25,12 +29,13 @@ def run(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[cleanup.Network] =
     try:
         requirements.require_linux()
         requirements.require_capabilities()
+        beside = not kube_proxy and are_rules_beside_kube_proxy()
     except Unusable as error:
         return _fail([str(error)])
     if instances.any_running():
         return _fail([f"an agent {_AT_WORK}"])
     kube_proxy_process = processes.running_kube_proxy()
-    if kube_proxy_process is not None:
+    if kube_proxy_process is not None and not beside:
         return _fail([f"{kube_proxy_process} {_AT_WORK}"])
     removed, problems = cleanup.clean(kube_proxy=kube_proxy, dry_run=dry_run, exclude=exclude)
     for line in removed:

@@ -30,12 +30,17 @@ _INTERVAL: Final = 2.0
 _CLEAR: Final = "\x1b[H\x1b[2J"
 
 
+def find_agent(context: click.Context, _: click.Parameter, value: str | None) -> str:
+    """Return where to ask: where that is not said, where an agent answers."""
+    return value or (ask.DEFAULT_ADDRESS if context.resilient_parsing else ask.find_agent())
+
+
 _agent_option = click.option(
     "--agent",
-    default=ask.DEFAULT_ADDRESS,
-    show_default=True,
+    callback=find_agent,
     metavar="IP:PORT",
-    help="Where the agent's metrics server listens",
+    help=f"Where the agent's metrics server listens  [default: {ask.DEFAULT_ADDRESS}, or beside a kube-proxy "
+    f"{ask.ADDRESS_BESIDE}]",
 )
 
 

@@ -67,6 +67,9 @@ _LEVELS: Final[Mapping[Kind, Level]] = {
     Kind.FLAW: Level.PROBLEM,
     Kind.RULES_IN_OTHER_VARIANT: Level.PROBLEM,
     Kind.FOREIGN_VIRTUAL_SERVERS: Level.OK,
+    Kind.IPVS_MODE: Level.PROBLEM,
+    Kind.NO_KUBE_PROXY: Level.WARNING,
+    Kind.CLEARED: Level.WARNING,
 }
 
 
@@ -122,7 +125,7 @@ def judge_kernel(found: Inventory) -> Iterator[Diagnosis]:
     chosen = found.iptables
     variant = "" if chosen is None else f"; iptables {chosen.version_text} ({chosen.backend})"
     yield Diagnosis(Level.OK, "kernel", f"Linux {_version_text(found)}{variant}")
-    for finding in find(found):
+    for finding in find(found, beside=found.beside):
         yield Diagnosis(_LEVELS[finding.kind], finding.topic, finding.text, finding.remedy)
     for change in found.sysctls:
         name = change.dotted_name
@@ -298,8 +301,9 @@ def judge_agent(found: Inventory, state: NodeState | str) -> Iterator[Diagnosis]
     """Judge who keeps the tables, and how they do; ``state`` is what the agent tells, or why it does not."""
     if found.kube_proxy is not None:
         text = f"{found.kube_proxy} is running on this node"
-        level = Level.PROBLEM if found.agent else Level.OK
-        remedy = "two agents undo each other's work: take one of them off this node" if found.agent else ""
+        together = found.agent and not found.beside
+        level = Level.PROBLEM if together else Level.OK
+        remedy = "two agents undo each other's work: take one of them off this node" if together else ""
         yield Diagnosis(level, "kube-proxy", text, remedy)
     if isinstance(state, str):
         remedy = state if found.agent else "start it, or see ipvs-proxy migrate check"
@@ -325,4 +329,5 @@ def judge_agent(found: Inventory, state: NodeState | str) -> Iterator[Diagnosis]
         yield Diagnosis(Level.WARNING, "agent", text, "ipvs-proxy status lists the last repairs")
     if state.healthy and not state.waiting:
         served = several(state.service_count, "Service")
-        yield Diagnosis(Level.OK, "agent", f"ipvs-proxy {state.version} is healthy, with {served}")
+        some = f" of the label {state.service_proxy_name}" if state.service_proxy_name else ""
+        yield Diagnosis(Level.OK, "agent", f"ipvs-proxy {state.version} is healthy, with {served}{some}")

@@ -162,8 +162,12 @@ def find_ground(settings: Settings, *, offline: bool) -> Ground:
 
 
 def _empty_ground(settings: Settings, reason: str) -> Ground:
-    empty = EmptyNftables if settings.packet_filter == NFTABLES else EmptyIpsetIptables
-    packet_filter = empty({family: masquerading(settings, family, None) for family in Family})
+    rules = {family: masquerading(settings, family, None) for family in Family}
+    packet_filter = (
+        EmptyNftables(rules)
+        if settings.packet_filter == NFTABLES
+        else EmptyIpsetIptables(rules, beside_kube_proxy=bool(settings.service_proxy_name))
+    )
     try:
         with closing(HostAddresses()) as reader:
             interfaces = reader.read()

@@ -74,7 +74,9 @@ def interferences(found: Inventory) -> Iterator[Interference]:
         keys = [key for key in found.served if not key.mark and family_of(key.address) is family]
         known = destinations(keys, found.tables.addresses, found.tables.entries)
         looks = [look(saved, known, hook=hook) for hook in WAYS] if keys else []
-        encounters = [encounter for seen in looks for encounter in seen.encounters if _counts(encounter, marked=marked)]
+        encounters = [
+            encounter for seen in looks for encounter in seen.encounters if _counts(encounter, found, marked=marked)
+        ]
         groups = _grouped(encounters)
         where = f"{family.label}, {variant}"
         for group in groups[:TOLD]:
@@ -88,17 +90,18 @@ def interferences(found: Inventory) -> Iterator[Interference]:
             yield Interference("rules", Effect.MARKS, text, "iptables-save shows them")
 
 
-def _counts(encounter: Encounter, *, marked: bool) -> bool:
+def _counts(encounter: Encounter, found: Inventory, *, marked: bool) -> bool:
     """Return whether an encounter is a finding.
 
-    It is none if the rule may be meant for other addresses, or drops what only some clients send.
+    It is none if the rule may be meant for other addresses, or drops what only some clients send. kube-proxy's rules
+    count only where they are not left over.
     """
     if encounter.blind or (encounter.effect is Effect.DROPS and not encounter.sure):
         return False
     if encounter.effect is Effect.MARKS and not marked:
         return False
     # What kube-proxy has left in the variant that is not in use is a finding of its own.
-    return SERVICES not in encounter.through
+    return found.beside or SERVICES not in encounter.through
 
 
 def _grouped(encounters: Iterable[Encounter]) -> list[_Group]:

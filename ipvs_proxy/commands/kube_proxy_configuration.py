@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from select import select
 from typing import Final
@@ -65,15 +66,17 @@ def read_until_end(descriptor: int, silence: float | None) -> str:
     )
 
 
-def load(text: str, name: str) -> tuple[Settings, list[Note]]:
+def load(text: str, name: str, flags: Mapping[str, object]) -> tuple[Settings, list[Note]]:
     """Return the settings of a configuration, and the events and fields that the agent would log about it.
+
+    ``flags`` are given beside it.
 
     Raises:
         SettingsError: if it cannot be used, with one line for each fault.
 
     """
     fields, notes = read_text(_unwrapped(text), name)
-    settings = effective({"hostname_override": "node"}, fields)
+    settings = effective({"hostname_override": "node", **flags}, fields)
     return settings, [*settings.notes, *notes]
 
 

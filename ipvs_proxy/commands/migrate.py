@@ -11,19 +11,23 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from ipvs_proxy import __version__
 from ipvs_proxy.commands.kube_proxy_configuration import load, read
 from ipvs_proxy.commands.node_findings import Kind, find, finding_text
 from ipvs_proxy.kernel.links.addresses import LINK
+from ipvs_proxy.kube.resources import SERVICE_PROXY_NAME
 from ipvs_proxy.node.inventory import Inventory, take_inventory
 from ipvs_proxy.node.processes import KUBE_PROXY, Process
+from ipvs_proxy.settings.merge import effective
 from ipvs_proxy.settings.model import Settings, SettingsError
 
 READY, ERROR, OBSTRUCTED = 0, 1, 2
 _WIDTH: Final = 100
 _DEFAULTS: Final = Settings(node_name="node")
+_NO_FLAGS: Final[Mapping[str, object]] = MappingProxyType({})
 _LEAVES: Final = "take it off this node before the agent starts there (see docs/migration.md)"
 
 
@@ -55,22 +59,30 @@ _STANDINGS: Final[Mapping[Kind, Standing]] = {
     Kind.FLAW: Standing.UNSUPPORTED,
     Kind.RULES_IN_OTHER_VARIANT: Standing.OBSTACLE,
     Kind.FOREIGN_VIRTUAL_SERVERS: Standing.FOUND,
+    Kind.IPVS_MODE: Standing.OBSTACLE,
+    Kind.NO_KUBE_PROXY: Standing.OBSTACLE,
+    Kind.CLEARED: Standing.UNSUPPORTED,
 }
 
 
-def check(config: Path | None, *, as_json: bool) -> int:
+def check(config: Path | None, *, as_json: bool, service_proxy_name: str = "") -> int:
     """Print the report; return the exit status: READY, OBSTRUCTED, or ERROR with one line on standard error.
 
     ``config`` is kube-proxy's configuration, or the manifest of a ConfigMap that has it; ``-`` for standard input.
+    ``service_proxy_name`` is the label of the Services that are to be served, if kube-proxy is to stay for the others.
     """
     try:
-        settings, consequences = (_DEFAULTS, []) if config is None else judge_configuration(*read(config))
+        flags = {"service_proxy_name": service_proxy_name} if service_proxy_name else {}
+        consequences: list[Consequence] = []
+        settings = effective({"hostname_override": "node", **flags})
+        if config is not None:
+            settings, consequences = judge_configuration(*read(config), flags=flags)
         ports = {
             name: int(address.rpartition(":")[2])
             for name, address in (("health", settings.healthz_bind_address), ("metrics", settings.metrics_bind_address))
         }
         found = take_inventory(scheduler=settings.scheduler, strict_arp=settings.strict_arp, ports=ports.values())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SettingsError) as error:
         sys.stderr.write(f"ipvs-proxy: error: {error}\n")
         return ERROR
     consequences = [*judge_node(found, settings, ports), *consequences]
@@ -78,10 +90,15 @@ def check(config: Path | None, *, as_json: bool) -> int:
     return OBSTRUCTED if any(consequence.standing is Standing.OBSTACLE for consequence in consequences) else READY
 
 
-def judge_configuration(text: str, name: str) -> tuple[Settings, list[Consequence]]:
-    """Read a configuration; return its settings (the defaults if it cannot be used) and what there is to say of it."""
+def judge_configuration(
+    text: str, name: str, *, flags: Mapping[str, object] = _NO_FLAGS
+) -> tuple[Settings, list[Consequence]]:
+    """Read a configuration; return its settings (the defaults if it cannot be used) and what there is to say of it.
+
+    ``flags`` are given beside it.
+    """
     try:
-        settings, notes = load(text, name)
+        settings, notes = load(text, name, flags)
     except SettingsError as error:
         remedy = "correct it, as the agent would refuse it too"
         faults = [Consequence(Standing.OBSTACLE, "configuration", line, remedy) for line in str(error).splitlines()]
@@ -99,7 +116,9 @@ def judge_node(found: Inventory, settings: Settings, ports: dict[str, int]) -> l
         text = "an agent is at work on this node: there is nothing to migrate"
         unchanged = Kind.RULES_IN_OTHER_VARIANT, Kind.FOREIGN_VIRTUAL_SERVERS
         done = Consequence(Standing.FOUND, "ipvs-proxy", text)
-        return [*_judge_kernel(found, without=unchanged), done]
+        return [*_judge_kernel(found, without=unchanged, beside=found.beside), done]
+    if settings.service_proxy_name:
+        return [*_judge_kernel(found, beside=True), *_judge_beside(found, settings, ports)]
     return [*_judge_kernel(found), *_judge_traces(found, settings), *_judge_processes(found, ports)]
 
 
@@ -123,13 +142,13 @@ def _as_json(consequences: list[Consequence]) -> str:
     return json.dumps({"version": __version__, "ready": ready, "findings": facts}, indent=2) + "\n"
 
 
-def _judge_kernel(found: Inventory, *, without: Collection[Kind] = ()) -> Iterator[Consequence]:
+def _judge_kernel(found: Inventory, *, without: Collection[Kind] = (), beside: bool = False) -> Iterator[Consequence]:
     chosen = found.iptables
     if chosen is not None:
         kernel = ".".join(map(str, found.kernel))
         text = f"Linux {kernel}; iptables {chosen.version_text}, variant {chosen.backend}, as {chosen.reason}"
         yield Consequence(Standing.FOUND, "kernel", text)
-    for finding in find(found):
+    for finding in find(found, beside=beside):
         if finding.kind not in without:
             yield Consequence(_STANDINGS[finding.kind], finding.topic, finding.text, finding.remedy)
     for change in found.sysctls:
@@ -164,6 +183,21 @@ def _judge_traces(found: Inventory, settings: Settings) -> Iterator[Consequence]
         yield Consequence(Standing.FOUND, KUBE_PROXY, "has left nothing on this node")
 
 
+def _judge_beside(found: Inventory, settings: Settings, ports: dict[str, int]) -> Iterator[Consequence]:
+    """Say what becomes of a node whose kube-proxy stays."""
+    label = f"{SERVICE_PROXY_NAME}: {settings.service_proxy_name}"
+    yield Consequence(
+        Standing.CHANGE, "Services", f"those with the label {label} are served by IPVS, all others as now"
+    )
+    for (family, variant), number in found.iptables_mode.items():
+        yield Consequence(Standing.FOUND, KUBE_PROXY, f"iptables mode: chains of {family} in {variant}: {number}; stay")
+    for family_of_table in found.nftables_mode:
+        yield Consequence(Standing.FOUND, KUBE_PROXY, f"nftables mode: the table of {family_of_table.label}; stays")
+    for name, port in ports.items():
+        if (holder := found.holders.get(port)) is not None:
+            yield Consequence(Standing.OBSTACLE, f"{name} port", f"{port} is taken by {holder}", _other_port(name))
+
+
 def _judge_processes(found: Inventory, ports: dict[str, int]) -> Iterator[Consequence]:
     if found.kube_proxy is not None:
         yield Consequence(Standing.CHANGE, KUBE_PROXY, f"{found.kube_proxy} is running", _LEAVES)
@@ -175,8 +209,11 @@ def _judge_processes(found: Inventory, ports: dict[str, int]) -> Iterator[Conseq
         if holder == Process() and found.kube_proxy is None:
             yield Consequence(Standing.CHANGE, f"{name} port", f"{taken}, as by a running kube-proxy", _LEAVES)
             continue
-        field = "healthzBindAddress" if name == "health" else "metricsBindAddress"
-        yield Consequence(Standing.OBSTACLE, f"{name} port", taken, f"stop that, or set {field} to another port")
+        yield Consequence(Standing.OBSTACLE, f"{name} port", taken, f"stop that, or {_other_port(name)}")
+
+
+def _other_port(name: str) -> str:
+    return f"set {'healthzBindAddress' if name == 'health' else 'metricsBindAddress'} to another port"
 
 
 def _words(value: object) -> str:

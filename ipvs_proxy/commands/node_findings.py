@@ -30,6 +30,12 @@ class Kind(Enum):
     """kube-proxy has left rules in the variant of iptables that the agent does not use."""
     FOREIGN_VIRTUAL_SERVERS = auto()
     """There are virtual servers that are not ours, and stay."""
+    IPVS_MODE = auto()
+    """Beside a kube-proxy: there are rules of its IPVS mode, whose sets have the names of ours."""
+    NO_KUBE_PROXY = auto()
+    """Beside a kube-proxy: there is none that serves the other Services."""
+    CLEARED = auto()
+    """Beside a kube-proxy: it clears IPVS away at each start."""
 
 
 class Finding(NamedTuple):
@@ -41,8 +47,11 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-def find(found: Inventory) -> Iterator[Finding]:
-    """Return what both commands have to say of a node, in the order of ``Kind``."""
+def find(found: Inventory, *, beside: bool = False) -> Iterator[Finding]:
+    """Return what both commands have to say of a node, in the order of ``Kind``.
+
+    ``beside``: the agent serves only some Services, beside a kube-proxy in another mode.
+    """
     for problem in found.missing:
         yield Finding(Kind.MISSING_PIECE, "kernel", *problem)
     for family, reason in found.unsupported.items():
@@ -50,7 +59,8 @@ def find(found: Inventory) -> Iterator[Finding]:
     for problem in found.flaws:
         yield Finding(Kind.FLAW, "kernel", *problem)
     used = "" if found.iptables is None else found.iptables.backend
-    for variant in sorted({variant for _, variant in (*found.iptables_mode, *found.ipvs_mode)} - {used}):
+    others = () if beside else (*found.iptables_mode, *found.ipvs_mode)
+    for variant in sorted({variant for _, variant in others} - {used}):
         yield Finding(
             Kind.RULES_IN_OTHER_VARIANT,
             "iptables",
@@ -62,6 +72,34 @@ def find(found: Inventory) -> Iterator[Finding]:
         names = ", ".join(found.foreign[:_NAMED]) + (f" and {more} more" if more > 0 else "")
         text = f"{several(number, 'virtual server')} of others, which {'stays' if number == 1 else 'stay'}: {names}"
         yield Finding(Kind.FOREIGN_VIRTUAL_SERVERS, "others", text)
+    if beside:
+        yield from _find_beside(found)
+
+
+def _find_beside(found: Inventory) -> Iterator[Finding]:
+    for (family, variant), number in found.ipvs_mode.items():
+        yield Finding(
+            Kind.IPVS_MODE,
+            "IPVS mode",
+            f"the {family} rules in {variant} have {several(number, 'chain')} of kube-proxy's IPVS mode, or of an "
+            "agent without --service-proxy-name: beside one that has it, the mode must be iptables or nftables",
+            "take kube-proxy off this node, run ipvs-proxy cleanup, and let kube-proxy start again in another mode",
+        )
+    if not found.iptables_mode and not found.nftables_mode:
+        yield Finding(
+            Kind.NO_KUBE_PROXY,
+            "kube-proxy",
+            "has no rules of its iptables or nftables mode here: nobody serves the Services without the label",
+            "run kube-proxy in one of these modes, or ipvs-proxy without --service-proxy-name",
+        )
+    if found.nftables_mode:
+        yield Finding(
+            Kind.CLEARED,
+            "kube-proxy",
+            "in nftables mode it clears IPVS away at each of its starts: our Services are back at once, but their "
+            "open connections are lost",
+            "keep it from loading ip_vs: take the volume lib-modules out of its DaemonSet (see the migration page)",
+        )
 
 
 def finding_text(start: str, text: str, remedy: str, *, width: int) -> str:

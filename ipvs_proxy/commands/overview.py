@@ -21,7 +21,10 @@ def status_text(state: NodeState) -> str:
     facts = [
         ("agent", f"ipvs-proxy {state.version} on {state.node}, up {age(state.started, state.now)}, {health}"),
         ("scheduler", f"{state.scheduler} ({', '.join(state.families)})"),
-        ("services", f"{several(state.service_count, 'Service')}, {several(state.conflicts, 'conflict')}"),
+        (
+            "services",
+            f"{several(state.service_count, 'Service')}{_whose(state)}, {several(state.conflicts, 'conflict')}",
+        ),
         (
             "kernel",
             f"{several(state.virtual_servers, 'virtual server')}, {several(state.real_servers, 'real server')}",
@@ -117,3 +120,7 @@ def state_word(service: ServiceSummary) -> str:
     if not service.omissions:
         return "warming" if service.warming else "ok"
     return "otherwise" if all(omission.instead for omission in service.omissions) else "left out"
+
+
+def _whose(state: NodeState) -> str:
+    return f" of the label {state.service_proxy_name}" if state.service_proxy_name else ""

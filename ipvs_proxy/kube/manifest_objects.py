@@ -14,10 +14,9 @@ import msgspec
 from ipvs_proxy.kube.decode import Skipped, convert_object, key_of
 from ipvs_proxy.kube.documents import MAX_DEPTH, TOO_DEEP, ParseError
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
-from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, own_node
+from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, is_for, own_node
 from ipvs_proxy.kube.texts import quote
 
-PROXY_NAME_LABEL: Final = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
 
 #: Maximum length in characters of a namespace and of a name (Kubernetes documentation, "Object Names and IDs").
@@ -58,8 +57,8 @@ class Content(NamedTuple):
     removes: bool = False
 
 
-def read_objects(documents: list[Any], node_name: str) -> Content:
-    """Return what the documents of a file contain for the agent of one node.
+def read_objects(documents: list[Any], node_name: str, service_proxy_name: str = "") -> Content:
+    """Return what the documents of a file contain for the agent of one node, and of that name if it has one.
 
     Raises:
         ParseError: a document is not an object, as may happen if the file is incomplete, or is nested too deeply.
@@ -75,7 +74,7 @@ def read_objects(documents: list[Any], node_name: str) -> Content:
         resource = resources.get(kind)
         if resource is not None and version == _API_VERSIONS[kind]:
             item = _convert(mapping, resource)
-            if _is_selected(item, node_name):
+            if _is_selected(item, node_name, service_proxy_name):
                 items.append(item)
         elif resource is not None:
             # Knative and others define Services of their own.
@@ -163,14 +162,14 @@ def _without_nulls(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _is_selected(item: KubernetesObject | Skipped, node_name: str) -> bool:
+def _is_selected(item: KubernetesObject | Skipped, node_name: str, service_proxy_name: str) -> bool:
     """Return whether an object passes the selectors that the API server applies for the reflectors."""
     if isinstance(item, Skipped):
         return item.kind != "Node" or item.key == node_name
     labels = item.metadata.labels or {}
     match item:
         case Service():
-            return PROXY_NAME_LABEL not in labels and item.spec.cluster_ip != "None"
+            return is_for(service_proxy_name, labels) and item.spec.cluster_ip != "None"
         case EndpointSlice():
             return HEADLESS_LABEL not in labels
         case Node():

@@ -18,14 +18,15 @@ import hashlib
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 
 from ipvs_proxy.kube.decode import Skipped
 from ipvs_proxy.kube.documents import ParseError, parse, read_file
-from ipvs_proxy.kube.manifest_objects import Unused, identity, read_objects
+from ipvs_proxy.kube.manifest_objects import Content, Unused, identity, read_objects
 from ipvs_proxy.kube.objects import KubernetesObject
 from ipvs_proxy.kube.sinks import Sink
 from ipvs_proxy.kube.store import Store
@@ -85,6 +86,7 @@ async def follow_manifests(
     node_name: str,
     sink: Sink,
     *,
+    service_proxy_name: str = "",
     interval: float = 1.0,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
@@ -98,6 +100,7 @@ async def follow_manifests(
         directory: the directory with the files.
         node_name: the only Node whose object is passed on.
         sink: receives the changes.
+        service_proxy_name: whose Services are passed on (see ``resources.services_for``).
         interval: seconds between two looks.
         sleep: waits for a number of seconds.
 
@@ -113,7 +116,8 @@ async def follow_manifests(
             f"cannot read the manifests in {directory}: {reason}; give --manifests a readable directory"
         ) from None
     with ThreadPoolExecutor(READERS, "manifests") as readers:
-        follower = _Follower(directory, node_name, sink, readers)
+        read = partial(read_objects, node_name=node_name, service_proxy_name=service_proxy_name)
+        follower = _Follower(directory, read, sink, readers)
         try:
             await follower.follow(signatures, patience=None)
             for kind in KINDS:
@@ -134,9 +138,11 @@ class _Follower:
     their files.
     """
 
-    def __init__(self, directory: Path, node_name: str, sink: Sink, readers: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, directory: Path, read: Callable[[list[Any]], Content], sink: Sink, readers: ThreadPoolExecutor
+    ) -> None:
         self._directory = directory
-        self._node_name = node_name
+        self._read_objects = read
         self._sink = sink
         self._readers = readers
         self._stores = {kind: Store(kind) for kind in KINDS}
@@ -224,7 +230,7 @@ class _Follower:
         before = before._replace(signature=signature, digest=digest)
         try:
             documents = parse(content, is_json=name.endswith(".json")) if content.strip() else []
-            found = read_objects(documents, self._node_name)
+            found = self._read_objects(documents)
         except ParseError as error:
             log.error("manifest_unparsable", file=str(path), line=error.line, error=str(error))
             return before

@@ -2,11 +2,16 @@
 
 The server applies the selectors, so objects that this agent does not need are never sent: Services of another proxy,
 headless Services and their EndpointSlices, and all Nodes except its own.
+
+EndpointSlices are not selected by the proxy's name, although the API server's own controller copies the labels of a
+Service to them (``setEndpointSliceLabels`` of k8s.io/endpointslice): slices that somebody else makes, or that are
+mirrored from Endpoints, need not have it, and where a Service gets the label, its slices have it only later.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
 
@@ -35,11 +40,14 @@ class Resource(NamedTuple):
         return {name: value for name, value in selectors.items() if value}
 
 
+#: Label that hands a Service to another proxy than kube-proxy (Kubernetes documentation, "well-known labels").
+SERVICE_PROXY_NAME: Final = "service.kubernetes.io/service-proxy-name"
+
 SERVICES = Resource(
     "Service",
     "/api/v1/services",
     Service,
-    label_selector="!service.kubernetes.io/service-proxy-name",
+    label_selector=f"!{SERVICE_PROXY_NAME}",
     field_selector="spec.clusterIP!=None",
 )
 ENDPOINT_SLICES = Resource(
@@ -48,6 +56,18 @@ ENDPOINT_SLICES = Resource(
     EndpointSlice,
     label_selector="!service.kubernetes.io/headless",
 )
+
+
+def services_for(service_proxy_name: str) -> Resource:
+    """Return the resource that selects the Services of the proxy of this name; those of no other one if it is empty."""
+    if not service_proxy_name:
+        return SERVICES
+    return SERVICES._replace(label_selector=f"{SERVICE_PROXY_NAME}={service_proxy_name}")
+
+
+def is_for(service_proxy_name: str, labels: Mapping[str, str]) -> bool:
+    """Return whether a Service with these labels passes that selector."""
+    return labels.get(SERVICE_PROXY_NAME) == (service_proxy_name or None)
 
 
 def own_node(name: str) -> Resource:

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from ipvs_proxy.kernel.filter.iptables.chains import FILTER, IPVS_FILTER
+from ipvs_proxy.kernel.filter.iptables.chains import FILTER, IPVS_FILTER, IPVS_FILTER_BESIDE
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
 from ipvs_proxy.kernel.filter.iptables.saved import SavedTable, parse
 from ipvs_proxy.kernel.links.addresses import LINK
@@ -28,6 +28,7 @@ ROOT: Final = Path("/")
 ANNOUNCERS: Final = ("speaker", "kube-vip")
 #: What is not about new connections to a port: answers, the node's own connections, ICMP.
 _HARMLESS: Final = re.compile(r" --ctstate (?!\S*NEW)| -i lo | -p (icmp|ipv6-icmp|icmpv6) ")
+_OUR_FILTER: Final = (f"-j {IPVS_FILTER}", f"-j {IPVS_FILTER_BESIDE}")
 _SIZE: Final = re.compile(r"\(size=(\d+)\)")
 _STATUS_CONNECTIONS: Final = re.compile(r"^Conns:\s+(\d+)$", re.MULTILINE)
 _STATUS_BUCKETS: Final = re.compile(r"^Conn buckets:\s+(\d+)\b", re.MULTILINE)
@@ -108,7 +109,7 @@ def read_host_facts(iptables: Iptables | None, families: Iterable[Family], *, ro
 def accepted_ahead(table: SavedTable) -> list[str]:
     """Return the rules of INPUT that accept new connections from elsewhere before our filter of ports is reached."""
     rules = table.chains.get("INPUT", [])
-    first = next((number for number, rule in enumerate(rules) if rule.endswith(f"-j {IPVS_FILTER}")), 0)
+    first = next((number for number, rule in enumerate(rules) if rule.endswith(_OUR_FILTER)), 0)
     return [rule for rule in rules[:first] if rule.endswith("-j ACCEPT") and not _HARMLESS.search(rule)]
 
 

@@ -19,7 +19,12 @@ from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.iptables.iptables_mode import chains_of
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables, MissingNfTables, choose_variant, installed_variants
-from ipvs_proxy.kernel.filter.iptables.removal import is_ours_beside_iptables_mode, removal
+from ipvs_proxy.kernel.filter.iptables.removal import (
+    are_beside_kube_proxy,
+    is_of_ipvs_mode,
+    is_ours_beside_iptables_mode,
+    removal,
+)
 from ipvs_proxy.kernel.filter.iptables.saved import parse
 from ipvs_proxy.kernel.filter.nftables.tables import has_kube_proxy_table
 from ipvs_proxy.kernel.ipvs.table import Ipvs
@@ -43,16 +48,17 @@ class Inventory:
     ``kernel`` is the major and minor version. ``missing`` has the pieces that are missing, occupied or broken,
     ``flaws`` what else may keep traffic from flowing. ``unsupported`` says why a family cannot be served.
     ``iptables_mode`` and ``ipvs_mode`` count the chains that only that mode has, by family label and variant of
-    iptables (``("IPv4", "legacy")``). ``schedulers`` counts the virtual servers that are ours by their scheduler;
-    ``foreign`` names those of others. ``holders`` are who listens on the TCP ports that were asked about. ``served``
-    are our virtual servers, ``tables`` our addresses and sets, and ``rules`` what ``iptables-save`` prints, by family
-    and variant.
+    iptables (``("IPv4", "legacy")``). ``beside`` is whether there are rules of ours as they are beside a kube-proxy in
+    another mode. ``schedulers`` counts the virtual servers that are ours by their scheduler; ``foreign`` names those of
+    others. ``holders`` are who listens on the TCP ports that were asked about. ``served`` are our virtual servers,
+    ``tables`` our addresses and sets, and ``rules`` what ``iptables-save`` prints, by family and variant.
     """
 
     kernel: sysctl.Version = (0, 0)
     missing: list[Problem] = field(default_factory=list)
     unsupported: Mapping[Family, str] = field(default_factory=dict)
     iptables: Iptables | None = None
+    beside: bool = False
     iptables_mode: dict[tuple[str, str], int] = field(default_factory=dict)
     ipvs_mode: dict[tuple[str, str], int] = field(default_factory=dict)
     nftables_mode: tuple[Family, ...] = ()
@@ -187,7 +193,8 @@ def _count_chains(found: Inventory, variant: Iptables, family: Family) -> None:
     saved = found.rules[family, variant.backend] = variant.save(family)
     where, parsed = (family.label, variant.backend), parse(saved)
     of_iptables_mode = sum(map(len, chains_of(parsed).values()))
-    of_ipvs_mode = removal(parsed, is_ours_beside_iptables_mode)
+    of_ipvs_mode = removal(parsed, is_of_ipvs_mode if are_beside_kube_proxy(parsed) else is_ours_beside_iptables_mode)
+    found.beside = found.beside or are_beside_kube_proxy(parsed)
     if of_iptables_mode:
         found.iptables_mode[where] = of_iptables_mode
     if of_ipvs_mode.chains or of_ipvs_mode.kept:

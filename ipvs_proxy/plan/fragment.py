@@ -40,8 +40,9 @@ class Context(NamedTuple):
     of all links but our own, ``node_ips`` the Node's own, by which source ranges allow the node itself,
     ``node_addresses`` all that its status has, ``api_servers`` where this agent reaches the API server. ``compatible``:
     one list of endpoints for all clients, as in kube-proxy's IPVS mode. ``external_ips``: whether ``externalIPs`` are
-    served (kube-proxy's feature gate ``AllowServiceExternalIPs``). ``spells_marks``: the packet filter needs the bits of
-    marks, each in its role. ``missing_schedulers`` are those that the kernel was asked for and does not have.
+    served (kube-proxy's feature gate ``AllowServiceExternalIPs``). ``service_proxy_name``: whose Services are served;
+    if it is empty, those that have no such label. ``spells_marks``: the packet filter needs the bits of marks, each in
+    its role. ``missing_schedulers`` are those that the kernel was asked for and does not have.
     """
 
     node_name: str
@@ -55,6 +56,7 @@ class Context(NamedTuple):
     api_servers: ApiServers = MappingProxyType({})
     compatible: bool = False
     external_ips: bool = True
+    service_proxy_name: str = ""
     spells_marks: bool = True
     missing_schedulers: frozenset[str] = frozenset()
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.kube.resources import is_for
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
 from ipvs_proxy.plan.annotations import read_options
@@ -26,8 +27,6 @@ from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.tables import Family, Protocol, text_of
 from ipvs_proxy.plan.weights import EQUAL
 
-#: Label that hands a Service to another proxy, whatever its value (Kubernetes documentation, "well-known labels").
-SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 #: Label of an EndpointSlice that names its Service.
 SERVICE_NAME = "kubernetes.io/service-name"
 #: The most omissions of one Service that are reported one by one.
@@ -47,7 +46,7 @@ def plan_service(
     ``cache``, which a Service with many slices can have.
     """
     name = ServiceName(service.metadata.namespace, service.metadata.name)
-    skipped = _skip_reason(service)
+    skipped = _skip_reason(service, context)
     if skipped is not None:
         marks.keep(name, ())
         return Fragment(name, omissions=[Omission(f"service {name}", skipped)])
@@ -105,8 +104,8 @@ def _created(service: Service) -> datetime:
     return created if created.tzinfo is not None else created.replace(tzinfo=UTC)
 
 
-def _skip_reason(service: Service) -> Reason | None:
-    if SERVICE_PROXY_NAME in (service.metadata.labels or {}):
+def _skip_reason(service: Service, context: Context) -> Reason | None:
+    if not is_for(context.service_proxy_name, service.metadata.labels or {}):
         return Reason.OTHER_PROXY
     if service.spec.type == "ExternalName":
         return Reason.EXTERNAL_NAME

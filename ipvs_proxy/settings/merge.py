@@ -14,10 +14,20 @@ from typing import Final, NamedTuple
 
 from ipvs_proxy.kube.texts import quote
 from ipvs_proxy.plan.node_addresses import PRIMARY
-from ipvs_proxy.settings.model import ANY_IPV4, EXTERNAL_IPS_GATE, Note, Settings, SettingsError
-from ipvs_proxy.settings.row import KUBE_PROXY, Setting
+from ipvs_proxy.settings.model import (
+    ANY_IPV4,
+    EXTERNAL_IPS_GATE,
+    HEALTHZ_PORT,
+    HEALTHZ_PORT_BESIDE,
+    METRICS_PORT,
+    METRICS_PORT_BESIDE,
+    Note,
+    Settings,
+    SettingsError,
+)
+from ipvs_proxy.settings.row import KUBE_PROXY, Group, Setting
 from ipvs_proxy.settings.table import SETTINGS
-from ipvs_proxy.settings.values import GATES, refuse_control_characters
+from ipvs_proxy.settings.values import GATES, SWITCH, refuse_control_characters
 
 #: What kubeadm writes for fields that nobody set; the last two are ``logging.options``, before 1.29 and since.
 _NOT_SET: Final[tuple[object, ...]] = (
@@ -65,8 +75,13 @@ def effective(flags: Mapping[str, object], file: Mapping[str, object] | None = N
     faults = [*reading.faults, *_faults(found, node_name, reading.values.keys())]
     if faults:
         raise SettingsError("\n".join(faults))
-    found = _with_addresses(replace(found, node_name=node_name), reading.written)
+    found = replace(found, node_name=node_name)
+    beside = _beside_kube_proxy(found, reading.written)
+    # As above: each value was read by the setting's own kind.
+    found = replace(found, **{setting.name: value for setting, value in beside})  # type: ignore[arg-type]
+    found = _with_addresses(found, reading.written)
     fields = {
+        **{setting.path: setting.kind.show(value) for setting, value in beside if setting.field},
         f"{KUBE_PROXY.kind}.mode": "ipvs",
         f"{KUBE_PROXY.kind}.healthzBindAddress": found.healthz_bind_address,
         f"{KUBE_PROXY.kind}.metricsBindAddress": found.metrics_bind_address,
@@ -144,6 +159,20 @@ def _faults(found: Settings, node_name: str, read: Collection[str]) -> Iterator[
             yield f"{KUBE_PROXY.kind}.detectLocal.interfaceNamePrefix: detectLocalMode InterfaceNamePrefix needs it"
 
 
+def _beside_kube_proxy(found: Settings, written: Collection[str]) -> list[tuple[Setting, object]]:
+    """Return what is the default only where kube-proxy runs on the node too: other ports, and no limits of conntrack.
+
+    Those limits are the kernel's, not one program's: kube-proxy sets them there.
+    """
+    if not found.service_proxy_name:
+        return []
+    kept: dict[str, object] = {"healthz_port": HEALTHZ_PORT_BESIDE, "metrics_port": METRICS_PORT_BESIDE}
+    for setting in SETTINGS:
+        if setting.group is Group.CONNECTION_TRACKING and not setting.without_effect:
+            kept[setting.name] = setting.kind.read("false" if setting.kind is SWITCH else "0")
+    return [(one, kept[one.name]) for one in SETTINGS if one.name in kept and one.name not in written]
+
+
 def _with_addresses(found: Settings, written: Collection[str]) -> Settings:
     """Return the settings with the addresses of the two servers.
 
@@ -166,11 +195,22 @@ def _notes(found: Settings, reading: _Reading) -> Iterator[Note]:
         yield Note("settings_without_effect", {"settings": reading.unused})
     if found.mode != "ipvs":
         yield Note("mode_ignored", {"mode": found.mode, "reason": "ipvs-proxy always uses IPVS"})
+    if taken := _ports_of_kube_proxy(found):
+        remedy = "set healthzBindAddress and metricsBindAddress (or the flags) to other ports than kube-proxy has"
+        yield Note("ports_may_be_those_of_kube_proxy", {"addresses": taken, "remedy": remedy})
     if hint := _forgotten(found):
         yield Note("configuration_may_be_incomplete", {"hint": hint})
     if loopback := _loopback(found):
         reason = "IPVS cannot serve node ports on loopback addresses; connect to an address of the node instead"
         yield Note("node_port_addresses_not_served", {"addresses": loopback, "reason": reason})
+
+
+def _ports_of_kube_proxy(found: Settings) -> list[str]:
+    """Return the addresses that are configured with the ports which kube-proxy has, where that runs here too."""
+    if not found.service_proxy_name:
+        return []
+    usual = ((found.healthz_bind_address, HEALTHZ_PORT), (found.metrics_bind_address, METRICS_PORT))
+    return [address for address, port in usual if address.endswith(f":{port}")]
 
 
 def _forgotten(found: Settings) -> str:

@@ -30,6 +30,7 @@ from ipvs_proxy.settings.values import (
     GATES,
     INTERFACE,
     INTERFACE_PREFIX,
+    LABEL_VALUE,
     NETWORKS,
     NODE_PORT_ADDRESSES,
     SCHEDULER,
@@ -50,8 +51,11 @@ EXTERNAL_IPS_GATE: Final = "AllowServiceExternalIPs"
 PACKET_FILTER: Final = Kind("auto|iptables|nftables", one_of(AUTO, IPTABLES, NFTABLES))
 _CLUSTER_CIDR: Final = "ClusterCIDR"
 _LOCAL_MODE: Final = Kind("MODE", one_of(_CLUSTER_CIDR, "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"))
-_HEALTHZ_PORT: Final = 10256
-_METRICS_PORT: Final = 10249
+HEALTHZ_PORT: Final = 10256
+METRICS_PORT: Final = 10249
+#: The ports of the two servers on a node where kube-proxy has its own, unless others are configured.
+HEALTHZ_PORT_BESIDE: Final = 10356
+METRICS_PORT_BESIDE: Final = 10349
 
 
 class SettingsError(Exception):
@@ -88,6 +92,11 @@ class Settings:
     hostname_override: str = row(
         Group.OBJECTS, "hostnameOverride", "--hostname-override", TEXT, "",
         "The name of this node. If unset, the host name is used", outranks_file=True)
+
+    service_proxy_name: str = row(
+        Group.OBJECTS, "serviceProxyName", "--service-proxy-name", LABEL_VALUE, "",
+        "If set, serve only Services whose label service.kubernetes.io/service-proxy-name has this value, beside a "
+        "kube-proxy in iptables or nftables mode that serves the others", document=OWN, outranks_file=True)
 
     scheduler: str = row(
         Group.BALANCING, "ipvs.scheduler", "--ipvs-scheduler", SCHEDULER, "rr",
@@ -177,13 +186,13 @@ class Settings:
         "The idle timeout for UDP flows with replies (0s to leave the kernel's)", live=True)
 
     healthz_bind_address: str = row(
-        Group.SERVERS, "healthzBindAddress", "--healthz-bind-address", Kind("IP[:PORT]", bind_address(_HEALTHZ_PORT)),
-        f"{ANY_IPV4}:{_HEALTHZ_PORT}", "The address to serve /healthz and /livez on. If unset and --bind-address is an "
-        f"IPv6 address, it is [::]:{_HEALTHZ_PORT}")
+        Group.SERVERS, "healthzBindAddress", "--healthz-bind-address", Kind("IP[:PORT]", bind_address(HEALTHZ_PORT)),
+        f"{ANY_IPV4}:{HEALTHZ_PORT}", "The address to serve /healthz and /livez on. If unset and --bind-address is an "
+        f"IPv6 address, it is [::]:{HEALTHZ_PORT}")
     metrics_bind_address: str = row(
-        Group.SERVERS, "metricsBindAddress", "--metrics-bind-address", Kind("IP[:PORT]", bind_address(_METRICS_PORT)),
-        f"127.0.0.1:{_METRICS_PORT}", "The address to serve /metrics on. If unset and --bind-address is an IPv6 "
-        f"address, it is [::1]:{_METRICS_PORT}")
+        Group.SERVERS, "metricsBindAddress", "--metrics-bind-address", Kind("IP[:PORT]", bind_address(METRICS_PORT)),
+        f"127.0.0.1:{METRICS_PORT}", "The address to serve /metrics on. If unset and --bind-address is an IPv6 "
+        f"address, it is [::1]:{METRICS_PORT}")
     service_metrics: ServiceMetrics = row(
         Group.SERVERS, "serviceMetrics", "--service-metrics", SERVICE_METRICS, "off",
         "Whose connections, packets and bytes are metrics: nobody's (off), those of all Services (all: five series for "
@@ -194,11 +203,11 @@ class Settings:
         "If true, serve /state, /configz, /statusz, /flagz and the page beyond the loopback too, to anybody who asks",
         document=OWN, outranks_file=True, live=True)
     healthz_port: int = row(
-        Group.SERVERS, "", "--healthz-port", integer_kind("PORT", 0, 65535), str(_HEALTHZ_PORT),
+        Group.SERVERS, "", "--healthz-port", integer_kind("PORT", 0, 65535), str(HEALTHZ_PORT),
         "Deprecated: the port for --healthz-bind-address where that is unset (0 to serve no health checks)",
         hidden=True)
     metrics_port: int = row(
-        Group.SERVERS, "", "--metrics-port", integer_kind("PORT", 1, 65535), str(_METRICS_PORT),
+        Group.SERVERS, "", "--metrics-port", integer_kind("PORT", 1, 65535), str(METRICS_PORT),
         "Deprecated: the port for --metrics-bind-address where that is unset", hidden=True)
     bind_address: str = row(
         Group.SERVERS, "bindAddress", "--bind-address", ADDRESS, ANY_IPV4,

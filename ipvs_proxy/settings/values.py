@@ -47,6 +47,9 @@ _SCHEDULERS: Final = {
 }
 #: Bytes of a scheduler's name without its NUL (``IP_VS_SCHEDNAME_MAXLEN`` in linux/ip_vs.h is 16).
 _LONGEST_SCHEDULER: Final = 15
+#: Kubernetes documentation, "Labels and Selectors": what a label may have as its value.
+_LABEL_VALUE: Final = re.compile(r"[a-z0-9A-Z]([-a-z0-9A-Z_.]*[a-z0-9A-Z])?")
+_LONGEST_LABEL_VALUE: Final = 63
 _TYPES: Final = {
     dict: "a mapping",
     list: "a list",
@@ -236,6 +239,17 @@ def interface_prefix(value: object) -> str:
     return interface(str(value), is_prefix=True).name if value else ""
 
 
+def label_value(value: object) -> str:
+    """Read the value of a label, as the API server validates it; it may be empty."""
+    text = str(value)
+    if text and (len(text) > _LONGEST_LABEL_VALUE or not _LABEL_VALUE.fullmatch(text)):
+        raise ValueError(
+            f"{quote(text)!r} is not the value of a label: at most 63 letters, digits, -, _ and ., with a letter or "
+            "digit at both ends"
+        )
+    return text
+
+
 def scheduler(value: object) -> str:
     """Read the kernel's name of a scheduler; only the kernel knows whether there is one of that name."""
     text = str(value)
@@ -316,6 +330,7 @@ CLUSTER_NETWORKS: Final = Kind("CIDR[,CIDR]", cluster_networks, show=lambda foun
 NODE_PORT_ADDRESSES: Final = Kind("CIDR|primary|all,...", node_port_addresses, list, repeatable=True, show=_show_all)
 INTERFACE: Final = Kind("NAME", interface_name)
 INTERFACE_PREFIX: Final = Kind("NAME", interface_prefix)
+LABEL_VALUE: Final = Kind("LABEL", label_value)
 SCHEDULER: Final = Kind("NAME", scheduler)
 ADDRESS: Final = Kind("IP", any_address)
 DIRECTORY: Final = Kind("DIRECTORY", directory, show=lambda path: str(path or ""))

@@ -234,7 +234,8 @@ class NodeState(Document, frozen=True):
     ``services`` are a part of the ``matching`` Services that the search found: at most ``limit``, starting at
     ``offset``. ``waiting`` counts objects that the kernel refused and that are tried again; ``refused`` names some of
     them. ``drains`` are some of the drains in progress, the oldest first. ``strict_arp`` is the setting.
-    ``api_failures`` names the resources that have failed for a while, and why.
+    ``api_failures`` names the resources that have failed for a while, and why. ``service_proxy_name`` is the label of
+    the Services that are served; it is empty if all are that have no such label.
     """
 
     version: str
@@ -262,3 +263,4 @@ class NodeState(Document, frozen=True):
     drains: list[DrainState] = []
     refused: list[str] = []
     api_failures: list[str] = []
+    service_proxy_name: str = ""

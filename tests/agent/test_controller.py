@@ -503,6 +503,19 @@ async def test_removed_address_is_put_back_at_once_and_our_own_writes_are_no_new
         assert plane.kernel.addresses == {VIP.address}
 
 
+async def test_where_the_link_went_virtual_servers_come_back_at_once_and_before_the_addresses(
+    plane: FakeDataplane,
+) -> None:
+    async with running(plane, WEB, SLICE) as rig:
+        right = plane.kernel.read()
+        plane.kernel.virtual_servers.clear()
+        plane.kernel.addresses.clear()
+        plane.calls.clear()
+        await rig.audit.handle_events([LinkEvent(LinkChange.LINK_REMOVED)])
+        assert plane.kernel.read() == right
+        assert list(rig.repairs) == ["ipvs", "addresses"], "what has no virtual server leads to ports of the node"
+
+
 async def test_service_that_cannot_be_planned_harms_no_other(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,9 +7,11 @@ import socket
 
 import pytest
 
+from ipvs_proxy.commands import cleanup as command
 from ipvs_proxy.commands.cleanup import run
+from ipvs_proxy.kernel.filter.backend import Cleaning
 from ipvs_proxy.netlink.errors import MissingPiece
-from ipvs_proxy.node import instances, processes, requirements
+from ipvs_proxy.node import cleanup, instances, processes, requirements
 from ipvs_proxy.node.processes import Process
 
 
@@ -38,6 +40,17 @@ def test_a_running_kube_proxy_is_a_reason_to_refuse(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "running_kube_proxy", lambda: Process(4711, "kube-proxy"))
+    assert refused(capsys).startswith("ipvs-proxy: error: kube-proxy (process 4711) is running on this node")
+
+
+def test_kube_proxy_may_run_where_ours_is_beside_it_unless_its_own_is_to_go(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "running_kube_proxy", lambda: Process(4711, "kube-proxy"))
+    monkeypatch.setattr(command, "are_rules_beside_kube_proxy", lambda: True)
+    monkeypatch.setattr(cleanup, "clean", lambda **_: Cleaning(["15 chains"], []))
+    assert run(kube_proxy=False, dry_run=True) == 0
+    assert capsys.readouterr().out == "would remove 15 chains\n"
     assert refused(capsys).startswith("ipvs-proxy: error: kube-proxy (process 4711) is running on this node")
 
 

@@ -10,6 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from ipvs_proxy.cli import main
+from ipvs_proxy.commands import ask
 from ipvs_proxy.state.documents import DrainState, Happening
 from tests.support.answering_agent import NODE, NOW, ROUTE, SERVICE, agent, run
 
@@ -121,6 +122,21 @@ def test_agent_that_is_not_there_and_other_servers_are_told_in_one_line() -> Non
     assert done.output.startswith(f"ipvs-proxy: error: what answers at {address} is not an agent of this version")
     done = run("services", "--agent", "nonsense")
     assert done.output == "ipvs-proxy: error: 'nonsense' is not IP:port\n"
+
+
+def test_agent_beside_a_kube_proxy_is_found_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    with agent() as (kube_proxy, asked), agent(state=NODE) as (beside, _):
+        monkeypatch.setattr(ask, "DEFAULT_ADDRESS", kube_proxy)
+        monkeypatch.setattr(ask, "ADDRESS_BESIDE", beside)
+        assert run("status").output.startswith("agent")
+        assert asked == ["/state?limit=0"], "asked once, and it has no such page"
+        monkeypatch.setattr(ask, "DEFAULT_ADDRESS", beside)
+        monkeypatch.setattr(ask, "ADDRESS_BESIDE", kube_proxy)
+        assert run("status").output.startswith("agent")
+    with agent() as (first, _), agent() as (second, _):
+        monkeypatch.setattr(ask, "DEFAULT_ADDRESS", first)
+        monkeypatch.setattr(ask, "ADDRESS_BESIDE", second)
+        assert "no such thing" in run("status").output
 
 
 def test_target_that_is_none_is_refused_where_a_way_is_asked_for() -> None:

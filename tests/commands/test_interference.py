@@ -28,10 +28,13 @@ OUR_RULES = [OURS.format("PREROUTING"), SERVICES]
 MARKED = [OUR_MARKS.format("PREROUTING", "PREROUTING"), GIVEN]
 
 
-def told(text: str, *, variant: str = "nf_tables", marks: bool = False) -> list[tuple[str, Effect, str]]:
+def told(
+    text: str, *, variant: str = "nf_tables", marks: bool = False, beside: bool = False
+) -> list[tuple[str, Effect, str]]:
     served = [*KEYS, *([mark_key(0x2005, Family.IPV4)] if marks else [])]
     tables = KernelTables(addresses=ADDRESSES, entries={role(name): members for name, members in MEMBERS.items()})
-    found = Inventory(served=served, tables=tables, rules={(Family.IPV4, variant): text, (Family.IPV6, variant): text})
+    rules = {(Family.IPV4, variant): text, (Family.IPV6, variant): text}
+    found = Inventory(served=served, tables=tables, rules=rules, beside=beside)
     return [(one.table, one.effect, one.text) for one in interferences(found)]
 
 
@@ -46,6 +49,25 @@ def test_host_port_rule_is_told_once_with_where_it_is_and_what_it_takes() -> Non
         )
     ]
     assert told(saved(nat=[*OUR_RULES, *both[:1]])) == []
+
+
+def test_kube_proxys_rules_count_where_it_runs_beside_the_agent_and_they_come_first() -> None:
+    kube_proxy = [
+        '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
+        "-A KUBE-SERVICES -d 10.96.7.7/32 -p tcp -m tcp --dport 80 -j KUBE-SVC-A",
+        "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS",
+        "-A KUBE-NODEPORTS -p tcp -m tcp --dport 443 -j KUBE-SVC-A",
+        "-A KUBE-SVC-A -p tcp -j DNAT --to-destination 10.244.1.9:8080",
+    ]
+    ours = [
+        '-A PREROUTING -m comment --comment "ipvs-proxy service portals" -j IPVS-PROXY-SERVICES',
+        "-A IPVS-PROXY-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT",
+    ]
+    assert told(saved(nat=[*ours, *kube_proxy]), beside=True) == []
+    ((table, effect, text),) = told(saved(nat=[*kube_proxy, *ours]), beside=True)
+    assert (table, effect) == ("nat", Effect.TAKES)
+    assert "10.96.1.2:443/TCP" in text, "its port is a node port of kube-proxy's"
+    assert told(saved(nat=kube_proxy)) == [], "what kube-proxy has left over is another finding"
 
 
 def test_what_another_proxy_does_to_thousands_is_one_finding() -> None:

@@ -25,6 +25,7 @@ from ipvs_proxy.node.problem import Problem
 from ipvs_proxy.node.processes import Process
 from ipvs_proxy.node.sysctl import SysctlChange
 from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.settings.merge import effective
 from ipvs_proxy.settings.model import Settings
 
 SETTINGS = Settings(node_name="node")
@@ -97,6 +98,20 @@ def test_each_fact_has_its_standing(found: dict[str, Any], standing: Standing, p
     assert part in said(consequences, standing)
     expected = "Not ready: 1 thing stands in the way." if standing is Standing.OBSTACLE else "Ready"
     assert report(consequences).splitlines()[-1].startswith(expected)
+
+
+def test_beside_a_kube_proxy_its_rules_stay_and_its_ports_are_its_own() -> None:
+    settings = effective({"service_proxy_name": "ipvs"})
+    proxy = Process(9, "kube-proxy")
+    found = Inventory(kernel=(6, 1), iptables=NFT, iptables_mode={("IPv4", NF_TABLES): 40}, kube_proxy=proxy)
+    consequences = judge_node(found, settings, {"health": 10356, "metrics": 10349})
+    assert "iptables mode: chains of IPv4 in nf_tables: 40; stay" in said(consequences, Standing.FOUND)
+    assert "label service.kubernetes.io/service-proxy-name: ipvs" in said(consequences, Standing.CHANGE)
+    assert "removed" not in report(consequences)
+    assert report(consequences).endswith("\nReady: nothing stands in the way.\n")
+    found.holders = {10256: proxy}
+    taken = judge_node(found, settings, {"health": 10256, "metrics": 10349})
+    assert "10256 is taken by kube-proxy (process 9) -> set healthzBindAddress" in said(taken, Standing.OBSTACLE)
 
 
 def test_variants_in_the_way_are_named_once() -> None:

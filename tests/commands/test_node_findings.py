@@ -9,6 +9,7 @@ from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptabl
 from ipvs_proxy.node.inventory import Inventory
 from ipvs_proxy.node.problem import Problem
 from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.settings.merge import effective
 from ipvs_proxy.settings.model import Settings
 
 EVERYTHING = Inventory(
@@ -20,15 +21,34 @@ EVERYTHING = Inventory(
     iptables_mode={("IPv4", LEGACY): 3, ("IPv6", LEGACY): 3, ("IPv4", NF_TABLES): 3},
     foreign=[f"192.0.2.{number}:80/TCP" for number in range(7)],
 )
+#: Kinds of a node that has a kube-proxy beside the agent.
+BESIDE = {Kind.IPVS_MODE, Kind.NO_KUBE_PROXY, Kind.CLEARED}
+CROWDED = Inventory(
+    kernel=(6, 12),
+    beside=True,
+    ipvs_mode={("IPv4", NF_TABLES): 6},
+    nftables_mode=(Family.IPV4,),
+    iptables_mode={("IPv4", LEGACY): 3},
+)
 
 
 def test_each_kind_is_found_and_both_commands_have_it_in_the_same_words() -> None:
     found = list(find(EVERYTHING))
-    assert list(dict.fromkeys(finding.kind for finding in found)) == list(Kind)
+    assert list(dict.fromkeys(finding.kind for finding in found)) == [kind for kind in Kind if kind not in BESIDE]
     words = {finding[1:] for finding in found}
     assert len(words) == len(found), "each once"
     assert words <= {(one.topic, one.text, one.remedy) for one in judge_kernel(EVERYTHING)}
     assert words <= {(one.topic, one.text, one.remedy) for one in judge_node(EVERYTHING, Settings(node_name="n"), {})}
+
+
+def test_kinds_beside_a_kube_proxy_are_found_by_both_commands_too() -> None:
+    lonely, settings = Inventory(kernel=(6, 12), beside=True), effective({"service_proxy_name": "ipvs"})
+    assert [finding.kind for finding in find(CROWDED, beside=True)] == [Kind.IPVS_MODE, Kind.CLEARED]
+    assert [finding.kind for finding in find(lonely, beside=True)] == [Kind.NO_KUBE_PROXY]
+    for inventory in (CROWDED, lonely):
+        words = {finding[1:] for finding in find(inventory, beside=True)}
+        assert words <= {(one.topic, one.text, one.remedy) for one in judge_kernel(inventory)}
+        assert words <= {(one.topic, one.text, one.remedy) for one in judge_node(inventory, settings, {})}
 
 
 def test_virtual_servers_of_others_are_counted_and_some_are_named() -> None:

@@ -123,7 +123,13 @@ def test_resources_have_requests_and_no_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "healthz", "metrics"), [("default", 10256, 10249), ("kube-proxy's fields", 20256, 20249)]
+    ("name", "healthz", "metrics"),
+    [
+        ("default", 10256, 10249),
+        ("kube-proxy's fields", 20256, 20249),
+        ("beside kube-proxy", 10356, 10349),
+        ("beside kube-proxy, with its ConfigMap", 10356, 10349),
+    ],
 )
 def test_probes_and_ports_follow_the_configuration(name: str, healthz: int, metrics: int) -> None:
     (agent,) = pod(name)["containers"]
@@ -134,6 +140,15 @@ def test_probes_and_ports_follow_the_configuration(name: str, healthz: int, metr
         "liveness": {"path": "/livez", "port": "healthz"},
         "readiness": {"path": "/healthz", "port": "healthz"},
     }
+
+
+@pytest.mark.parametrize("name", ["beside kube-proxy", "beside kube-proxy, with its ConfigMap"])
+def test_label_of_the_services_is_a_flag_of_both_containers(name: str) -> None:
+    spec = pod(name)
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert "--service-proxy-name=ipvs" in container["args"]
+    done = template({"serviceProxyName": "-ipvs"})
+    assert "serviceProxyName" in done.stderr
 
 
 def test_first_probe_comes_when_the_server_listens() -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from ipvs_proxy import __version__
+from ipvs_proxy.kube.resources import SERVICE_PROXY_NAME
 from tests.helm.helm import CHART, ROOT, helm
 
 DOCUMENT = (ROOT / "docs/migration.md").read_text()
@@ -126,7 +127,7 @@ def test_every_line_is_a_command() -> None:
 
 
 def test_the_chart_goes_to_the_labelled_nodes_and_then_to_all() -> None:
-    first, last = (daemon_set(command) for command in HELM)
+    first, last, _ = (daemon_set(command) for command in HELM)
     linux = {"kubernetes.io/os": "linux"}
     assert first["spec"]["template"]["spec"]["nodeSelector"] == linux | {"proxy": "ipvs-proxy"}
     assert last["spec"]["template"]["spec"]["nodeSelector"] == linux
@@ -135,6 +136,16 @@ def test_the_chart_goes_to_the_labelled_nodes_and_then_to_all() -> None:
         # What the document waits for and selects by.
         assert (found["metadata"]["name"], found["metadata"]["namespace"]) == ("ipvs-proxy", "kube-system")
         assert found["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] == "ipvs-proxy"
+
+
+def test_beside_kube_proxy_the_chart_goes_to_all_nodes_with_the_label_that_services_get() -> None:
+    template = daemon_set(HELM[-1])["spec"]["template"]["spec"]
+    assert template["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    (agent,) = template["containers"]
+    (name,) = [word.removeprefix("--service-proxy-name=") for word in agent["args"] if "proxy-name" in word]
+    labels = [words[-1] for words in KUBECTL if words[1:4] == ["label", "service", "web"]]
+    assert labels == [f"{SERVICE_PROXY_NAME}={name}", f"{SERVICE_PROXY_NAME}-"]
+    assert ["--service-proxy-name", name] in [words[-2:] for words in ON_NODE]
 
 
 @pytest.mark.parametrize("command", [*KUBECTL, *OF_FUNCTION], ids=" ".join)

@@ -17,12 +17,13 @@ from ipvs_proxy.kube.objects import (
     ServiceSpec,
     SessionAffinityConfig,
 )
+from ipvs_proxy.kube.resources import SERVICE_PROXY_NAME
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.services import SERVICE_PROXY_NAME, plan_service
+from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     PERSISTENT,
@@ -37,6 +38,7 @@ from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, pa
 from tests.support.roles import role
 
 HERE = Context("node-a")
+LABELLED = {SERVICE_PROXY_NAME: "a"}
 KEY = virtual("10.96.0.10")
 REMOTE = endpoint("10.0.0.2", node="node-b")
 LOCAL = endpoint("10.0.0.1", node="node-a")
@@ -80,6 +82,14 @@ def test_services_that_ask_for_nothing(skipped: Service, reason: Reason) -> None
     fragment = planned(skipped, endpoint_slice(LOCAL))
     assert is_empty(fragment)
     assert fragment.omissions == [Omission("service default/web", reason)]
+
+
+@pytest.mark.parametrize(("labels", "is_served"), [({}, False), ({SERVICE_PROXY_NAME: "b"}, False), (LABELLED, True)])
+def test_with_a_name_only_services_of_its_label_are_planned(labels: dict[str, str], is_served: bool) -> None:
+    context = HERE._replace(service_proxy_name="a")
+    fragment = plan_service(service(labels=labels), [endpoint_slice(LOCAL)], context, Marks())
+    assert is_empty(fragment) is not is_served
+    assert omitted(fragment) == ([] if is_served else [Reason.OTHER_PROXY])
 
 
 @pytest.mark.parametrize("kind", ["ClusterIP", "NodePort", "LoadBalancer", "SomethingNew"])

@@ -29,7 +29,8 @@ from tests.ring.web_service import PODS, continuous_requests, set_endpoints
 DOCUMENT = Path(__file__).parents[2] / "docs" / "migration.md"
 #: What the document has run on a node, in its order.
 COMMANDS = [shlex.split(text) for text in re.findall(r"^on_node node-1 (.+)$", DOCUMENT.read_text(), re.MULTILINE)]
-CHECK, CLEANUP_KUBE_PROXY, CLEANUP_DRY_RUN, CLEANUP = COMMANDS
+#: The last two are for a node that kube-proxy stays on: ``test_beside_changes`` runs them.
+CHECK, CLEANUP_KUBE_PROXY, CLEANUP_DRY_RUN, CLEANUP, _, _ = COMMANDS
 
 CONFIG_MAP = json.dumps(
     {
@@ -75,6 +76,8 @@ def test_the_commands_of_the_document_are_those_of_this_test() -> None:
         ["migrate", "check", "--config", "/config/config.conf"],
         ["cleanup", "--kube-proxy"],
         ["cleanup", "--dry-run"],
+        ["cleanup"],
+        ["migrate", "check", "--config", "/config/config.conf", "--service-proxy-name", "ipvs"],
         ["cleanup"],
     ]
 

@@ -26,7 +26,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
       "ipvs" (dict "scheduler" .Values.scheduler)
 }}
 {{- if .Values.podMonitor.enabled }}
-{{- $_ := set $ours "metricsBindAddress" "0.0.0.0:10249" }}
+{{- $_ := set $ours "metricsBindAddress" (printf "0.0.0.0:%d" (ternary 10349 10249 (not (empty .Values.serviceProxyName)))) }}
 {{- end }}
 {{- mustMergeOverwrite $ours (deepCopy .Values.kubeProxyConfiguration) | toYaml }}
 {{- end }}
@@ -65,4 +65,7 @@ env:
 {{- define "ipvs-proxy.arguments" -}}
 - --config={{ include "ipvs-proxy.configDirectory" . }}/{{ if .Values.existingKubeProxyConfigMap }}config.conf{{ else }}config.yaml{{ end }}
 - --hostname-override=$(NODE_NAME)
+{{- with .Values.serviceProxyName }}
+- --service-proxy-name={{ . }}
+{{- end }}
 {{- end }}

@@ -16,7 +16,7 @@ Between two rounds, rtnetlink reports at once a removed address or link.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
 from typing import Protocol
@@ -65,6 +65,7 @@ class Audit:
         self._repair_rules = repair_rules
         self._read_virtual_servers = read_virtual_servers
         self._repaired = repaired
+        self._one_read = asyncio.Lock()
 
     async def run_once(self) -> None:
         """Look at all four places once.
@@ -86,19 +87,24 @@ class Audit:
         await self._writer.write(unwanted)
         await self._writer.write_unsettled()
 
-    async def handle_events(self, events: Iterable[LinkEvent]) -> None:
+    async def handle_events(self, events: Collection[LinkEvent]) -> None:
         """Repair what rtnetlink tells of, at once.
 
         Our own writes are told of too: what the mirror does not expect to be there is no news. Additions are left to
-        the next round. Raises as ``run_once`` does.
+        the next round. Whoever deletes the link may have cleared IPVS away before, as kube-proxy does at each start in
+        nftables mode: virtual servers come back before the addresses, which would lead to the node's own ports.
+
+        Raises as ``run_once`` does.
         """
-        expected = self._writer.actual.addresses
-        if any(
-            event.change in {LinkChange.LINK_REMOVED, LinkChange.LOST}
-            or (event.change is LinkChange.ADDRESS_REMOVED and event.address in expected)
-            for event in events
-        ):
-            await self._writer.correct(self._correct_addresses)
+        expected, changes = self._writer.actual.addresses, {event.change for event in events}
+        try:
+            if LinkChange.LINK_REMOVED in changes:
+                await self._audit_virtual_servers()
+        finally:
+            if changes & {LinkChange.LINK_REMOVED, LinkChange.LOST} or any(
+                event.change is LinkChange.ADDRESS_REMOVED and event.address in expected for event in events
+            ):
+                await self._writer.correct(self._correct_addresses)
 
     async def _correct_small_tables(self, unwanted: TableKeys, mirror: Mirror) -> TableKeys:
         """Correct the mirror of sets and addresses; what nobody wants is not touched, but noted."""
@@ -123,8 +129,9 @@ class Audit:
         return address in self._writer.desired.addresses
 
     async def _audit_virtual_servers(self) -> None:
-        with self._writer.noting_writes() as written:
-            found = await asyncio.to_thread(self._read_virtual_servers)
+        async with self._one_read:
+            with self._writer.noting_writes() as written:
+                found = await asyncio.to_thread(self._read_virtual_servers)
         suspects = self._writer.find_suspects(found, written)
         for start in range(0, len(suspects), CONFIRMED_AT_ONCE):
             keys = suspects[start : start + CONFIRMED_AT_ONCE]

@@ -17,6 +17,7 @@ from aiohttp import web
 
 from ipvs_proxy import __version__
 from ipvs_proxy.agent.web.view import LIMIT, View
+from ipvs_proxy.kube.resources import SERVICE_PROXY_NAME
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.fragment import ServiceName
@@ -57,7 +58,7 @@ def add_state(application: web.Application, view: View) -> None:
 
     async def service(request: web.Request) -> web.Response:
         name = ServiceName(request.match_info["namespace"], request.match_info["name"])
-        return await _answer(lambda: view.service(name), missing=f"there is no Service {name}")
+        return await _answer(lambda: view.service(name), missing=_no_service(name, view.settings()))
 
     async def route(request: web.Request) -> web.Response:
         try:
@@ -83,6 +84,12 @@ def add_state(application: web.Application, view: View) -> None:
     application.router.add_get("/state/differences", differences)
     application.router.add_get("/statusz", status)
     application.router.add_get("/flagz", flags)
+
+
+def _no_service(name: ServiceName, settings: Settings) -> str:
+    proxy = settings.service_proxy_name
+    only = f" with the label {SERVICE_PROXY_NAME}: {proxy}, and this agent serves no other" if proxy else ""
+    return f"there is no Service {name}{only}"
 
 
 def _page(name: str, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -207,6 +207,7 @@ class View:
             node=settings.node_name,
             scheduler=settings.scheduler,
             strict_arp=settings.strict_arp,
+            service_proxy_name=settings.service_proxy_name,
             families=[family.label for family in self._families],
             started=self.started,
             now=datetime.now(UTC),

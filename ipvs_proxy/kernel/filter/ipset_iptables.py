@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, cast
 
@@ -11,12 +11,21 @@ from ipvs_proxy.kernel.filter import other_modes
 from ipvs_proxy.kernel.filter.backend import Cleaning, counted
 from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
+from ipvs_proxy.kernel.filter.iptables.chains import ALONE, BESIDE, Chain
 from ipvs_proxy.kernel.filter.iptables.iptables_mode import chains_of, is_of_iptables_mode
 from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables, MissingNfTables, installed_variants
-from ipvs_proxy.kernel.filter.iptables.removal import Choice, is_ours, is_ours_beside_iptables_mode, removal
+from ipvs_proxy.kernel.filter.iptables.removal import (
+    Choice,
+    are_beside_kube_proxy,
+    is_of_ipvs_mode,
+    is_ours,
+    is_ours_beside_iptables_mode,
+    removal,
+)
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.iptables.saved import Saved, parse
-from ipvs_proxy.netlink.errors import MissingPiece
+from ipvs_proxy.kernel.filter.nftables.tables import has_kube_proxy_table
+from ipvs_proxy.netlink.errors import MissingPiece, Unusable
 from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family, Role, SetEntry, SetEntryOperation
 
@@ -25,13 +34,24 @@ RECENT: Final = 1.0
 
 
 class IpsetIptables:
-    """A ``PacketFilter``: the sets of all roles, and the rules of each family in one variant of iptables."""
+    """A ``PacketFilter``: the sets of all roles, and the rules of each family in one variant of iptables.
+
+    ``beside_kube_proxy``: what there is of kube-proxy's other modes is in use, and no concern of ours.
+    """
 
     #: Outside the mangle table, a set of ipset cannot map.
     spells_marks = True
 
-    def __init__(self, sets: Sets, rules: Mapping[Family, IptablesRules], iptables: Iptables) -> None:
+    def __init__(
+        self,
+        sets: Sets,
+        rules: Mapping[Family, IptablesRules],
+        iptables: Iptables,
+        *,
+        beside_kube_proxy: bool = False,
+    ) -> None:
         self.sets = sets
+        self._beside_kube_proxy = beside_kube_proxy
         self._rules = rules
         self._iptables = iptables
         self._seen: dict[Family, Saved] = {}
@@ -106,11 +126,15 @@ class IpsetIptables:
 
     def find_other_modes(self) -> list[str]:
         """Say what kube-proxy left behind in its other modes."""
+        if self._beside_kube_proxy:
+            return []
         self.look()
         return other_modes.find(self._seen)
 
     def remove_other_modes(self) -> list[str]:
         """Take away what kube-proxy left behind in its other modes; say what it was."""
+        if self._beside_kube_proxy:
+            return []
         self._seen, self._seen_until = {}, 0.0
         saved = {family: rules.look() for family, rules in self._rules.items()}
         findings = other_modes.find(saved)
@@ -127,7 +151,9 @@ class IpsetIptables:
         self.sets.close()
 
 
-def open_ipset_iptables(settings: Mapping[Family, Masquerading], iptables: Iptables) -> IpsetIptables:
+def open_ipset_iptables(
+    settings: Mapping[Family, Masquerading], iptables: Iptables, *, beside_kube_proxy: bool = False
+) -> IpsetIptables:
     """Open the packet filter of these families; nothing is written yet.
 
     Raises:
@@ -135,8 +161,56 @@ def open_ipset_iptables(settings: Mapping[Family, Masquerading], iptables: Iptab
         ValueError: if settings are not for their family.
 
     """
-    rules = {family: IptablesRules(family, one, iptables=iptables) for family, one in settings.items()}
-    return IpsetIptables(Sets(definitions(settings)), rules, iptables)
+    rules = _rules_of(settings, iptables, beside_kube_proxy=beside_kube_proxy)
+    return IpsetIptables(Sets(definitions(settings)), rules, iptables, beside_kube_proxy=beside_kube_proxy)
+
+
+def _rules_of(
+    settings: Mapping[Family, Masquerading], iptables: Iptables, *, beside_kube_proxy: bool
+) -> dict[Family, IptablesRules]:
+    layout = BESIDE if beside_kube_proxy else ALONE
+    return {family: IptablesRules(family, one, iptables=iptables, layout=layout) for family, one in settings.items()}
+
+
+def require_other_mode(iptables: Iptables, families: Iterable[Family]) -> list[str]:
+    """Make sure that nothing of kube-proxy's IPVS mode is there, so that ours can be beside one in another mode.
+
+    Returns what an operator should know of that one.
+
+    Raises:
+        Unusable: if there is, or if rules cannot be read.
+
+    """
+    has_chains = has_tables = False
+    for family in families:
+        saved = parse(iptables.save(family))
+        has_chains, has_tables = has_chains or bool(chains_of(saved)), has_tables or has_kube_proxy_table(family)
+        found = [name for table in saved for name in saved[table].chains if is_of_ipvs_mode(Chain(table, name))]
+        if found:
+            raise Unusable(
+                f"the {family.label} rules have the chain {found[0]} of kube-proxy's IPVS mode, or of an agent without "
+                "--service-proxy-name, whose Services and sets have the same names as ours",
+                "have kube-proxy run in iptables or nftables mode, and clean the node before it starts "
+                "(ipvs-proxy cleanup)",
+            )
+    if has_tables:
+        return ["in nftables mode it clears IPVS away at each of its starts, with all open connections"]
+    return [] if has_chains else ["it has no rules of its iptables or nftables mode here"]
+
+
+def are_rules_beside_kube_proxy() -> bool:
+    """Return whether one of the variants of iptables has our rules as they are beside a kube-proxy in another mode.
+
+    Raises:
+        Unusable: if rules cannot be read.
+
+    """
+    for variant in installed_variants():
+        for family in Family:
+            with suppress(MissingNfTables):
+                if are_beside_kube_proxy(parse(variant.save(family))):
+                    return True
+    return False
 
 
 class _NoRules(Iptables):
@@ -150,10 +224,10 @@ class _NoRules(Iptables):
 class EmptyIpsetIptables(IpsetIptables):
     """The packet filter of a node that has neither sets nor rules; it asks nothing of a kernel, and cannot write."""
 
-    def __init__(self, settings: Mapping[Family, Masquerading]) -> None:
+    def __init__(self, settings: Mapping[Family, Masquerading], *, beside_kube_proxy: bool = False) -> None:
         programs = _NoRules(suffix="", backend=NF_TABLES, version=(1, 8, 0), reason="none is looked for")
-        rules = {family: IptablesRules(family, one, iptables=programs) for family, one in settings.items()}
-        super().__init__(cast("Sets", None), rules, programs)
+        rules = _rules_of(settings, programs, beside_kube_proxy=beside_kube_proxy)
+        super().__init__(cast("Sets", None), rules, programs, beside_kube_proxy=beside_kube_proxy)
 
     def missing(self) -> list[str]:
         """Return the names of all sets."""
@@ -218,7 +292,8 @@ def _choice(saved: Saved, *, kube_proxy: bool) -> Choice:
     """Choose what goes of the rules: never what belongs to a kube-proxy that was rolled back to, unless asked to."""
     if kube_proxy:
         return lambda chain: is_ours(chain) or is_of_iptables_mode(chain)
-    return is_ours_beside_iptables_mode if chains_of(saved) else is_ours
+    in_use = chains_of(saved) or are_beside_kube_proxy(saved)
+    return is_ours_beside_iptables_mode if in_use else is_ours
 
 
 def _remove_sets(sets: Sets, cleaning: Cleaning, *, dry_run: bool) -> None:

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from ipvs_proxy.kernel.filter.foreign.rule_text import INPUT, OUTPUT, PREROUTING, ParsedRule, Question, parse_rule
 from ipvs_proxy.kernel.filter.ipset.names import name_of
-from ipvs_proxy.kernel.filter.iptables.chains import SERVICES
+from ipvs_proxy.kernel.filter.iptables.chains import SERVICES, SERVICES_BESIDE
 from ipvs_proxy.kernel.filter.iptables.saved import SavedTable, parse
 from ipvs_proxy.plan.tables import Role, SetEntry, VirtualServerKey
 
@@ -209,7 +209,7 @@ class _Walk:
         target = rule.target
         if self._is_ours(target):
             self.past_ours |= any(_GIVES_MARKS.search(text) for text in self._chains[target])
-            if target == SERVICES:
+            if target in {SERVICES, SERVICES_BESIDE}:
                 self._decided.update(key for key in within.keys if key.address in self._known.addresses)
         elif target in self._chains:
             if len(way.through) < DEPTH:

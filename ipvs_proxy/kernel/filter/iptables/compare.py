@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
-from ipvs_proxy.kernel.filter.iptables.chains import CHAINS, FORMER_CHAINS, TABLES, Chain
+from ipvs_proxy.kernel.filter.iptables.chains import ALONE, NAT, SERVICES, TABLES, Chain, Layout
 from ipvs_proxy.kernel.filter.iptables.render import Rule, Ruleset
 from ipvs_proxy.kernel.filter.iptables.saved import Saved, target_of
 
@@ -24,34 +24,39 @@ Forms = Mapping[Rule, str]
 
 _AS_WRITTEN: Final[Forms] = MappingProxyType({})
 _NOTHING: Final = Ruleset({}, ())
-_FORMER: Final = frozenset(FORMER_CHAINS)
 #: All jumps of ours to chains of ours alone have it.
 _OWN_COMMENT: Final = '--comment "ipvs-proxy '
-#: The names of our chains, by table.
-_OUR_NAMES: Final = {
-    table: frozenset(chain.name for chain in (*CHAINS, *FORMER_CHAINS) if chain.table == table) for table in TABLES
-}
 #: Options whose values every version prints, whatever the order and the defaults around them.
 _MEANINGFUL: Final = frozenset(
     {"-A", "-s", "-d", "-i", "-o", "-p", "-j", "-g", "--match-set", "--map-set", "--src-type", "--dst-type"}
 )
 
 
-def our_rules(saved: Saved) -> Ruleset:
+def our_rules(saved: Saved, layout: Layout = ALONE) -> Ruleset:
     """Return our chains and the rules that lead to them, from all rules of a family."""
     chains: dict[Chain, tuple[str, ...]] = {}
     jumps: list[Rule] = []
+    late: list[Rule] = []
     for table, found in saved.items():
-        ours = _OUR_NAMES.get(table, frozenset())
+        ours = frozenset(chain.name for chain in (*layout.chains, *layout.former) if chain.table == table)
         for name, rules in found.chains.items():
             if name in ours:
                 chains[Chain(table, name)] = tuple(rules)
-            else:
-                jumps += [Rule(table, rule) for rule in rules if target_of(rule) in ours]
-    return Ruleset(chains, tuple(jumps))
+                continue
+            own = [Rule(table, rule) for rule in rules if target_of(rule) in ours]
+            jumps += own
+            if layout.goes_first and table == NAT and _come_late(rules, ours):
+                late += own
+    return Ruleset(chains, tuple(jumps), tuple(late))
 
 
-def differences(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN) -> list[str]:
+def _come_late(rules: Sequence[str], ours: frozenset[str]) -> bool:
+    """Return whether one of our jumps comes after that to kube-proxy's Services."""
+    targets = [target_of(rule) for rule in rules]
+    return SERVICES in targets and any(target in ours for target in targets[targets.index(SERVICES) :])
+
+
+def differences(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN, layout: Layout = ALONE) -> list[str]:
     """Say what is not as it should be, one line for each chain and jump; nothing if all is right."""
     findings: list[str] = []
     for chain, rules in wanted.chains.items():
@@ -62,26 +67,34 @@ def differences(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN) 
             findings += _changes(chain, rules, present, forms)
     for table, text in missing_jumps(wanted, found, forms=forms):
         words = text.split(" ")
-        findings.append(f"{table}: jump from {words[1]} to {words[-1]} is missing")
-    former = outdated(found)
+        late = any(rule.table == table and target_of(rule.text) == words[-1] for rule in found.late)
+        what = f"comes after that to {SERVICES}" if late else "is missing"
+        findings.append(f"{table}: jump from {words[1]} to {words[-1]} {what}")
+    former = outdated(found, layout)
     findings += [f"{chain.table}: chain {chain.name} is of an earlier version" for chain in former.chains]
-    findings += [f"{rule.table}: a jump of an earlier version is there ({rule.text})" for rule in former.jumps]
+    findings += [
+        f"{rule.table}: a jump of an earlier version is there ({rule.text})"
+        for rule in former.jumps
+        if rule not in found.late
+    ]
     return findings
 
 
-def outdated(found: Ruleset) -> Ruleset:
-    """Return what an earlier version of ours has left: chains that are not empty, and jumps to them."""
-    chains = {chain: rules for chain, rules in found.chains.items() if chain in _FORMER and rules}
-    jumps = [rule for rule in found.jumps if Chain(rule.table, rule.text.rsplit(" ", 1)[1]) in _FORMER]
-    return Ruleset(chains, tuple(rule for rule in jumps if _OWN_COMMENT in rule.text))
+def outdated(found: Ruleset, layout: Layout = ALONE) -> Ruleset:
+    """Return what is to go: filled chains of an earlier version, jumps to them, and those that come late."""
+    former = frozenset(layout.former)
+    chains = {chain: rules for chain, rules in found.chains.items() if chain in former and rules}
+    jumps = [rule for rule in found.jumps if Chain(rule.table, target_of(rule.text)) in former]
+    return Ruleset(chains, (*(rule for rule in jumps if _OWN_COMMENT in rule.text), *found.late))
 
 
 def missing_jumps(wanted: Ruleset, found: Ruleset, *, forms: Forms = _AS_WRITTEN) -> list[Rule]:
     """Return the jumps that are not there, in the order in which they are to be inserted."""
+    in_place = [rule for rule in found.jumps if rule not in found.late]
     return [
         jump
         for jump in wanted.jumps
-        if not any(rule.table == jump.table and _is_printed(rule.text, jump, forms) for rule in found.jumps)
+        if not any(rule.table == jump.table and _is_printed(rule.text, jump, forms) for rule in in_place)
     ]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.filter.iptables.chains import (
+    BESIDE,
     CHAINS,
     FILTER,
     FIREWALL,
@@ -22,6 +23,7 @@ from ipvs_proxy.kernel.filter.iptables.chains import (
     NAT,
     POSTROUTING,
     SERVICES,
+    SERVICES_BESIDE,
     Chain,
 )
 from ipvs_proxy.kernel.filter.iptables.saved import Saved, source_of, target_of
@@ -29,7 +31,7 @@ from ipvs_proxy.kernel.filter.iptables.saved import Saved, source_of, target_of
 #: All jumps of kube-proxy, whatever its mode and version, and ours.
 _COMMENT: Final = re.compile(r'--comment "(?:kubernetes|kube-proxy|ipvs-proxy) [^"]*" ')
 _BARE_WORDS: Final = 4  # -A INPUT -j KUBE-FIREWALL
-_OURS: Final = frozenset((*CHAINS, *FORMER_CHAINS))
+_OURS: Final = frozenset((*CHAINS, *BESIDE.chains, *FORMER_CHAINS))
 #: Those of them that kube-proxy's iptables mode has, too.
 _SHARED: Final = frozenset(
     {
@@ -62,6 +64,16 @@ def is_ours(chain: Chain) -> bool:
 def is_ours_beside_iptables_mode(chain: Chain) -> bool:
     """Return whether a chain is ours where kube-proxy's iptables mode is in use: what both have is its own then."""
     return chain in _OURS and chain not in _SHARED
+
+
+def is_of_ipvs_mode(chain: Chain) -> bool:
+    """Return whether a chain is one that only kube-proxy's IPVS mode has, and this agent where it has taken over."""
+    return is_ours_beside_iptables_mode(chain) and chain.name.startswith("KUBE-")
+
+
+def are_beside_kube_proxy(saved: Saved) -> bool:
+    """Return whether the rules of a family have ours as they are beside a kube-proxy in another mode."""
+    return NAT in saved and SERVICES_BESIDE in saved[NAT].chains
 
 
 def removal(saved: Saved, goes: Choice) -> Removal:

@@ -27,13 +27,13 @@ from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.filter.ipset.names import definition_of, name_of
 from ipvs_proxy.kernel.filter.iptables.chains import (
+    ALONE,
     CHAINS,
     FILTER,
     FIREWALL,
     FORWARD,
     IPVS_FILTER,
     IPVS_OUT_FILTER,
-    JUMPS,
     LOAD_BALANCER,
     MANGLE,
     MARK_MASQUERADE,
@@ -48,6 +48,7 @@ from ipvs_proxy.kernel.filter.iptables.chains import (
     SERVICES,
     SOURCE_RANGES,
     Chain,
+    Layout,
 )
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.marks import CLASS, CLASS_MASK, PROTOCOL_BITS
@@ -57,6 +58,7 @@ from ipvs_proxy.plan.tables import Family
 
 _OURS: Final = f"-m mark --mark {CLASS:#x}/{CLASS_MASK:#x}"
 _NOT_OURS: Final = f"-m mark ! --mark {CLASS:#x}/{CLASS_MASK:#x}"
+_CHAIN_NAME: Final = re.compile(r"(?<=-A )\S+|(?<= -j )\S+")
 _TAKE_OFF: Final = f"{_OURS} -j MARK --set-xmark 0x0/0xffffffff"
 
 
@@ -68,16 +70,23 @@ class Rule(NamedTuple):
 
 
 class Ruleset(NamedTuple):
-    """The rules of our chains, and the rules of other chains that lead to ours."""
+    """The rules of our chains, and the rules of other chains that lead to ours.
+
+    ``late`` are those of the latter that have to come first and do not.
+    """
 
     chains: Mapping[Chain, Sequence[str]]
     jumps: Sequence[Rule]
+    late: Sequence[Rule] = ()
 
 
-def render(settings: Masquerading, *, family: Family, random_fully: bool, bridge_netfilter: bool) -> Ruleset:
+def render(
+    settings: Masquerading, *, family: Family, random_fully: bool, bridge_netfilter: bool, layout: Layout = ALONE
+) -> Ruleset:
     """Return the rules of one family.
 
-    ``random_fully``: iptables knows the option (1.6.2). ``bridge_netfilter``: br_netfilter is loaded.
+    ``random_fully``: iptables knows the option (1.6.2). ``bridge_netfilter``: br_netfilter is loaded. ``layout`` has
+    the names of the chains.
 
     Raises:
         ValueError: if the local network is of the other family.
@@ -89,8 +98,16 @@ def render(settings: Masquerading, *, family: Family, random_fully: bool, bridge
         FILTER: _filter(settings, family=family),
         MANGLE: _mangle(settings, family=family),
     }
-    chains = {chain: tuple(f"-A {chain.name} {rule}" for rule in rules[chain.table][chain.name]) for chain in CHAINS}
-    return Ruleset(chains, tuple(Rule(jump.table, jump.text) for jump in JUMPS))
+    chains = {
+        named: tuple(_named(f"-A {chain.name} {rule}", layout.names) for rule in rules[chain.table][chain.name])
+        for chain, named in zip(CHAINS, layout.chains, strict=True)
+    }
+    return Ruleset(chains, tuple(Rule(jump.table, jump.text) for jump in layout.jumps))
+
+
+def _named(rule: str, names: Mapping[str, str]) -> str:
+    """Return a rule with other names of chains: its own, and the one that it leads to. Sets may have the same names."""
+    return _CHAIN_NAME.sub(lambda found: names.get(found[0], found[0]), rule) if names else rule
 
 
 class _Sets:

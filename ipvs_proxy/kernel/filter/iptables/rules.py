@@ -23,6 +23,7 @@ from typing import Final
 
 import structlog
 
+from ipvs_proxy.kernel.filter.iptables.chains import ALONE, Layout
 from ipvs_proxy.kernel.filter.iptables.compare import (
     differences,
     missing_jumps,
@@ -46,18 +47,20 @@ BRIDGE_NETFILTER: Final = Path("/proc/sys/net/bridge")
 class IptablesRules:
     """The rules as chains of iptables that refer to ipsets; all sets must exist before the first write.
 
-    ``settings`` may be replaced at any time: the next repair writes what they say. ``writes`` counts the writes.
+    ``settings`` may be replaced at any time: the next repair writes what they say. ``layout`` says which chains are
+    ours. ``writes`` counts the writes.
 
     Raises:
         ValueError: if the settings are not for this family.
 
     """
 
-    def __init__(self, family: Family, settings: Masquerading, *, iptables: Iptables) -> None:
+    def __init__(self, family: Family, settings: Masquerading, *, iptables: Iptables, layout: Layout = ALONE) -> None:
         self.family = family
         self.settings = settings
         self.writes = 0
         self._iptables = iptables
+        self._layout = layout
         self._forms: dict[Rule, str] = {}
         self._unread: tuple[Ruleset, Ruleset] | None = None
         self._lock = Lock()
@@ -79,7 +82,7 @@ class IptablesRules:
             Unusable: if the rules cannot be read.
 
         """
-        return differences(self._wanted(), our_rules(self.look()), forms=self._forms)
+        return self._differences(self._wanted(), our_rules(self.look(), self._layout))
 
     def write(self, seen: Saved) -> list[str]:
         """Set our chains and add missing jumps if ``seen``, which ``look`` gave, is not right; say what is not.
@@ -89,7 +92,7 @@ class IptablesRules:
 
         """
         with self._lock:
-            return self._write(our_rules(seen))
+            return self._write(our_rules(seen, self._layout))
 
     def repair(self) -> list[str]:
         """Set our chains and add missing jumps if anything is not as it should be; say what was wrong.
@@ -99,15 +102,15 @@ class IptablesRules:
 
         """
         with self._lock:
-            before = our_rules(self.look())
+            before = our_rules(self.look(), self._layout)
             if self._unread is not None:
                 self._learn(*self._unread, after=before)
             findings = self._write(before)
             if self._unread is not None:
                 wanted, _ = self._unread
-                after = our_rules(self.look())
+                after = our_rules(self.look(), self._layout)
                 self._learn(*self._unread, after=after)
-                left = differences(wanted, after, forms=self._forms)
+                left = self._differences(wanted, after)
                 if left:
                     log.warning("rules_changed_while_written", family=self.family.label, findings=left)
             return findings
@@ -118,15 +121,19 @@ class IptablesRules:
             family=self.family,
             random_fully=self._iptables.random_fully,
             bridge_netfilter=BRIDGE_NETFILTER.exists(),
+            layout=self._layout,
         )
+
+    def _differences(self, wanted: Ruleset, found: Ruleset) -> list[str]:
+        return differences(wanted, found, forms=self._forms, layout=self._layout)
 
     def _write(self, before: Ruleset) -> list[str]:
         wanted = self._wanted()
-        findings = differences(wanted, before, forms=self._forms)
+        findings = self._differences(wanted, before)
         if findings:
             self.writes += 1
             jumps = missing_jumps(wanted, before, forms=self._forms)
-            self._iptables.restore(self.family, payload(wanted, jumps, former=outdated(before)))
+            self._iptables.restore(self.family, payload(wanted, jumps, former=outdated(before, self._layout)))
             self._unread = wanted, before
         return findings
 
