@@ -260,8 +260,8 @@ DAMAGE = {
     ),
     "a policy is changed": (
         "chain inet ipvs-proxy filter-input { policy drop; }",
-        "chain filter-input was changed: 1 missing (type filter hook input priority filter - 10; policy accept;), "
-        "1 foreign (type filter hook input priority filter - 10; policy drop;)",
+        "chain filter-input was changed: 1 missing (type filter hook input priority -10; policy accept;), "
+        "1 foreign (type filter hook input priority -10; policy drop;)",
     ),
     "a set is deleted": ("delete set inet ipvs-proxy leaving", "set leaving is missing"),
     "a set is another": (
