@@ -198,7 +198,9 @@ class _Chains:
     def _from_local(self, local: IPv4Network | IPv6Network | Interface, negation: str = "") -> str:
         """Match what pods send (or with the negation ``!= `` what others send)."""
         if isinstance(local, Interface):
-            return f'iifname {negation}"{local.name}{"*" * local.is_prefix}"'
+            # An asterisk at the end that is of the name itself is no wildcard.
+            end = "*" if local.is_prefix else "\\*" if local.name.endswith("*") else ""
+            return f'iifname {negation}"{local.name if local.is_prefix else local.name.removesuffix("*")}{end}"'
         if local.version != (4 if self._family is Family.IPV4 else 6):
             raise ValueError(f"the local network {local} is not of the family {self._family.label}")
         return f"{self._ip} saddr {negation}{_network_text(local)}"

@@ -50,7 +50,8 @@ class _Change(NamedTuple):
 class Sets:
     """The sets of our table in the network namespace of the thread that makes this object. One thread may use it.
 
-    ``lengths`` are those of the prefixes that there are sets for, as far as is known; ``make`` makes others.
+    ``lengths`` are those of the prefixes that there are sets for, as far as is known, and may be read by any thread;
+    ``make`` makes others.
 
     Raises:
         MissingPiece: if the kernel has no nf_tables, or does not let us use it.
@@ -111,8 +112,7 @@ class Sets:
         for name, definition, length in self._named():
             header, count = headers.get(name, (None, None))
             if header == codec.header_of(definition):
-                members = self._read_one(name, definition, length, count)
-                found[definition.role] = found.get(definition.role, set()) | members
+                found.setdefault(definition.role, set()).update(self._read_one(name, definition, length, count))
         if len(found) == len(self._definitions) and self._number() == number:
             self._read.verified(number)
         return found
@@ -219,7 +219,8 @@ class Sets:
         found = {name: (header, count) for name, header, count in listed}
         for role, known in self.lengths.items():
             lengths = (length_in(name, self._definitions[role]) for name in found)
-            known.update(length for length in lengths if length is not None and length <= 128)
+            # Not in place: another thread may be reading it.
+            self.lengths[role] = known | {length for length in lengths if length is not None}
         return found
 
     def _read_one(self, name: str, definition: SetDefinition, length: int | None, count: int | None) -> set[SetEntry]:
