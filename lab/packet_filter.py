@@ -31,6 +31,18 @@ def saved_sets(net: Topology) -> list[str]:
     return [line for item in listed for kind, found in item.items() for line in _members(kind, found)]
 
 
+def saved_rules(net: Topology) -> tuple[str, ...]:
+    """Return all rules on the node as its tools print them, without members of sets and counts of packets."""
+    if CHOSEN == NFTABLES:
+        return (net.run("node", "nft", "--stateless", "--terse", "list", "ruleset"),)
+    return tuple(_without_counters(net.run("node", program)) for program in ("iptables-save", "ip6tables-save"))
+
+
+def _without_counters(text: str) -> str:
+    lines = (line for line in text.splitlines() if not line.startswith("#"))
+    return "\n".join(line.split(" [")[0] if line.startswith(":") else line for line in lines)
+
+
 def _members(kind: str, found: dict[str, Any]) -> Iterator[str]:
     """Return the members of a set or map of our table as lines."""
     if kind not in {"set", "map"} or found["table"] != TABLE:

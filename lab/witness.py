@@ -18,7 +18,7 @@ from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import text_of
-from lab.packet_filter import saved_sets
+from lab.packet_filter import CHOSEN, IPTABLES, saved_sets
 from lab.topology import Topology
 
 _PROTOCOL_FLAGS = {"-t": 6, "-u": 17, "--sctp-service": 132}
@@ -32,12 +32,13 @@ def planned(directory: Path, node: str = "node") -> DesiredTables:
     ]
     slices = [msgspec.convert(item, EndpointSlice) for item in items if item["kind"] == "EndpointSlice"]
     tables = DesiredTables()
+    context = Context(node, spells_marks=CHOSEN == IPTABLES)
     for item in items:
         if item["kind"] == "Service":
             service = msgspec.convert(item, Service)
             name = ServiceName(service.metadata.namespace, service.metadata.name)
             own = [s for s in slices if (s.metadata.labels or {})["kubernetes.io/service-name"] == name.name]
-            tables.replace(name, plan_service(service, own, Context(node), Marks()))
+            tables.replace(name, plan_service(service, own, context, Marks()))
     return tables
 
 

@@ -12,7 +12,7 @@ from ipvs_proxy.plan.tables import Family
 WANTED: Blocks = {
     "set one": ("type ipv4_addr", 'comment "some"'),
     "map two": ("type ipv4_addr : mark",),
-    "chain base": ("type filter hook input priority filter; policy accept;", "jump rules"),
+    "chain base": ("type filter hook input priority 0; policy accept;", "jump rules"),
     "chain rules": ("ip daddr @one drop", "meta mark 0x00000001 return"),
 }
 LISTED = """\
@@ -53,6 +53,24 @@ table inet zzz {
 def test_our_table_is_read_and_no_other() -> None:
     assert parse(LISTED) == WANTED
     assert parse("") == parse("table inet ipvs-proxy-2 {\n\tchain rules {\n\t\tdrop\n\t}\n}\n") == {}
+
+
+@pytest.mark.parametrize(
+    ("printed", "number"),
+    [
+        ("filter", 0),
+        ("filter - 10", -10),
+        ("dstnat + 3", -97),
+        ("raw - 10", -310),
+        ("mangle", -150),
+        ("srcnat", 100),
+        ("security", 50),
+        ("-99", -99),
+    ],
+)
+def test_priorities_have_names_in_some_versions_of_nft(printed: str, number: int) -> None:
+    listed = LISTED.replace("priority filter;", f"priority {printed};")
+    assert parse(listed)["chain base"][0] == f"type filter hook input priority {number}; policy accept;"
 
 
 def test_what_is_written_is_what_would_be_read() -> None:

@@ -42,6 +42,7 @@ BOTH = tuple(
     for name in (
         "kernel_nftables",
         "without_iptables",
+        "lifecycle",
         "kinds",
         "every_address",
         "traffic",

@@ -108,8 +108,9 @@ def test_an_empty_node_gets_the_table_and_then_nothing_more(made: NftablesFilter
         {family: Masquerading(masquerade_all=True) for family in Family},
         {family: Masquerading(masquerade_bit=13, local=Interface("cbr0")) for family in Family},
         {Family.IPV4: Masquerading(local=ip_network("10.244.1.9/32"))},
+        {Family.IPV4: Masquerading(local=Interface("a*b*"))},
     ],
-    ids=["networks", "a prefix of interfaces", "everything", "without marks", "one address"],
+    ids=["networks", "a prefix of interfaces", "everything", "without marks", "one address", "asterisks"],
 )
 def test_what_is_written_is_what_nft_prints(settings: dict[Family, Masquerading]) -> None:
     with closing(open_nftables(settings)) as opened:
@@ -260,8 +261,8 @@ DAMAGE = {
     ),
     "a policy is changed": (
         "chain inet ipvs-proxy filter-input { policy drop; }",
-        "chain filter-input was changed: 1 missing (type filter hook input priority filter - 10; policy accept;), "
-        "1 foreign (type filter hook input priority filter - 10; policy drop;)",
+        "chain filter-input was changed: 1 missing (type filter hook input priority -10; policy accept;), "
+        "1 foreign (type filter hook input priority -10; policy drop;)",
     ),
     "a set is deleted": ("delete set inet ipvs-proxy leaving", "set leaving is missing"),
     "a set is another": (

@@ -19,6 +19,9 @@ Forms = Mapping[tuple[str, str], str]
 
 AS_WRITTEN: Final[Forms] = MappingProxyType({})
 _CHAIN: Final = "chain "
+#: nft has names for some priorities, in some hooks, and which ones depends on its version.
+_PRIORITY: Final = re.compile(r"(?<=priority )(raw|mangle|dstnat|filter|security|srcnat)(?: ([+-] \d+))?(?=;)")
+_PRIORITIES: Final = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
 _OPENING: Final = re.compile(r"(set|map|chain|flowtable|counter|quota|limit|secmark|synproxy|ct \w+) (\S+) \{")
 
 
@@ -39,7 +42,7 @@ def parse(listing: str) -> Blocks:
         elif line == "}":
             current = None
         elif line:
-            current.append(line)
+            current.append(_PRIORITY.sub(_number, line))
     return {name: tuple(lines) for name, lines in blocks.items()}
 
 
@@ -101,6 +104,10 @@ def printed_forms(wanted: Blocks, printed: Blocks) -> Forms:
         for line, form in zip(lines, printed[name], strict=True)
         if form != line
     }
+
+
+def _number(found: re.Match[str]) -> str:
+    return str(_PRIORITIES[found[1]] + int((found[2] or "0").replace(" ", "")))
 
 
 def _is_printed(name: str, wanted: Blocks, found: Blocks, forms: Forms) -> bool:

@@ -110,7 +110,10 @@ def set_name(definition: SetDefinition, length: int | None) -> str:
 def length_in(name: str, definition: SetDefinition) -> int | None:
     """Return for which length of a prefix a set of a role is; ``None`` if it is no such set."""
     base, _, length = name.partition("/")
-    return int(length) if base == definition.name and length.isdecimal() else None
+    longest = 32 if definition.role.family is Family.IPV4 else 128
+    # Whoever made it: only what we would write ourselves, and no number that fills the memory.
+    known = base == definition.name and length in map(str, range(longest + 1))
+    return int(length) if known else None
 
 
 def name_of(role: Role) -> str:

@@ -19,6 +19,8 @@ from ipvs_proxy.netlink.errors import Busy, MissingPiece, Unusable
 
 #: Seconds after which it is stopped.
 DEADLINE: Final = 60
+#: What the rules need of the kernel beside nf_tables itself.
+MODULES: Final = ("nft_chain_nat", "nft_ct", "nft_fib_inet", "nft_masq", "nft_nat", "nft_reject_inet")
 _NAME: Final = "nft"
 _SHORTAGE: Final = re.compile(
     "[Oo]ut of memory|Cannot allocate memory|Too many open files|No buffer space available|Resource temporarily"
@@ -81,4 +83,6 @@ def explain(status: int, printed: str) -> Unusable:
         return MissingPiece("nft may not read or write rules", "run as root with the capability CAP_NET_ADMIN")
     if "Protocol not supported" in printed or "cache initialization failed: Invalid argument" in printed:
         return MissingPiece("the kernel has no nf_tables", "load the module nf_tables")
+    if "Could not process rule: No such file or directory" in printed:
+        return MissingPiece(summary, f"if the kernel lacks one, load the modules {', '.join(MODULES)}")
     return Unusable(summary)

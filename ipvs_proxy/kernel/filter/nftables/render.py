@@ -11,7 +11,8 @@ iptables decide (``iptables.render``); where they do it follows from how the ker
 * IPVS takes packets at 98 and 99 in the hook input and at -99 and -98 in the hook output; what it sends on begins again
   at the start of output, and what it delivers on this node goes on behind it (``ip_vs_ops4`` of ip_vs_core.c).
 
-Each line is written as nft prints it (1.0.6), so that a line is right if it is the same string.
+Each line is written as nft prints it (1.0.6 to 1.1.3, but for the names of priorities), so that a line is right if it
+is the same string.
 """
 
 from __future__ import annotations
@@ -60,19 +61,19 @@ _COMMENTS: Final = {
     "input-marks-end": "the same for packets to endpoints on the node itself",
 }
 
-#: The priorities of our nat chains by hook; nft calls -100 dstnat in prerouting, and 100 srcnat in postrouting.
+#: The priorities of our nat chains by hook.
 NAT_PRIORITIES: Final = {"prerouting": -110, "output": -110, "postrouting": 90}
 
 #: Base chains: the type, hook and priority of each, the chains of each family that it leads to, and on which condition.
 _BASES: Final = (
-    ("nat-prerouting", "nat hook prerouting priority dstnat - 10", ("services",), ""),
+    ("nat-prerouting", f"nat hook prerouting priority {NAT_PRIORITIES['prerouting']}", ("services",), ""),
     ("nat-output", f"nat hook output priority {NAT_PRIORITIES['output']}", ("own-clients", "services"), ""),
-    ("nat-postrouting", "nat hook postrouting priority srcnat - 10", ("masquerading",), ""),
-    ("marks-input", "filter hook input priority mangle", ("clients",), ""),
-    ("filter-input", "filter hook input priority filter - 10", ("unserved", "firewall"), ""),
-    ("filter-forward", "filter hook forward priority filter - 10", ("firewall",), ""),
+    ("nat-postrouting", f"nat hook postrouting priority {NAT_PRIORITIES['postrouting']}", ("masquerading",), ""),
+    ("marks-input", "filter hook input priority -150", ("clients",), ""),
+    ("filter-input", "filter hook input priority -10", ("unserved", "firewall"), ""),
+    ("filter-forward", "filter hook forward priority -10", ("firewall",), ""),
     ("filter-output", "filter hook output priority -99", ("own-firewall",), ""),
-    ("sent-by-ipvs", "filter hook output priority raw - 10", ("marks-end",), _OURS),
+    ("sent-by-ipvs", "filter hook output priority -310", ("marks-end",), _OURS),
     ("kept-by-ipvs", "filter hook output priority -97", ("own-marks-end",), _OURS),
     ("delivered-by-ipvs", "filter hook input priority 100", ("input-marks-end",), _OURS),
 )
@@ -197,7 +198,9 @@ class _Chains:
     def _from_local(self, local: IPv4Network | IPv6Network | Interface, negation: str = "") -> str:
         """Match what pods send (or with the negation ``!= `` what others send)."""
         if isinstance(local, Interface):
-            return f'iifname {negation}"{local.name}{"*" * local.is_prefix}"'
+            # An asterisk at the end that is of the name itself is no wildcard.
+            end = "*" if local.is_prefix else "\\*" if local.name.endswith("*") else ""
+            return f'iifname {negation}"{local.name if local.is_prefix else local.name.removesuffix("*")}{end}"'
         if local.version != (4 if self._family is Family.IPV4 else 6):
             raise ValueError(f"the local network {local} is not of the family {self._family.label}")
         return f"{self._ip} saddr {negation}{_network_text(local)}"

@@ -21,6 +21,7 @@ from ipvs_proxy.kernel.filter.nftables.generation import Generation
 from ipvs_proxy.kernel.filter.nftables.names import SetDefinition, length_in, set_name
 from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece
 from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, MessageCounts, NetlinkSocket
+from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.plan.tables import Role, SetEntry, SetEntryOperation, Verb
 
 #: Operations in one transaction: with the longest members it has 60 KB, well below the send buffer.
@@ -50,7 +51,8 @@ class _Change(NamedTuple):
 class Sets:
     """The sets of our table in the network namespace of the thread that makes this object. One thread may use it.
 
-    ``lengths`` are those of the prefixes that there are sets for, as far as is known; ``make`` makes others.
+    ``lengths`` are those of the prefixes that there are sets for, as far as is known, and may be read by any thread;
+    ``make`` makes others.
 
     Raises:
         MissingPiece: if the kernel has no nf_tables, or does not let us use it.
@@ -111,8 +113,7 @@ class Sets:
         for name, definition, length in self._named():
             header, count = headers.get(name, (None, None))
             if header == codec.header_of(definition):
-                members = self._read_one(name, definition, length, count)
-                found[definition.role] = found.get(definition.role, set()) | members
+                found.setdefault(definition.role, set()).update(self._read_one(name, definition, length, count))
         if len(found) == len(self._definitions) and self._number() == number:
             self._read.verified(number)
         return found
@@ -170,10 +171,7 @@ class Sets:
                 codec.encode_members(one[0].verb, one[0].name, [change.member for change in one]) for one in messages
             ]
             outcome = self._socket.transact(requests, opening=codec.OPENING, end=codec.END)
-            for reply in outcome.replies:
-                number = codec.decode_generation(reply)
-                self._generation.advance(number)
-                self._read.advance(number)
+            self._note_generations(outcome.replies)
             if not outcome.failures:
                 return
             errors = {index: failure.error for index, failure in outcome.failures.items()}
@@ -184,6 +182,15 @@ class Sets:
                 return
             length = 1 if any(len(messages[index]) > 1 for index in errors) else MEMBERS_PER_MESSAGE
             changes = _without_refused(messages, errors, results)
+
+    def _note_generations(self, replies: Iterable[bytes]) -> None:
+        """Note which generations our transactions made; after an answer that is none, nothing is known."""
+        for generation in (self._generation, self._read):
+            for reply in replies:
+                try:
+                    generation.advance(codec.decode_generation(reply))
+                except MalformedMessage:
+                    generation.forget()
 
     def _make_lengths(self, operations: Iterable[SetEntryOperation]) -> None:
         """Make the sets for lengths of prefixes that are new; what fails here, the kernel refuses afterwards."""
@@ -219,7 +226,8 @@ class Sets:
         found = {name: (header, count) for name, header, count in listed}
         for role, known in self.lengths.items():
             lengths = (length_in(name, self._definitions[role]) for name in found)
-            known.update(length for length in lengths if length is not None and length <= 128)
+            # Not in place: another thread may be reading it.
+            self.lengths[role] = known | {length for length in lengths if length is not None}
         return found
 
     def _read_one(self, name: str, definition: SetDefinition, length: int | None, count: int | None) -> set[SetEntry]:
