@@ -99,6 +99,10 @@ class NoKernel:
         """Do not know."""
         return False
 
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read nothing."""
+        return {}
+
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read nothing."""
         return {}

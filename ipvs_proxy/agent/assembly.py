@@ -58,7 +58,7 @@ from ipvs_proxy.kube.peers import follow_peers
 from ipvs_proxy.kube.reflector import reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, Resource, own_node, services_for
 from ipvs_proxy.kube.sinks import NOBODY, Observer
-from ipvs_proxy.node.requirements import Host
+from ipvs_proxy.node.packet_filters import Host
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName

@@ -6,14 +6,15 @@ import structlog
 
 from ipvs_proxy.agent.local_detection import masquerading
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables, require_other_mode
+from ipvs_proxy.kernel.filter.beside import require_other_mode
+from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables
 from ipvs_proxy.kernel.filter.nftables_filter import open_nftables
 from ipvs_proxy.kernel.ipvs.records import Timeouts
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.node import conntrack_limits, sysctl
-from ipvs_proxy.node.requirements import Host
+from ipvs_proxy.node.packet_filters import Host
 from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
@@ -26,7 +27,7 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
         Unusable: for the first thing that does not work: one line that names it and the remedy.
 
     """
-    if settings.service_proxy_name and host.iptables is not None:
+    if settings.service_proxy_name:
         for text in require_other_mode(host.iptables, host.families):
             log.warning("kube_proxy_warning", text=text, remedy="see ipvs-proxy doctor")
     ipvs = Ipvs()
@@ -41,7 +42,7 @@ def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = 
     rules = {family: masquerading(settings, family, node) for family in host.families}
     beside = bool(settings.service_proxy_name)
     packet_filter = (
-        open_nftables(rules)
+        open_nftables(rules, beside_kube_proxy=beside)
         if host.iptables is None
         else open_ipset_iptables(rules, host.iptables, beside_kube_proxy=beside)
     )

@@ -15,11 +15,10 @@ import structlog
 from ipvs_proxy.agent.assembly import Agent, connect_to_api
 from ipvs_proxy.agent.open_kernel import prepare_kernel
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.filter.backend import NFTABLES
 from ipvs_proxy.netlink.errors import Unusable, is_passing
 from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.node import requirements
-from ipvs_proxy.node.requirements import Host
+from ipvs_proxy.node.packet_filters import Host
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.settings.model import Settings
 
@@ -66,9 +65,8 @@ async def prepare(settings: Settings, stop: asyncio.Event | None = None) -> tupl
         return prepare_kernel(settings, host)
 
     host = await persist("checks", check, stop)
-    if host.iptables is None:
-        log.info("packet_filter", chosen=NFTABLES)
-    else:
+    log.info("packet_filter", chosen=host.packet_filter, reason=host.reason)
+    if host.iptables is not None:
         used = host.iptables
         log.info("iptables", variant=used.backend, version=used.version_text, reason=used.reason)
     for family, reason in host.unsupported.items():

@@ -74,13 +74,17 @@ class ReadOnlyKernel:
     write_rules = repair_rules
 
     def find_leftovers(self) -> list[str]:
-        """Return what kube-proxy left behind in its other modes."""
+        """Return what kube-proxy left behind in its other modes, or an agent with another packet filter."""
         return self._dataplane.find_leftovers()
 
     def remove_leftovers(self) -> list[str]:
         """Note what of it would go."""
         self.frame += [ChangeState("delete", "rules", found) for found in self._dataplane.find_leftovers()]
         return []
+
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members that are left in the sets of another packet filter."""
+        return self._dataplane.read_left_entries()
 
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """Read all virtual servers."""

@@ -58,6 +58,10 @@ class EmptyKernel:
         """Return no address."""
         return set()
 
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Return no set."""
+        return {}
+
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Return no set."""
         return {}

@@ -102,12 +102,16 @@ class Dataplane:
         return self.packet_filter.write()
 
     def find_leftovers(self) -> list[str]:
-        """Say what kube-proxy left behind in its other modes."""
+        """Say what kube-proxy left behind in its other modes, or an agent with another packet filter."""
         return self.packet_filter.find_other_modes()
 
     def remove_leftovers(self) -> list[str]:
-        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        """Take away what ``find_leftovers`` finds; say what it was."""
         return self.packet_filter.remove_other_modes()
+
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members that are left in the sets of another packet filter."""
+        return self.packet_filter.read_predecessor()
 
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """Read all virtual servers with their real servers, also those that are not ours."""

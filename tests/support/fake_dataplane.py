@@ -41,6 +41,7 @@ class FakeDataplane:
         self.unchanged = False
         self.wrong_rules: list[str] = []
         self.leftovers: list[str] = []
+        self.left_entries: dict[Role, set[SetEntry]] = {}
         self.missing_schedulers: set[str] = set()
         self.packet_filter = NoRules()
 
@@ -68,6 +69,10 @@ class FakeDataplane:
         self.calls["remove_leftovers"] += 1
         found, self.leftovers = self.leftovers, []
         return found
+
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        self.calls["read_left_entries"] += 1
+        return self.left_entries
 
     def has_scheduler(self, name: str) -> bool:
         self.calls["has_scheduler"] += 1

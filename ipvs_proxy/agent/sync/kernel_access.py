@@ -59,10 +59,13 @@ class WritableTables(ReadableTables, Protocol):
         """Do so with what ``find_leftovers`` has read, and do not look what came of it."""
 
     def find_leftovers(self) -> list[str]:
-        """Return what kube-proxy left behind in its other modes."""
+        """Return what kube-proxy left behind in its other modes, or an agent with another packet filter."""
 
     def remove_leftovers(self) -> list[str]:
-        """Remove what kube-proxy left behind in its other modes; return what it was."""
+        """Remove what ``find_leftovers`` finds; return what it was."""
+
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members that are left in the sets of another packet filter."""
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """Carry operations out in their order; return those that failed."""

@@ -86,10 +86,16 @@ class PacketFilter(Protocol):
         """Read the rules, write what should be there if anything is not, and look at it; say what was wrong."""
 
     def find_other_modes(self) -> list[str]:
-        """Say what kube-proxy left behind in its other modes, a line for each kind."""
+        """Say what kube-proxy left behind in its other modes, or an agent with another packet filter.
+
+        There is a line for each kind. It serves until our rules do.
+        """
 
     def remove_other_modes(self) -> list[str]:
-        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        """Take away what ``find_other_modes`` finds; say what it was."""
+
+    def read_predecessor(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members that an agent with another packet filter, or kube-proxy's IPVS mode, has left."""
 
     def writes(self) -> int:
         """Return how many messages and rule sets have been written."""

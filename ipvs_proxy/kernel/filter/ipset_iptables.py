@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, cast
 
-from ipvs_proxy.kernel.filter import other_modes
+from ipvs_proxy.kernel.filter import other_modes, predecessors
 from ipvs_proxy.kernel.filter.backend import Cleaning, counted
 from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
-from ipvs_proxy.kernel.filter.iptables.chains import ALONE, BESIDE, Chain
+from ipvs_proxy.kernel.filter.iptables.chains import ALONE, BESIDE
 from ipvs_proxy.kernel.filter.iptables.iptables_mode import chains_of, is_of_iptables_mode
 from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables, MissingNfTables, installed_variants
 from ipvs_proxy.kernel.filter.iptables.removal import (
     Choice,
     are_beside_kube_proxy,
-    is_of_ipvs_mode,
     is_ours,
     is_ours_beside_iptables_mode,
     removal,
 )
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.iptables.saved import Saved, parse
-from ipvs_proxy.kernel.filter.nftables.tables import has_kube_proxy_table
-from ipvs_proxy.netlink.errors import MissingPiece, Unusable
+from ipvs_proxy.netlink.errors import MissingPiece
 from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family, Role, SetEntry, SetEntryOperation
 
@@ -125,22 +123,29 @@ class IpsetIptables:
         return [f"{family.label} {finding}" for family, rules in self._rules.items() for finding in rules.repair()]
 
     def find_other_modes(self) -> list[str]:
-        """Say what kube-proxy left behind in its other modes."""
+        """Say what kube-proxy left behind in its other modes, or an agent with nftables."""
+        found = predecessors.find_table()
         if self._beside_kube_proxy:
-            return []
+            return found
         self.look()
-        return other_modes.find(self._seen)
+        return found + other_modes.find(self._seen)
 
     def remove_other_modes(self) -> list[str]:
-        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        """Take away what ``find_other_modes`` finds; say what it was."""
+        findings = predecessors.find_table()
+        predecessors.remove_table()
         if self._beside_kube_proxy:
-            return []
+            return findings
         self._seen, self._seen_until = {}, 0.0
         saved = {family: rules.look() for family, rules in self._rules.items()}
-        findings = other_modes.find(saved)
-        if findings:
+        found = other_modes.find(saved)
+        if found:
             other_modes.remove(saved, self._iptables)
-        return findings
+        return findings + found
+
+    def read_predecessor(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members in the table of an agent with nftables."""
+        return predecessors.read_table()
 
     def writes(self) -> int:
         """Return how many messages and rule sets have been written."""
@@ -170,47 +175,6 @@ def _rules_of(
 ) -> dict[Family, IptablesRules]:
     layout = BESIDE if beside_kube_proxy else ALONE
     return {family: IptablesRules(family, one, iptables=iptables, layout=layout) for family, one in settings.items()}
-
-
-def require_other_mode(iptables: Iptables, families: Iterable[Family]) -> list[str]:
-    """Make sure that nothing of kube-proxy's IPVS mode is there, so that ours can be beside one in another mode.
-
-    Returns what an operator should know of that one.
-
-    Raises:
-        Unusable: if there is, or if rules cannot be read.
-
-    """
-    has_chains = has_tables = False
-    for family in families:
-        saved = parse(iptables.save(family))
-        has_chains, has_tables = has_chains or bool(chains_of(saved)), has_tables or has_kube_proxy_table(family)
-        found = [name for table in saved for name in saved[table].chains if is_of_ipvs_mode(Chain(table, name))]
-        if found:
-            raise Unusable(
-                f"the {family.label} rules have the chain {found[0]} of kube-proxy's IPVS mode, or of an agent without "
-                "--service-proxy-name, whose Services and sets have the same names as ours",
-                "have kube-proxy run in iptables or nftables mode, and clean the node before it starts "
-                "(ipvs-proxy cleanup)",
-            )
-    if has_tables:
-        return ["in nftables mode it clears IPVS away at each of its starts, with all open connections"]
-    return [] if has_chains else ["it has no rules of its iptables or nftables mode here"]
-
-
-def are_rules_beside_kube_proxy() -> bool:
-    """Return whether one of the variants of iptables has our rules as they are beside a kube-proxy in another mode.
-
-    Raises:
-        Unusable: if rules cannot be read.
-
-    """
-    for variant in installed_variants():
-        for family in Family:
-            with suppress(MissingNfTables):
-                if are_beside_kube_proxy(parse(variant.save(family))):
-                    return True
-    return False
 
 
 class _NoRules(Iptables):

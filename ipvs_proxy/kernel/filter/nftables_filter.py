@@ -17,6 +17,7 @@ from typing import Final, cast
 
 import structlog
 
+from ipvs_proxy.kernel.filter import predecessors
 from ipvs_proxy.kernel.filter.backend import Cleaning, counted
 from ipvs_proxy.kernel.filter.nftables import codec, program
 from ipvs_proxy.kernel.filter.nftables.compare import (
@@ -54,18 +55,28 @@ NAMED: Final = 5
 
 
 class NftablesFilter:
-    """A ``PacketFilter``: one table with the sets and rules of all families."""
+    """A ``PacketFilter``: one table with the sets and rules of all families.
+
+    ``beside_kube_proxy``: what there is of kube-proxy's other modes is in use, and no concern of ours.
+    """
 
     #: The map gives marks whole.
     spells_marks = False
 
     def __init__(
-        self, sets: Sets, settings: Mapping[Family, Masquerading], generation: Generation, netfilter: NetlinkSocket
+        self,
+        sets: Sets,
+        settings: Mapping[Family, Masquerading],
+        generation: Generation,
+        netfilter: NetlinkSocket,
+        *,
+        beside_kube_proxy: bool = False,
     ) -> None:
         self.sets = sets
         self._settings = dict(settings)
         self._generation = generation
         self._netfilter = netfilter
+        self._beside_kube_proxy = beside_kube_proxy
         self._forms: Forms = AS_WRITTEN
         self._unread: Blocks | None = None
         self._seen: Blocks | None = None
@@ -165,16 +176,22 @@ class NftablesFilter:
             return findings
 
     def find_other_modes(self) -> list[str]:
-        """Say what kube-proxy left behind in its other modes."""
-        return [f"{family.label}: the table of nftables mode" for family in Family if has_kube_proxy_table(family)]
+        """Say what kube-proxy left behind in its other modes, or an agent with iptables and ipset."""
+        tables = [] if self._beside_kube_proxy else list(_left_by_kube_proxy())
+        found = [f"{family.label}: the table of nftables mode" for family in tables]
+        return found + predecessors.find_iptables(beside_kube_proxy=self._beside_kube_proxy)
 
     def remove_other_modes(self) -> list[str]:
-        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        """Take away what ``find_other_modes`` finds; say what it was."""
         findings = self.find_other_modes()
-        for family in Family:
-            if has_kube_proxy_table(family):
-                delete_kube_proxy_table(family)
+        for family in () if self._beside_kube_proxy else _left_by_kube_proxy():
+            delete_kube_proxy_table(family)
+        predecessors.remove_iptables(beside_kube_proxy=self._beside_kube_proxy)
         return findings
+
+    def read_predecessor(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members of the ipsets of an agent with iptables, or of kube-proxy's IPVS mode."""
+        return predecessors.read_ipsets()
 
     def writes(self) -> int:
         """Return how many messages and rule sets have been written."""
@@ -248,7 +265,7 @@ class NftablesFilter:
                 log.info("rules_printed_in_other_form", rules=len(forms), written=written, printed=found)
 
 
-def open_nftables(settings: Mapping[Family, Masquerading]) -> NftablesFilter:
+def open_nftables(settings: Mapping[Family, Masquerading], *, beside_kube_proxy: bool = False) -> NftablesFilter:
     """Open the packet filter of these families; nothing is written yet.
 
     Raises:
@@ -257,7 +274,8 @@ def open_nftables(settings: Mapping[Family, Masquerading]) -> NftablesFilter:
 
     """
     generation = Generation()
-    return NftablesFilter(Sets(definitions(settings), generation=generation), settings, generation, open_netfilter())
+    sets = Sets(definitions(settings), generation=generation)
+    return NftablesFilter(sets, settings, generation, open_netfilter(), beside_kube_proxy=beside_kube_proxy)
 
 
 class _NoSets:

@@ -34,14 +34,18 @@ from ipvs_proxy.plan.tables import Family, SetEntry, Verb
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _SUBSYSTEM_NUMBER: Final = 10
 _SUBSYSTEM: Final = _SUBSYSTEM_NUMBER << 8
-_NEW_TABLE, _GET_TABLE, _DELETE_TABLE, _GET_CHAIN, _DELETE_CHAIN, _DELETE_RULE = (
-    _SUBSYSTEM | number for number in (0, 1, 2, 4, 5, 8)
+_NEW_TABLE, _GET_TABLE, _DELETE_TABLE, _GET_CHAIN, _DELETE_CHAIN, _GET_RULE, _DELETE_RULE = (
+    _SUBSYSTEM | number for number in (0, 1, 2, 4, 5, 7, 8)
 )
 _GET_SET, _GET_ELEMENTS, _GET_GENERATION = (_SUBSYSTEM | number for number in (10, 13, 16))
 _MEMBER_COMMANDS: Final = {Verb.ADD: (_SUBSYSTEM | 12, REQUEST | CREATE), Verb.DELETE: (_SUBSYSTEM | 14, REQUEST)}
 
 # NFTA_TABLE_*, NFTA_CHAIN_*, NFTA_RULE_*
 _TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _RULE_TABLE = 1, 1, 3, 4, 5, 7, 1
+_RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 2, 3, 4
+# NFTA_EXPR_DATA, NFTA_IMMEDIATE_DATA, NFTA_DATA_VERDICT, NFTA_VERDICT_CHAIN: where a rule leads to
+_WAY_TO_CHAIN: Final = (2, 2, 2, 2)
+_EXPRESSION_NAME: Final = 1
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 # NFTA_SET_*, NFTA_SET_ELEM_LIST_*, NFTA_LIST_ELEM, NFTA_SET_ELEM_*, NFTA_DATA_VALUE, NFTA_GEN_ID
 _SET_TABLE, _SET_NAME, _SET_KEY_LENGTH, _SET_DATA_LENGTH, _SET_FLAGS, _SET_COUNT = 1, 2, 5, 7, 3, 20
@@ -96,6 +100,20 @@ class Chain(NamedTuple):
     hook: int | None
     priority: int
     drops: bool
+
+
+class Rule(NamedTuple):
+    """A rule of any table.
+
+    ``target`` is the chain that it leads to, empty if it leads to none; ``content`` is all of it as the kernel has it,
+    comments included.
+    """
+
+    table: str
+    chain: str
+    handle: bytes
+    target: str
+    content: bytes
 
 
 #: The parts of a key; one that stands alone is not padded.
@@ -185,6 +203,52 @@ def decode_chain(payload: bytes) -> Chain:
 def encode_delete_chain(name: str) -> Request:
     """Return the message that deletes a chain of our table, which must have no rules."""
     return Request(_DELETE_CHAIN, _INET + text_attribute(_CHAIN_TABLE, TABLE) + text_attribute(_CHAIN_NAME, name))
+
+
+def encode_get_rules(family: int) -> Request:
+    """Ask for the rules of all tables of a family."""
+    return Request(_GET_RULE, _family_head(family))
+
+
+def decode_rule(payload: bytes) -> Rule:
+    """Read a rule from a reply to ``encode_get_rules``.
+
+    Raises:
+        MalformedMessage: if it is no such reply.
+
+    """
+    found = attributes(payload, _HEADER_LENGTH)
+    expressions = found.get(_RULE_EXPRESSIONS, b"")
+    targets = (_target_of(expressions[start:end]) for _, start, end in walk(expressions))
+    return Rule(
+        text(found.get(_RULE_TABLE, b"")),
+        text(found.get(_RULE_CHAIN, b"")),
+        found.get(_RULE_HANDLE, b""),
+        next(filter(None, targets), ""),
+        payload,
+    )
+
+
+def _target_of(expression: bytes) -> str:
+    """Return the chain that an expression leads to; empty if it does something else."""
+    if text(attributes(expression).get(_EXPRESSION_NAME, b"")) != "immediate":
+        return ""
+    for kind in _WAY_TO_CHAIN:
+        expression = attributes(expression).get(kind, b"")
+    return text(expression)
+
+
+def encode_delete_rules(family: int, table: str, chain: str, handle: bytes | None = None) -> Request:
+    """Return the message that deletes one rule of a chain, or all if ``handle`` is ``None``."""
+    which = b"" if handle is None else attribute(_RULE_HANDLE, handle)
+    head = _family_head(family) + text_attribute(_RULE_TABLE, table) + text_attribute(_RULE_CHAIN, chain)
+    return Request(_DELETE_RULE, head + which)
+
+
+def encode_delete_chain_of(family: int, table: str, chain: str) -> Request:
+    """Return the message that deletes a chain of any table, which must have no rules."""
+    head = _family_head(family) + text_attribute(_CHAIN_TABLE, table) + text_attribute(_CHAIN_NAME, chain)
+    return Request(_DELETE_CHAIN, head)
 
 
 def encode_list(name: str) -> Request:
