@@ -29,7 +29,7 @@ from ipvs_proxy.kernel.filter.iptables.removal import (
     removal,
 )
 from ipvs_proxy.kernel.filter.iptables.saved import Saved, parse
-from ipvs_proxy.kernel.filter.nftables.tables import has_kube_proxy_table
+from ipvs_proxy.kernel.filter.nftables.tables import has_kube_proxy_table, read_chains_before_ours
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.netlink.errors import MissingPiece, Unusable
@@ -53,7 +53,8 @@ class Inventory:
     ``packet_filter`` is the one that a start would choose now, and ``reason`` why; empty if none works.
     ``iptables_mode`` and ``ipvs_mode`` count the chains that only that mode has, by family label and variant of
     iptables (``("IPv4", "legacy")``). ``beside`` is whether there are rules of ours as they are beside a kube-proxy in
-    another mode. ``sets`` counts the ipsets that are there, ``table`` is whether our table of nftables is.
+    another mode. ``sets`` counts the ipsets that are there, ``table`` is whether our table of nftables is, and
+    ``before_ours`` are chains of others that decide before its.
     ``schedulers`` counts the virtual servers that are ours by their scheduler; ``foreign`` names those of others.
     ``holders`` are who listens on the TCP ports that were asked about. ``served`` are our virtual servers, ``tables``
     our addresses and sets, and ``rules`` what ``iptables-save`` prints, by family and variant.
@@ -73,6 +74,7 @@ class Inventory:
     addresses: int = 0
     sets: int = 0
     table: bool = False
+    before_ours: list[str] = field(default_factory=list)
     schedulers: Counter[str] = field(default_factory=Counter)
     foreign: list[str] = field(default_factory=list)
     sysctls: list[sysctl.SysctlChange] = field(default_factory=list)
@@ -158,6 +160,7 @@ def _read_ledger(found: Inventory) -> KernelTables:
     def read_table() -> None:
         members = predecessors.read_table()
         found.table = bool(members)
+        found.before_ours = read_chains_before_ours() if members else []
         for role, entries in members.items():
             ledger.entries[role] = ledger.entries.get(role, set()) | entries
 

@@ -88,6 +88,17 @@ def chains_before_ours(chains: Iterable[codec.Chain]) -> list[str]:
     ]
 
 
+def read_chains_before_ours() -> list[str]:
+    """Read which chains of others decide before ours do, a line for each.
+
+    Raises:
+        OSError: if the kernel refuses.
+
+    """
+    with NetlinkSocket(NETLINK_NETFILTER) as socket:
+        return chains_before_ours(map(codec.decode_chain, socket.dump(codec.GET_CHAINS)))
+
+
 def _is_ours(chain: codec.Chain) -> bool:
     return (chain.family, chain.table) == (_INET, TABLE)
 
