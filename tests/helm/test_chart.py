@@ -74,7 +74,7 @@ def test_agent_may_do_no_more_than_it_needs(name: str) -> None:
         "runAsUser": 0,
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
+        "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", *["NET_RAW"] * (name != "nftables")]},
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     assert {mount["name"] for mount in agent["volumeMounts"]} == {"config", "xtables-lock", "tmp"}
@@ -149,6 +149,16 @@ def test_label_of_the_services_is_a_flag_of_both_containers(name: str) -> None:
         assert "--service-proxy-name=ipvs" in container["args"]
     done = template({"serviceProxyName": "-ipvs"})
     assert "serviceProxyName" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("nftables", "nftables"), ("iptables", "iptables"), ("default", "auto")]
+)
+def test_packet_filter_is_a_flag_of_both_containers(name: str, expected: str) -> None:
+    spec = pod(name)
+    for container in (*spec["initContainers"], *spec["containers"]):
+        assert f"--packet-filter={expected}" in container["args"]
+    assert "packetFilter" in template({"packetFilter": "ebtables"}).stderr
 
 
 def test_first_probe_comes_when_the_server_listens() -> None:

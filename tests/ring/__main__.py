@@ -42,6 +42,9 @@ BOTH = tuple(
     for name in (
         "kernel_nftables",
         "without_iptables",
+        "choice",
+        "privileges",
+        "image",
         "lifecycle",
         "kinds",
         "every_address",

@@ -68,4 +68,7 @@ env:
 {{- with .Values.serviceProxyName }}
 - --service-proxy-name={{ . }}
 {{- end }}
+{{- if ne .Values.packetFilter "auto" }}
+- --packet-filter={{ .Values.packetFilter }}
+{{- end }}
 {{- end }}
