@@ -42,6 +42,7 @@ BOTH = tuple(
     for name in (
         "kernel_nftables",
         "without_iptables",
+        "beside_other_tables",
         "lifecycle",
         "kinds",
         "every_address",
@@ -108,7 +109,7 @@ def run_all(machine: Machine) -> int:
     for problem in problems:
         say(f"ring: {problem}")
     failed = sum(count for outcome, count in counts.items() if outcome not in {"passed", "skipped"}) + len(problems)
-    say(f"ring: the whole of it in {time.monotonic() - began:.0f} s with {count} guests")
+    say(f"ring: the whole of it in {time.monotonic() - began:.0f} s with {len(guests)} guests")
     say(f"ring: {counts['passed']} passed, {failed} failed, {counts['skipped']} skipped")
     return 1 if failed or counts["skipped"] or not counts["passed"] or any(statuses) else 0
 
