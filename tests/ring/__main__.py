@@ -29,7 +29,7 @@ from pathlib import Path
 from lab.machine import CHECKOUT, Machine, choose, running
 from lab.native import Guest, scratch_directory
 from lab.packet_filter import NFTABLES
-from tools.compatibility import RESULTS
+from tools.compatibility import RESULTS, WITH_NFTABLES
 
 #: Sockets of removed namespaces are closed by the garbage collector, and pytest would blame a later test.
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
@@ -100,11 +100,11 @@ def run_all(machine: Machine) -> int:
         for _, thread in guests:
             thread.join()
         results, problems = gather(shared, range(count))
-        statuses.append(compare_with_the_document(results, problems))
         if with_nftables:
             more, more_problems = gather(other, range(count, count + 1))
-            results |= {f"{NFTABLES}: {test}": outcome for test, outcome in more.items()}
+            results |= {f"{WITH_NFTABLES}{test}": outcome for test, outcome in more.items()}
             problems += more_problems
+        statuses.append(compare_with_the_document(results, problems))
     counts = Counter(results.values())
     for problem in problems:
         say(f"ring: {problem}")
