@@ -7,7 +7,7 @@ The whole ring is divided by files: each guest has all tests and takes the next 
 (``tests/ring/sharing.py``). At the end every test must have run exactly once, whatever happened to a guest, and
 ``docs/compatibility.md`` must agree with the results.
 
-One more guest runs the files of ``BOTH`` with nftables, in a kernel without iptables and ipset.
+One more guest runs the files of ``BOTH`` with nftables; the native kernel then has neither iptables nor ipset.
 ``RING_PACKET_FILTER=nftables`` has some of the ring run there.
 """
 
@@ -36,23 +36,26 @@ PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:un
 #: Native guests wait as much as they work; the emulator keeps a processor busy for each.
 GUESTS_PER_PROCESSOR = {"native": 2, "stock": 1}
 COMPATIBILITY = "tests/ring/test_compatibility.py"
-#: What must hold for either packet filter.
-BOTH = tuple(
-    f"tests/ring/test_{name}.py"
-    for name in (
-        "kernel_nftables",
-        "without_iptables",
-        "beside_other_tables",
-        "lifecycle",
-        "kinds",
-        "every_address",
-        "traffic",
-        "firewall",
-        "marks_of_others",
-        "shared_addresses",
-        "drains",
-        "work",
-    )
+WITHOUT_IPTABLES = "tests/ring/test_without_iptables.py"
+#: What must hold for either packet filter, and what is about this one alone.
+BOTH = (
+    WITHOUT_IPTABLES,
+    *(
+        f"tests/ring/test_{name}.py"
+        for name in (
+            "kernel_nftables",
+            "beside_other_tables",
+            "lifecycle",
+            "kinds",
+            "every_address",
+            "traffic",
+            "firewall",
+            "marks_of_others",
+            "shared_addresses",
+            "drains",
+            "work",
+        )
+    ),
 )
 #: What pytest prints of a file; and what it prints of the session, and of the rest of a file on further lines.
 _FILE = re.compile(r"^(tests/ring/\S+ \S+)")
@@ -93,17 +96,15 @@ def run_all(machine: Machine) -> int:
             for number in range(count)
         ]
         # Only the native kernel can be told to leave iptables out.
-        with_nftables = {"RING_PACKET_FILTER": NFTABLES} if machine.kind == "native" else None
-        if with_nftables:
-            guests.append(begin(stack, machine, count, other, BOTH, environment=with_nftables))
+        again = [file for file in BOTH if machine.kind == "native" or file != WITHOUT_IPTABLES]
+        guests.append(begin(stack, machine, count, other, again, environment={"RING_PACKET_FILTER": NFTABLES}))
         statuses = [guest.wait() for guest, _ in guests]
         for _, thread in guests:
             thread.join()
         results, problems = gather(shared, range(count))
-        if with_nftables:
-            more, more_problems = gather(other, range(count, count + 1))
-            results |= {f"{WITH_NFTABLES}{test}": outcome for test, outcome in more.items()}
-            problems += more_problems
+        more, more_problems = gather(other, range(count, count + 1))
+        results |= {f"{WITH_NFTABLES}{test}": outcome for test, outcome in more.items()}
+        problems += more_problems
         statuses.append(compare_with_the_document(results, problems))
     counts = Counter(results.values())
     for problem in problems:
