@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,13 +19,15 @@ pytestmark = [pytest.mark.packet_filter(NFTABLES), pytest.mark.usefixtures("agen
 CLUSTER_IP = {"IPv4": "10.96.2.1", "IPv6": "fd00:10:96::2:1"}
 LOAD_BALANCER = {"IPv4": "203.0.112.1", "IPv6": "fd00:1b::1"}
 EXTERNAL = {"IPv4": "203.0.114.1", "IPv6": "fd00:e::1"}
+#: Its endpoint is the node itself.
+MARKED = {"IPv4": "203.0.112.2", "IPv6": "fd00:1b::2"}
 VIRTUAL = (CLUSTER_IP, LOAD_BALANCER, EXTERNAL)
 WORDS = {"IPv4": ("ip", "10.244.2.4"), "IPv6": ("ip6", "[fd00:10:244:2::4]")}
 
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Topology]:
-    with topology() as net, servers(net, ("pod2", "pod4"), TARGET_PORTS):
+    with topology() as net, servers(net, ("node", "pod2", "pod4"), TARGET_PORTS):
         yield net
 
 
@@ -41,6 +44,16 @@ def agent(net: Topology, tmp_path_factory: pytest.TempPathFactory) -> Iterator[A
     )
     endpoints = [endpoint(ADDRESSES["pod2"][family]) for family in FAMILIES]
     manifests.write(directory, "web", service, *manifests.slices("web", endpoints))
+    marked = manifests.service(
+        "marked",
+        "10.96.2.2",
+        "fd00:10:96::2:2",
+        ingress=MARKED.values(),
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+    )
+    here = [endpoint(ADDRESSES["node"][family]) for family in FAMILIES]
+    manifests.write(directory, "marked", marked, *manifests.slices("marked", here))
     with running_agent(net, directory) as agent:
         yield agent
 
@@ -98,3 +111,30 @@ def test_what_another_table_drops_is_dropped_and_what_it_accepts_is_refused_all_
         pytest.raises(ConnectionRefusedError),
     ):
         net.ask("client", CLUSTER_IP[family], 22)
+
+
+COUNTERS = """
+table inet others {
+    chain before_ipvs { type filter hook input priority 97; meta mark 0x2000-0x3fff counter name before; }
+    chain own_before_ipvs { type filter hook output priority -99; meta mark 0x2000-0x3fff counter name before; }
+    chain behind_ipvs { type filter hook input priority 101; meta mark 0x2000-0x3fff counter name behind; }
+    chain own_behind_ipvs { type filter hook output priority -96; meta mark 0x2000-0x3fff counter name behind; }
+    chain sent { type filter hook postrouting priority -400; meta mark 0x2000-0x3fff counter name behind; }
+    chain again { type filter hook prerouting priority -400; meta mark 0x2000-0x3fff counter name behind; }
+}
+"""
+
+
+@pytest.mark.parametrize("place", ["pod1", "node"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mark_ends_right_behind_ipvs_for_what_it_delivers_on_the_node_too(
+    net: Topology, family: str, place: str
+) -> None:
+    for name in ("before", "behind"):
+        net.run("node", "nft", f"add table inet others; add counter inet others {name}")
+    net.run("node", "nft", "-f", "-", text=COUNTERS)
+    assert net.ask(place, MARKED[family], 80)[0] == "node"
+    listed = json.loads(net.run("node", "nft", "-j", "list", "counters", "table", "inet", "others"))["nftables"]
+    net.run("node", "nft", "delete", "table", "inet", "others")
+    seen = {item["counter"]["name"]: item["counter"]["packets"] for item in listed if "counter" in item}
+    assert seen == {"before": 1, "behind": 0}, "only the first packet has a mark"
