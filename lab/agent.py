@@ -100,7 +100,7 @@ def running_agent(
         *prefix,
         *(*program, "--kubeconfig" if source.is_file() else "--manifests", str(source), "--hostname-override", "node"),
         *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", "--ipvs-min-sync-period", "0s"),
-        *("--packet-filter", packet_filter.CHOSEN, *flags),
+        *(*packet_filter.FLAGS, *flags),
     ]
     with net.inside("node"):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

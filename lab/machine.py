@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
 from lab import build, emulated, native
-from lab.packet_filter import NFTABLES
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -99,7 +98,7 @@ def running(
                 scratch=scratch,
                 shared=shared,
                 interactive=interactive,
-                has_iptables=told["RING_PACKET_FILTER"] != NFTABLES,
+                has_iptables=told["RING_PACKET_FILTER"] != "nftables",
                 output=output,
             )
         elif machine.kind == "stock":

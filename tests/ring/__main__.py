@@ -7,7 +7,7 @@ The whole ring is divided by files: each guest has all tests and takes the next 
 (``tests/ring/sharing.py``). At the end every test must have run exactly once, whatever happened to a guest, and
 ``docs/compatibility.md`` must agree with the results.
 
-One more guest runs the files of ``BOTH`` with nftables, in a kernel without iptables and ipset.
+One more guest runs the files of ``BOTH`` with nftables; the native kernel then has neither iptables nor ipset.
 ``RING_PACKET_FILTER=nftables`` has some of the ring run there.
 """
 
@@ -29,32 +29,36 @@ from pathlib import Path
 from lab.machine import CHECKOUT, Machine, choose, running
 from lab.native import Guest, scratch_directory
 from lab.packet_filter import NFTABLES
-from tools.compatibility import RESULTS
+from tools.compatibility import RESULTS, WITH_NFTABLES
 
 #: Sockets of removed namespaces are closed by the garbage collector, and pytest would blame a later test.
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 #: Native guests wait as much as they work; the emulator keeps a processor busy for each.
 GUESTS_PER_PROCESSOR = {"native": 2, "stock": 1}
 COMPATIBILITY = "tests/ring/test_compatibility.py"
-#: What must hold for either packet filter.
-BOTH = tuple(
-    f"tests/ring/test_{name}.py"
-    for name in (
-        "kernel_nftables",
-        "without_iptables",
-        "choice",
-        "privileges",
-        "image",
-        "lifecycle",
-        "kinds",
-        "every_address",
-        "traffic",
-        "firewall",
-        "marks_of_others",
-        "shared_addresses",
-        "drains",
-        "work",
-    )
+WITHOUT_IPTABLES = "tests/ring/test_without_iptables.py"
+#: What must hold for either packet filter, and what is about this one alone.
+BOTH = (
+    WITHOUT_IPTABLES,
+    *(
+        f"tests/ring/test_{name}.py"
+        for name in (
+            "kernel_nftables",
+            "beside_other_tables",
+            "choice",
+            "privileges",
+            "image",
+            "lifecycle",
+            "kinds",
+            "every_address",
+            "traffic",
+            "firewall",
+            "marks_of_others",
+            "shared_addresses",
+            "drains",
+            "work",
+        )
+    ),
 )
 #: What pytest prints of a file; and what it prints of the session, and of the rest of a file on further lines.
 _FILE = re.compile(r"^(tests/ring/\S+ \S+)")
@@ -95,23 +99,21 @@ def run_all(machine: Machine) -> int:
             for number in range(count)
         ]
         # Only the native kernel can be told to leave iptables out.
-        with_nftables = {"RING_PACKET_FILTER": NFTABLES} if machine.kind == "native" else None
-        if with_nftables:
-            guests.append(begin(stack, machine, count, other, BOTH, environment=with_nftables))
+        again = [file for file in BOTH if machine.kind == "native" or file != WITHOUT_IPTABLES]
+        guests.append(begin(stack, machine, count, other, again, environment={"RING_PACKET_FILTER": NFTABLES}))
         statuses = [guest.wait() for guest, _ in guests]
         for _, thread in guests:
             thread.join()
         results, problems = gather(shared, range(count))
+        more, more_problems = gather(other, range(count, count + 1))
+        results |= {f"{WITH_NFTABLES}{test}": outcome for test, outcome in more.items()}
+        problems += more_problems
         statuses.append(compare_with_the_document(results, problems))
-        if with_nftables:
-            more, more_problems = gather(other, range(count, count + 1))
-            results |= {f"{NFTABLES}: {test}": outcome for test, outcome in more.items()}
-            problems += more_problems
     counts = Counter(results.values())
     for problem in problems:
         say(f"ring: {problem}")
     failed = sum(count for outcome, count in counts.items() if outcome not in {"passed", "skipped"}) + len(problems)
-    say(f"ring: the whole of it in {time.monotonic() - began:.0f} s with {count} guests")
+    say(f"ring: the whole of it in {time.monotonic() - began:.0f} s with {len(guests)} guests")
     say(f"ring: {counts['passed']} passed, {failed} failed, {counts['skipped']} skipped")
     return 1 if failed or counts["skipped"] or not counts["passed"] or any(statuses) else 0
 

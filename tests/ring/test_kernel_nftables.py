@@ -132,6 +132,24 @@ def test_other_settings_are_written(made: NftablesFilter) -> None:
     assert made.repair() == []
 
 
+def test_settings_that_change_while_rules_are_written_wait_for_nobody_and_are_written_next(
+    made: NftablesFilter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ({family: Masquerading(masquerade_bit=bit) for family in Family} for bit in (15, 16))
+    carry_out = program.carry_out
+
+    def slowly(text: str) -> None:
+        carry_out(text)
+        made.follow(second)
+
+    made.follow(first)
+    monkeypatch.setattr(program, "carry_out", slowly)
+    assert made.repair(), "those of the first settings"
+    monkeypatch.setattr(program, "carry_out", carry_out)
+    assert made.repair(), "those of the second"
+    assert (made.drift(), made.repair()) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("role", "member", "name", "text"),
     [

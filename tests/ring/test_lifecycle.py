@@ -41,7 +41,7 @@ def test_witnesses_agree_with_the_plan_after_every_change(net: Topology, directo
     with running_agent(net, directory) as agent:
         assert_as_planned(net, directory)
         rules = saved_rules(net)
-        assert all(any(set_ in text for set_ in ("--match-set KUBE-CLUSTER-IP", "@cluster-ip ")) for text in rules)
+        assert all(any(word in text for word in ("-CLUSTER-IP dst,dst ", "@cluster-ip ")) for text in rules)
         set_endpoints(directory, "pod1")
         manifests.write(directory, "other", manifests.service("other", "10.96.0.31"))
         eventually(lambda: assert_as_planned(net, directory) is None)

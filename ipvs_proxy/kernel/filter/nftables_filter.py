@@ -73,7 +73,9 @@ class NftablesFilter:
         beside_kube_proxy: bool = False,
     ) -> None:
         self.sets = sets
-        self._settings = dict(settings)
+        self._settings: Mapping[Family, Masquerading] = dict(settings)
+        #: The settings that the rules of the generation that is known follow.
+        self._followed: Mapping[Family, Masquerading] | None = None
         self._generation = generation
         self._netfilter = netfilter
         self._beside_kube_proxy = beside_kube_proxy
@@ -136,10 +138,8 @@ class NftablesFilter:
         wanted = {family: settings[family] for family in self._settings}
         if wanted == self._settings:
             return False
-        with self._lock:
-            self._settings = wanted
-            self._unread = None
-            self._generation.forget()
+        # Not under the lock, which a repair may hold for long: what it writes meanwhile is noted with its settings.
+        self._settings = wanted
         return True
 
     def look(self) -> None:
@@ -163,16 +163,16 @@ class NftablesFilter:
         """Bring the rules to what they should be, if anybody else has changed any; say what was wrong."""
         with self._lock:
             number = self._number()
-            if self._generation.is_verified(number):
+            if self._generation.is_verified(number) and self._followed is self._settings:
                 self._learn(number)
                 return []
             self._note_others()
-            found = self._listed()
-            findings = self._write(found)
+            settings = self._settings
+            findings = self._write(self._listed())
             if findings:
                 self._learn(self._number())
             elif self._number() == number:
-                self._generation.verified(number)
+                self._note_verified(number, settings)
             return findings
 
     def find_other_modes(self) -> list[str]:
@@ -205,6 +205,11 @@ class NftablesFilter:
     def _wanted(self) -> Blocks:
         return render(self._settings, self.sets.lengths)
 
+    def _note_verified(self, number: int, settings: Mapping[Family, Masquerading]) -> None:
+        """Note that the rules of a generation are right for these settings."""
+        self._followed = settings
+        self._generation.verified(number)
+
     def _listed(self) -> Blocks:
         return parse(program.read_tables())
 
@@ -214,14 +219,15 @@ class NftablesFilter:
 
     def _write(self, found: Blocks) -> list[str]:
         """Write the table if it is not as it should be; say what was wrong."""
-        wanted = self._wanted()
+        settings = self._settings
+        wanted = render(settings, self.sets.lengths)
         findings = differences(wanted, found, forms=self._forms)
         if findings:
             number = self._number()
             self._carry_out(payload(wanted, found, forms=self._forms))
             if self._number() == following(number):
                 # Nobody else wrote in between, so the table is as it was written, however nft prints it.
-                self._generation.verified(following(number))
+                self._note_verified(following(number), settings)
                 self._unread = wanted
         return findings
 
@@ -239,13 +245,14 @@ class NftablesFilter:
         """
         lengths = {role: known | wanted.get(role, set()) for role, known in self.sets.lengths.items()}
         with self._lock:
-            number = self._number()
-            self._carry_out(replacing(range_blocks(self._settings, lengths)))
+            number, settings = self._number(), self._settings
+            self._carry_out(replacing(range_blocks(settings, lengths)))
             for role, known in lengths.items():
                 self.sets.lengths[role] = known
-            if self._generation.is_verified(number) and self._number() == following(number):
-                self._generation.verified(following(number))
-                self._unread = self._wanted()
+            known_before = self._generation.is_verified(number) and self._followed is settings
+            if known_before and self._number() == following(number):
+                self._note_verified(following(number), settings)
+                self._unread = render(settings, self.sets.lengths)
 
     def _carry_out(self, text: str) -> None:
         self._writes += 1
