@@ -126,11 +126,10 @@ def diagnoses_text(diagnoses: list[Diagnosis]) -> str:
 def judge_kernel(found: Inventory) -> Iterator[Diagnosis]:
     """Judge what the kernel offers, and how it is set."""
     chosen = found.iptables
-    used = NFTABLES if found.packet_filter == NFTABLES else ""
+    used = f"; {NFTABLES}, as {found.reason}" if found.packet_filter == NFTABLES else ""
     if chosen is not None:
-        used = f"iptables {chosen.version_text} ({chosen.backend})"
-    reason = f"; {used}, as {found.reason}" if used else ""
-    yield Diagnosis(Level.OK, "kernel", f"Linux {_version_text(found)}{reason}")
+        used = f"; iptables {chosen.version_text} ({chosen.backend})"
+    yield Diagnosis(Level.OK, "kernel", f"Linux {_version_text(found)}{used}")
     for finding in find(found, beside=found.beside):
         yield Diagnosis(_LEVELS[finding.kind], finding.topic, finding.text, finding.remedy)
     for change in found.sysctls:
