@@ -155,7 +155,8 @@ class Settings:
         "If true, masquerade all traffic to cluster IPs", live=True)
     packet_filter: str = row(
         Group.MASQUERADING, "packetFilter", "--packet-filter", PACKET_FILTER, AUTO,
-        "The packet filter that masquerades, filters and marks: iptables (with ipset), nftables, or auto", document=OWN,
+        "The packet filter that masquerades, filters and marks: iptables (with ipset), nftables, or auto (what the "
+        "node has been served with until now, else what works there)", document=OWN,
         outranks_file=True)
     masquerade_bit: int = row(
         Group.MASQUERADING, "iptables.masqueradeBit", "--iptables-masquerade-bit", integer_kind("BIT", 0, 31),

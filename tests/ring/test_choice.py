@@ -166,6 +166,7 @@ def test_a_kernel_without_iptables_refuses_it_and_names_the_remedies(
     assert "the kernel has no ipset" in line
     assert EXTRA in line
     assert "or use --packet-filter nftables, all of which is here" in line
+    assert f"\n{line}\n" in (CHECKOUT / "docs/troubleshooting.md").read_text(), "the document quotes it"
 
 
 @pytest.mark.packet_filter(NFTABLES)
