@@ -114,18 +114,19 @@ def read_ipsets() -> Members:
 
 
 def remove_iptables(*, beside_kube_proxy: bool) -> None:
-    """Remove the chains and then the sets.
+    """Remove the chains and then the sets. A chain that a rule of somebody else leads to stays, empty.
 
     Raises:
         OSError: if something could not be removed; all else has been.
 
     """
     goes = chosen(beside_kube_proxy=beside_kube_proxy)
-    problems = [kept for family in Family for kept in remove_chains(family, goes)]
+    for family in Family:
+        remove_chains(family, goes)
+    problems: list[str] = []
     try:
         for variant, family, found in _find_legacy(goes):
             variant.restore(family, found.text)
-            problems += found.kept
     except Unusable as error:
         problems.append(str(error))
     problems += _destroy_sets()

@@ -52,8 +52,8 @@ def read_chains() -> list[ChainName]:
     ]
 
 
-def remove_chains(family: Family, goes: Goes) -> list[str]:
-    """Remove the chains of a family that ``goes`` chooses, and the jumps to them; return those that have to stay.
+def remove_chains(family: Family, goes: Goes) -> None:
+    """Remove the chains of a family that ``goes`` chooses, and the jumps to them.
 
     Raises:
         OSError: if the kernel refuses.
@@ -62,7 +62,7 @@ def remove_chains(family: Family, goes: Goes) -> list[str]:
     chains = [chain for chain in read_chains() if chain.family is family]
     going = {(chain.table, chain.name) for chain in chains if not chain.is_built_in and goes(chain.table, chain.name)}
     if not going:
-        return []
+        return
     built_in = {(chain.table, chain.name) for chain in chains if chain.is_built_in}
     with NetlinkSocket(NETLINK_NETFILTER) as socket:
         rules = map(codec.decode_rule, socket.dump(codec.encode_get_rules(family)))
@@ -75,7 +75,6 @@ def remove_chains(family: Family, goes: Goes) -> list[str]:
         _carry_out(socket, [codec.encode_delete_rules(family, *rule[:3]) for rule in jumps])
         _carry_out(socket, [codec.encode_delete_rules(family, *chain) for chain in sorted(going)])
         _carry_out(socket, [codec.encode_delete_chain_of(family, *chain) for chain in sorted(going - kept)])
-    return [f"{family.label} {table} chain {name}, left empty: a rule of others leads to it" for table, name in kept]
 
 
 def _carry_out(socket: NetlinkSocket, requests: Sequence[Request]) -> None:
