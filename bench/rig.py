@@ -35,10 +35,12 @@ from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.node_facts import NodeFacts
 from ipvs_proxy.agent.sync.stale_flows import StaleFlows
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
+from ipvs_proxy.kernel.filter.backend import PacketFilter
 from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptables
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
+from ipvs_proxy.kernel.filter.nftables_filter import open_nftables
 from ipvs_proxy.kernel.ipvs.records import Activity, Balanced, Connections, Counters, Observation
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
@@ -48,8 +50,10 @@ from ipvs_proxy.netlink.socket import NetlinkSocket
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family, Operation, RealServerKey, Role, SetEntry, VirtualServer, VirtualServerKey
 from ipvs_proxy.settings.values import ServiceMetrics
+from lab.packet_filter import CHOSEN, NFTABLES
 
 FAMILIES = (Family.IPV4, Family.IPV6)
 
@@ -63,6 +67,8 @@ class Idle(NamedTuple):
 
 class NoKernel:
     """A kernel that accepts everything and holds nothing, which leaves the cost of Python."""
+
+    spells_marks = True
 
     def ensure_tables(self) -> list[str]:
         """Find nothing missing."""
@@ -89,6 +95,14 @@ class NoKernel:
         """Name the set of a role."""
         return name_of(role)
 
+    def entries_are_unchanged(self) -> bool:
+        """Do not know."""
+        return False
+
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read nothing."""
+        return {}
+
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read nothing."""
         return {}
@@ -103,11 +117,18 @@ class NoKernel:
 
 
 class WithoutRules(Dataplane):
-    """The kernel's tables in this network namespace, without the packet rules."""
+    """The kernel's tables in this network namespace, without the packet rules of iptables.
+
+    Those of nftables are in one table with its sets.
+    """
 
     def __init__(self) -> None:
-        # Without rules, nobody is needed who writes them.
-        packet_filter = IpsetIptables(Sets(definitions(FAMILIES)), {}, cast("Iptables", None))
+        packet_filter: PacketFilter
+        if CHOSEN == NFTABLES:
+            packet_filter = open_nftables({family: Masquerading() for family in FAMILIES})
+        else:
+            # Without rules, nobody is needed who writes them.
+            packet_filter = IpsetIptables(Sets(definitions(FAMILIES)), {}, cast("Iptables", None))
         super().__init__(ipvs=Ipvs(), addresses=Addresses(), packet_filter=packet_filter)
 
 
@@ -211,7 +232,7 @@ class Rig:
         reports.synced = synced  # type: ignore[method-assign]
         self.controller = Controller(
             self.writer,
-            context=Context(NODE, families=FAMILIES),
+            context=Context(NODE, families=FAMILIES, spells_marks=kernel.spells_marks),
             recorder=reports,
             marks=Marks(),
             facts=facts,

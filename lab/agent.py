@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lab import packet_filter
 from lab.topology import CLUSTER_CIDR, Topology
 
 #: The longest that anything may take, in seconds. An emulated machine needs half a minute to import the agent.
@@ -98,7 +99,8 @@ def running_agent(
     command = [
         *prefix,
         *(*program, "--kubeconfig" if source.is_file() else "--manifests", str(source), "--hostname-override", "node"),
-        *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", "--ipvs-min-sync-period", "0s", *flags),
+        *("--cluster-cidr", CLUSTER_CIDR, "--logging-format", "json", "--ipvs-min-sync-period", "0s"),
+        *(*packet_filter.FLAGS, *flags),
     ]
     with net.inside("node"):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

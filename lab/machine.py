@@ -3,6 +3,9 @@
 In this order: this machine's own kernel if it has IPVS; the native one (``lab.build``), from the cache or built now;
 Debian's stock kernel, emulated, if the native one cannot be had. ``RING_KERNEL`` asks for one of them: ``own``,
 ``native`` or ``stock``.
+
+``RING_PACKET_FILTER=nftables`` has the agent use nftables. The native kernel then has no iptables and no ipset, and no
+program of theirs runs.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ def running(
     ``environment`` is added to the guest's. ``shared`` is a directory that this guest and others may write.
     ``processors`` are the emulated machine's; as a program Linux has one. ``interactive`` gives the command a terminal.
     """
-    told = {name: os.environ.get(name, "") for name in ("REQUIRE_RING",)} | {
+    told = {name: os.environ.get(name, "") for name in ("REQUIRE_RING", "RING_PACKET_FILTER")} | {
         "RING_IMAGE": str(CHECKOUT / "dist/rootfs")
     }
     told |= environment or {}
@@ -95,6 +98,7 @@ def running(
                 scratch=scratch,
                 shared=shared,
                 interactive=interactive,
+                has_iptables=told["RING_PACKET_FILTER"] != "nftables",
                 output=output,
             )
         elif machine.kind == "stock":

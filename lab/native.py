@@ -35,6 +35,22 @@ _ALLOWED = sorted(os.sched_getaffinity(0))
 _PROCESSORS = cycle(_ALLOWED[os.getpid() % len(_ALLOWED) :] + _ALLOWED[: os.getpid() % len(_ALLOWED)])
 #: The environment of every command; byte code cannot be written beside the sources.
 _ENVIRONMENT = {"PATH": PATH, "HOME": "/tmp", "TERM": os.environ.get("TERM", "dumb"), "PYTHONDONTWRITEBYTECODE": "1"}
+#: What iptables and ipset are made of in the kernel, by the functions that would set it up, and their programs.
+#: Without ``nft_compat``, the variant nf_tables has no match of its own; without the others, legacy has no table.
+_IPTABLES_PARTS = (
+    "ip_set_init",
+    "nft_compat_module_init",
+    *(f"ip{version}_tables_init" for version in ("", "6")),
+    *(f"ip{version}table_{table}_init" for version in ("", "6") for table in ("filter", "mangle", "nat", "raw")),
+)
+#: Puts links to all other programs in the place of those of iptables and ipset.
+_HIDE_IPTABLES = """\
+mkdir {scratch}/programs
+mount --bind /usr/sbin {root}{scratch}/programs
+mount -t tmpfs none {root}/usr/sbin
+ls /usr/sbin | sed 's,^,{scratch}/programs/,' | xargs ln -s -t {root}/usr/sbin
+for name in ip6tables iptables xtables ipset arptables ebtables; do rm -f {root}/usr/sbin/$name*; done
+"""
 #: Mounts the machine's files a second time, read-only and unaffected by later mounts, and boots there.
 _BOOT = """\
 set -e
@@ -42,8 +58,9 @@ mount --make-rprivate /
 mount --rbind / {root}
 cut -d ' ' -f 5 /proc/self/mountinfo | grep '^{root}' | while read -r place; do mount -o remount,ro,bind "$place"; done
 for place in {writable}; do mount --bind $place {root}$place; done
+{more}
 exec {kernel} mem={memory} seccomp=on root=/dev/root rootfstype=hostfs hostfs={root} rw init={init} TASK={task} \
-    uml_dir={scratch}/ umid=guest con=null con0={input},fd:1 con1=null,fd:2 ssl=null quiet loglevel=2
+    uml_dir={scratch}/ umid=guest con=null con0={input},fd:1 con1=null,fd:2 ssl=null quiet loglevel=2 {options}
 """
 
 
@@ -74,12 +91,14 @@ def guest(
     scratch: Path,
     shared: Path | None = None,
     interactive: bool = False,
+    has_iptables: bool = True,
     output: int | IO[bytes] | None = None,
 ) -> Iterator[Guest]:
     """Boot a guest that runs the command; kill it at the end if it still runs.
 
     ``directory`` is where the command starts, ``environment`` all that it gets, ``scratch`` an empty directory that it
-    may write, ``shared`` one that several guests may. ``output`` takes both of its streams, which otherwise are ours.
+    may write, ``shared`` one that several guests may. Without ``has_iptables``, its kernel has neither iptables nor
+    ipset, and their programs do not run. ``output`` takes both of its streams, which otherwise are ours.
     """
     root, init, task, status = (scratch / name for name in ("root", "init", "task", "status"))
     root.mkdir()
@@ -105,6 +124,8 @@ def guest(
         memory=MEMORY,
         init=init,
         task=task,
+        more="" if has_iptables else _HIDE_IPTABLES.format(root=root, scratch=scratch),
+        options="" if has_iptables else "initcall_blacklist=" + ",".join(_IPTABLES_PARTS),
         input="fd:0" if interactive else "null",
     )
     process = subprocess.Popen(

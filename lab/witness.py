@@ -1,4 +1,4 @@
-"""What the kernel holds according to ``ipvsadm``, ``ip`` and ``ipset``, in the plan's terms.
+"""What the kernel holds according to ``ipvsadm``, ``ip`` and ``ipset`` or ``nft``, in the plan's terms.
 
 These tools are witnesses: they share no code with the agent, so that a fault in its codecs cannot hide itself.
 """
@@ -18,6 +18,7 @@ from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.tables import text_of
+from lab.packet_filter import CHOSEN, IPTABLES, saved_sets
 from lab.topology import Topology
 
 _PROTOCOL_FLAGS = {"-t": 6, "-u": 17, "--sctp-service": 132}
@@ -31,12 +32,13 @@ def planned(directory: Path, node: str = "node") -> DesiredTables:
     ]
     slices = [msgspec.convert(item, EndpointSlice) for item in items if item["kind"] == "EndpointSlice"]
     tables = DesiredTables()
+    context = Context(node, spells_marks=CHOSEN == IPTABLES)
     for item in items:
         if item["kind"] == "Service":
             service = msgspec.convert(item, Service)
             name = ServiceName(service.metadata.namespace, service.metadata.name)
             own = [s for s in slices if (s.metadata.labels or {})["kubernetes.io/service-name"] == name.name]
-            tables.replace(name, plan_service(service, own, Context(node), Marks()))
+            tables.replace(name, plan_service(service, own, context, Marks()))
     return tables
 
 
@@ -98,20 +100,18 @@ def addresses(net: Topology) -> set[str]:
 
 
 def set_members(net: Topology) -> dict[str, set[tuple[object, ...]]]:
-    """Return what ``ipset save`` prints."""
+    """Return the members of the sets that have any, by the names of the ipsets."""
     found: dict[str, set[tuple[object, ...]]] = {}
-    for line in net.run("node", "ipset", "save").splitlines():
-        verb, name, *rest = line.split()
-        members = found.setdefault(name, set())
-        if verb == "add":
-            texts: list[object] = []
-            for part in rest[0].split(","):
-                protocol, _, port = part.partition(":")
-                if protocol in _PROTOCOL_NAMES:
-                    texts += [_PROTOCOL_NAMES[protocol], int(port)]
-                else:
-                    texts.append(_canonical(part))
-            members.add(tuple(texts))
+    for line in saved_sets(net):
+        _, name, member, *_ = line.split()
+        texts: list[object] = []
+        for part in member.split(","):
+            protocol, _, port = part.partition(":")
+            if protocol in _PROTOCOL_NAMES:
+                texts += [_PROTOCOL_NAMES[protocol], int(port)]
+            else:
+                texts.append(_canonical(part))
+        found.setdefault(name, set()).add(tuple(texts))
     return found
 
 
@@ -128,8 +128,5 @@ def _canonical(text: str) -> str:
 
 def marks(net: Topology) -> set[int]:
     """Return the packet marks that the node's sets give to addresses and ports."""
-    saved = net.run("node", "ipset", "save")
-    return {
-        int(mark, 16)
-        for mark in re.findall(r"^add IPVS-PROXY-\S*INTERNAL .* skbmark (0x[0-9a-f]+)", saved, re.MULTILINE)
-    }
+    given = (re.fullmatch(r"add IPVS-PROXY-\S*INTERNAL .* skbmark (0x[0-9a-f]+)\S*", line) for line in saved_sets(net))
+    return {int(found[1], 16) for found in given if found}

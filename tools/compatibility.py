@@ -17,6 +17,9 @@ DOCUMENT: Final = DOCS / "compatibility.md"
 #: The outcome of every test of the ring by its id; a run of the whole ring leaves it here.
 RESULTS: Final = ROOT / ".cache" / "ring-results.json"
 
+#: Before the id of a test in the results, if it has run with nftables.
+WITH_NFTABLES: Final = "nftables: "
+
 _KINDS: Final = "test_kinds.py::test_kernel_holds_what_a_service_asks_for"
 _WHO: Final = "test_every_address.py::test_who_answers_and_which_source_it_sees"
 _RULES: Final = "test_kernel_rules.py"
@@ -134,11 +137,12 @@ HEADING: Final = """\
 # Compatibility with kube-proxy's IPVS mode
 
 Made from the results of the kernel ring (`make test` fails if it is out of date): one row for each behaviour of
-kube-proxy's IPVS mode, with the tests in a real kernel that prove it and the number of cases of them that passed.
-`*`: deliberately different, see [differences](differences.md).
+kube-proxy's IPVS mode, with the tests in a real kernel that prove it and the number of cases of them that passed. Those
+that are about the packet filter have run a second time, with `--packet-filter nftables` in a kernel without iptables
+and ipset. `*`: deliberately different, see [differences](differences.md).
 
-| section | behaviour | proven by | cases |
-|---|---|---|---|
+| section | behaviour | proven by | cases | with nftables |
+|---|---|---|---|---|
 """
 
 
@@ -148,11 +152,14 @@ def written() -> Texts:
     Raises OSError if there was none.
     """
     results = json.loads(RESULTS.read_text())
-    return {DOCUMENT: document({name.removeprefix("tests/ring/"): outcome for name, outcome in results.items()})}
+    return {DOCUMENT: document({name.replace("tests/ring/", "", 1): outcome for name, outcome in results.items()})}
 
 
 def document(results: Mapping[str, str]) -> str:
-    """Return the document from the outcome of every test by its id below ``tests/ring/``."""
+    """Return the document from the outcome of every test by its id below ``tests/ring/``.
+
+    Those that have run with nftables have ``WITH_NFTABLES`` before it.
+    """
     lines = []
     for section, behaviour, tests in BEHAVIOURS:
         found = [outcome for name, outcome in results.items() if name.startswith(tests)]
@@ -160,6 +167,10 @@ def document(results: Mapping[str, str]) -> str:
         verdict = f"{len(found)} passed"
         if empty or set(found) != {"passed"}:
             verdict = "**FAILED**" + "".join(f" no such test: {test}" for test in empty)
+        again = [
+            outcome for name, outcome in results.items() if name.startswith(tuple(map(WITH_NFTABLES.__add__, tests)))
+        ]
+        verdict_again = f"{len(again)} passed" if set(again) == {"passed"} else "**FAILED**" if again else ""
         proven = "<br>".join(f"`{name}`" for name in dict.fromkeys(test.replace("|", "\\|") for test in tests))
-        lines.append(f"| {section} | {behaviour} | {proven} | {verdict} |\n")
+        lines.append(f"| {section} | {behaviour} | {proven} | {verdict} | {verdict_again} |\n")
     return HEADING + "".join(lines)

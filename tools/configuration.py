@@ -17,6 +17,7 @@ SCHEMA = DOCS / "ipvs-proxy-configuration.schema.json"
 _PATTERNS: dict[str, dict[str, Any]] = {
     "DURATION": {"type": "string", "pattern": r"^(0|([0-9]+(\.[0-9]*)?(ns|us|µs|ms|s|m|h))+)?$"},
     "off|all|endpoints": {"type": "string", "enum": ["off", "all", "endpoints"]},
+    "auto|iptables|nftables": {"type": "string", "enum": ["auto", "iptables", "nftables"]},
     "[true|false]": {"type": "boolean", "default": False},
     "LABEL": {"type": "string", "pattern": r"^([a-z0-9A-Z]([-a-z0-9A-Z_.]*[a-z0-9A-Z])?)?$", "maxLength": 63},
     "kube-proxy": {"type": "string", "enum": ["", "kube-proxy"]},

@@ -59,7 +59,7 @@ from ipvs_proxy.kube.peers import follow_peers
 from ipvs_proxy.kube.reflector import reflect
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, Resource, own_node, services_for
 from ipvs_proxy.kube.sinks import NOBODY, Observer
-from ipvs_proxy.node.requirements import Host
+from ipvs_proxy.node.packet_filters import Host
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName
@@ -137,7 +137,7 @@ class Agent:
     def _make_controller(self, departed: DepartedEndpoints) -> Controller:
         return Controller(
             self.writer,
-            context=context_of(self.settings, self._host.families),
+            context=context_of(self.settings, self._host.families, spells_marks=self._dataplane.spells_marks),
             recorder=self._reports,
             marks=Marks(self.settings.masquerade_bit),
             facts=self._facts,
@@ -336,7 +336,7 @@ def sources(
     ]
 
 
-def context_of(settings: Settings, families: Sequence[Family]) -> Context:
+def context_of(settings: Settings, families: Sequence[Family], *, spells_marks: bool) -> Context:
     """Return what plans need to know of the settings; what they need to know of the node comes later."""
     return Context(
         settings.node_name,
@@ -344,6 +344,7 @@ def context_of(settings: Settings, families: Sequence[Family]) -> Context:
         families=tuple(families),
         compatible=settings.compatible,
         external_ips=settings.external_ips,
+        spells_marks=spells_marks,
         service_proxy_name=settings.service_proxy_name,
     )
 

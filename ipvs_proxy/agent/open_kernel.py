@@ -6,13 +6,15 @@ import structlog
 
 from ipvs_proxy.agent.local_detection import masquerading
 from ipvs_proxy.kernel.dataplane import Dataplane
-from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables, require_other_mode
+from ipvs_proxy.kernel.filter.beside import require_other_mode
+from ipvs_proxy.kernel.filter.ipset_iptables import open_ipset_iptables
+from ipvs_proxy.kernel.filter.nftables_filter import open_nftables
 from ipvs_proxy.kernel.ipvs.records import Timeouts
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kube.objects import Node
 from ipvs_proxy.node import conntrack_limits, sysctl
-from ipvs_proxy.node.requirements import Host
+from ipvs_proxy.node.packet_filters import Host
 from ipvs_proxy.settings.model import Settings
 
 log = structlog.get_logger(__name__)
@@ -38,11 +40,13 @@ def prepare_kernel(settings: Settings, host: Host) -> Dataplane:
 def open_tables(settings: Settings, host: Host, ipvs: Ipvs, node: Node | None = None) -> Dataplane:
     """Open the kernel's tables, with the rules that follow from the own Node; nothing is written yet."""
     rules = {family: masquerading(settings, family, node) for family in host.families}
-    return Dataplane(
-        ipvs=ipvs,
-        addresses=Addresses(),
-        packet_filter=open_ipset_iptables(rules, host.iptables, beside_kube_proxy=bool(settings.service_proxy_name)),
+    beside = bool(settings.service_proxy_name)
+    packet_filter = (
+        open_nftables(rules, beside_kube_proxy=beside)
+        if host.iptables is None
+        else open_ipset_iptables(rules, host.iptables, beside_kube_proxy=beside)
     )
+    return Dataplane(ipvs=ipvs, addresses=Addresses(), packet_filter=packet_filter)
 
 
 def set_kernel(settings: Settings, ipvs: Ipvs) -> None:

@@ -18,7 +18,7 @@ from ipvs_proxy.kernel.dataplane import Dataplane
 from ipvs_proxy.netlink.errors import Unusable, is_passing
 from ipvs_proxy.netlink.wire import MalformedMessage
 from ipvs_proxy.node import requirements
-from ipvs_proxy.node.requirements import Host
+from ipvs_proxy.node.packet_filters import Host
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.settings.model import Settings
 
@@ -59,13 +59,16 @@ async def prepare(settings: Settings, stop: asyncio.Event | None = None) -> tupl
     """Check the node and set what needs more rights than the rest. Raises as ``start`` does."""
 
     async def check() -> Host:
-        return requirements.require_all()
+        return requirements.require_all(settings.packet_filter)
 
     async def open_kernel() -> Dataplane:
         return prepare_kernel(settings, host)
 
     host = await persist("checks", check, stop)
-    log.info("iptables", variant=host.iptables.backend, version=host.iptables.version_text, reason=host.iptables.reason)
+    log.info("packet_filter", chosen=host.packet_filter, reason=host.reason)
+    if host.iptables is not None:
+        used = host.iptables
+        log.info("iptables", variant=used.backend, version=used.version_text, reason=used.reason)
     for family, reason in host.unsupported.items():
         log.warning("family_unsupported", family=family.label, reason=reason)
     return host, await persist("kernel", open_kernel, stop)

@@ -1,8 +1,8 @@
 """``ipvs-proxy debug-bundle``: one archive with all that is needed to find a fault from afar.
 
-The parts are independent: one that cannot be read is named in ``missing.txt``, and the others are there. Of the packet
-rules, only lines that name our chains are taken. No setting of the agent is a secret; what looks like one in any part
-(a token, a password, a user in a URL) is masked all the same.
+The parts are independent: one that cannot be read is named in ``missing.txt``, and the others are there. Of iptables'
+rules, only lines that name our chains are taken, of nftables' our own table. No setting of the agent is a secret; what
+looks like one in any part (a token, a password, a user in a URL) is masked all the same.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ from ipvs_proxy import __version__
 from ipvs_proxy.commands import ask
 from ipvs_proxy.commands.doctor import examine
 from ipvs_proxy.commands.text import document
+from ipvs_proxy.kernel.filter.backend import NFTABLES
 from ipvs_proxy.kernel.filter.iptables.programs import installed_variants
-from ipvs_proxy.netlink.errors import Unusable
+from ipvs_proxy.kernel.filter.nftables.names import TABLE_NAME
+from ipvs_proxy.kernel.filter.nftables.program import read_tables
+from ipvs_proxy.kernel.filter.nftables.tables import has_own_table
+from ipvs_proxy.netlink.errors import MissingPiece, Unusable
 from ipvs_proxy.plan.tables import Family
 from ipvs_proxy.state.documents import NodeState
 
+_OWN_TABLE: Final = re.compile(rf"^table {TABLE_NAME} {{\n.*?^}}\n", re.MULTILINE | re.DOTALL)
 #: Pages of the agent, by file name in the archive.
 _PAGES: Final = {
     "differences.json": "/state/differences",
@@ -125,7 +130,14 @@ def _sysctls(path: Path) -> str:
 
 def _rules() -> str:
     parts = []
-    for variant in installed_variants():
+    if has_own_table():
+        parts += [f"# {NFTABLES}\n", *_OWN_TABLE.findall(read_tables())]
+    try:
+        variants = installed_variants()
+    except MissingPiece as error:
+        variants = []
+        parts.append(f"# no rules of iptables: {error}\n")
+    for variant in variants:
         for family in Family:
             parts.append(f"# {variant.backend} {family.label}\n")
             lines = variant.save(family).splitlines(keepends=True)

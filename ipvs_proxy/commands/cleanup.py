@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ipvs_proxy.kernel.filter.ipset_iptables import are_rules_beside_kube_proxy
+from ipvs_proxy.kernel.filter.beside import are_rules_beside_kube_proxy
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node import cleanup, instances, processes, requirements
 

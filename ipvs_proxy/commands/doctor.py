@@ -14,6 +14,7 @@ from ipvs_proxy.commands import ask
 from ipvs_proxy.commands.interference import interferences
 from ipvs_proxy.commands.node_findings import Kind, find, finding_text
 from ipvs_proxy.commands.text import document, several
+from ipvs_proxy.kernel.filter.backend import NFTABLES
 from ipvs_proxy.kernel.filter.foreign.rules import Effect
 from ipvs_proxy.netlink.errors import Unusable
 from ipvs_proxy.node.host_facts import HostFacts, read_host_facts
@@ -37,6 +38,8 @@ _DROPPING: Final = {
         "have the network plugin accept the pods' networks",
     ),
 }
+#: At most this many chains of others are named.
+NAMED: Final = 5
 #: From this many connections per bucket on, looking one up is slow.
 CROWDED: Final = 16
 _USUAL_SCHEDULER: Final = "rr"
@@ -123,8 +126,10 @@ def diagnoses_text(diagnoses: list[Diagnosis]) -> str:
 def judge_kernel(found: Inventory) -> Iterator[Diagnosis]:
     """Judge what the kernel offers, and how it is set."""
     chosen = found.iptables
-    variant = "" if chosen is None else f"; iptables {chosen.version_text} ({chosen.backend})"
-    yield Diagnosis(Level.OK, "kernel", f"Linux {_version_text(found)}{variant}")
+    used = f"; {NFTABLES}, as {found.reason}" if found.packet_filter == NFTABLES else ""
+    if chosen is not None:
+        used = f"; iptables {chosen.version_text} ({chosen.backend})"
+    yield Diagnosis(Level.OK, "kernel", f"Linux {_version_text(found)}{used}")
     for finding in find(found, beside=found.beside):
         yield Diagnosis(_LEVELS[finding.kind], finding.topic, finding.text, finding.remedy)
     for change in found.sysctls:
@@ -169,6 +174,7 @@ def judge_host(found: Inventory, facts: HostFacts) -> Iterator[Diagnosis]:
             "set ipvs.strictARP: true",
         )
     yield from _judge_firewall(facts, _used(found))
+    yield from _judge_chains(found)
     for one in interferences(found):
         level = Level.WARNING if one.effect is Effect.MARKS else Level.PROBLEM
         yield Diagnosis(level, one.table, one.text, one.remedy)
@@ -181,6 +187,22 @@ def judge_host(found: Inventory, facts: HostFacts) -> Iterator[Diagnosis]:
         )
     yield from _judge_room(found, facts)
     yield from _judge_ipvs(found, facts)
+
+
+def _judge_chains(found: Inventory) -> Iterator[Diagnosis]:
+    """Judge what of others' tables of nftables decides before ours."""
+    for chain in found.before_ours[:NAMED]:
+        drops = chain.endswith("policy drop)")
+        what = "what no rule in it accepts is dropped, whatever ours do" if drops else "it may lead them elsewhere"
+        yield Diagnosis(
+            Level.WARNING,
+            "nftables",
+            f"{chain} decides about connections to Services before our table: {what}",
+            "accept the pods' networks and the ports of Services there" if drops else "give it a priority above -110",
+        )
+    if len(found.before_ours) > NAMED:
+        more = f"{len(found.before_ours) - NAMED} more chains of others decide before our table"
+        yield Diagnosis(Level.WARNING, "nftables", more, "nft list chains shows them")
 
 
 def _judge_room(found: Inventory, facts: HostFacts) -> Iterator[Diagnosis]:

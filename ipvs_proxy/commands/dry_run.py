@@ -24,8 +24,9 @@ from ipvs_proxy.agent.sync.departed import DepartedEndpoints
 from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.commands.empty_kernel import EmptyKernel
 from ipvs_proxy.kernel.dataplane import Dataplane, Failure
-from ipvs_proxy.kernel.filter.backend import PacketFilter
+from ipvs_proxy.kernel.filter.backend import NFTABLES, PacketFilter
 from ipvs_proxy.kernel.filter.ipset_iptables import EmptyIpsetIptables
+from ipvs_proxy.kernel.filter.nftables_filter import EmptyNftables
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.kube.client import connect
@@ -62,6 +63,11 @@ class ReadOnlyKernel:
         self.operations: list[Operation] = []
         self._dataplane = dataplane
 
+    @property
+    def spells_marks(self) -> bool:
+        """Whether members say which bits a mark has."""
+        return self._dataplane.spells_marks
+
     def ensure_tables(self) -> list[str]:
         """Note which of link and sets are missing."""
         if not self._dataplane.addresses.has_link():
@@ -77,13 +83,17 @@ class ReadOnlyKernel:
     write_rules = repair_rules
 
     def find_leftovers(self) -> list[str]:
-        """Return what kube-proxy left behind in its other modes."""
+        """Return what kube-proxy left behind in its other modes, or an agent with another packet filter."""
         return self._dataplane.find_leftovers()
 
     def remove_leftovers(self) -> list[str]:
         """Note what of it would go."""
         self.frame += [ChangeState("delete", "rules", found) for found in self._dataplane.find_leftovers()]
         return []
+
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members that are left in the sets of another packet filter."""
+        return self._dataplane.read_left_entries()
 
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """Read all virtual servers."""
@@ -100,6 +110,10 @@ class ReadOnlyKernel:
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role."""
         return self._dataplane.read_entries()
+
+    def entries_are_unchanged(self) -> bool:
+        """Return false: what is read once is not asked for again."""
+        return False
 
     def has_scheduler(self, _: str) -> bool:
         """Return that there is every scheduler: only a write would show it, and load its module."""
@@ -145,7 +159,7 @@ def find_ground(settings: Settings, *, offline: bool) -> Ground:
     if offline:
         return _empty_ground(settings, "as --offline says")
     try:
-        host = requirements.require_all()
+        host = requirements.require_all(settings.packet_filter)
     except MissingPiece as error:
         if settings.manifests is not None and not IPVS_LOADED.exists():
             return _empty_ground(settings, f"as IPVS is not in use here ({error.piece})")
@@ -161,9 +175,11 @@ def find_ground(settings: Settings, *, offline: bool) -> Ground:
 
 
 def _empty_ground(settings: Settings, reason: str) -> Ground:
-    packet_filter = EmptyIpsetIptables(
-        {family: masquerading(settings, family, None) for family in Family},
-        beside_kube_proxy=bool(settings.service_proxy_name),
+    rules = {family: masquerading(settings, family, None) for family in Family}
+    packet_filter = (
+        EmptyNftables(rules)
+        if settings.packet_filter == NFTABLES
+        else EmptyIpsetIptables(rules, beside_kube_proxy=bool(settings.service_proxy_name))
     )
     try:
         with closing(HostAddresses()) as reader:
@@ -194,7 +210,7 @@ async def _find_changes(settings: Settings, ground: Ground) -> Differences:
     health = HealthTracker(ground.families, sync_period=settings.sync_period)
     controller = Controller(
         writer,
-        context=context_of(settings, ground.families),
+        context=context_of(settings, ground.families, spells_marks=ground.packet_filter.spells_marks),
         recorder=Reports(Metrics(ground.families), health, wish=lambda *_: None, emit=None, history=History()),
         marks=Marks(settings.masquerade_bit),
         facts=node_facts_of(settings, ground.families, ground.read_interfaces),

@@ -22,6 +22,11 @@ class EmptyKernel:
         self.operations: list[Operation] = []
         self._packet_filter = packet_filter
 
+    @property
+    def spells_marks(self) -> bool:
+        """Whether members say which bits a mark has."""
+        return self._packet_filter.spells_marks
+
     def ensure_tables(self) -> list[str]:
         """Note link and sets, none of which is there."""
         self.frame.append(ChangeState("add", "addresses", f"link {SERVICE_LINK}"))
@@ -53,9 +58,17 @@ class EmptyKernel:
         """Return no address."""
         return set()
 
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Return no set."""
+        return {}
+
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Return no set."""
         return {}
+
+    def entries_are_unchanged(self) -> bool:
+        """Return false."""
+        return False
 
     def has_scheduler(self, _: str) -> bool:
         """Return that there is every scheduler."""

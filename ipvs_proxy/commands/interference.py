@@ -109,6 +109,9 @@ def _counts(encounter: Encounter, found: Inventory, *, marked: bool) -> bool:
         return False
     if encounter.effect is Effect.MARKS and not marked:
         return False
+    # Our table of nftables decides about connections to Services before the nat table of iptables is asked.
+    if found.table and encounter.table == "nat":
+        return False
     # What kube-proxy has left in the variant that is not in use is a finding of its own.
     return found.beside or SERVICES not in encounter.through
 

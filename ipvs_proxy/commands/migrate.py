@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from ipvs_proxy import __version__
 from ipvs_proxy.commands.kube_proxy_configuration import load, read
 from ipvs_proxy.commands.node_findings import Kind, find, finding_text
+from ipvs_proxy.kernel.filter.backend import NFTABLES
 from ipvs_proxy.kernel.links.addresses import LINK
 from ipvs_proxy.kube.resources import SERVICE_PROXY_NAME
 from ipvs_proxy.node.inventory import Inventory, take_inventory
@@ -81,7 +82,12 @@ def check(config: Path | None, *, as_json: bool, service_proxy_name: str = "") -
             name: int(address.rpartition(":")[2])
             for name, address in (("health", settings.healthz_bind_address), ("metrics", settings.metrics_bind_address))
         }
-        found = take_inventory(scheduler=settings.scheduler, strict_arp=settings.strict_arp, ports=ports.values())
+        found = take_inventory(
+            scheduler=settings.scheduler,
+            strict_arp=settings.strict_arp,
+            ports=ports.values(),
+            packet_filter=settings.packet_filter,
+        )
     except (OSError, ValueError, SettingsError) as error:
         sys.stderr.write(f"ipvs-proxy: error: {error}\n")
         return ERROR
@@ -144,9 +150,11 @@ def _as_json(consequences: list[Consequence]) -> str:
 
 def _judge_kernel(found: Inventory, *, without: Collection[Kind] = (), beside: bool = False) -> Iterator[Consequence]:
     chosen = found.iptables
-    if chosen is not None:
+    if found.packet_filter:
         kernel = ".".join(map(str, found.kernel))
-        text = f"Linux {kernel}; iptables {chosen.version_text}, variant {chosen.backend}, as {chosen.reason}"
+        text = f"Linux {kernel}; packet filter {found.packet_filter}, as {found.reason}"
+        if chosen is not None:
+            text += f"; iptables {chosen.version_text}, variant {chosen.backend}, as {chosen.reason}"
         yield Consequence(Standing.FOUND, "kernel", text)
     for finding in find(found, beside=beside):
         if finding.kind not in without:
@@ -165,6 +173,9 @@ def _judge_traces(found: Inventory, settings: Settings) -> Iterator[Consequence]
         yield Consequence(
             Standing.CHANGE, "IPVS mode", "taken over as it is: what is right is not written, connections go on"
         )
+    if found.packet_filter == NFTABLES and (found.sets or found.ipvs_mode):
+        text = "its sets and rules are in nftables then; those of ipset and iptables go when ours are complete"
+        yield Consequence(Standing.CHANGE, "IPVS mode", text)
     for scheduler, number in sorted(found.schedulers.items()):
         if scheduler != settings.scheduler:
             text = f"of the virtual servers {number} have {scheduler}; Services get {settings.scheduler}"
@@ -172,7 +183,7 @@ def _judge_traces(found: Inventory, settings: Settings) -> Iterator[Consequence]
     backend = "" if found.iptables is None else found.iptables.backend
     for (family, variant), number in found.iptables_mode.items():
         yield Consequence(Standing.FOUND, KUBE_PROXY, f"iptables mode: chains of {family} in {variant}: {number}")
-        if variant == backend:
+        if variant == backend or found.packet_filter == NFTABLES:
             text = f"{family}: its chains serve until all virtual servers are complete, and are removed then"
             yield Consequence(Standing.CHANGE, "iptables mode", text)
     for family_of_table in found.nftables_mode:

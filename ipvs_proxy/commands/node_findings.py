@@ -11,6 +11,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple
 
 from ipvs_proxy.commands.text import several, wrapped
+from ipvs_proxy.kernel.filter.backend import NFTABLES
 from ipvs_proxy.node.inventory import Inventory
 
 #: At most this many foreign virtual servers are named.
@@ -59,7 +60,8 @@ def find(found: Inventory, *, beside: bool = False) -> Iterator[Finding]:
     for problem in found.flaws:
         yield Finding(Kind.FLAW, "kernel", *problem)
     used = "" if found.iptables is None else found.iptables.backend
-    others = () if beside else (*found.iptables_mode, *found.ipvs_mode)
+    # A start with nftables takes both away.
+    others = () if beside or found.packet_filter == NFTABLES else (*found.iptables_mode, *found.ipvs_mode)
     for variant in sorted({variant for _, variant in others} - {used}):
         yield Finding(
             Kind.RULES_IN_OTHER_VARIANT,

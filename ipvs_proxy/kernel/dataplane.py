@@ -68,6 +68,11 @@ class Dataplane:
         self.addresses = addresses
         self.packet_filter = packet_filter
 
+    @property
+    def spells_marks(self) -> bool:
+        """Whether members say which bits a mark has."""
+        return self.packet_filter.spells_marks
+
     def prepare(self) -> None:
         """Make link and sets, and read the rules: what a start needs whatever objects there are.
 
@@ -97,12 +102,16 @@ class Dataplane:
         return self.packet_filter.write()
 
     def find_leftovers(self) -> list[str]:
-        """Say what kube-proxy left behind in its other modes."""
+        """Say what kube-proxy left behind in its other modes, or an agent with another packet filter."""
         return self.packet_filter.find_other_modes()
 
     def remove_leftovers(self) -> list[str]:
-        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        """Take away what ``find_leftovers`` finds; say what it was."""
         return self.packet_filter.remove_other_modes()
+
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members that are left in the sets of another packet filter."""
+        return self.packet_filter.read_predecessor()
 
     def read_virtual_servers(self) -> dict[VirtualServerKey, VirtualServer]:
         """Read all virtual servers with their real servers, also those that are not ours."""
@@ -115,6 +124,10 @@ class Dataplane:
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role; a set that is missing is left out."""
         return self.packet_filter.read()
+
+    def entries_are_unchanged(self) -> bool:
+        """Return whether the members are certainly what was read, but for what has been applied since."""
+        return self.packet_filter.is_unchanged()
 
     def has_scheduler(self, name: str) -> bool:
         """Return whether the kernel has a scheduler, which it loads if it can. Raises OSError if it does not say."""

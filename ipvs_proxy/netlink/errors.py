@@ -11,6 +11,11 @@ UNKNOWN: Final = -1
 #: The kernel, or this process, is short of memory, buffers or descriptors (netlink(7), socket(2)).
 SHORTAGES: Final = frozenset({EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, UNKNOWN})
 
+#: The end of a remedy that begins with a module of the kernel.
+MODULES_PACKAGE: Final = (
+    "or install the package that has all of the kernel's modules (kernel-modules-extra on RHEL and its family)"
+)
+
 
 class Unusable(OSError):  # noqa: N818  the name says what is wrong
     """A piece of this node is missing, occupied or broken: ``str()`` is one line with the piece and the remedy.

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from errno import ENOBUFS
 from struct import pack
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from ipvs_proxy.netlink.errors import SHORTAGES, UNKNOWN
 from ipvs_proxy.netlink.wire import (
@@ -84,6 +84,17 @@ class MessageCounts:
     bytes_sent: int = 0
 
 
+class Transaction(NamedTuple):
+    """What became of requests that are carried out together or not at all: not at all if there is a failure.
+
+    ``failures`` has the outcomes of those that the kernel refused, or whose fate is unknown, by index; ``replies`` what
+    it answered besides to the request that began the transaction.
+    """
+
+    failures: dict[int, Acknowledgement]
+    replies: list[bytes]
+
+
 class NetlinkSocket:
     """One socket of one netlink protocol, in the network namespace of the thread that makes it.
 
@@ -135,6 +146,38 @@ class NetlinkSocket:
             for index, outcome in self._send_batch(requests[start:end]).items():
                 failures[start + index] = outcome
         return failures
+
+    def transact(self, requests: Sequence[Request], *, opening: Sequence[Request], end: Request) -> Transaction:
+        """Send requests in one datagram, between those that frame them, to be carried out together or not at all.
+
+        The kernel looks at each, whatever it found wrong with those before (``nfnetlink_rcv_batch``), so all that it
+        refuses come back at once; what is wrong with the whole, it says of the first of ``opening``. Never raises
+        OSError: what could not be sent is UNKNOWN. The datagram must fit the send buffer.
+        """
+        begin = self._reserve(len(opening) + len(requests) + 1)
+        first = begin + len(opening)
+        last = first + len(requests) - 1
+        outcome = Transaction({}, [])
+        self.traffic.writes += len(requests)
+        try:
+            opened = b"".join(frame(request, sequence=number) for number, request in enumerate(opening, begin))
+            self._transmit(opened + frame_batch(requests, sequence=first) + frame(end, sequence=last + 1))
+            while True:
+                for reply in _replies(self._receive_datagram()):
+                    if not begin <= reply.sequence <= last:
+                        continue
+                    if isinstance(reply, Data):
+                        outcome.replies.append(reply.payload)
+                    elif isinstance(reply, Acknowledgement) and reply.sequence < first:
+                        return Transaction(dict.fromkeys(range(len(requests)), reply), [])
+                    elif isinstance(reply, Acknowledgement):
+                        if reply.error:
+                            outcome.failures[reply.sequence - first] = reply
+                        if reply.sequence == last:
+                            return outcome
+        except (OSError, MalformedMessage):
+            self.close()
+            return Transaction(dict.fromkeys(range(len(requests)), Acknowledgement(begin, UNKNOWN)), [])
 
     def ask(self, request: Request) -> bytes:
         """Ask for one object; return the payload of the reply.

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 # nlmsg_flags
 REQUEST: Final = 0x001
 ACK: Final = 0x004
+ECHO: Final = 0x008
 DUMP_INTERRUPTED: Final = 0x010
 DUMP: Final = 0x300
 EXCLUSIVE: Final = 0x200

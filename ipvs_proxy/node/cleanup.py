@@ -11,8 +11,8 @@ A kernel without ipset, or with IPVS not loaded, has nothing of that kind to rem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from errno import ESRCH
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
@@ -20,13 +20,16 @@ from typing import Final
 
 from ipvs_proxy.kernel.filter.backend import Cleaning, Traces, counted
 from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptablesTraces
+from ipvs_proxy.kernel.filter.nftables_filter import NftablesTraces
 from ipvs_proxy.kernel.ipvs.table import READ_ATTEMPTS, Ipvs
 from ipvs_proxy.kernel.links.addresses import LINK, Addresses
 from ipvs_proxy.netlink.errors import describe
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.mirror import KernelTables
-from ipvs_proxy.plan.tables import Verb, VirtualServerKey, VirtualServerOperation
+from ipvs_proxy.plan.tables import Role, SetEntry, Verb, VirtualServerKey, VirtualServerOperation
 
+#: What each packet filter may have left.
+_TRACES: Final = (IpsetIptablesTraces, NftablesTraces)
 #: Exists while IPVS is loaded, in the network namespace of the thread that looks.
 IPVS_LOADED: Final = Path("/proc/thread-self/net/ip_vs")
 #: At most this many virtual servers that cannot be removed are named; the rest are counted.
@@ -43,20 +46,28 @@ def clean(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[Network] = ()) -
     wrong is in the cleaning.
     """
     cleaning = Cleaning([], [])
-    with closing(Addresses()) as addresses, closing(_open_traces(cleaning)) as traces:
+    with ExitStack() as stack:
+        addresses = stack.enter_context(closing(Addresses()))
+        every: list[Traces] = [stack.enter_context(closing(traces(cleaning))) for traces in _TRACES]
         all_gone = False
         with cleaning.noting("the virtual servers"):
-            ledger = KernelTables(addresses=addresses.read(), entries=traces.read())
+            ledger = KernelTables(addresses=addresses.read(), entries=_read_all(every))
             all_gone = _remove_virtual_servers(ledger, exclude, cleaning, dry_run=dry_run)
         if all_gone:
             with cleaning.noting(f"the link {LINK}"):
                 _remove_link(addresses, cleaning, dry_run=dry_run)
-        traces.remove(cleaning, kube_proxy=kube_proxy, with_sets=all_gone, dry_run=dry_run)
+        for traces in every:
+            traces.remove(cleaning, kube_proxy=kube_proxy, with_sets=all_gone, dry_run=dry_run)
     return cleaning
 
 
-def _open_traces(cleaning: Cleaning) -> Traces:
-    return IpsetIptablesTraces(cleaning)
+def _read_all(every: Iterable[Traces]) -> dict[Role, set[SetEntry]]:
+    """Read the members by role, whichever packet filter has them."""
+    found: dict[Role, set[SetEntry]] = {}
+    for traces in every:
+        for role, members in traces.read().items():
+            found.setdefault(role, set()).update(members)
+    return found
 
 
 def _remove_virtual_servers(

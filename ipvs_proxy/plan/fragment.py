@@ -41,8 +41,8 @@ class Context(NamedTuple):
     ``node_addresses`` all that its status has, ``api_servers`` where this agent reaches the API server. ``compatible``:
     one list of endpoints for all clients, as in kube-proxy's IPVS mode. ``external_ips``: whether ``externalIPs`` are
     served (kube-proxy's feature gate ``AllowServiceExternalIPs``). ``service_proxy_name``: whose Services are served;
-    if it is empty, those that have no such label. ``missing_schedulers`` are those that the kernel was asked for and
-    does not have.
+    if it is empty, those that have no such label. ``spells_marks``: the packet filter needs the bits of marks, each in
+    its role. ``missing_schedulers`` are those that the kernel was asked for and does not have.
     """
 
     node_name: str
@@ -57,6 +57,7 @@ class Context(NamedTuple):
     compatible: bool = False
     external_ips: bool = True
     service_proxy_name: str = ""
+    spells_marks: bool = True
     missing_schedulers: frozenset[str] = frozenset()
 
 

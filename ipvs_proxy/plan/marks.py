@@ -18,7 +18,8 @@ What keeps the invariant:
   mangle table, where ``INTERNAL`` maps an address and port to the mark. In LOCAL_OUT (the node's own): the ``OUTPUT``
   chain of the nat table, right before IPVS and the last that others could write to. In mangle ``OUTPUT``, the kernel
   would route the packet again by its new mark; outside the mangle table, a set cannot map
-  (``set_target_v3_checkentry``). So the number is put together bit by bit there, from one set for each bit.
+  (``set_target_v3_checkentry``). So the number is put together bit by bit there, from one set for each bit. nftables
+  has a chain of its own for each of these places, and a map that gives the mark whole in both.
 * It goes in the first chain after IPVS: raw ``OUTPUT``. If the packet needs an address of the node, the masquerade mark
   takes its place, as always of the first packet only, and ``KUBE-POSTROUTING`` takes that back. What IPVS delivers on
   the node itself loses it in nat ``INPUT`` or, if the node sent it, in mangle ``POSTROUTING``.

@@ -3,18 +3,28 @@
 A virtual server is ours if a member of our sets names it, if its mark is one of ours, or if its address is on our link
 and no set names that address as an external or load balancer address. Such an address may be shared with somebody else:
 kube-vip, say, balances the control plane at the address of a Service, on another port. The sets are kube-proxy's, so
-what kube-proxy left is taken over too; and sets live exactly as long as the IPVS table, until the node restarts, which
-a file would not. What other programs balance (keepalived, say) is in none of them.
+what kube-proxy left is taken over too; where another packet filter comes, the members are handed over to its sets. And
+sets live exactly as long as the IPVS table, until the node restarts, which a file would not. What other programs
+balance (keepalived, say) is in none of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.mirror import KernelTables
-from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import (
+    Family,
+    Protocol,
+    Role,
+    SetEntry,
+    SetEntryOperation,
+    Verb,
+    VirtualServerKey,
+    family_of,
+)
 
 _EXTERNAL = (roles.LOAD_BALANCER, roles.EXTERNAL_IP, roles.EXTERNAL_IP_LOCAL)
 _EXACT = (roles.CLUSTER_IP, *_EXTERNAL, roles.LEAVING)
@@ -38,6 +48,21 @@ def ledger(actual: KernelTables) -> Callable[[VirtualServerKey], bool]:
         return _is_named(key, actual) or (key.address in actual.addresses and key.address not in shared(family))
 
     return is_ours
+
+
+def handed_over(
+    left: Mapping[Role, Collection[SetEntry]], own: Mapping[Role, Collection[SetEntry]]
+) -> Iterator[SetEntryOperation]:
+    """Return what adds to our sets the members that an agent with another packet filter has ``left`` in its own.
+
+    ``own`` has the members of the sets that we have, by role. An address that has a mark there keeps it.
+    """
+    for role, members in left.items():
+        if role in own:
+            known = {entry._replace(mark=0) for entry in own[role]}
+            for entry in members:
+                if entry._replace(mark=0) not in known:
+                    yield SetEntryOperation(Verb.ADD, role, entry)
 
 
 def _is_named(key: VirtualServerKey, actual: KernelTables) -> bool:

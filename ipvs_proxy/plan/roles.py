@@ -48,7 +48,8 @@ IPVS_IPS: Final = _roles("ipvs-ips")
 
 #: Addresses and ports where clients in the cluster get another virtual server, and its mark (see ``marks``).
 INTERNAL: Final = _roles("internal")
-#: The same addresses and ports again, once for each bit of the mark's number: the node's own packets get it bit by bit.
+#: The same addresses and ports again, once for each bit of the mark's number: where a packet filter cannot give a mark
+#: whole to the node's own packets (``PacketFilter.spells_marks``), they get it bit by bit.
 MARK_BITS: Final = {1 << bit: _roles(f"mark-{1 << bit:#x}") for bit in range(2, 13)}
 #: Addresses and ports with the policy Local where clients outside the cluster find no endpoint on this node.
 NO_LOCAL: Final = _roles("no-local")

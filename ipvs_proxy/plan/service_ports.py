@@ -256,7 +256,7 @@ def _serve_outside(
         _turn_away(plan, key, choices, chosen)
         if internal is not None:
             plan.add_entry(roles.INTERNAL, entry._replace(mark=internal.mark), Reason.CLUSTER_CLIENT)
-            for role in spelling(internal.mark):
+            for role in spelling(internal.mark) if plan.context.spells_marks else ():
                 plan.add_entry(role, entry, Reason.CLUSTER_CLIENT)
 
 

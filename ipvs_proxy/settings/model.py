@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ipvs_proxy.kernel.filter.backend import AUTO, IPTABLES, NFTABLES
 from ipvs_proxy.plan.masquerading import MASQUERADE_BIT
 from ipvs_proxy.plan.node_addresses import NodePortAddresses
 from ipvs_proxy.settings.row import OWN, Group, row
@@ -47,6 +48,7 @@ from ipvs_proxy.settings.values import (
 ANY_IPV4: Final = "0.0.0.0"  # noqa: S104  kube-proxy's default
 #: The one feature gate that means something here.
 EXTERNAL_IPS_GATE: Final = "AllowServiceExternalIPs"
+PACKET_FILTER: Final = Kind("auto|iptables|nftables", one_of(AUTO, IPTABLES, NFTABLES))
 _CLUSTER_CIDR: Final = "ClusterCIDR"
 _LOCAL_MODE: Final = Kind("MODE", one_of(_CLUSTER_CIDR, "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"))
 HEALTHZ_PORT: Final = 10256
@@ -151,6 +153,11 @@ class Settings:
     masquerade_all: bool = row(
         Group.MASQUERADING, "iptables.masqueradeAll", "--masquerade-all", SWITCH, "false",
         "If true, masquerade all traffic to cluster IPs", live=True)
+    packet_filter: str = row(
+        Group.MASQUERADING, "packetFilter", "--packet-filter", PACKET_FILTER, AUTO,
+        "The packet filter that masquerades, filters and marks: iptables (with ipset), nftables, or auto (what the "
+        "node has been served with until now, else what works there)", document=OWN,
+        outranks_file=True)
     masquerade_bit: int = row(
         Group.MASQUERADING, "iptables.masqueradeBit", "--iptables-masquerade-bit", integer_kind("BIT", 0, 31),
         str(MASQUERADE_BIT), "The bit of the packet mark that asks for masquerading (0 to 31)")

@@ -38,6 +38,7 @@ from tests.support.fake_dataplane import FakeDataplane
 from tests.support.listening import Listening
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 from tests.support.rig import POD1, POD2, SLICE, VIP, WEB, Rig, running
+from tests.support.roles import role
 
 
 @pytest.fixture
@@ -205,6 +206,17 @@ async def test_rules_of_another_mode_serve_until_ours_are_complete(plane: FakeDa
     plane.remove_leftovers = lambda: order.append("remove") or remove()  # type: ignore[method-assign,func-returns-value]
     async with running(plane, WEB, SLICE):
         assert order == ["apply", "rules", "remove"]
+
+
+async def test_what_the_sets_of_another_packet_filter_say_is_ours_goes_if_nobody_wants_it(plane: FakeDataplane) -> None:
+    plane.leftovers = ["the nftables table inet ipvs-proxy"]
+    gone = virtual("10.96.0.99", 80)
+    plane.kernel.virtual_servers[gone] = VirtualServer(gone, "rr")
+    plane.left_entries = {role("KUBE-CLUSTER-IP"): {SetEntry(gone.address, gone.protocol, gone.port)}}
+    async with running(plane, WEB, SLICE) as rig:
+        assert gone not in plane.kernel.virtual_servers
+        assert plane.left_entries[role("KUBE-CLUSTER-IP")].isdisjoint(plane.kernel.entries()[role("KUBE-CLUSTER-IP")])
+        assert rig.writer.actual.entries[role("KUBE-CLUSTER-IP")]
 
 
 async def test_the_rules_are_written_once_and_nobody_waits_for_a_look_at_them(plane: FakeDataplane) -> None:

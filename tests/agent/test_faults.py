@@ -410,6 +410,19 @@ async def test_marks_that_were_written_in_part_are_spelled_right_before_the_rule
         assert plane.kernel.read() == right
 
 
+async def test_marks_that_no_rule_spells_are_not_spelled(plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(plane, marked("aaa", 1)):
+        pass
+    for members in (members for name, members in plane.kernel.sets.items() if "MARK" in name):
+        members.clear()
+    plane.applied.clear()
+    before_rules = list[Operation]()
+    monkeypatch.setattr(plane, "write_rules", lambda: before_rules.extend(plane.applied) or [])
+    plane.spells_marks = False
+    async with running(plane, marked("aaa", 1)):
+        assert before_rules == []
+
+
 @pytest.mark.parametrize("turns", range(5))
 async def test_retries_end_with_the_agent_also_if_something_fails_in_the_same_moment(
     plane: FakeDataplane, turns: int

@@ -177,3 +177,23 @@ async def test_what_is_forgotten_is_found_again(mirror: Mirror) -> None:
     )
     mirror.forget(forgotten)
     assert await mirror.reread_small_tables() == TableKeys(addresses={A.address}, entries={(SET, member(A))})
+
+
+async def test_sets_that_nobody_else_has_changed_are_not_read(plane: FakeDataplane, mirror: Mirror) -> None:
+    reads = plane.calls["read_entries"]
+    plane.unchanged = True
+    plane.kernel.addresses.add(C.address)
+    assert await mirror.reread_small_tables() == TableKeys(addresses={C.address})
+    assert plane.calls["read_entries"] == reads
+    plane.unchanged = False
+    plane.kernel.sets[SET_NAME].add(member(C))
+    assert await mirror.reread_small_tables() == TableKeys(entries={(SET, member(C))})
+
+
+async def test_sets_are_read_after_something_was_forgotten_of_them(plane: FakeDataplane, mirror: Mirror) -> None:
+    plane.unchanged = True
+    mirror.forget(TableKeys(entries={(SET, member(A))}))
+    assert await mirror.reread_small_tables() == TableKeys(entries={(SET, member(A))}), "it is found again"
+    reads = plane.calls["read_entries"]
+    assert await mirror.reread_small_tables() == TableKeys()
+    assert plane.calls["read_entries"] == reads

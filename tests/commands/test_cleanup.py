@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import random
 
 import pytest
 
@@ -16,8 +15,8 @@ from ipvs_proxy.node.processes import Process
 
 
 @pytest.fixture(autouse=True)
-def address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(instances, "_ADDRESS", socket.inet_ntoa(b"\x7f" + os.urandom(3)))
+def groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances, "_GROUPS", random.randrange(0x8000, 0xFFFF) << 16)
     monkeypatch.setattr(requirements, "require_capabilities", lambda: None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipvs_proxy.commands.doctor import judge_kernel
-from ipvs_proxy.commands.migrate import judge_node
+from ipvs_proxy.commands.migrate import Standing, judge_node
 from ipvs_proxy.commands.node_findings import Kind, find, finding_text
 from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptables
 from ipvs_proxy.node.inventory import Inventory
@@ -49,6 +49,13 @@ def test_kinds_beside_a_kube_proxy_are_found_by_both_commands_too() -> None:
         words = {finding[1:] for finding in find(inventory, beside=True)}
         assert words <= {(one.topic, one.text, one.remedy) for one in judge_kernel(inventory)}
         assert words <= {(one.topic, one.text, one.remedy) for one in judge_node(inventory, settings, {})}
+
+
+def test_rules_in_both_variants_of_iptables_are_no_trouble_for_nftables_which_takes_both_away() -> None:
+    found = Inventory(kernel=(6, 12), packet_filter="nftables", iptables_mode=EVERYTHING.iptables_mode)
+    assert Kind.RULES_IN_OTHER_VARIANT not in {finding.kind for finding in find(found)}
+    changes = [one for one in judge_node(found, Settings(node_name="n"), {}) if one.standing is Standing.CHANGE]
+    assert len([one for one in changes if "removed then" in one.text]) == len(EVERYTHING.iptables_mode)
 
 
 def test_virtual_servers_of_others_are_counted_and_some_are_named() -> None:

@@ -141,6 +141,12 @@ def test_offline_everything_is_to_be_added_wherever_it_runs(tmp_path: Path) -> N
     assert " addresses of this host; sysctls are left out" in kernel
 
 
+def test_offline_the_sets_and_rules_are_those_of_the_packet_filter_that_is_asked_for(tmp_path: Path) -> None:
+    found = objects(planned(tmp_path, "--offline", "--packet-filter", "nftables"))
+    assert found >= {"cluster-ip", "node-port-tcp 30080", "the table inet ipvs-proxy is missing"}
+    assert not [name for name in found if "KUBE-" in name or "IPVS-PROXY-" in name]
+
+
 @pytest.mark.skipif(IPVS_LOADED.exists(), reason="this kernel has IPVS")
 def test_manifests_are_planned_against_an_empty_kernel_where_there_is_no_ipvs(tmp_path: Path) -> None:
     done = planned(tmp_path)

@@ -56,6 +56,8 @@ MATRIX: dict[str, dict[str, Any]] = {
     "kubeadm's ConfigMap": {"existingKubeProxyConfigMap": "kube-proxy"},
     "beside kube-proxy": {"serviceProxyName": "ipvs", "podMonitor": {"enabled": True}},
     "beside kube-proxy, with its ConfigMap": {"serviceProxyName": "ipvs", "existingKubeProxyConfigMap": "kube-proxy"},
+    "nftables": {"packetFilter": "nftables"},
+    "iptables": {"packetFilter": "iptables"},
     "nodes": {
         "nodeSelector": {"example.com/proxy": "ipvs-proxy"},
         "affinity": {

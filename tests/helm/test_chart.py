@@ -64,7 +64,7 @@ def test_agent_may_do_no_more_than_it_needs(name: str) -> None:
         "runAsUser": 0,
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
+        "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", *["NET_RAW"] * (name != "nftables")]},
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     own = {mount["name"] for mount in MATRIX[name].get("extraVolumeMounts", [])}
@@ -141,6 +141,15 @@ def test_label_of_the_services_is_a_flag_of_both_containers(name: str) -> None:
         assert "--service-proxy-name=ipvs" in container["args"]
     done = template({"serviceProxyName": "-ipvs"})
     assert "serviceProxyName" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["nftables", "iptables", "default"])
+def test_packet_filter_is_a_flag_of_both_containers_unless_the_configuration_may_say_it(name: str) -> None:
+    spec = pod(name)
+    for container in (*spec["initContainers"], *spec["containers"]):
+        given = [argument for argument in container["args"] if argument.startswith("--packet-filter")]
+        assert given == ([] if name == "default" else [f"--packet-filter={name}"])
+    assert "packetFilter" in template({"packetFilter": "ebtables"}).stderr
 
 
 def test_first_probe_comes_when_the_server_listens() -> None:

@@ -90,6 +90,10 @@ def test_both_variants_of_iptables_are_there() -> None:
     assert inside("modprobe", "--version").returncode == 0
 
 
+def test_program_of_nftables_is_there() -> None:
+    assert inside("nft", "--version").stdout.startswith("nftables v")
+
+
 def test_nothing_to_build_or_install_with_and_no_other_programs_of_ours() -> None:
     names = {path.name for path in files()}
     assert names.isdisjoint({"gcc", "cc", "ld", "make", "pip", "pip3", "easy_install", "uv", "curl", "wget"})

@@ -51,7 +51,7 @@ def test_every_test_runs_once_whoever_takes_it(tmp_path: Path) -> None:
         for number in range(2)
     ]
     printed = "".join(guest.communicate(timeout=60)[0] for guest in guests)
-    results, problems = gather(shared, 2)
+    results, problems = gather(shared, range(2))
     assert problems == [], printed
     assert results == {f"test_{number}.py::test_it[{case}]": "passed" for number in range(6) for case in range(3)}
     assert printed.count("torn down") == 6, f"fixtures of a file end with its last test:\n{printed}"
@@ -72,4 +72,4 @@ def test_what_is_wrong_with_a_run_is_named(told, problems, tmp_path: Path) -> No
             collected, ran = guest
             text = json.dumps({"collected": collected, "results": dict.fromkeys(ran, "passed")})
             (tmp_path / f"results-{number}.json").write_text(text)
-    assert gather(tmp_path, len(told))[1] == problems
+    assert gather(tmp_path, range(len(told)))[1] == problems

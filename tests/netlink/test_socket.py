@@ -236,3 +236,48 @@ def test_a_dump_that_ends_with_an_error_raises_it():
 
     with pytest.raises(OSError, match=os.strerror(ENOENT)):
         Scripted(script).dump(PING)
+
+
+OPENING = (Request(16, b"open"), Request(30, b"echo"))
+END = Request(17, b"done")
+
+
+def transact(script: Callable[[list[int]], Iterator[bytes]], count: int = 3) -> tuple[dict[int, int], list[bytes]]:
+    """Return the errors of a transaction by index, and what was answered besides."""
+    found = Scripted(script).transact([PING] * count, opening=OPENING, end=END)
+    return {index: failure.error for index, failure in found.failures.items()}, found.replies
+
+
+def test_a_transaction_is_one_datagram_whose_last_request_is_acknowledged():
+    def script(sequences):
+        yield message(40, sequences[1], b"made")
+        yield outcome(sequences[-2])
+
+    socket = Scripted(script)
+    assert socket.transact([PING] * 3, opening=OPENING, end=END) == ({}, [b"made"])
+    ((*others, last, end),) = socket.sent
+    assert (len(others), [flags & ACK for _, flags in (*others, last, end)]) == (4, [0, 0, 0, 0, ACK, 0])
+    assert socket.traffic.writes == 3, "what frames it writes nothing"
+
+
+def test_all_that_is_refused_of_a_transaction_is_known_at_once():
+    def script(sequences):
+        yield outcome(sequences[2], ENOENT) + outcome(sequences[4], EEXIST)
+
+    assert transact(script) == ({0: ENOENT, 2: EEXIST}, [])
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_what_is_wrong_with_a_transaction_as_a_whole_is_wrong_with_each(position):
+    def script(sequences):
+        yield outcome(sequences[position], ENOMEM)
+
+    assert transact(script) == ({0: ENOMEM, 1: ENOMEM, 2: ENOMEM}, [])
+
+
+@pytest.mark.parametrize("script", [lost, silent, garbled, overrun], ids=lambda script: script.__name__)
+def test_a_transaction_without_an_answer_is_unknown(script):
+    def unanswered(sequences):
+        yield from script(sequences[2:])
+
+    assert transact(unanswered) == ({0: UNKNOWN, 1: UNKNOWN, 2: UNKNOWN}, [])

@@ -6,8 +6,8 @@ import pytest
 
 from ipvs_proxy.plan.marks import CLASS, mark_key
 from ipvs_proxy.plan.mirror import KernelTables
-from ipvs_proxy.plan.ownership import ledger
-from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, VirtualServerKey
+from ipvs_proxy.plan.ownership import handed_over, ledger
+from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, SetEntryOperation, Verb, VirtualServerKey
 from tests.support.objects import packed, virtual
 from tests.support.roles import role
 
@@ -72,3 +72,19 @@ def test_node_ports_are_ours_on_any_address_of_the_node(name: str, protocol: Pro
 
 def test_marks_of_ours_are_ours() -> None:
     assert ledger(KernelTables())(mark_key(CLASS | 5, Family.IPV6))
+
+
+def test_members_of_another_packet_filter_are_handed_over_to_the_sets_that_are_there() -> None:
+    known, new = (SetEntry(packed(SHARED), Protocol.TCP, port) for port in (80, 81))
+    cluster, bits = role("KUBE-CLUSTER-IP"), role("IPVS-PROXY-LEAVING")
+    left = {cluster: {known, new}, bits: {new}}
+    assert list(handed_over(left, {cluster: {known}})) == [SetEntryOperation(Verb.ADD, cluster, new)]
+    assert list(handed_over(left, {cluster: {known, new}, bits: {new}})) == []
+
+
+def test_an_address_that_has_a_mark_already_keeps_it() -> None:
+    internal = role("IPVS-PROXY-INTERNAL")
+    bare = SetEntry(packed(SHARED), Protocol.TCP, 80)
+    left, own = bare._replace(mark=CLASS | 5), bare._replace(mark=CLASS | 9)
+    assert list(handed_over({internal: {left}}, {internal: {own}})) == []
+    assert list(handed_over({internal: {left}}, {internal: set()})) == [SetEntryOperation(Verb.ADD, internal, left)]

@@ -237,6 +237,18 @@ def test_all_addresses_of_a_port_share_one_mark_in_both_families() -> None:
     )
 
 
+def test_a_packet_filter_that_gives_marks_whole_is_asked_for_no_bits() -> None:
+    wanted = make(type="NodePort", ports=EXPOSED, external_traffic_policy="Local")
+    spelled, whole = (
+        plan_service(wanted, [endpoint_slice(LOCAL)], HERE._replace(spells_marks=spells), Marks())
+        for spells in (True, False)
+    )
+    bits = {(role, entry) for role, entry in spelled.entries if "-MARK-" in name_of(role)}
+    assert bits
+    assert whole.entries.keys() == spelled.entries.keys() - bits
+    assert whole.virtual_servers == spelled.virtual_servers
+
+
 @pytest.mark.parametrize("later", [{"external_traffic_policy": "Cluster"}, {"type": "ExternalName"}])
 def test_a_service_that_needs_a_mark_no_longer_gives_it_back(later: dict[str, Any]) -> None:
     marks = Marks()

@@ -6,6 +6,9 @@
 The whole ring is divided by files: each guest has all tests and takes the next file that no other has taken
 (``tests/ring/sharing.py``). At the end every test must have run exactly once, whatever happened to a guest, and
 ``docs/compatibility.md`` must agree with the results.
+
+One more guest runs the files of ``BOTH`` with nftables; the native kernel then has neither iptables nor ipset.
+``RING_PACKET_FILTER=nftables`` has some of the ring run there.
 """
 
 from __future__ import annotations
@@ -19,19 +22,44 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from lab.machine import CHECKOUT, Machine, choose, running
 from lab.native import Guest, scratch_directory
-from tools.compatibility import RESULTS
+from lab.packet_filter import NFTABLES
+from tools.compatibility import RESULTS, WITH_NFTABLES
 
 #: Sockets of removed namespaces are closed by the garbage collector, and pytest would blame a later test.
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 #: Native guests wait as much as they work; the emulator keeps a processor busy for each.
 GUESTS_PER_PROCESSOR = {"native": 2, "stock": 1}
 COMPATIBILITY = "tests/ring/test_compatibility.py"
+WITHOUT_IPTABLES = "tests/ring/test_without_iptables.py"
+#: What must hold for either packet filter, and what is about this one alone.
+BOTH = (
+    WITHOUT_IPTABLES,
+    *(
+        f"tests/ring/test_{name}.py"
+        for name in (
+            "kernel_nftables",
+            "beside_other_tables",
+            "choice",
+            "privileges",
+            "image",
+            "lifecycle",
+            "kinds",
+            "every_address",
+            "traffic",
+            "firewall",
+            "marks_of_others",
+            "shared_addresses",
+            "drains",
+            "work",
+        )
+    ),
+)
 #: What pytest prints of a file; and what it prints of the session, and of the rest of a file on further lines.
 _FILE = re.compile(r"^(tests/ring/\S+ \S+)")
 _UNREMARKABLE = re.compile(
@@ -65,34 +93,48 @@ def run_all(machine: Machine) -> int:
     processors = len(os.sched_getaffinity(0))
     count = int(os.environ.get("RING_GUESTS", processors * GUESTS_PER_PROCESSOR.get(machine.kind, 0) or 1))
     with ExitStack() as stack:
-        shared = stack.enter_context(scratch_directory())
-        guests = []
-        for number in range(count):
-            environment = {"REQUIRE_RING": "1", "RING_SHARED": str(shared), "RING_GUEST": str(number)}
-            guest = stack.enter_context(
-                running(
-                    machine,
-                    [*PYTEST, f"--ignore={COMPATIBILITY}", "tests/ring"],
-                    environment=environment,
-                    shared=shared,
-                    output=subprocess.PIPE,
-                )
-            )
-            thread = threading.Thread(target=follow, args=(guest, number), daemon=True)
-            thread.start()
-            guests.append((guest, thread))
+        shared, other = (stack.enter_context(scratch_directory()) for _ in range(2))
+        guests = [
+            begin(stack, machine, number, shared, [f"--ignore={COMPATIBILITY}", "tests/ring"])
+            for number in range(count)
+        ]
+        # Only the native kernel can be told to leave iptables out.
+        again = [file for file in BOTH if machine.kind == "native" or file != WITHOUT_IPTABLES]
+        guests.append(begin(stack, machine, count, other, again, environment={"RING_PACKET_FILTER": NFTABLES}))
         statuses = [guest.wait() for guest, _ in guests]
         for _, thread in guests:
             thread.join()
-        results, problems = gather(shared, count)
+        results, problems = gather(shared, range(count))
+        more, more_problems = gather(other, range(count, count + 1))
+        results |= {f"{WITH_NFTABLES}{test}": outcome for test, outcome in more.items()}
+        problems += more_problems
         statuses.append(compare_with_the_document(results, problems))
     counts = Counter(results.values())
     for problem in problems:
         say(f"ring: {problem}")
     failed = sum(count for outcome, count in counts.items() if outcome not in {"passed", "skipped"}) + len(problems)
-    say(f"ring: the whole of it in {time.monotonic() - began:.0f} s with {count} guests")
+    say(f"ring: the whole of it in {time.monotonic() - began:.0f} s with {len(guests)} guests")
     say(f"ring: {counts['passed']} passed, {failed} failed, {counts['skipped']} skipped")
     return 1 if failed or counts["skipped"] or not counts["passed"] or any(statuses) else 0
+
+
+def begin(
+    stack: ExitStack,
+    machine: Machine,
+    number: int,
+    shared: Path,
+    arguments: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[Guest, threading.Thread]:
+    """Start a guest that runs pytest with these arguments, and what follows its output."""
+    told = {"REQUIRE_RING": "1", "RING_SHARED": str(shared), "RING_GUEST": str(number)} | (environment or {})
+    guest = stack.enter_context(
+        running(machine, [*PYTEST, *arguments], environment=told, shared=shared, output=subprocess.PIPE)
+    )
+    thread = threading.Thread(target=follow, args=(guest, number), daemon=True)
+    thread.start()
+    return guest, thread
 
 
 def follow(guest: Guest, number: int) -> None:
@@ -108,12 +150,12 @@ def follow(guest: Guest, number: int) -> None:
     say("\n".join([f"--- guest {number + 1}", *rest]))
 
 
-def gather(shared: Path, count: int) -> tuple[dict[str, str], list[str]]:
+def gather(shared: Path, guests: Iterable[int]) -> tuple[dict[str, str], list[str]]:
     """Return the outcome of each test by its id, and what is wrong with the run as a whole."""
     results: dict[str, str] = {}
     problems = []
     collected: set[str] = set()
-    for number in range(count):
+    for number in guests:
         file = shared / f"results-{number}.json"
         if not file.exists():
             problems.append(f"guest {number + 1} ended before its tests did")

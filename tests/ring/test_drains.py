@@ -13,6 +13,7 @@ import pytest
 from lab import manifests
 from lab.agent import Agent, eventually, running_agent
 from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.packet_filter import saved_sets
 from lab.topology import ADDRESSES, FAMILIES, Topology, exchange, servers, topology
 from lab.witness import addresses, weights
 from tests.ring.silence import silence
@@ -93,7 +94,7 @@ def test_idle_service_that_is_deleted_leaves_nothing(net: Topology, directory: P
     eventually(lambda: served(net, vips["IPv4"], 2))
     (directory / "idle.json").unlink()
     eventually(lambda: not addresses(net) & set(vips.values()))
-    assert not any(vip in net.run("node", "ipvsadm", "-Sn") + net.run("node", "ipset", "save") for vip in vips.values())
+    assert not any(vip in "".join([net.run("node", "ipvsadm", "-Sn"), *saved_sets(net)]) for vip in vips.values())
 
 
 @pytest.mark.usefixtures("agent")

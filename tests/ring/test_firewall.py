@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import manifests
+from lab import manifests, packet_filter
 from lab.agent import Agent, eventually, running_agent
 from lab.manifests import TARGET_PORTS, endpoint
 from lab.topology import ADDRESSES, FAMILIES, Topology, exchange, server, servers, topology
@@ -154,9 +154,29 @@ def test_no_virtual_address_leads_to_a_port_of_the_node(net: Topology, family: s
             assert net.ask("client", address, 80)[0] == "pod2"
 
 
+#: The same as rules of iptables below.
+DEFAULT_DROP = """
+table inet host {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        ct state established,related accept
+        tcp dport { 22, 80 } accept
+        meta l4proto ipv6-icmp accept
+    }
+}
+"""
+
+
 @contextmanager
 def default_drop(net: Topology) -> Iterator[None]:
     """A host firewall as operators write them: what is not known is dropped, ssh and the Services' port are open."""
+    if packet_filter.CHOSEN == packet_filter.NFTABLES:
+        net.run("node", "nft", "-f", "-", text=DEFAULT_DROP)
+        try:
+            yield
+        finally:
+            net.run("node", "nft", "delete", "table", "inet", "host")
+        return
     rules = (
         "-P INPUT DROP",
         "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",

@@ -12,6 +12,7 @@ import pytest
 from lab import manifests
 from lab.agent import eventually, running_agent
 from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.packet_filter import IPTABLES, NFTABLES
 from lab.topology import ADDRESSES, FAMILIES, Topology, servers, topology
 from lab.witness import assert_as_planned
 from tests.support.confined import capabilities_of_the_chart
@@ -59,6 +60,7 @@ def container(directory: Path, capabilities: list[str]) -> tuple[str, ...]:
     return ("unshare", "--mount", "sh", "-c", CONTAINER, str(IMAGE), str(directory), bounds, "env", "-i", path)
 
 
+@pytest.mark.packet_filter(IPTABLES)
 @pytest.mark.parametrize("variant", ["nf_tables", "legacy"])
 def test_image_serves_follows_and_repairs_in_the_variant_of_the_node(
     variant: str, net: Topology, directory: Path
@@ -67,7 +69,7 @@ def test_image_serves_follows_and_repairs_in_the_variant_of_the_node(
         # As a kubelet does, in both families; the programs of the node load the modules, the image has none.
         for program in ("iptables-legacy", "ip6tables-legacy"):
             net.run("node", program, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
-    prefix = container(directory, capabilities_of_the_chart())
+    prefix = container(directory, capabilities_of_the_chart(IPTABLES))
     with net.inside("node"):
         everything = container(directory, ["net_admin", "net_raw", "sys_module"])
         subprocess.run([*everything, "ipvs-proxy", "--init-only"], check=True, capture_output=True, timeout=120)
@@ -79,5 +81,16 @@ def test_image_serves_follows_and_repairs_in_the_variant_of_the_node(
         program = "iptables-legacy-save" if variant == "legacy" else "iptables-nft-save"
         assert "-j KUBE-SERVICES" in net.run("node", program)
         set_endpoints(directory, "pod1")
+        eventually(lambda: assert_as_planned(net, directory) is None)
+        agent.stop()
+
+
+@pytest.mark.packet_filter(NFTABLES)
+def test_image_serves_a_node_without_iptables_and_ipset(net: Topology, directory: Path) -> None:
+    prefix = container(directory, capabilities_of_the_chart(NFTABLES))
+    with running_agent(net, directory, "--ipvs-sync-period=2s", prefix=prefix, program=("ipvs-proxy",)) as agent:
+        assert_as_planned(net, directory)
+        assert {net.ask("client", VIPS[family], PORTS["TCP"])[0] for family in FAMILIES for _ in "1234"} == set(PODS)
+        net.run("node", "nft", "delete", "table", "inet", "ipvs-proxy")
         eventually(lambda: assert_as_planned(net, directory) is None)
         agent.stop()

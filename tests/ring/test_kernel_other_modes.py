@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+from ipvs_proxy.kernel.filter import predecessors
 from ipvs_proxy.kernel.filter.ipset_iptables import IpsetIptables, open_ipset_iptables
 from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables
 from ipvs_proxy.plan.masquerading import Masquerading
@@ -82,3 +83,46 @@ def test_the_tables_of_nftables_mode_go_and_others_stay() -> None:
         assert "kube-proxy" not in tables
         assert "table ip mine" in tables
         assert packet_filter.find_other_modes() == []
+
+
+def all_saved(program: str) -> list[str]:
+    return [line.split(" [")[0] for line in run(f"{program}-save").splitlines() if line[:1] in ":-*"]
+
+
+@pytest.mark.parametrize("family", Family)
+@pytest.mark.parametrize("variant", ["nft", "legacy"])
+def test_nftables_takes_both_modes_of_iptables_away_and_leaves_what_others_need(family: Family, variant: str) -> None:
+    """The variant nf_tables without iptables' programs, which are here only to look."""
+    programs = Iptables(
+        suffix=f"-{variant}", backend="legacy" if variant == "legacy" else NF_TABLES, version=(1, 8, 9), reason="test"
+    )
+    with opened(family) as packet_filter:
+        packet_filter.ensure()
+        text = iptables_mode(family)
+        programs.restore(family, text)
+        if variant == "nft":
+            packet_filter.repair()
+        found = predecessors.find_iptables(beside_kube_proxy=False)
+        assert found[0].startswith(f"{family.label}: ")
+        assert found[1:] == [f"{len(run('ipset', 'list', '-n').split())} ipsets"]
+        predecessors.remove_iptables(beside_kube_proxy=False)
+    left = all_saved(f"{'ip' if family is Family.IPV4 else 'ip6'}tables-{variant}")
+    named = {line for line in left if "KUBE-" in line or "IPVS-PROXY" in line}
+    address = "203.0.113.9/32" if family is Family.IPV4 else "fd00::9/128"
+    assert named == {
+        ":KUBE-IPTABLES-HINT -",
+        ":KUBE-KUBELET-CANARY -",
+        ":KUBE-FIREWALL -",
+        "-A INPUT -j KUBE-FIREWALL",
+        ":KUBE-SVC-ABCDEFGHIJKLMNOP -",
+        f"-A MINE -d {address} -j KUBE-SVC-ABCDEFGHIJKLMNOP",
+    }
+    assert run("ipset", "list", "-n") == ""
+
+
+def test_beside_a_kube_proxy_nftables_takes_nothing_of_its_modes_away() -> None:
+    NFT.restore(Family.IPV4, iptables_mode(Family.IPV4))
+    before = saved(Family.IPV4)
+    assert predecessors.find_iptables(beside_kube_proxy=True) == []
+    predecessors.remove_iptables(beside_kube_proxy=True)
+    assert saved(Family.IPV4) == before

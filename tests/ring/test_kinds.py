@@ -23,6 +23,7 @@ import pytest
 from lab import manifests
 from lab.agent import Agent, eventually, running_agent
 from lab.manifests import endpoint
+from lab.packet_filter import IPTABLES, saved_sets
 from lab.topology import ADDRESSES, Topology, topology
 from tests.ring.kernel_state import kernel_state
 
@@ -430,8 +431,7 @@ def witness(net: Topology) -> list[str]:
             lines.append(f"VS {key} {words[words.index('-s') + 1]}{persistent}")
         else:
             lines.append(f"RS {key} {words[words.index('-r') + 1]} {words[words.index('-w') + 1]}")
-    saved = [line.split() for line in net.run("node", "ipset", "save").splitlines()]
-    lines += [f"SET {words[1]} {' '.join(words[2:])}" for words in saved if words[0] == "add"]
+    lines += [f"SET {line.removeprefix('add ')}" for line in saved_sets(net)]
     shown = net.run("node", "ip", "-o", "address", "show", "dev", "kube-ipvs0").splitlines()
     return lines + [f"ADDRESS {line.split()[3].split('/')[0]}" for line in shown]
 
@@ -467,6 +467,7 @@ def test_kernel_holds_what_a_service_asks_for(witnessed: list[str], name: str) -
     assert of_case(witnessed, number) == {line for line in text.splitlines() if line}
 
 
+@pytest.mark.packet_filter(IPTABLES)
 def test_the_sets_of_bits_have_the_addresses_and_ports_of_the_marks(witnessed: list[str]) -> None:
     members = [line.split() for line in witnessed if line.startswith("SET IPVS-PROXY-")]
     marks = {

@@ -11,6 +11,7 @@ import pytest
 from lab import manifests
 from lab.agent import eventually, running_agent
 from lab.manifests import PORTS, TARGET_PORTS
+from lab.packet_filter import CHOSEN, IPTABLES, NFTABLES, saved_rules, saved_sets
 from lab.topology import ADDRESSES, Topology, exchange, servers, topology
 from lab.witness import addresses, assert_as_planned, virtual_servers, weights
 from tests.ring.web_service import PODS, VIPS, continuous_requests, set_endpoints
@@ -39,15 +40,15 @@ def who_answers(net: Topology, protocol: str = "TCP", requests: int = 6) -> set[
 def test_witnesses_agree_with_the_plan_after_every_change(net: Topology, directory: Path) -> None:
     with running_agent(net, directory) as agent:
         assert_as_planned(net, directory)
-        rules = net.run("node", "iptables-save"), net.run("node", "ip6tables-save")
-        assert all("--match-set KUBE-" in text and "-j KUBE-SERVICES" in text for text in rules)
+        rules = saved_rules(net)
+        assert all(any(word in text for word in ("-CLUSTER-IP dst,dst ", "@cluster-ip ")) for text in rules)
         set_endpoints(directory, "pod1")
         manifests.write(directory, "other", manifests.service("other", "10.96.0.31"))
         eventually(lambda: assert_as_planned(net, directory) is None)
         (directory / "other.json").unlink()
         set_endpoints(directory, *PODS)
         eventually(lambda: assert_as_planned(net, directory) is None)
-        assert strip_counters(net.run("node", "iptables-save")) == strip_counters(rules[0])
+        assert saved_rules(net) == rules
         assert agent.stop() < 1.0
         assert_as_planned(net, directory)
 
@@ -115,6 +116,7 @@ def test_crash_while_draining_is_carried_on_by_the_next_agent(net: Topology, dir
             connection.close()
 
 
+@pytest.mark.packet_filter(IPTABLES)
 def test_table_left_by_another_agent_is_taken_over(net: Topology, directory: Path) -> None:
     vip, pod1, pod2 = VIPS["IPv4"], ADDRESSES["pod1"]["IPv4"], ADDRESSES["pod2"]["IPv4"]
     gone = "10.96.9.9"
@@ -150,6 +152,7 @@ def test_table_left_by_another_agent_is_taken_over(net: Topology, directory: Pat
         before.close()
 
 
+@pytest.mark.packet_filter(IPTABLES)
 def test_node_ports_that_kube_proxy_left_go_and_what_is_on_the_nodes_address_besides_stays(
     net: Topology, directory: Path
 ) -> None:
@@ -169,13 +172,30 @@ def test_node_ports_that_kube_proxy_left_go_and_what_is_on_the_nodes_address_bes
         assert "add KUBE-NODE-PORT-TCP" not in net.run("node", "ipset", "save")
 
 
-def test_every_kind_of_drift_is_repaired(net: Topology, directory: Path) -> None:
-    vip4, pod1 = VIPS["IPv4"], f"{ADDRESSES['pod1']['IPv4']}:8080"
-    drifts: tuple[tuple[str, str], ...] = (
+#: What somebody does to rules and sets, by packet filter.
+DRIFTS = {
+    IPTABLES: (
         ("rules", "iptables -t nat -F KUBE-SERVICES"),
         ("rules", "ip6tables -D INPUT -m comment --comment 'kubernetes ipvs access filter' -j KUBE-IPVS-FILTER"),
         ("sets", "ipset flush"),
-        ("sets", f"ipset del KUBE-CLUSTER-IP {vip4},tcp:80"),
+        ("sets", f"ipset del KUBE-CLUSTER-IP {VIPS['IPv4']},tcp:80"),
+    ),
+    NFTABLES: (
+        ("rules", "nft flush ruleset"),
+        ("rules", "nft delete table inet ipvs-proxy"),
+        ("rules", "nft flush chain inet ipvs-proxy services"),
+        ("rules", "nft insert rule inet ipvs-proxy filter-input drop"),
+        ("sets", "nft flush set inet ipvs-proxy cluster-ip"),
+        ("sets", f"nft delete element inet ipvs-proxy cluster-ip '{{ {VIPS['IPv4']} . tcp . 80 }}'"),
+        ("sets", "nft add element inet ipvs-proxy cluster-ip '{ 10.96.77.7 . tcp . 80 }'"),
+    ),
+}
+
+
+def test_every_kind_of_drift_is_repaired(net: Topology, directory: Path) -> None:
+    vip4, pod1 = VIPS["IPv4"], f"{ADDRESSES['pod1']['IPv4']}:8080"
+    drifts: tuple[tuple[str, str], ...] = (
+        *DRIFTS[CHOSEN],
         ("ipvs", f"ipvsadm -D -t {vip4}:80"),
         ("ipvs", f"ipvsadm -d -t {vip4}:80 -r {pod1}"),
         ("ipvs", f"ipvsadm -e -t {vip4}:80 -r {pod1} -m -w 7"),
@@ -190,7 +210,7 @@ def test_every_kind_of_drift_is_repaired(net: Topology, directory: Path) -> None
         ("addresses", "ip link del kube-ipvs0"),
     )
     with running_agent(net, directory, *SYNC) as agent:
-        rules = all_rules(net)
+        rules = saved_rules(net)
         for table, command in drifts:
             seen = len([e for e in agent.named("drift_repaired") if e["table"] == table])
             net.run("node", "sh", "-c", command)
@@ -200,7 +220,7 @@ def test_every_kind_of_drift_is_repaired(net: Topology, directory: Path) -> None
                 )
             )
             eventually(lambda: assert_as_planned(net, directory) is None)
-            eventually(lambda: all_rules(net) == rules)
+            eventually(lambda: saved_rules(net) == rules)
             assert who_answers(net) == set(PODS), command
 
 
@@ -215,14 +235,5 @@ def test_removed_link_is_back_at_once(net: Topology, directory: Path) -> None:
 
 def snapshot(net: Topology) -> tuple[str, ...]:
     """Return all that the witnesses print, without packet counters."""
-    commands = (("ipvsadm", "-Sn"), ("ipset", "save"), ("ip", "-o", "address", "show", "dev", "kube-ipvs0"))
-    return (*(net.run("node", *command) for command in commands), *all_rules(net))
-
-
-def all_rules(net: Topology) -> tuple[str, ...]:
-    return tuple(strip_counters(net.run("node", command)) for command in ("iptables-save", "ip6tables-save"))
-
-
-def strip_counters(text: str) -> str:
-    lines = (line for line in text.splitlines() if not line.startswith("#"))
-    return "\n".join(line.split(" [")[0] if line.startswith(":") else line for line in lines)
+    commands = (("ipvsadm", "-Sn"), ("ip", "-o", "address", "show", "dev", "kube-ipvs0"))
+    return (*(net.run("node", *command) for command in commands), *sorted(saved_sets(net)), *saved_rules(net))

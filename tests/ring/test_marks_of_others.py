@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab import manifests, witness
+from lab import manifests, packet_filter, witness
 from lab.agent import Agent, running_agent
 from lab.manifests import TARGET_PORTS, endpoint
 from lab.topology import ADDRESSES, FAMILIES, Topology, servers, topology
@@ -65,29 +65,85 @@ rule del pref 0 lookup local
 """,
 }
 
+#: What each of the rules of iptables above is in nftables: a chain, and its rules.
+IN_NFTABLES = {
+    "-t mangle -A PREROUTING -i uplink -j CONNMARK --set-xmark 0x80/0x80": (
+        "mangle", 'iifname "uplink" ct mark set ct mark or 0x80'
+    ),
+    "-t mangle -A PREROUTING -i to-pod+ -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80": (
+        "mangle",
+        'iifname "to-pod*" ct mark and 0x80 == 0x80 meta mark set meta mark or 0x80',
+        'iifname "to-pod*" ct mark and 0x80 == 0 meta mark set meta mark and 0xffffff7f',
+    ),
+    "-t nat -A PREROUTING -i to-pod+ -j CONNMARK --set-xmark 0x80/0x80": (
+        "nat", 'iifname "to-pod*" ct mark set ct mark or 0x80'
+    ),
+    "-t nat -A PREROUTING -j CONNMARK --restore-mark --nfmask 0x80 --ctmask 0x80": (
+        "nat",
+        "ct mark and 0x80 == 0x80 meta mark set meta mark or 0x80",
+        "ct mark and 0x80 == 0 meta mark set meta mark and 0xffffff7f",
+    ),
+    "-t raw -A PREROUTING -j MARK --set-xmark 0x0/0xf0000": ("raw", "meta mark set meta mark and 0xfff0ffff"),
+    "-t raw -A PREROUTING -i to-pod+ -j MARK --set-xmark 0x40000/0x40000": (
+        "raw", 'iifname "to-pod*" meta mark set meta mark or 0x40000'
+    ),
+    "-t mangle -A PREROUTING -m mark --mark 0x40000/0x40000 -j MARK --set-xmark 0x100000/0x100000": (
+        "mangle", "meta mark and 0x40000 == 0x40000 meta mark set meta mark or 0x100000"
+    ),
+    "-t mangle -A PREROUTING -j CONNMARK --restore-mark": ("mangle", "meta mark set ct mark"),
+    "-t mangle -A POSTROUTING -j CONNMARK --save-mark": ("after", "ct mark set meta mark"),
+}  # fmt: skip
+CHAINS = {
+    "raw": "type filter hook prerouting priority raw;",
+    "mangle": "type filter hook prerouting priority mangle;",
+    "nat": "type nat hook prerouting priority dstnat;",
+    "after": "type filter hook postrouting priority mangle;",
+}
+
 
 @contextmanager
 def others(net: Topology, commands: str) -> Iterator[None]:
     """Have others' rules in both families; take everything back at the end."""
-    before = {family: net.run("node", f"{program}-save") for family, program in _PROGRAMS.items()}
+    lines = [line.split() for line in commands.strip().splitlines()]
+    flags = {"IPv4": "-4", "IPv6": "-6"}
+    with others_rules(net, [" ".join(words[1:]) for words in lines if words[0] == "iptables"]):
+        try:
+            for words in lines:
+                for flag in flags.values() if words[0] != "iptables" else ():
+                    net.run("node", "ip", flag, *words)
+            yield
+        finally:
+            for flag in flags.values():
+                # One that is there already is no fault.
+                with net.inside("node"):
+                    command = ["ip", flag, "-force", "-batch", "-"]
+                    subprocess.run(command, input=_RULES, text=True, capture_output=True, check=False)
+
+
+@contextmanager
+def others_rules(net: Topology, rules: list[str]) -> Iterator[None]:
+    if packet_filter.CHOSEN == packet_filter.NFTABLES:
+        chains = {name: [hook] for name, hook in CHAINS.items()}
+        for rule in rules:
+            chain, *texts = IN_NFTABLES[rule]
+            chains[chain] += texts
+        content = "".join(f"chain {name} {{\n" + "\n".join(lines) + "\n}\n" for name, lines in chains.items())
+        net.run("node", "nft", "-f", "-", text=f"table inet others {{\n{content}}}\n")
+        yield
+        net.run("node", "nft", "delete", "table", "inet", "others")
+        return
+    before = {program: net.run("node", f"{program}-save") for program in _PROGRAMS}
     try:
-        for line in commands.strip().splitlines():
-            words = line.split()
-            for family, program in _PROGRAMS.items():
-                flag = "-6" if family == "IPv6" else "-4"
-                net.run("node", *([program, *words[1:]] if words[0] == "iptables" else ["ip", flag, *words]))
+        for rule in rules:
+            for program in _PROGRAMS:
+                net.run("node", program, *rule.split())
         yield
     finally:
-        for family, program in _PROGRAMS.items():
-            flag = "-6" if family == "IPv6" else "-4"
-            # One that is there already is no fault.
-            with net.inside("node"):
-                command = ["ip", flag, "-force", "-batch", "-"]
-                subprocess.run(command, input=_RULES, text=True, capture_output=True, check=False)
-            net.run("node", f"{program}-restore", text=before[family])
+        for program in _PROGRAMS:
+            net.run("node", f"{program}-restore", text=before[program])
 
 
-_PROGRAMS = {"IPv4": "iptables", "IPv6": "ip6tables"}
+_PROGRAMS = ("iptables", "ip6tables")
 #: Those of a new namespace; the first is never flushed.
 _RULES = """rule add pref 0 lookup local
 rule flush

@@ -15,6 +15,7 @@ import pytest
 from lab import manifests
 from lab.agent import eventually, running_agent
 from lab.manifests import endpoint
+from lab.packet_filter import saved_sets
 from lab.topology import ADDRESSES, Topology, exchange, server, servers, topology
 from lab.witness import addresses, virtual_servers, weights
 
@@ -142,5 +143,5 @@ def test_a_shared_external_ip_stays_until_the_last_service_lets_go_and_then_goes
         eventually(lambda: PEER not in addresses(net))
         eventually(lambda: not [key for key in virtual_servers(net) if key[0] == PEER])
         assert net.ask("client", PEER, 80)[0] == "peer"
-        assert PEER not in net.run("node", "ipset", "save")
+        assert not [line for line in saved_sets(net) if PEER in line]
         held.close()

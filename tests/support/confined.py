@@ -38,11 +38,14 @@ _LOAD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | EPERM
 
 
-def capabilities_of_the_chart() -> list[str]:
-    """Return the capabilities that the chart gives to the agent."""
+def capabilities_of_the_chart(packet_filter: str) -> list[str]:
+    """Return the capabilities that the chart gives to an agent with a packet filter."""
     text = (Path(__file__).parents[2] / "helm/ipvs-proxy/templates/daemonset.yaml").read_text()
-    (added,) = re.findall(r"drop: \[ALL\]\n(?:\s*#.*\n)*\s*add: \[(.*)\]", text)
-    return [name.strip() for name in added.split(",")]
+    (branches,) = re.findall(
+        r'drop: \[ALL\]\n *{{- if eq .Values.packetFilter "nftables" }}\n((?:.*\n)*?) *{{- end', text
+    )
+    for_nftables, for_others = re.findall(r"^ *add: \[(.*)\]$", branches, re.MULTILINE)
+    return [name.strip() for name in (for_nftables if packet_filter == "nftables" else for_others).split(",")]
 
 
 def confined(capabilities: list[str]) -> tuple[str, ...]:

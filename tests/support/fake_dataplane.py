@@ -31,13 +31,17 @@ class NoRules:
 class FakeDataplane:
     """``broken`` makes the next calls of ``apply`` fail as a dead socket does; ``calls`` counts by name."""
 
+    spells_marks = True
+
     def __init__(self, kernel: FakeKernel | None = None) -> None:
         self.kernel = kernel or FakeKernel()
         self.calls: Counter[str] = Counter()
         self.applied: list[Operation] = []
         self.broken = 0
+        self.unchanged = False
         self.wrong_rules: list[str] = []
         self.leftovers: list[str] = []
+        self.left_entries: dict[Role, set[SetEntry]] = {}
         self.missing_schedulers: set[str] = set()
         self.packet_filter = NoRules()
 
@@ -66,6 +70,10 @@ class FakeDataplane:
         found, self.leftovers = self.leftovers, []
         return found
 
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        self.calls["read_left_entries"] += 1
+        return self.left_entries
+
     def has_scheduler(self, name: str) -> bool:
         self.calls["has_scheduler"] += 1
         return name not in self.missing_schedulers
@@ -85,6 +93,9 @@ class FakeDataplane:
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         self.calls["read_entries"] += 1
         return self.kernel.entries()
+
+    def entries_are_unchanged(self) -> bool:
+        return self.unchanged
 
     def name_of_role(self, role: Role) -> str:
         return name_of(role)

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from functools import cache
 
 from ipvs_proxy.kernel.filter.ipset.table import Sets
+from ipvs_proxy.kernel.filter.nftables.sets import open_netfilter
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.addresses import Addresses
 from lab.namespaces import NETWORK, enter_network, unshare
+from lab.packet_filter import CHOSEN, NFTABLES
 
 
 @contextmanager
@@ -45,7 +47,7 @@ def missing_piece() -> str | None:
             addresses = Addresses("probe0")
             addresses.ensure_link()
             addresses.close()
-            Sets([]).close()
+            (open_netfilter() if CHOSEN == NFTABLES else Sets([])).close()
     except OSError as error:
         return str(error)
     return None

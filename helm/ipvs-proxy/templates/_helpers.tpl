@@ -119,6 +119,9 @@ env:
 {{- with .Values.serviceProxyName }}
 - --service-proxy-name={{ . }}
 {{- end }}
+{{- if ne .Values.packetFilter "auto" }}
+- --packet-filter={{ .Values.packetFilter }}
+{{- end }}
 {{- with .Values.extraArgs }}
 {{ toYaml . }}
 {{- end }}

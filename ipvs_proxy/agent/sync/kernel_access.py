@@ -35,6 +35,9 @@ class ReadableTables(Protocol):
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role."""
 
+    def entries_are_unchanged(self) -> bool:
+        """Return whether the members are certainly what was read, but for what has been applied since."""
+
     def has_scheduler(self, name: str) -> bool:
         """Return whether there is a scheduler of this name, which is loaded if that is possible."""
 
@@ -45,6 +48,10 @@ class ReadableTables(Protocol):
 class WritableTables(ReadableTables, Protocol):
     """The kernel's tables and packet rules, to be written: what ``kernel.dataplane.Dataplane`` is for the agent."""
 
+    @property
+    def spells_marks(self) -> bool:
+        """Whether the packet filter needs the bits of marks, each in its role."""
+
     def repair_rules(self) -> list[str]:
         """Bring the packet rules to what they should be; return what was wrong."""
 
@@ -52,10 +59,13 @@ class WritableTables(ReadableTables, Protocol):
         """Do so with what ``find_leftovers`` has read, and do not look what came of it."""
 
     def find_leftovers(self) -> list[str]:
-        """Return what kube-proxy left behind in its other modes."""
+        """Return what kube-proxy left behind in its other modes, or an agent with another packet filter."""
 
     def remove_leftovers(self) -> list[str]:
-        """Remove what kube-proxy left behind in its other modes; return what it was."""
+        """Remove what ``find_leftovers`` finds; return what it was."""
+
+    def read_left_entries(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members that are left in the sets of another packet filter."""
 
     def apply(self, operations: Sequence[Operation]) -> list[Failure]:
         """Carry operations out in their order; return those that failed."""

@@ -137,18 +137,21 @@ class KernelWriter:
     async def take_over_frame(self) -> None:
         """Make link, sets and rules right, which everything else refers to, and read addresses and members.
 
-        Where kube-proxy ran in another mode its rules serve the Services until ours can: then ours are written by
-        ``take_over_rules``. Nothing is deleted here. Raises OSError or ValueError if the kernel cannot be read.
+        Where kube-proxy ran in another mode, or an agent with another packet filter, those rules serve the Services
+        until ours can: then ours are written by ``take_over_rules``. What such an agent's sets had, ours get at once:
+        it says what is ours. Nothing is deleted here. Raises OSError or ValueError if the kernel cannot be read.
         """
         async with self._lock:
             missing = await self._mirror.ensure_tables()
             await self._mirror.begin()
-            # Our rules put marks together from the sets of their bits.
-            await self._carry_out([*corrections(self.actual.entries)], TableKeys())
             self._leftovers = await self.call(self._kernel.find_leftovers)
             if self._leftovers:
                 log.info("other_mode_found", found=self._leftovers)
-            else:
+                left = await self.call(self._kernel.read_left_entries)
+                await self._carry_out([*ownership.handed_over(left, self.actual.entries)], TableKeys())
+            if self._kernel.spells_marks:
+                await self._carry_out([*corrections(self.actual.entries)], TableKeys())
+            if not self._leftovers:
                 missing += await self.call(self._kernel.write_rules)
             await self._mirror.reread_addresses()
         log.info("frame_ready", written=len(missing), addresses=len(self.actual.addresses))
@@ -164,10 +167,7 @@ class KernelWriter:
         )
 
     async def take_over_rules(self) -> None:
-        """Put our rules in the place of those that kube-proxy left in another mode: all virtual servers are complete.
-
-        A fault is logged; the next audit writes the rules, and the next start removes what is left.
-        """
+        """Put our rules in the place of those that were left; what fails is logged, and left to audit and next start."""
         if not self._leftovers:
             return
         async with self._lock:

@@ -28,6 +28,8 @@ class Mirror:
         self.foreign: dict[VirtualServerKey, VirtualServer] = {}
         self._kernel = kernel
         self._thread = thread
+        #: Whether the mirror of the sets is wrong on purpose (``forget``).
+        self._forgot = False
 
     async def ensure_tables(self) -> list[str]:
         """Make sure that link and sets exist; return what was missing. Raises as the kernel does."""
@@ -36,6 +38,7 @@ class Mirror:
     async def begin(self) -> None:
         """Forget everything and read the members of the sets. Raises as the kernel does."""
         self.tables = KernelTables(entries=await self._thread.call(self._kernel.read_entries))
+        self._forgot = False
 
     async def read_virtual_servers(self, is_ours: Callable[[VirtualServerKey], bool]) -> None:
         """Read all virtual servers into what is ours and what is not. Raises as the kernel does."""
@@ -48,8 +51,13 @@ class Mirror:
         return self._correct_addresses(await self._thread.call(self._kernel.read_addresses))
 
     async def reread_small_tables(self) -> TableKeys:
-        """Correct the mirror of addresses and sets; return what it was wrong about. Raises as the kernel does."""
+        """Correct the mirror of addresses and sets; return what it was wrong about. Raises as the kernel does.
+
+        Where the packet filter can tell that nobody else has changed its sets, they are not read.
+        """
         addresses = await self._thread.call(self._kernel.read_addresses)
+        if not self._forgot and await self._thread.call(self._kernel.entries_are_unchanged):
+            return TableKeys(addresses=self._correct_addresses(addresses))
         entries = await self._thread.call(self._kernel.read_entries)
         return TableKeys(addresses=self._correct_addresses(addresses), entries=self._correct_entries(entries))
 
@@ -106,6 +114,7 @@ class Mirror:
     def forget(self, unwanted: TableKeys) -> None:
         """Forget addresses and members that nobody wants, so that the next look at the kernel finds them as drift."""
         self.tables.addresses -= unwanted.addresses
+        self._forgot = self._forgot or bool(unwanted.entries)
         for role, entry in unwanted.entries:
             self.tables.entries.get(role, set()).discard(entry)
 
@@ -128,4 +137,5 @@ class Mirror:
             for entry in found.get(name, set()) ^ known.get(name, set())
         }
         self.tables.entries = found
+        self._forgot = False
         return wrong

@@ -5,19 +5,24 @@ and mark by those sets. The rules are the same whatever Services there are: they
 once, and from then on only read, so that an audit that finds nothing wrong writes nothing. Sets exist from the start,
 before any rule that refers to one; an empty set matches nothing.
 
-``ipset_iptables`` is the one there is. Only what opens one (``agent.open_kernel``, and ``node``, which looks for all
-that any of them may have left) knows which; everybody else has a ``PacketFilter``. Names of sets and findings about
-rules are texts for people.
+There are two, ``ipset_iptables`` and ``nftables_filter``. Only what opens one (``agent.open_kernel``, and ``node``,
+which looks for all that any of them may have left) knows which; everybody else has a ``PacketFilter``. Names of sets
+and findings about rules are texts for people.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family, Role, SetEntry, SetEntryOperation
+
+#: The values of the setting ``packetFilter``.
+AUTO: Final = "auto"
+IPTABLES: Final = "iptables"
+NFTABLES: Final = "nftables"
 
 #: What the kernel calls the set of a role.
 NameOfRole = Callable[[Role], str]
@@ -31,6 +36,9 @@ class PacketFilter(Protocol):
     for ``repair``, which may run beside the rest.
     """
 
+    #: Whether the rules put marks together bit by bit, from the members of ``plan.roles.MARK_BITS``.
+    spells_marks: bool
+
     def ensure(self) -> list[str]:
         """Make sure that all sets exist; return the names of those that were missing."""
 
@@ -39,6 +47,9 @@ class PacketFilter(Protocol):
 
     def read(self) -> dict[Role, set[SetEntry]]:
         """Read the members by role; a role whose set is missing, or is something else, is left out."""
+
+    def is_unchanged(self) -> bool:
+        """Return whether the members are certainly what ``read`` has given, but for what ``apply`` has done since."""
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out in their order; return for each 0, or a code that ``describe`` knows.
@@ -75,10 +86,16 @@ class PacketFilter(Protocol):
         """Read the rules, write what should be there if anything is not, and look at it; say what was wrong."""
 
     def find_other_modes(self) -> list[str]:
-        """Say what kube-proxy left behind in its other modes, a line for each kind."""
+        """Say what kube-proxy left behind in its other modes, or an agent with another packet filter.
+
+        There is a line for each kind. It serves until our rules do.
+        """
 
     def remove_other_modes(self) -> list[str]:
-        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        """Take away what ``find_other_modes`` finds; say what it was."""
+
+    def read_predecessor(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members that an agent with another packet filter, or kube-proxy's IPVS mode, has left."""
 
     def writes(self) -> int:
         """Return how many messages and rule sets have been written."""

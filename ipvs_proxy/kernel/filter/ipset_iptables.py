@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, cast
 
-from ipvs_proxy.kernel.filter import other_modes
+from ipvs_proxy.kernel.filter import other_modes, predecessors
 from ipvs_proxy.kernel.filter.backend import Cleaning, counted
 from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import Sets, describe_error
-from ipvs_proxy.kernel.filter.iptables.chains import ALONE, BESIDE, Chain
+from ipvs_proxy.kernel.filter.iptables.chains import ALONE, BESIDE
 from ipvs_proxy.kernel.filter.iptables.iptables_mode import chains_of, is_of_iptables_mode
 from ipvs_proxy.kernel.filter.iptables.programs import NF_TABLES, Iptables, MissingNfTables, installed_variants
 from ipvs_proxy.kernel.filter.iptables.removal import (
     Choice,
     are_beside_kube_proxy,
-    is_of_ipvs_mode,
     is_ours,
     is_ours_beside_iptables_mode,
     removal,
 )
 from ipvs_proxy.kernel.filter.iptables.rules import IptablesRules
 from ipvs_proxy.kernel.filter.iptables.saved import Saved, parse
-from ipvs_proxy.kernel.filter.nft.table import delete_table, has_table
-from ipvs_proxy.netlink.errors import MissingPiece, Unusable
+from ipvs_proxy.netlink.errors import MissingPiece
 from ipvs_proxy.plan.masquerading import Masquerading
 from ipvs_proxy.plan.tables import Family, Role, SetEntry, SetEntryOperation
 
@@ -38,6 +36,9 @@ class IpsetIptables:
 
     ``beside_kube_proxy``: what there is of kube-proxy's other modes is in use, and no concern of ours.
     """
+
+    #: Outside the mangle table, a set of ipset cannot map.
+    spells_marks = True
 
     def __init__(
         self,
@@ -65,6 +66,10 @@ class IpsetIptables:
     def read(self) -> dict[Role, set[SetEntry]]:
         """Read the members by role; a role whose set is missing, or is of another type, is left out."""
         return self.sets.read()
+
+    def is_unchanged(self) -> bool:
+        """Return false: ipset does not say."""
+        return False
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out; return for each 0, an errno, ipset's error, or UNKNOWN."""
@@ -118,22 +123,29 @@ class IpsetIptables:
         return [f"{family.label} {finding}" for family, rules in self._rules.items() for finding in rules.repair()]
 
     def find_other_modes(self) -> list[str]:
-        """Say what kube-proxy left behind in its other modes."""
+        """Say what kube-proxy left behind in its other modes, or an agent with nftables."""
+        found = predecessors.find_table()
         if self._beside_kube_proxy:
-            return []
+            return found
         self.look()
-        return other_modes.find(self._seen)
+        return found + other_modes.find(self._seen)
 
     def remove_other_modes(self) -> list[str]:
-        """Take away what kube-proxy left behind in its other modes; say what it was."""
+        """Take away what ``find_other_modes`` finds; say what it was."""
+        findings = predecessors.find_table()
+        predecessors.remove_table()
         if self._beside_kube_proxy:
-            return []
+            return findings
         self._seen, self._seen_until = {}, 0.0
         saved = {family: rules.look() for family, rules in self._rules.items()}
-        findings = other_modes.find(saved)
-        if findings:
+        found = other_modes.find(saved)
+        if found:
             other_modes.remove(saved, self._iptables)
-        return findings
+        return findings + found
+
+    def read_predecessor(self) -> dict[Role, set[SetEntry]]:
+        """Read by role the members in the table of an agent with nftables."""
+        return predecessors.read_table()
 
     def writes(self) -> int:
         """Return how many messages and rule sets have been written."""
@@ -165,47 +177,6 @@ def _rules_of(
     return {family: IptablesRules(family, one, iptables=iptables, layout=layout) for family, one in settings.items()}
 
 
-def require_other_mode(iptables: Iptables, families: Iterable[Family]) -> list[str]:
-    """Make sure that nothing of kube-proxy's IPVS mode is there, so that ours can be beside one in another mode.
-
-    Returns what an operator should know of that one.
-
-    Raises:
-        Unusable: if there is, or if rules cannot be read.
-
-    """
-    has_chains = has_tables = False
-    for family in families:
-        saved = parse(iptables.save(family))
-        has_chains, has_tables = has_chains or bool(chains_of(saved)), has_tables or has_table(family)
-        found = [name for table in saved for name in saved[table].chains if is_of_ipvs_mode(Chain(table, name))]
-        if found:
-            raise Unusable(
-                f"the {family.label} rules have the chain {found[0]} of kube-proxy's IPVS mode, or of an agent without "
-                "--service-proxy-name, whose Services and sets have the same names as ours",
-                "have kube-proxy run in iptables or nftables mode, and clean the node before it starts "
-                "(ipvs-proxy cleanup)",
-            )
-    if has_tables:
-        return ["in nftables mode it clears IPVS away at each of its starts, with all open connections"]
-    return [] if has_chains else ["it has no rules of its iptables or nftables mode here"]
-
-
-def are_rules_beside_kube_proxy() -> bool:
-    """Return whether one of the variants of iptables has our rules as they are beside a kube-proxy in another mode.
-
-    Raises:
-        Unusable: if rules cannot be read.
-
-    """
-    for variant in installed_variants():
-        for family in Family:
-            with suppress(MissingNfTables):
-                if are_beside_kube_proxy(parse(variant.save(family))):
-                    return True
-    return False
-
-
 class _NoRules(Iptables):
     """The programs of a node without any rule."""
 
@@ -230,7 +201,7 @@ class EmptyIpsetIptables(IpsetIptables):
 class IpsetIptablesTraces:
     """The ``Traces`` of it: the sets of both families, and the chains of all variants of iptables that are installed.
 
-    What kube-proxy's IPVS mode leaves has our names, and counts as ours. The table of its nftables mode is here too.
+    What kube-proxy's IPVS mode leaves has our names, and counts as ours.
     """
 
     def __init__(self, cleaning: Cleaning) -> None:
@@ -246,19 +217,25 @@ class IpsetIptablesTraces:
     def remove(self, cleaning: Cleaning, *, kube_proxy: bool, with_sets: bool, dry_run: bool) -> None:
         """Remove the rules, then the sets; note what went, and what would not."""
         with cleaning.noting("the rules"):
-            for variant in installed_variants():
+            for variant in self._installed_variants():
                 _remove_rules(variant, cleaning, kube_proxy=kube_proxy, dry_run=dry_run)
         if self._sets is not None and with_sets:
             with cleaning.noting("the sets"):
                 _remove_sets(self._sets, cleaning, dry_run=dry_run)
-        for family in Family if kube_proxy else ():
-            with cleaning.noting(f"the nftables table kube-proxy of {family.label}"):
-                _remove_table(family, cleaning, dry_run=dry_run)
 
     def close(self) -> None:
         """Close the socket."""
         if self._sets is not None:
             self._sets.close()
+
+    def _installed_variants(self) -> list[Iptables]:
+        """Find the variants of iptables; a host with neither its programs nor ipset has no rule of ours."""
+        try:
+            return installed_variants()
+        except MissingPiece:
+            if self._sets is not None:
+                raise
+            return []
 
 
 def _remove_rules(variant: Iptables, cleaning: Cleaning, *, kube_proxy: bool, dry_run: bool) -> None:
@@ -291,11 +268,3 @@ def _remove_sets(sets: Sets, cleaning: Cleaning, *, dry_run: bool) -> None:
     if destroyed:
         cleaning.removed.append(counted(destroyed, "set"))
     cleaning.problems.extend(f"the set {name}: {describe_error(code)}" for name, code in outcomes if code)
-
-
-def _remove_table(family: Family, cleaning: Cleaning, *, dry_run: bool) -> None:
-    if not has_table(family):
-        return
-    if not dry_run:
-        delete_table(family)
-    cleaning.removed.append(f"the nftables table kube-proxy of {family.label}")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from ipvs_proxy.kernel.filter.iptables.iptables_mode import chains_of, takedown
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
 from ipvs_proxy.kernel.filter.iptables.saved import Saved
-from ipvs_proxy.kernel.filter.nft.table import delete_table, has_table
+from ipvs_proxy.kernel.filter.nftables.tables import delete_kube_proxy_table, has_kube_proxy_table
 from ipvs_proxy.plan.tables import Family
 
 
@@ -25,7 +25,7 @@ def find(saved: Mapping[Family, Saved]) -> list[str]:
         chains = chains_of(rules)
         if chains:
             findings.append(f"{family.label}: {sum(map(len, chains.values()))} chains of iptables mode")
-        if has_table(family):
+        if has_kube_proxy_table(family):
             findings.append(f"{family.label}: the table of nftables mode")
     return findings
 
@@ -42,5 +42,5 @@ def remove(saved: Mapping[Family, Saved], iptables: Iptables) -> None:
         text = takedown(rules)
         if text:
             iptables.restore(family, text)
-        if has_table(family):
-            delete_table(family)
+        if has_kube_proxy_table(family):
+            delete_kube_proxy_table(family)

@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 from ipvs_proxy.kernel.filter.ipset import codec
 from ipvs_proxy.kernel.filter.ipset.names import SetDefinition, SetType
-from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece, Unusable, describe, is_passing
+from ipvs_proxy.netlink.errors import MODULES_PACKAGE, UNKNOWN, MissingPiece, Unusable, describe, is_passing
 from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, MessageCounts, NetlinkSocket
 from ipvs_proxy.netlink.wire import Acknowledgement, Request
 from ipvs_proxy.plan.tables import Role, SetEntry, SetEntryOperation, Verb
@@ -301,7 +301,7 @@ class Sets:
         except OSError as error:
             self.close()
             if error.errno in {EINVAL, EPROTONOSUPPORT}:
-                raise MissingPiece("the kernel has no ipset", "load the module ip_set") from error
+                raise MissingPiece("the kernel has no ipset", f"load the module ip_set, {MODULES_PACKAGE}") from error
             if error.errno == EPERM:
                 raise MissingPiece(
                     "ipsets may not be read or written", "run as root with the capability CAP_NET_ADMIN"

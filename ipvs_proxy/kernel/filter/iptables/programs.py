@@ -18,7 +18,7 @@ from typing import Final
 
 from ipvs_proxy.kernel.filter.iptables.saved import parse
 from ipvs_proxy.kernel.filter.iptables.variant import Signs, choose_backend, signs_of
-from ipvs_proxy.netlink.errors import Busy, MissingPiece, Unusable, is_passing
+from ipvs_proxy.netlink.errors import MODULES_PACKAGE, Busy, MissingPiece, Unusable, is_passing
 from ipvs_proxy.plan.tables import Family
 
 #: Seconds that a program waits for the lock of the legacy variant.
@@ -256,13 +256,15 @@ def explain(program: str, *, status: int, printed: str, text: str) -> Unusable:
     if extension:
         return MissingPiece(
             f"the kernel lacks the iptables extension {extension[1]}",
-            f"load its module (modprobe xt_{extension[1]}), or install the package that has the kernel's modules",
+            f"load its module (modprobe xt_{extension[1]}), {MODULES_PACKAGE}",
         )
     library = re.search(r"Couldn't load (?:match|target) `([^']+)'", printed)
     if library:
         return MissingPiece(f"{program} lacks the extension {library[1]}", "install all of the package iptables")
     if "xt_set is not loaded" in printed or "socket to ipset" in printed:
-        return MissingPiece("the kernel has no ipset", "load the modules ip_set and xt_set (modprobe xt_set)")
+        return MissingPiece(
+            "the kernel has no ipset", f"load the modules ip_set and xt_set (modprobe xt_set), {MODULES_PACKAGE}"
+        )
     missing_set = re.search(r"Set (\S+) doesn't exist", printed)
     if missing_set:
         return Unusable(f"{program}: the set {missing_set[1]} does not exist, create the sets before the rules")
