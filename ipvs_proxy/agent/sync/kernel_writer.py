@@ -167,7 +167,7 @@ class KernelWriter:
         )
 
     async def take_over_rules(self) -> None:
-        """Put our rules in the place of those that were left; what fails is logged, and left to audit and next start."""
+        """Put our rules in the place of those that were left. A fault is logged; audit and next start make it good."""
         if not self._leftovers:
             return
         async with self._lock:
