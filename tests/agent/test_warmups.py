@@ -145,7 +145,6 @@ def test_steps_are_due_when_they_are_reached() -> None:
     assert life.warmups.due() == []
     life.plan(slow("20s"), 1)
     life.plan(slow("20s"), 1, 2)
-    assert life.warmups.next_due() == 2.0
     life.clock.now += 1.9
     assert life.warmups.due() == []
     life.clock.now += 0.2
@@ -178,6 +177,34 @@ async def test_only_the_service_that_warms_up_is_planned_again_and_nothing_once_
             await begun.wait()
         await asyncio.sleep(0.05)
         assert planned == [NAME]
+    finally:
+        task.cancel()
+
+
+async def test_a_slow_start_of_hours_holds_up_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipvs_proxy.agent.sync.warmups.INTERVAL", 0.001)
+    life, other = Life(), ServiceName("default", "other")
+    replanned = asyncio.Event()
+
+    def follow_other(*pods: int) -> None:
+        pieces = [endpoint_slice(*(endpoint(f"10.0.1.{pod}") for pod in pods), of="other")]
+        fragment = plan_service(structs.replace(slow("5s"), metadata=named), pieces, Context("here"), Marks())
+        life.warmups.follow(other, fragment, life.desired)
+        life.desired.replace(other, fragment)
+
+    named = structs.replace(slow("5s").metadata, name="other")
+    life.plan(slow("3600s"), 1)
+    life.plan(slow("3600s"), 1, 2)
+    task = asyncio.create_task(
+        warm_up_for_ever(life.warmups, lambda names: replanned.set() if other in names else None)
+    )
+    try:
+        await asyncio.sleep(0.05)
+        follow_other(1)
+        follow_other(1, 2)
+        life.clock.now += 1.0
+        async with asyncio.timeout(10):
+            await replanned.wait()
     finally:
         task.cancel()
 

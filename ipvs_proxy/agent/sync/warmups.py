@@ -13,7 +13,6 @@ for each virtual server.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, NamedTuple
@@ -37,9 +36,10 @@ class _Warmup(NamedTuple):
     duration: float
     step: int = 0
 
-    def step_at(self, now: float) -> int:
-        """Return the step that it has reached."""
-        return step_of(now - self.since, self.duration)
+    @property
+    def next_step(self) -> float:
+        """When it reaches its next step."""
+        return self.since + self.duration * (self.step + 1) / STEPS
 
 
 class Warmups:
@@ -51,6 +51,8 @@ class Warmups:
         self._started = False
         #: The inner dictionaries are replaced, never changed: other threads go through them.
         self._warmups: dict[ServiceName, dict[RealServerKey, _Warmup]] = {}
+        #: When the first of a Service's endpoints reaches its next step.
+        self._next_steps: dict[ServiceName, float] = {}
 
     def __len__(self) -> int:
         return sum(map(len, snapshot(self._warmups).values()))
@@ -62,6 +64,7 @@ class Warmups:
     def follow(self, name: ServiceName, fragment: Fragment | None, desired: DesiredTables) -> None:
         """Take in a Service's plan: which endpoints are new next to what is desired so far, and which steps are due."""
         warm = self._warmups.pop(name, {})
+        self._next_steps.pop(name, None)
         duration = None if fragment is None else fragment.options.slow_start
         if fragment is None or duration is None or not self._started:
             return
@@ -74,6 +77,7 @@ class Warmups:
                 found[key] = _Warmup(since, duration, step)
         if found:
             self._warmups[name] = found
+            self._next_steps[name] = min(warmup.next_step for warmup in found.values())
             self.begun.set()
 
     def apply(self, name: ServiceName, fragment: Fragment) -> None:
@@ -97,21 +101,7 @@ class Warmups:
     def due(self) -> Collection[ServiceName]:
         """Return the Services of which an endpoint has reached its next step."""
         now = self._clock()
-        return [
-            name
-            for name, warmups in self._warmups.items()
-            if any(warmup.step_at(now) > warmup.step for warmup in warmups.values())
-        ]
-
-    def next_due(self) -> float:
-        """Return in how many seconds the next step is due; infinite if nobody warms up."""
-        now = self._clock()
-        times = (
-            warmup.since + warmup.duration * (warmup.step + 1) / STEPS - now
-            for warmups in self._warmups.values()
-            for warmup in warmups.values()
-        )
-        return min(times, default=math.inf)
+        return [name for name, when in self._next_steps.items() if now >= when]
 
     def seconds_left(self, name: ServiceName) -> Mapping[RealServerKey, float]:
         """Return the endpoints of a Service that warm up, and for how long they will. Safe in any thread."""
@@ -124,13 +114,13 @@ class Warmups:
 async def warm_up_for_ever(warmups: Warmups, replan: Callable[[Collection[ServiceName]], None]) -> None:
     """Have Services planned again when an endpoint has reached its next step; nothing happens while none warms up."""
     while True:
-        delay = warmups.next_due()
-        if math.isinf(delay):
+        if not warmups:
             warmups.begun.clear()
             await warmups.begun.wait()
-            continue
-        await asyncio.sleep(max(INTERVAL, delay))
-        replan(warmups.due())
+        # Not until the next step: a shorter slow start may begin meanwhile.
+        await asyncio.sleep(INTERVAL)
+        if due := warmups.due():
+            replan(due)
 
 
 def _planned(fragment: Fragment) -> Iterator[VirtualServer]:
