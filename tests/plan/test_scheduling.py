@@ -149,6 +149,17 @@ def test_rules_that_change_reach_slices_that_are_remembered() -> None:
     assert weights == [3, 5, 7, 7]
 
 
+def test_slices_that_go_in_the_moment_in_which_rules_change_are_forgotten() -> None:
+    cache, piece = SliceCache(), endpoint_slice(endpoint("10.0.0.1", node="here"))
+    found = [
+        plan_service(annotated(service(), weights=rules), pieces, Context("here"), Marks(), cache)
+        .virtual_servers[virtual("10.96.0.10")][0]
+        .real_servers
+        for rules, pieces in (("local:3", [piece]), ("local:5", []), ("local:5", []))
+    ]
+    assert found == [{real("10.0.0.1"): RealServer(3)}, {}, {}]
+
+
 def test_flags_are_called_what_ipvsadm_calls_them() -> None:
     assert flag_names("sh", SCHED1 | SCHED2 | PERSISTENT) == ["sh-fallback", "sh-port"]
     assert flag_names("mh", SCHED1) == ["mh-fallback"]

@@ -4,17 +4,17 @@
 outside the process, so whatever ends it (a restart, a Service that gives up its slow start, an endpoint that goes) ends
 at the full weight, or at none.
 
-New is what a Service gets and did not have, beside endpoints that it goes on having: when all come at once, none is
-colder than another. What is there when the agent starts is not new. A plan gives the full weights, and its fragment is
-changed before it reaches the desired tables; so each step is an ordinary change of the Service, and costs one message
-for each virtual server.
+New is what a Service gets and did not have, at a virtual server that goes on having others: when all come at once,
+none is colder than another. What is there when the agent starts is not new. A plan gives the full weights, and its
+fragment is changed before it reaches the desired tables; so each step is an ordinary change of the Service, and costs
+one message for each virtual server.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -68,9 +68,11 @@ class Warmups:
         duration = None if fragment is None else fragment.options.slow_start
         if fragment is None or duration is None or not self._started:
             return
-        before, after = _endpoints(_desired_by(name, desired)), _endpoints(_planned(fragment))
+        planned = [server for server, _ in fragment.virtual_servers.values()]
+        before, after = _endpoints(desired.claims_of(name).values()), _endpoints(planned)
+        old = [server for server in planned if not before.isdisjoint(server.real_servers)]
         now = self._clock()
-        found = {key: _Warmup(now, duration) for key in after - before} if before & after else {}
+        found = {key: _Warmup(now, duration) for key in _endpoints(old) - before}
         for key in warm.keys() & after:
             since = warm[key].since
             if (step := step_of(now - since, duration)) < STEPS:
@@ -123,15 +125,7 @@ async def warm_up_for_ever(warmups: Warmups, replan: Callable[[Collection[Servic
             replan(due)
 
 
-def _planned(fragment: Fragment) -> Iterator[VirtualServer]:
-    return (server for server, _ in fragment.virtual_servers.values())
-
-
-def _desired_by(name: ServiceName, desired: DesiredTables) -> Iterator[VirtualServer]:
-    return (desired.virtual_servers[key] for key in desired.virtual_servers_of(name) if desired.owners[key] == name)
-
-
-def _endpoints(servers: Iterator[VirtualServer]) -> set[RealServerKey]:
+def _endpoints(servers: Iterable[VirtualServer]) -> set[RealServerKey]:
     """Return the real servers of several virtual servers, most of which have the same ones."""
     distinct = {id(server.real_servers): server.real_servers for server in servers}
     return set[RealServerKey]().union(*distinct.values())
