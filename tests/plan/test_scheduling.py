@@ -122,6 +122,20 @@ def test_slow_start_multiplies_every_weight_by_ten() -> None:
     assert server.real_servers == {real("10.0.0.1"): RealServer(30), real("10.0.0.2"): RealServer(10)}
 
 
+@pytest.mark.parametrize("cache", [None, SliceCache()], ids=["without a cache", "with one"])
+def test_every_endpoint_has_room_in_the_table_of_sh(cache: SliceCache | None) -> None:
+    piece = endpoint_slice(*(endpoint(f"10.0.0.{number}") for number in range(1, 31)))
+    made = annotated(service(), scheduler="sh", slow_start="30s")
+    server, _ = plan_service(made, [piece], Context("here"), Marks(), cache).virtual_servers[virtual("10.96.0.10")]
+    assert {settings.weight for settings in server.real_servers.values()} == {8}
+
+
+def test_a_weight_that_is_a_number_of_connections_is_not_multiplied() -> None:
+    fragment = plan(annotated(service(), scheduler="ovf", slow_start="30s", weights="*:50"))
+    server, _ = fragment.virtual_servers[virtual("10.96.0.10")]
+    assert set(server.real_servers.values()) == {RealServer(50)}
+
+
 def test_a_service_whose_endpoints_are_all_paused_refuses_new_connections() -> None:
     fragment = plan(annotated(service(), weights="*:0"))
     server, _ = fragment.virtual_servers[virtual("10.96.0.10")]
