@@ -143,6 +143,23 @@ def test_a_service_whose_endpoints_are_all_paused_refuses_new_connections() -> N
     assert roles.NO_ENDPOINT[Family.IPV4] in {one for one, _ in fragment.entries}
 
 
+@pytest.mark.parametrize("hints", [{"zones": ["a"]}, {"nodes": ["here"]}], ids=["zone", "node"])
+def test_hints_that_leave_only_paused_endpoints_do_not_apply(hints: dict[str, list[str]]) -> None:
+    elsewhere = {kind: ["elsewhere"] for kind in hints}
+    piece = endpoint_slice(endpoint("10.0.0.1", node="here", **hints), endpoint("10.0.0.2", node="there", **elsewhere))
+    context = Context("here", zone="a")
+    found = [
+        plan_service(annotated(service(), weights=rules), [piece], context, Marks())
+        .virtual_servers[virtual("10.96.0.10")][0]
+        .real_servers
+        for rules in ("node=here:2", "node=here:0")
+    ]
+    assert found == [
+        {real("10.0.0.1"): RealServer(2)},
+        {real("10.0.0.1"): RealServer(0), real("10.0.0.2"): RealServer(1)},
+    ]
+
+
 def test_health_checks_count_only_endpoints_that_get_new_connections() -> None:
     made = service(kind="LoadBalancer")
     spec = structs.replace(made.spec, external_traffic_policy="Local", health_check_node_port=32000)
