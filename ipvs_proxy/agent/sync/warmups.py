@@ -72,14 +72,18 @@ class Warmups:
         before, after = _endpoints(desired.claims_of(name).values()), _endpoints(planned)
         old = [server for server in planned if not before.isdisjoint(server.real_servers)]
         now = self._clock()
-        found = {key: _Warmup(now, duration) for key in _endpoints(old) - before}
+        found = dict.fromkeys(_endpoints(old) - before, _Warmup(now, duration))
+        # Endpoints that came together share one object, so that 50,000 of them cost little more than one.
+        later: dict[_Warmup, _Warmup] = {}
         for key in warm.keys() & after:
-            since = warm[key].since
-            if (step := step_of(now - since, duration)) < STEPS:
-                found[key] = _Warmup(since, duration, step)
+            earlier = warm[key]
+            if earlier not in later:
+                later[earlier] = _Warmup(earlier.since, duration, step_of(now - earlier.since, duration))
+            if later[earlier].step < STEPS:
+                found[key] = later[earlier]
         if found:
             self._warmups[name] = found
-            self._next_steps[name] = min(warmup.next_step for warmup in found.values())
+            self._next_steps[name] = min(warmup.next_step for warmup in set(found.values()))
             self.begun.set()
 
     def apply(self, name: ServiceName, fragment: Fragment) -> None:
