@@ -72,6 +72,12 @@ def test_neighbours_in_a_slice_that_differ_only_in_their_zone_have_weights_of_th
     assert [state.weight for state in found.endpoints[HTTP].values()] == [1, 3, 1, 3]
 
 
+def test_neighbours_in_a_slice_that_differ_only_in_their_node_have_weights_of_their_own() -> None:
+    piece = endpoint_slice(*(endpoint(f"10.0.0.{n}", node=f"edge-{n % 2}") for n in range(1, 5)))
+    found = gather([piece], Family.IPV4, "here", read_weights("node=edge-0:3"))
+    assert [state.weight for state in found.endpoints[HTTP].values()] == [1, 3, 1, 3]
+
+
 @pytest.mark.parametrize("text", ["much", "", "-1", "1.5", str(MAX_WEIGHT + 1), "9" * 10_000, "٣"])
 @pytest.mark.parametrize("name", [OURS, CILIUM])
 def test_a_weight_of_a_slice_that_cannot_be_read_is_told_and_gives_none(name: str, text: str) -> None:
