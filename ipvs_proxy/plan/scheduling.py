@@ -68,9 +68,12 @@ def _scheduler(context: Context, fragment: Fragment, *, weighted: bool) -> tuple
     elif wanted is not None:
         scheduler, source = wanted, Reason.ANNOTATION
     twin = _WEIGHTED.get(scheduler) if weighted else None
-    if twin is not None and twin not in context.missing_schedulers:
-        return twin, Reason.WEIGHTS
-    return scheduler, source
+    if twin is None:
+        return scheduler, source
+    if twin in context.missing_schedulers:
+        fragment.omissions.append(Omission(f"service {fragment.name} scheduler {twin}", Reason.NO_WEIGHTED_SCHEDULER))
+        return scheduler, source
+    return twin, Reason.WEIGHTS
 
 
 def _flags(scheduler: str, fragment: Fragment, *, own: bool) -> int:

@@ -118,7 +118,12 @@ async def test_one_service_is_shown_with_reasons() -> None:
 
 
 async def test_who_warms_up_and_who_is_paused_is_shown() -> None:
-    annotations = {"ipvs-proxy.io/slow-start": "1h", "ipvs-proxy.io/weights": "node=there:0"}
+    annotations = {
+        "ipvs-proxy.io/slow-start": "1h",
+        "ipvs-proxy.io/weights": "node=there:0",
+        "ipvs-proxy.io/max-connections": "9",
+        "ipvs-proxy.io/min-connections": "5",
+    }
     made = structs.replace(WEB, metadata=structs.replace(WEB.metadata, annotations=annotations))
     before, new = [endpoint("10.244.0.1"), endpoint("10.244.0.3", node="there")], endpoint("10.244.0.2")
     async with shown(made, endpoint_slice(*before)) as (url, rig, _):
@@ -126,7 +131,7 @@ async def test_who_warms_up_and_who_is_paused_is_shown() -> None:
         await rig.until(lambda: len(rig.writer.actual.virtual_servers[virtual("10.96.0.10")].real_servers) == 3)
         _, state = await answer(f"{url}/state/services/default/web")
         (server,) = state["virtualServers"]
-        assert server["schedulerFrom"] == "weights"
+        assert (server["schedulerFrom"], server["maxConnections"], server["minConnections"]) == ("weights", 9, 5)
         assert [
             (found["wantedWeight"], found["weightFrom"], found["warmingSeconds"] is not None)
             for found in server["endpoints"]

@@ -8,8 +8,10 @@ from msgspec import structs
 from ipvs_proxy.kube.objects import Service, ServicePort
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.annotations import SCHEDULERS, ServiceOptions
+from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
+from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.scheduling import flag_names
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.slice_cache import SliceCache
@@ -90,10 +92,11 @@ def test_the_weight_of_a_slice_brings_the_weighted_twin_too() -> None:
     assert set(server.real_servers.values()) == {RealServer(3)}
 
 
-def test_without_the_twin_the_scheduler_stays() -> None:
+def test_without_the_twin_the_scheduler_stays_and_it_is_told_that_weights_do_not_count() -> None:
     context = Context("here", missing_schedulers=frozenset(("wrr",)))
     fragment = plan(annotated(service(), weights="local:3"), context)
     assert fragment.virtual_servers[virtual("10.96.0.10")][0].scheduler == "rr"
+    assert fragment.omissions == [Omission("service default/web scheduler wrr", Reason.NO_WEIGHTED_SCHEDULER)]
 
 
 def test_one_packet_is_for_the_ports_of_udp() -> None:
