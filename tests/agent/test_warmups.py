@@ -99,6 +99,16 @@ def test_an_endpoint_that_comes_back_warms_up_again(between: tuple[int | Endpoin
     assert life.plan(slow(), 1, 2) == {"1": 10, "2": 1}
 
 
+def test_an_endpoint_that_goes_while_it_warms_up_is_forgotten() -> None:
+    life = Life()
+    life.plan(slow(), 1)
+    life.plan(slow(), 1, 2)
+    life.clock.now += 5.0
+    life.plan(slow(), 1)
+    assert (len(life.warmups), life.warmups.due()) == (0, [])
+    assert life.plan(slow(), 1, 2) == {"1": 10, "2": 1}
+
+
 def test_a_paused_endpoint_stays_paused_while_it_warms_up() -> None:
     life, made = Life(), slow(**{"ipvs-proxy.io/weights": "node=there:0"})
     life.plan(made, 1)
