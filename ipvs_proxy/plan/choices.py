@@ -70,11 +70,6 @@ class Choices:
             yield Choice(key, state, *self._decisions[state])
 
     @property
-    def any_used(self) -> bool:
-        """Whether any endpoint gets connections."""
-        return any(decision.used for decision in self._decisions.values())
-
-    @property
     def any_open(self) -> bool:
         """Whether any endpoint gets new connections: it is used, and has a weight above 0."""
         decisions = self._decisions

@@ -111,8 +111,8 @@ class _Chosen:
 
     @property
     def has_any(self) -> bool:
-        """Whether any endpoint, here or elsewhere, could be used."""
-        return any(state.ready or state.fallback for state in self._states)
+        """Whether any endpoint, here or elsewhere, could get new connections."""
+        return any(state.weight and (state.ready or state.fallback) for state in self._states)
 
 
 def _settings_of(counted: Mapping[State, int], options: ServiceOptions, scheduler: str) -> Settings:
@@ -159,7 +159,7 @@ def plan_port(
     chosen.weigh(scheduling.scheduler)
 
     choices = chosen.local if spec.internal_local else chosen.cluster
-    if spec.internal_local and not choices.any_used:
+    if spec.internal_local and not choices.any_open:
         if chosen.has_any:
             fragment.no_local.add(("internal", plan.family))
         if context.compatible and outside:
@@ -242,13 +242,13 @@ def _serve_outside(
 
     With the policy ``Local`` these get endpoints of this node only, and are dropped if there is none. Clients in the
     cluster get all endpoints at the same addresses, through a virtual server of its own (see ``marks``). With
-    ``compatible`` all get the local endpoints, or all endpoints if there is none.
+    ``compatible`` all get the local endpoints, or all endpoints if none of these gets new connections.
     """
     fragment = plan.fragment
     local = spec.external_local
     internal: VirtualServerKey | None = None
     choices = chosen.local if local else chosen.cluster
-    empty = local and not choices.any_used
+    empty = local and not choices.any_open
     if empty and chosen.has_any:
         fragment.no_local.add(("external", plan.family))
     if local and not plan.context.compatible:

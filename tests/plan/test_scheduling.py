@@ -15,8 +15,18 @@ from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.scheduling import flag_names
 from ipvs_proxy.plan.services import plan_service
 from ipvs_proxy.plan.slice_cache import SliceCache
-from ipvs_proxy.plan.tables import ONE_PACKET, PERSISTENT, SCHED1, SCHED2, Family, Protocol, RealServer
-from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, real, service, virtual
+from ipvs_proxy.plan.tables import (
+    ACTIVE,
+    ONE_PACKET,
+    PERSISTENT,
+    SCHED1,
+    SCHED2,
+    Family,
+    Protocol,
+    RealServer,
+    RealServerKey,
+)
+from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, packed, real, service, virtual
 
 OURS = "ipvs-proxy.io/"
 
@@ -172,6 +182,23 @@ def test_health_checks_count_only_endpoints_that_get_new_connections() -> None:
     made = structs.replace(made, spec=spec)
     found = [plan(annotated(made, weights=rules)).health_checks for rules in ("local:3", "local:0")]
     assert [check.local_endpoints for checks in found for check in checks.values()] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("compatible", "expected"),
+    [(False, {real("10.0.0.1"): RealServer(0)}), (True, {real("10.0.0.1"): RealServer(0), real("10.0.0.2"): ACTIVE})],
+    ids=["dropped, as the API says", "as kube-proxy: all endpoints where no local one has room"],
+)
+def test_a_policy_of_local_finds_only_paused_endpoints(
+    compatible: bool, expected: dict[RealServerKey, RealServer]
+) -> None:
+    made = service(kind="NodePort", ports=[structs.replace(HTTP, node_port=30_080)])
+    made = structs.replace(made, spec=structs.replace(made.spec, external_traffic_policy="Local"))
+    context = Context("here", compatible=compatible, node_port_addresses=(packed("192.0.2.1"),))
+    fragment = plan(annotated(made, weights="local:0"), context)
+    assert fragment.virtual_servers[virtual("192.0.2.1", 30_080)][0].real_servers == expected
+    assert fragment.no_local == {("external", Family.IPV4)}
+    assert (roles.NO_LOCAL[Family.IPV4] in {one for one, _ in fragment.entries}) is not compatible
 
 
 def test_rules_that_change_reach_slices_that_are_remembered() -> None:
