@@ -145,8 +145,8 @@ ANNOTATIONS: Final = (
         _write_flags,
         Reason.INVALID_SCHEDULER_FLAGS,
         "`sh-fallback`, `sh-port`, `mh-fallback`, `mh-port`, several with commas between, or nothing: the flags of "
-        "`sh` and `mh`, by ipvsadm's names. Without it `mh` has `mh-port`, as with kube-proxy, and `sh` has "
-        "`sh-fallback` where a Service asks for it or has weights",
+        "`sh` and `mh`, by ipvsadm's names. Without it `mh` has `mh-port`, as with kube-proxy, and both have their "
+        "fallback where a Service asks for them, or has weights or limits",
     ),
     Annotation(
         ONE_PACKET,

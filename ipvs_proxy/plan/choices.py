@@ -70,11 +70,6 @@ class Choices:
             yield Choice(key, state, *self._decisions[state])
 
     @property
-    def any_used(self) -> bool:
-        """Whether any endpoint gets connections."""
-        return any(decision.used for decision in self._decisions.values())
-
-    @property
     def any_open(self) -> bool:
         """Whether any endpoint gets new connections: it is used, and has a weight above 0."""
         decisions = self._decisions
@@ -117,8 +112,9 @@ def choose_cluster(
 ) -> Choices:
     """Choose among all endpoints of a service port: the rule for traffic policy ``Cluster``.
 
-    Hints are judged on ready endpoints only and apply only if every ready endpoint has one. With no ready endpoint
-    (that the hints allow), all endpoints that are serving while terminating are used, whatever their hints.
+    Hints are judged on ready endpoints only and apply only if every ready endpoint has one, and one with a weight above
+    0 has ours. With no ready endpoint (that the hints allow), all endpoints that are serving while terminating are
+    used, whatever their hints.
     """
     states = _states(endpoints, cache)
     mode = _topology(states, node_name=node_name, zone=zone)
@@ -170,10 +166,14 @@ def _judge(state: State, mode: Reason | None, node_name: str, zone: str) -> Deci
 
 
 def _topology(states: Iterable[State], *, node_name: str, zone: str) -> Reason | None:
-    """Return the reason for which hints exclude endpoints, or ``None`` if hints do not apply."""
+    """Return the reason for which hints exclude endpoints, or ``None`` if hints do not apply.
+
+    They do not if they would leave none but endpoints with weight 0.
+    """
     ready = [state for state in states if state.ready]
-    if node_name and all(state.nodes for state in ready) and any(node_name in state.nodes for state in ready):
+    open_ = [state for state in ready if state.weight]
+    if node_name and all(state.nodes for state in ready) and any(node_name in state.nodes for state in open_):
         return Reason.OTHER_NODE
-    if zone and all(state.zones for state in ready) and any(zone in state.zones for state in ready):
+    if zone and all(state.zones for state in ready) and any(zone in state.zones for state in open_):
         return Reason.OTHER_ZONE
     return None

@@ -16,7 +16,7 @@ compared as whole values, so that a field of theirs is never overlooked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 
@@ -144,6 +144,11 @@ class DesiredTables:
         """Return the virtual servers that a Service claims, including those that another Service owns."""
         contribution = self._contributions.get(name)
         return () if contribution is None else tuple(contribution.virtual_servers)
+
+    def claims_of(self, name: ServiceName) -> Mapping[VirtualServerKey, VirtualServer]:
+        """Return the virtual servers that a Service claims, as its plan has them, whoever owns them."""
+        contribution = self._contributions.get(name)
+        return {} if contribution is None else contribution.virtual_servers
 
     def _members(self, key: VirtualServerKey, name: ServiceName, contribution: _Contribution) -> tuple[Member, ...]:
         """Return the members that go with a virtual server, by its owner; ``contribution`` is that of ``name``."""

@@ -87,7 +87,7 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
     ``created`` orders Services that claim the same virtual server, and ``options`` is what annotations ask for.
     ``entries`` are keyed by (role, entry). ``choices`` has the decision about every endpoint of every virtual server,
     ``schedulings`` that about its scheduler; ``no_local`` tells for which policy (``internal``, ``external``) ``Local``
-    finds no endpoint here although there are some.
+    finds no endpoint for new connections here although there are some.
     """
 
     name: ServiceName

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     INVALID_DRAIN_TIMEOUT = "invalid-drain-timeout"
     INVALID_SCHEDULER = "invalid-scheduler"
     NO_SUCH_SCHEDULER = "no-such-scheduler"
+    NO_WEIGHTED_SCHEDULER = "no-weighted-scheduler"
     INVALID_SCHEDULER_FLAGS = "invalid-scheduler-flags"
     FLAGS_OF_ANOTHER_SCHEDULER = "flags-of-another-scheduler"
     INVALID_ONE_PACKET = "invalid-one-packet"
@@ -89,6 +90,7 @@ SERVED_OTHERWISE: Final[Mapping[Reason, str]] = MappingProxyType(
         Reason.INVALID_DRAIN_TIMEOUT: "the drain timeout of the agent is used",
         Reason.INVALID_SCHEDULER: "the scheduler of the agent is used",
         Reason.NO_SUCH_SCHEDULER: "the kernel of this node does not have it, so the scheduler of the agent is used",
+        Reason.NO_WEIGHTED_SCHEDULER: "the kernel of this node does not have it, so no weight but 0 counts",
         Reason.INVALID_SCHEDULER_FLAGS: "the scheduler's usual flags are used",
         Reason.FLAGS_OF_ANOTHER_SCHEDULER: "the scheduler's usual flags are used",
         Reason.INVALID_ONE_PACKET: "packets of a connection go to one endpoint",

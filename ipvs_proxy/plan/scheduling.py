@@ -42,7 +42,8 @@ def decide_scheduling(
     ``weighted``: endpoints have weights, or may have soon. Omissions are added to the fragment.
     """
     scheduler, source = _scheduler(context, fragment, weighted=weighted)
-    flags = _flags(scheduler, fragment, own=weighted or source is Reason.ANNOTATION)
+    limited = fragment.options.max_connections is not None
+    flags = _flags(scheduler, fragment, own=weighted or limited or source is Reason.ANNOTATION)
     if fragment.options.one_packet:
         if port.protocol == "UDP":
             flags |= ONE_PACKET_FLAG
@@ -67,13 +68,16 @@ def _scheduler(context: Context, fragment: Fragment, *, weighted: bool) -> tuple
     elif wanted is not None:
         scheduler, source = wanted, Reason.ANNOTATION
     twin = _WEIGHTED.get(scheduler) if weighted else None
-    if twin is not None and twin not in context.missing_schedulers:
-        return twin, Reason.WEIGHTS
-    return scheduler, source
+    if twin is None:
+        return scheduler, source
+    if twin in context.missing_schedulers:
+        fragment.omissions.append(Omission(f"service {fragment.name} scheduler {twin}", Reason.NO_WEIGHTED_SCHEDULER))
+        return scheduler, source
+    return twin, Reason.WEIGHTS
 
 
 def _flags(scheduler: str, fragment: Fragment, *, own: bool) -> int:
-    """Return the flags of a scheduler; ``own``: the Service has a wish for itself, or weights."""
+    """Return the flags of a scheduler; ``own``: the Service has a wish for itself, a limit or weights."""
     names = fragment.options.scheduler_flags
     if names is not None:
         known: Mapping[str, int] = FLAGS.get(scheduler, {})
@@ -81,9 +85,11 @@ def _flags(scheduler: str, fragment: Fragment, *, own: bool) -> int:
             return sum(known[name] for name in names)
         where = f"service {fragment.name} annotation {SCHEDULER_FLAGS} {','.join(sorted(names))} scheduler {scheduler}"
         fragment.omissions.append(Omission(where, Reason.FLAGS_OF_ANOTHER_SCHEDULER))
-    # ``mh`` hashes the source port too, as with kube-proxy. ``sh`` refuses the clients of an endpoint with weight 0
-    # unless it may fall back to another one; with the agent's setting alone it is left as kube-proxy has it.
-    return SCHED2 if scheduler == "mh" else SCHED1 if scheduler == "sh" and own else 0
+    # ``mh`` hashes the source port too, as with kube-proxy. Both refuse the clients of an endpoint with weight 0, or at
+    # its limit, unless they may fall back to another one; with the agent's setting alone that is left as kube-proxy
+    # has it.
+    usual = SCHED2 if scheduler == "mh" else 0
+    return usual | SCHED1 if own and scheduler in FLAGS else usual
 
 
 def _affinity_timeout(service: Service, port: ServicePort, fragment: Fragment) -> int:

@@ -7,6 +7,8 @@ IPVS mode, except where a policy of ``Local`` meets clients of both kinds: see `
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 
 from ipvs_proxy.kube.objects import Service, ServicePort
@@ -79,11 +81,18 @@ class _Chosen:
     ) -> None:
         self._endpoints = endpoints
         self._context = context
+        self._options = options
         self._cache = cache
+        self._settings = USUAL
         self._states = set(endpoints.values() if cache is None else cache.states)
         #: Whether the endpoints have weights, or may get some without a change of the Service.
         self.are_weighted = any(state.weight != 1 for state in self._states) or may_be_weighted(options)
-        self._settings = _settings_of(self._states, options) if self.are_weighted or options.max_connections else USUAL
+
+    def weigh(self, scheduler: str) -> None:
+        """Give the real servers weights and limits; called before anything is chosen."""
+        if self.are_weighted or self._options.max_connections:
+            counted = Counter(self._endpoints.values()) if self._cache is None else self._cache.states
+            self._settings = _settings_of(counted, self._options, scheduler)
 
     @cached_property
     def cluster(self) -> Choices:
@@ -102,19 +111,24 @@ class _Chosen:
 
     @property
     def has_any(self) -> bool:
-        """Whether any endpoint, here or elsewhere, could be used."""
-        return any(state.ready or state.fallback for state in self._states)
+        """Whether any endpoint, here or elsewhere, could get new connections."""
+        return any(state.weight and (state.ready or state.fallback) for state in self._states)
 
 
-def _settings_of(states: set[State], options: ServiceOptions) -> Settings:
-    """Return the settings of the real servers in each state."""
-    real_server = real_servers_of(
-        [state.weight for state in states],
-        factor=1 if options.slow_start is None else STEPS,
+def _settings_of(counted: Mapping[State, int], options: ServiceOptions, scheduler: str) -> Settings:
+    """Return the settings of the real servers in each state; ``counted`` says how many are in it."""
+    weights = Counter[int]()
+    for state, number in counted.items():
+        weights[state.weight] += number
+    real_servers = real_servers_of(
+        weights,
+        # To ``ovf`` a weight is a number of connections.
+        factor=1 if options.slow_start is None or scheduler == "ovf" else STEPS,
+        scheduler=scheduler,
         upper=options.max_connections or 0,
         lower=options.min_connections or 0,
     )
-    return {state: real_server(state.weight) for state in states}
+    return {state: real_servers[state.weight] for state in counted}
 
 
 def plan_port(
@@ -142,9 +156,10 @@ def plan_port(
     free = _unclaimed(_outside(port, protocol, spec, plan), key, port, plan)
     outside = _affordable(free, len(endpoints), spec, plan)
     scheduling = decide_scheduling(service, port, context, fragment, weighted=chosen.are_weighted)
+    chosen.weigh(scheduling.scheduler)
 
     choices = chosen.local if spec.internal_local else chosen.cluster
-    if spec.internal_local and not choices.any_used:
+    if spec.internal_local and not choices.any_open:
         if chosen.has_any:
             fragment.no_local.add(("internal", plan.family))
         if context.compatible and outside:
@@ -227,13 +242,13 @@ def _serve_outside(
 
     With the policy ``Local`` these get endpoints of this node only, and are dropped if there is none. Clients in the
     cluster get all endpoints at the same addresses, through a virtual server of its own (see ``marks``). With
-    ``compatible`` all get the local endpoints, or all endpoints if there is none.
+    ``compatible`` all get the local endpoints, or all endpoints if none of these gets new connections.
     """
     fragment = plan.fragment
     local = spec.external_local
     internal: VirtualServerKey | None = None
     choices = chosen.local if local else chosen.cluster
-    empty = local and not choices.any_used
+    empty = local and not choices.any_open
     if empty and chosen.has_any:
         fragment.no_local.add(("external", plan.family))
     if local and not plan.context.compatible:

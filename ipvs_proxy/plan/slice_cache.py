@@ -123,6 +123,7 @@ class SliceCache:
         if weights != self._weights:
             self._weights = weights
             self._read.clear()
+            self._ports.clear()
         omissions: list[Omission] = []
         before, after = self._read.get(family, {}), {}
         for piece in of_family(slices, family, omissions):

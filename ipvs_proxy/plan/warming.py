@@ -6,6 +6,7 @@ there are steps below a weight of 1 and nobody else's weight has to change for t
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from ipvs_proxy.plan.tables import RealServer
@@ -19,6 +20,7 @@ def step_of(elapsed: float, duration: float) -> int:
     return min(STEPS, int(elapsed * STEPS / duration))
 
 
+@lru_cache(maxsize=1024)
 def warming(full: RealServer, step: int) -> RealServer:
     """Return the settings of a real server at a step: that share of its weight, but never 0 of something."""
     return full._replace(weight=min(full.weight, max(1, full.weight * step // STEPS)))

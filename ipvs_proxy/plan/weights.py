@@ -8,14 +8,17 @@ A weight is the product of two numbers, each of them 1 where nobody gives it:
   rule for its node, else for its zone, else for this agent's own node (``local``), else for all others (``*``).
 
 So 0 from either keeps new connections away. The weights that the kernel gets have the same proportions: they are
-scaled down where the largest is above what IPVS takes, and no weight but 0 becomes 0.
+scaled down where the largest is above what IPVS takes, or where a scheduler's table has no room for all of them, and no
+weight but 0 becomes 0.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from math import gcd
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from ipvs_proxy.kube.objects import EndpointSlice
@@ -25,6 +28,10 @@ from ipvs_proxy.plan.tables import ACTIVE, RealServer
 MAX_WEIGHT: Final = 65_535
 #: The largest threshold of connections (a signed 32-bit integer in the kernel's ``ip_vs_dest``).
 MAX_CONNECTIONS: Final = 2**31 - 1
+#: The schedulers that fill a table of so many slots, going round: each endpoint gets as many as its weight in a turn.
+#: One that finds the table full gets no connection ever (``IP_VS_SH_TAB_SIZE`` and ``IP_VS_MH_TAB_SIZE`` in
+#: net/netfilter/ipvs, with the defaults of the kernel's configuration).
+SLOTS: Final = MappingProxyType({"sh": 256, "mh": 4_093})
 #: Annotations of an EndpointSlice, the first that is there counts.
 SLICE_WEIGHTS: Final = ("ipvs-proxy.io/weight", "service.cilium.io/weight")
 #: Rules that one Service may have.
@@ -136,27 +143,40 @@ def explain_weight(rule: str, weight: int, of_slice: int | None) -> str:
     return ", ".join(parts)
 
 
-def real_servers_of(weights: Iterable[int], *, factor: int, upper: int, lower: int) -> Callable[[int], RealServer]:
-    """Return what turns the weight of an endpoint into the settings of its real server.
+def real_servers_of(
+    counted: Mapping[int, int], *, factor: int, scheduler: str, upper: int, lower: int
+) -> Mapping[int, RealServer]:
+    """Return the settings of the real servers whose endpoints have each weight.
 
-    ``weights`` are those of all endpoints of the port, which are multiplied by ``factor`` and scaled down if the
-    largest is then above ``MAX_WEIGHT``; ``upper`` and ``lower`` are the thresholds of connections, 0 for none.
+    ``counted`` says how many endpoints of the port have it. All weights are multiplied by ``factor``, and scaled down
+    for what ``scheduler`` and the kernel take. ``upper`` and ``lower`` are the thresholds of connections, 0 for none.
     """
-    largest = max(weights, default=1) * factor
-    settings: dict[int, RealServer] = {}
+    slots = SLOTS.get(scheduler)
+    scaled = _scaled(counted, factor) if slots is None else _fitted(counted, factor, slots)
+    made = {weight: RealServer(number, upper_threshold=upper, lower_threshold=lower) for weight, number in scaled}
+    # Nearly all are this one, and where all are the same object much is faster.
+    return {weight: ACTIVE if settings == ACTIVE else settings for weight, settings in made.items()}
 
-    def real_server(weight: int) -> RealServer:
-        found = settings.get(weight)
-        if found is None:
-            scaled = weight * factor
-            if largest > MAX_WEIGHT and weight:
-                scaled = max(1, scaled * MAX_WEIGHT // largest)
-            made = RealServer(scaled, upper_threshold=upper, lower_threshold=lower)
-            # Nearly all are this one, and where all are the same object much is faster.
-            found = settings[weight] = ACTIVE if made == ACTIVE else made
-        return found
 
-    return real_server
+def _scaled(counted: Iterable[int], factor: int) -> Iterator[tuple[int, int]]:
+    """Return each weight with its number for the kernel."""
+    largest = max(counted, default=1) * factor
+    for weight in counted:
+        number = weight * factor
+        yield weight, max(1, number * MAX_WEIGHT // largest) if weight and largest > MAX_WEIGHT else number
+
+
+def _fitted(counted: Mapping[int, int], factor: int, slots: int) -> Iterator[tuple[int, int]]:
+    """Return each weight with its number of slots in a turn: in lowest terms, and no more than there are altogether.
+
+    Every endpoint has one slot at least, one with weight 0 too; what is left is shared out by what they want beyond it.
+    """
+    divisor = gcd(*counted) or 1
+    turns = {weight: weight // divisor * factor for weight in counted}
+    spare = max(0, slots - sum(counted.values()))
+    wanted = sum((turn - 1) * counted[weight] for weight, turn in turns.items() if turn)
+    for weight, turn in turns.items():
+        yield weight, 1 + (turn - 1) * spare // wanted if turn and wanted > spare else turn
 
 
 def _is_place(place: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec import structs
 
 from ipvs_proxy.agent.sync.schedulers import Schedulers
@@ -47,17 +48,34 @@ async def test_a_service_whose_scheduler_is_missing_is_served_with_the_agents_an
         assert plane.calls["has_scheduler"] == asked
 
 
-async def test_a_kernel_that_does_not_say_is_asked_again() -> None:
-    answers: list[bool | OSError] = [OSError("no buffer space"), True]
+def kernel_that_answers(*answers: bool | Exception) -> tuple[Schedulers, list[bool | Exception]]:
+    """Return what asks a kernel that answers so, and the answers that are left."""
+    left = [*answers]
 
     async def has(_: str) -> bool:
-        answer = answers.pop(0)
-        if isinstance(answer, OSError):
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
-    schedulers = Schedulers(has)
+    return Schedulers(has), left
+
+
+@pytest.mark.parametrize("fault", [OSError("no buffer space"), ValueError("a message is too short")])
+async def test_a_kernel_that_does_not_say_is_asked_again_in_the_next_period(fault: Exception) -> None:
+    schedulers, left = kernel_that_answers(fault, True)
     assert not await schedulers.find(["sh"])
     assert not await schedulers.find(["sh"])
+    assert left == [True]
+    assert not await schedulers.find_missing()
+    assert not await schedulers.find_missing()
+    assert (left, schedulers.missing) == ([], frozenset())
+
+
+async def test_a_scheduler_that_was_taken_for_there_is_found_missing_in_the_next_period() -> None:
+    schedulers, left = kernel_that_answers(OSError("no buffer space"), False, ValueError("a message is too short"))
     assert not await schedulers.find(["sh"])
-    assert (answers, schedulers.missing) == ([], frozenset())
+    assert not await schedulers.find(["sh"])
+    assert await schedulers.find_missing(), "the Service that has it in its plan would be refused for ever"
+    assert not await schedulers.find_missing()
+    assert (left, schedulers.missing) == ([], {"sh"})

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from msgspec import structs
 
 from ipvs_proxy.agent.observe.history import KEPT, History
 from ipvs_proxy.agent.web.state_pages import flagz, statusz
@@ -114,6 +115,30 @@ async def test_one_service_is_shown_with_reasons() -> None:
             404,
             {"error": "there is no Service default/none"},
         )
+
+
+async def test_who_warms_up_and_who_is_paused_is_shown() -> None:
+    annotations = {
+        "ipvs-proxy.io/slow-start": "1h",
+        "ipvs-proxy.io/weights": "node=there:0",
+        "ipvs-proxy.io/max-connections": "9",
+        "ipvs-proxy.io/min-connections": "5",
+    }
+    made = structs.replace(WEB, metadata=structs.replace(WEB.metadata, annotations=annotations))
+    before, new = [endpoint("10.244.0.1"), endpoint("10.244.0.3", node="there")], endpoint("10.244.0.2")
+    async with shown(made, endpoint_slice(*before)) as (url, rig, _):
+        rig.replace(endpoint_slice(*before), endpoint_slice(*before, new))
+        await rig.until(lambda: len(rig.writer.actual.virtual_servers[virtual("10.96.0.10")].real_servers) == 3)
+        _, state = await answer(f"{url}/state/services/default/web")
+        (server,) = state["virtualServers"]
+        assert (server["schedulerFrom"], server["maxConnections"], server["minConnections"]) == ("weights", 9, 5)
+        assert [
+            (found["wantedWeight"], found["weightFrom"], found["warmingSeconds"] is not None)
+            for found in server["endpoints"]
+        ] == [(10, "", False), (1, "", True), (0, "node=there:0", False)]
+        _, state = await answer(f"{url}/state")
+        (found,) = state["services"]
+        assert (found["endpoints"], found["warming"], found["paused"]) == (2, 1, 1)
 
 
 async def test_what_the_kernel_is_set_to_is_in_the_state() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import pytest
 from msgspec import structs
 
 from ipvs_proxy.agent.sync.warmups import Warmups, warm_up_for_ever
-from ipvs_proxy.kube.objects import Endpoint, Service
+from ipvs_proxy.kube.objects import Endpoint, EndpointPort, Service, ServicePort
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName
 from ipvs_proxy.plan.marks import Marks
@@ -18,7 +18,7 @@ from ipvs_proxy.plan.tables import RealServerKey, text_of
 from ipvs_proxy.plan.warming import STEPS, step_of
 from tests.support.clock import Clock
 from tests.support.fake_dataplane import FakeDataplane
-from tests.support.objects import endpoint, endpoint_slice, real, service, virtual
+from tests.support.objects import HTTP, endpoint, endpoint_slice, real, service, virtual
 from tests.support.rig import running
 
 NAME = ServiceName("default", "web")
@@ -41,14 +41,16 @@ class Life:
         if started:
             self.warmups.start()
 
-    def plan(self, made: Service | None, *pods: int | Endpoint) -> dict[str, int]:
+    def plan(
+        self, made: Service | None, *pods: int | Endpoint, ports: Iterable[EndpointPort] = (EndpointPort("http", 8080),)
+    ) -> dict[str, int]:
         """Plan with these pods; return the weight of each address."""
         if made is None:
             self.warmups.follow(NAME, None, self.desired)
             self.desired.replace(NAME, None)
             return {}
         endpoints = [pod if isinstance(pod, Endpoint) else endpoint(f"10.0.0.{pod}") for pod in pods]
-        fragment = plan_service(made, [endpoint_slice(*endpoints)], Context("here"), Marks())
+        fragment = plan_service(made, [endpoint_slice(*endpoints, ports=ports)], Context("here"), Marks())
         self.warmups.follow(NAME, fragment, self.desired)
         self.warmups.apply(NAME, fragment)
         self.desired.replace(NAME, fragment)
@@ -97,6 +99,16 @@ def test_an_endpoint_that_comes_back_warms_up_again(between: tuple[int | Endpoin
     assert life.plan(slow(), 1, 2) == {"1": 10, "2": 1}
 
 
+def test_an_endpoint_that_goes_while_it_warms_up_is_forgotten() -> None:
+    life = Life()
+    life.plan(slow(), 1)
+    life.plan(slow(), 1, 2)
+    life.clock.now += 5.0
+    life.plan(slow(), 1)
+    assert (len(life.warmups), life.warmups.due()) == (0, [])
+    assert life.plan(slow(), 1, 2) == {"1": 10, "2": 1}
+
+
 def test_a_paused_endpoint_stays_paused_while_it_warms_up() -> None:
     life, made = Life(), slow(**{"ipvs-proxy.io/weights": "node=there:0"})
     life.plan(made, 1)
@@ -129,6 +141,33 @@ def test_a_service_that_goes_takes_its_endpoints_along() -> None:
     assert (len(life.warmups), life.warmups.seconds_left(NAME)) == (0, {})
 
 
+PORTS = [EndpointPort("http", 8080), EndpointPort("more", 8081)]
+
+
+def with_port_81(made: Service) -> Service:
+    return structs.replace(made, spec=service(ports=[HTTP, ServicePort(port=81, name="more")]).spec)
+
+
+def test_endpoints_of_a_virtual_server_that_another_service_owns_warm_up_once() -> None:
+    life, other = Life(), ServiceName("default", "api")
+    older = service("api", ports=[ServicePort(port=81)], age=60)
+    life.desired.replace(other, plan_service(older, [], Context("here"), Marks()))
+    for pods in [(1,), *[(1, 2)] * 15]:
+        life.plan(with_port_81(slow()), *pods, ports=PORTS)
+        life.clock.now += 1.0
+    assert life.desired.owners[virtual("10.96.0.10", 81)] == other
+    assert (len(life.warmups), life.warmups.due()) == (0, [])
+
+
+def test_endpoints_at_a_port_that_is_new_are_all_alike() -> None:
+    life = Life()
+    life.plan(slow(), 1, 2)
+    life.plan(with_port_81(slow()), 1, 2, ports=PORTS)
+    assert len(life.warmups) == 0
+    life.plan(with_port_81(slow()), 1, 2, 3, ports=PORTS)
+    assert life.warmups.seconds_left(NAME).keys() == {real("10.0.0.3", 8080), real("10.0.0.3", 8081)}
+
+
 def test_whoever_asks_for_an_explanation_does_not_take_the_step() -> None:
     life = Life()
     life.plan(slow(), 1)
@@ -145,7 +184,6 @@ def test_steps_are_due_when_they_are_reached() -> None:
     assert life.warmups.due() == []
     life.plan(slow("20s"), 1)
     life.plan(slow("20s"), 1, 2)
-    assert life.warmups.next_due() == 2.0
     life.clock.now += 1.9
     assert life.warmups.due() == []
     life.clock.now += 0.2
@@ -178,6 +216,34 @@ async def test_only_the_service_that_warms_up_is_planned_again_and_nothing_once_
             await begun.wait()
         await asyncio.sleep(0.05)
         assert planned == [NAME]
+    finally:
+        task.cancel()
+
+
+async def test_a_slow_start_of_hours_holds_up_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipvs_proxy.agent.sync.warmups.INTERVAL", 0.001)
+    life, other = Life(), ServiceName("default", "other")
+    replanned = asyncio.Event()
+
+    def follow_other(*pods: int) -> None:
+        pieces = [endpoint_slice(*(endpoint(f"10.0.1.{pod}") for pod in pods), of="other")]
+        fragment = plan_service(structs.replace(slow("5s"), metadata=named), pieces, Context("here"), Marks())
+        life.warmups.follow(other, fragment, life.desired)
+        life.desired.replace(other, fragment)
+
+    named = structs.replace(slow("5s").metadata, name="other")
+    life.plan(slow("3600s"), 1)
+    life.plan(slow("3600s"), 1, 2)
+    task = asyncio.create_task(
+        warm_up_for_ever(life.warmups, lambda names: replanned.set() if other in names else None)
+    )
+    try:
+        await asyncio.sleep(0.05)
+        follow_other(1)
+        follow_other(1, 2)
+        life.clock.now += 1.0
+        async with asyncio.timeout(10):
+            await replanned.wait()
     finally:
         task.cancel()
 

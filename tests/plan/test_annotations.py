@@ -115,3 +115,10 @@ def test_a_lower_threshold_needs_an_upper_one_above_it(most: str | None) -> None
     limits = {MIN_CONNECTIONS_OF_ENDPOINT: "80"} | ({} if most is None else {MAX_CONNECTIONS_OF_ENDPOINT: most})
     assert read_options(annotated(**limits), omissions).min_connections is None
     assert [omission.reason for omission in omissions] == [Reason.INVALID_CONNECTION_LIMIT]
+
+
+def test_both_thresholds_may_be_the_same() -> None:
+    omissions: list[Omission] = []
+    limits = {MIN_CONNECTIONS_OF_ENDPOINT: "80", MAX_CONNECTIONS_OF_ENDPOINT: "80"}
+    assert read_options(annotated(**limits), omissions).min_connections == 80
+    assert not omissions

@@ -223,7 +223,7 @@ def test_every_endpoint_has_one_decision_with_a_reason_that_agrees(endpoints: li
         # Ready and terminating endpoints are never mixed, and those that do neither serve nor end are never used.
         assert len({choice.reason for choice in choices if choice.used}) <= 1
         assert all(choice.state.ready or choice.state.fallback for choice in choices if choice.used)
-        assert choices.any_used == any(choice.used for choice in choices)
+        assert choices.any_open == any(choice.used for choice in choices if choice.state.weight)
         assert choices.lingering == {choice.key for choice in choices if choice.state.fallback and not choice.used}
     assert all(choice.state.local for choice in local if choice.used)
     # If there is any usable endpoint at all, the cluster list is not empty.

@@ -32,7 +32,7 @@ def choices_of(endpoints: Endpoints, cache: SliceCache | None = None) -> list[Ch
 
 
 def shown(choices: Choices) -> tuple[object, ...]:
-    return choices.real_servers, choices.lingering, set(choices.local()), list(choices), choices.any_used
+    return choices.real_servers, choices.lingering, set(choices.local()), list(choices), choices.any_open
 
 
 @settings(deadline=None, max_examples=300)

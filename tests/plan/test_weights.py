@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from msgspec import structs
 
@@ -9,7 +11,7 @@ from ipvs_proxy.kube.objects import Endpoint, EndpointSlice
 from ipvs_proxy.plan.endpoints import Omission, State, gather
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import ACTIVE, Family, RealServer
-from ipvs_proxy.plan.weights import MAX_RULES, MAX_WEIGHT, read_weights, real_servers_of, write_weights
+from ipvs_proxy.plan.weights import MAX_RULES, MAX_WEIGHT, SLOTS, read_weights, real_servers_of, write_weights
 from tests.support.endpoints import HTTP
 from tests.support.objects import endpoint, endpoint_slice
 
@@ -67,6 +69,12 @@ def test_the_weight_of_an_endpoint_is_that_of_its_slice_times_that_of_the_most_s
 def test_neighbours_in_a_slice_that_differ_only_in_their_zone_have_weights_of_their_own() -> None:
     piece = endpoint_slice(*(structs.replace(endpoint(f"10.0.0.{n}"), zone=f"eu-1{'ab'[n % 2]}") for n in range(1, 5)))
     found = gather([piece], Family.IPV4, "here", read_weights("zone=eu-1a:3"))
+    assert [state.weight for state in found.endpoints[HTTP].values()] == [1, 3, 1, 3]
+
+
+def test_neighbours_in_a_slice_that_differ_only_in_their_node_have_weights_of_their_own() -> None:
+    piece = endpoint_slice(*(endpoint(f"10.0.0.{n}", node=f"edge-{n % 2}") for n in range(1, 5)))
+    found = gather([piece], Family.IPV4, "here", read_weights("node=edge-0:3"))
     assert [state.weight for state in found.endpoints[HTTP].values()] == [1, 3, 1, 3]
 
 
@@ -140,10 +148,37 @@ def test_as_many_rules_as_there_may_be_are_read_and_written() -> None:
 def test_weights_keep_their_proportions_within_what_the_kernel_takes(
     weights: list[int], factor: int, expected: list[int]
 ) -> None:
-    real_server = real_servers_of(weights, factor=factor, upper=0, lower=0)
-    assert [real_server(weight).weight for weight in weights] == expected
+    real_servers = real_servers_of(Counter(weights), factor=factor, scheduler="wrr", upper=0, lower=0)
+    assert [real_servers[weight].weight for weight in weights] == expected
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "counted", "factor", "expected"),
+    [
+        ("sh", {90: 3, 10: 3}, 1, {90: 9, 10: 1}),
+        ("sh", {100: 3}, 1, {100: 1}),
+        ("sh", {3: 2, 0: 1}, 1, {3: 1, 0: 0}),
+        ("sh", {1: 2}, 10, {1: 10}),
+        ("sh", {1: 30}, 10, {1: 8}),
+        ("sh", {9: 40, 1: 40}, 1, {9: 5, 1: 1}),
+        ("sh", {1: 300}, 10, {1: 1}),
+        ("sh", {0: 3}, 10, {0: 0}),
+        ("sh", {}, 1, {}),
+        ("mh", {90: 50, 10: 50}, 1, {90: 9, 10: 1}),
+        ("mh", {99: 50, 1: 50}, 1, {99: 80, 1: 1}),
+        ("mh", {1: 409}, 10, {1: 10}),
+        ("mh", {MAX_WEIGHT: 1, 1: 3_000}, 1, {MAX_WEIGHT: 1093, 1: 1}),
+    ],
+)
+def test_weights_have_room_in_the_table_of_a_scheduler_that_hashes(
+    scheduler: str, counted: dict[int, int], factor: int, expected: dict[int, int]
+) -> None:
+    found = real_servers_of(counted, factor=factor, scheduler=scheduler, upper=0, lower=0)
+    assert {weight: settings.weight for weight, settings in found.items()} == expected
+    in_a_turn = sum(max(1, found[weight].weight) * number for weight, number in counted.items())
+    assert in_a_turn <= max(SLOTS[scheduler], sum(counted.values())), "some endpoint gets nothing"
 
 
 def test_what_is_as_usual_is_the_usual_object() -> None:
-    assert real_servers_of([1], factor=1, upper=0, lower=0)(1) is ACTIVE
-    assert real_servers_of([1], factor=1, upper=9, lower=5)(1) == RealServer(1, 0, 9, 5)
+    assert real_servers_of({1: 2}, factor=1, scheduler="rr", upper=0, lower=0)[1] is ACTIVE
+    assert real_servers_of({1: 2}, factor=1, scheduler="rr", upper=9, lower=5)[1] == RealServer(1, 0, 9, 5)

@@ -42,7 +42,7 @@ FALLBACK = {**MH, "scheduler-flags": "mh-fallback"}
 #: One after another, and the first one after the last. The Service has two virtual servers with three pods each.
 SCHEDULERS = (
     Change({"scheduler": "lc"}, "lc", (1, 1, 1), 2),
-    Change(MH, "mh -b mh-port", (1, 1, 1), 2),
+    Change(MH, "mh -b mh-fallback,mh-port", (1, 1, 1), 2),
     Change({**SH, "scheduler-flags": "sh-port,sh-fallback"}, "sh -b sh-fallback,sh-port", (1, 1, 1), 2),
     Change({"weights": f"{ZONE_A}3"}, "wrr", (3, 1, 1), 4),
     Change({}, "rr", (1, 1, 1), 4),
@@ -52,9 +52,9 @@ SETTINGS = (
     Change(FALLBACK, "mh -b mh-fallback", (1, 1, 1), 2),
     Change({**FALLBACK, "weights": f"{ZONE_A}5"}, "mh -b mh-fallback", (5, 1, 1), 2),
     Change({**FALLBACK, "weights": f"{ZONE_A}0"}, "mh -b mh-fallback", (0, 1, 1), 2),
-    Change({**MH, "max-connections": "9999", "weights": f"{ZONE_A}2"}, "mh -b mh-port", (2, 1, 1), 8),
-    Change({**MH, "weights": f"{ZONE_A}2"}, "mh -b mh-port", (2, 1, 1), 6),
-    Change(MH, "mh -b mh-port", (1, 1, 1), 2),
+    Change({**MH, "max-connections": "9999", "weights": f"{ZONE_A}2"}, "mh -b mh-fallback,mh-port", (2, 1, 1), 8),
+    Change({**MH, "weights": f"{ZONE_A}2"}, "mh -b mh-fallback,mh-port", (2, 1, 1), 6),
+    Change(MH, "mh -b mh-fallback,mh-port", (1, 1, 1), 2),
 )
 
 

@@ -1,7 +1,8 @@
 """Which schedulers the kernel has: it is asked about each of them once, when the first Service has it in its plan.
 
 A scheduler is a module, which the kernel loads when a virtual server with it is made. One that is missing is asked for
-again in every sync period, so that loading the module is all that an operator has to do.
+again in every sync period, so that loading the module is all that an operator has to do. So is one of which the kernel
+did not say whether it is there.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ log = structlog.get_logger(__name__)
 
 
 class Schedulers:
-    """The schedulers that were asked for. ``has`` asks the kernel; it raises OSError if the kernel does not say."""
+    """The schedulers that were asked for.
+
+    ``has`` asks the kernel; it raises OSError if the kernel does not say, and ValueError if its answer is garbage.
+    """
 
     def __init__(self, has: Callable[[str], Awaitable[bool]]) -> None:
         self.missing: frozenset[str] = frozenset()
         self._has = has
         self._there: set[str] = set()
+        self._untold: set[str] = set()
 
     async def find(self, names: Iterable[str]) -> bool:
         """Ask for those of some schedulers that are not known yet; return whether another one is missing."""
-        unknown = [name for name in names if name not in self._there and name not in self.missing]
+        unknown = [name for name in names if name not in self._there | self._untold | self.missing]
         return await self._ask(unknown) if unknown else False
 
     async def find_missing(self) -> bool:
-        """Ask again for what is missing; return whether that has changed."""
-        return await self._ask(sorted(self.missing)) if self.missing else False
+        """Ask again for what is missing, or what the kernel did not say; return whether what is missing has changed."""
+        return await self._ask(sorted(self.missing | self._untold))
 
     def note(self, name: str) -> None:
         """Note that a scheduler is there."""
@@ -40,10 +45,12 @@ class Schedulers:
         for name in names:
             try:
                 there = await self._has(name)
-            except OSError as error:
-                # It is taken for there. If it is not, the virtual servers are refused, and tried again.
+            except (OSError, ValueError) as error:
+                # It is taken for there. If it is not, virtual servers are refused until the next look finds it missing.
+                self._untold.add(name)
                 log.warning("scheduler_not_known", scheduler=name, error=str(error))
                 continue
+            self._untold.discard(name)
             if there:
                 self._there.add(name)
                 self.missing -= {name}

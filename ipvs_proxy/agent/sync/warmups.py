@@ -4,18 +4,17 @@
 outside the process, so whatever ends it (a restart, a Service that gives up its slow start, an endpoint that goes) ends
 at the full weight, or at none.
 
-New is what a Service gets and did not have, beside endpoints that it goes on having: when all come at once, none is
-colder than another. What is there when the agent starts is not new. A plan gives the full weights, and its fragment is
-changed before it reaches the desired tables; so each step is an ordinary change of the Service, and costs one message
-for each virtual server.
+New is what a Service gets and did not have, at a virtual server that goes on having others: when all come at once,
+none is colder than another. What is there when the agent starts is not new. A plan gives the full weights, and its
+fragment is changed before it reaches the desired tables; so each step is an ordinary change of the Service, and costs
+one message for each virtual server.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -37,9 +36,10 @@ class _Warmup(NamedTuple):
     duration: float
     step: int = 0
 
-    def step_at(self, now: float) -> int:
-        """Return the step that it has reached."""
-        return step_of(now - self.since, self.duration)
+    @property
+    def next_step(self) -> float:
+        """When it reaches its next step."""
+        return self.since + self.duration * (self.step + 1) / STEPS
 
 
 class Warmups:
@@ -51,6 +51,8 @@ class Warmups:
         self._started = False
         #: The inner dictionaries are replaced, never changed: other threads go through them.
         self._warmups: dict[ServiceName, dict[RealServerKey, _Warmup]] = {}
+        #: When the first of a Service's endpoints reaches its next step.
+        self._next_steps: dict[ServiceName, float] = {}
 
     def __len__(self) -> int:
         return sum(map(len, snapshot(self._warmups).values()))
@@ -62,18 +64,26 @@ class Warmups:
     def follow(self, name: ServiceName, fragment: Fragment | None, desired: DesiredTables) -> None:
         """Take in a Service's plan: which endpoints are new next to what is desired so far, and which steps are due."""
         warm = self._warmups.pop(name, {})
+        self._next_steps.pop(name, None)
         duration = None if fragment is None else fragment.options.slow_start
         if fragment is None or duration is None or not self._started:
             return
-        before, after = _endpoints(_desired_by(name, desired)), _endpoints(_planned(fragment))
+        planned = [server for server, _ in fragment.virtual_servers.values()]
+        before, after = _endpoints(desired.claims_of(name).values()), _endpoints(planned)
+        old = [server for server in planned if not before.isdisjoint(server.real_servers)]
         now = self._clock()
-        found = {key: _Warmup(now, duration) for key in after - before} if before & after else {}
+        found = dict.fromkeys(_endpoints(old) - before, _Warmup(now, duration))
+        # Endpoints that came together share one object, so that 50,000 of them cost little more than one.
+        later: dict[_Warmup, _Warmup] = {}
         for key in warm.keys() & after:
-            since = warm[key].since
-            if (step := step_of(now - since, duration)) < STEPS:
-                found[key] = _Warmup(since, duration, step)
+            earlier = warm[key]
+            if earlier not in later:
+                later[earlier] = _Warmup(earlier.since, duration, step_of(now - earlier.since, duration))
+            if later[earlier].step < STEPS:
+                found[key] = later[earlier]
         if found:
             self._warmups[name] = found
+            self._next_steps[name] = min(warmup.next_step for warmup in set(found.values()))
             self.begun.set()
 
     def apply(self, name: ServiceName, fragment: Fragment) -> None:
@@ -97,21 +107,7 @@ class Warmups:
     def due(self) -> Collection[ServiceName]:
         """Return the Services of which an endpoint has reached its next step."""
         now = self._clock()
-        return [
-            name
-            for name, warmups in self._warmups.items()
-            if any(warmup.step_at(now) > warmup.step for warmup in warmups.values())
-        ]
-
-    def next_due(self) -> float:
-        """Return in how many seconds the next step is due; infinite if nobody warms up."""
-        now = self._clock()
-        times = (
-            warmup.since + warmup.duration * (warmup.step + 1) / STEPS - now
-            for warmups in self._warmups.values()
-            for warmup in warmups.values()
-        )
-        return min(times, default=math.inf)
+        return [name for name, when in self._next_steps.items() if now >= when]
 
     def seconds_left(self, name: ServiceName) -> Mapping[RealServerKey, float]:
         """Return the endpoints of a Service that warm up, and for how long they will. Safe in any thread."""
@@ -124,24 +120,16 @@ class Warmups:
 async def warm_up_for_ever(warmups: Warmups, replan: Callable[[Collection[ServiceName]], None]) -> None:
     """Have Services planned again when an endpoint has reached its next step; nothing happens while none warms up."""
     while True:
-        delay = warmups.next_due()
-        if math.isinf(delay):
+        if not warmups:
             warmups.begun.clear()
             await warmups.begun.wait()
-            continue
-        await asyncio.sleep(max(INTERVAL, delay))
-        replan(warmups.due())
+        # Not until the next step: a shorter slow start may begin meanwhile.
+        await asyncio.sleep(INTERVAL)
+        if due := warmups.due():
+            replan(due)
 
 
-def _planned(fragment: Fragment) -> Iterator[VirtualServer]:
-    return (server for server, _ in fragment.virtual_servers.values())
-
-
-def _desired_by(name: ServiceName, desired: DesiredTables) -> Iterator[VirtualServer]:
-    return (desired.virtual_servers[key] for key in desired.virtual_servers_of(name) if desired.owners[key] == name)
-
-
-def _endpoints(servers: Iterator[VirtualServer]) -> set[RealServerKey]:
+def _endpoints(servers: Iterable[VirtualServer]) -> set[RealServerKey]:
     """Return the real servers of several virtual servers, most of which have the same ones."""
     distinct = {id(server.real_servers): server.real_servers for server in servers}
     return set[RealServerKey]().union(*distinct.values())
