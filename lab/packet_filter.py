@@ -19,8 +19,8 @@ from lab.topology import Topology
 IPTABLES, NFTABLES = "iptables", "nftables"
 CHOSEN = os.environ.get("RING_PACKET_FILTER") or IPTABLES
 
-#: What the agent is told. On a node with both, ipset and iptables are what it takes by itself.
-FLAGS = () if CHOSEN == IPTABLES else ("--packet-filter", CHOSEN)
+#: What the agent is told, which by itself would go by what is on the node.
+FLAGS = ("--packet-filter", CHOSEN)
 
 #: From the names of our nftables sets to those of the ipsets.
 _IPSETS = {definition.name: ipset_of(definition.role) for definition in definitions()}

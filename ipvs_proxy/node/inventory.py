@@ -116,6 +116,9 @@ def take_inventory(*, scheduler: str, strict_arp: bool, ports: Collection[int], 
         attempt(found, _read_ipvs, found, ledger, scheduler)
         attempt(found, _read_sysctls, found, strict_arp)
     attempt(found, _read_rules, found, packet_filter)
+    # The table of nftables has the same name beside a kube-proxy; alone, nothing of that one's other modes is left.
+    others = found.iptables_mode or found.nftables_mode
+    found.beside |= found.table and bool(others) and not (found.sets or found.ipvs_mode)
     if Path("/proc/net/if_inet6").exists():
         attempt(found, _read_forwarding, found)
     return found

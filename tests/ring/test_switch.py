@@ -243,6 +243,9 @@ def test_beside_a_kube_proxy_its_rules_stay(mode: str, before: str, after: str, 
             assert rules_of_kube_proxy(net) == rules
             assert_nothing_differs(net, *agents)
             assert net.ask("node", TRAP["IPv4"], NODE_PORT)[0] == "pod1"
+            diagnoses = {(one["topic"], one["level"]) for one in json.loads(command(net, "doctor", "-o", "json"))}
+            assert "problem" not in {level for _, level in diagnoses}
+            assert (("kube-proxy", "warning") in diagnoses) is (mode == "nftables"), "which clears IPVS away"
             has_ours = "IPVS-PROXY-" in net.run("node", "iptables-save") or bool(net.run("node", "ipset", "list", "-n"))
             assert has_ours is (after == IPTABLES)
             assert ("inet ipvs-proxy" in net.run("node", "nft", "list", "tables")) is (after == NFTABLES)

@@ -11,12 +11,13 @@ from struct import pack
 
 import pytest
 
+from ipvs_proxy.kernel.filter.backend import AUTO
 from ipvs_proxy.kernel.filter.ipset.table import Sets
 from ipvs_proxy.netlink.errors import MissingPiece
 from ipvs_proxy.netlink.socket import NETLINK_NETFILTER, NetlinkSocket
 from ipvs_proxy.netlink.wire import Request, attribute, text_attribute
 from ipvs_proxy.node import requirements
-from lab.packet_filter import NFTABLES
+from lab.packet_filter import IPTABLES, NFTABLES
 
 pytestmark = pytest.mark.packet_filter(NFTABLES)
 
@@ -45,7 +46,8 @@ def test_host_has_no_program_of_iptables(program: str) -> None:
 
 
 def test_node_can_be_served_with_nftables_alone() -> None:
-    host = requirements.require_all(NFTABLES)
-    assert (host.iptables, len(host.families), host.unsupported) == (None, 2, {})
+    for packet_filter in (NFTABLES, AUTO):
+        host = requirements.require_all(packet_filter)
+        assert (host.iptables, len(host.families), host.unsupported) == (None, 2, {})
     with pytest.raises(MissingPiece, match="the kernel has no ipset"):
-        requirements.require_all()
+        requirements.require_all(IPTABLES)
