@@ -36,6 +36,12 @@ def _who(*names: str) -> tuple[str, ...]:
 BEHAVIOURS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("1.1", "A Service with the label service-proxy-name, whatever its value, is left alone",
      _kinds("a Service of another proxy, by a label without value")),
+    ("1.1", "With --service-proxy-name only Services with that label are served, beside a kube-proxy in another mode *",
+     ("test_beside_kube_proxy.py::test_labelled_services_are_reached_from_everywhere", "test_beside_kube_proxy.py::test_the_other_service_is_still_kube_proxys", "test_beside_changes.py::test_a_service_moves_here_and_back")),
+    ("1.1", "A Service has its own scheduler, weights and limits by annotations *",
+     ("test_scheduling.py", "test_endpoint_limits.py", "test_slow_start.py", "test_scheduling_changes.py", "test_scheduling_refused.py", "test_one_packet.py")),
+    ("1.1", "Without annotations the kernel's state is what it was before there were any, to the last byte",
+     ("test_kinds.py::test_the_kernel_holds_what_was_recorded_to_the_last_byte",)),
     ("1.2", "Headless and ExternalName Services ask for nothing", _kinds("a headless Service", "an ExternalName")),
     ("1.2", "The cluster IP of a family is found by its place in ipFamilies",
      _kinds("a cluster IP of both families", "the families in the other order")),
