@@ -137,9 +137,9 @@ class KernelWriter:
     async def take_over_frame(self) -> None:
         """Make link, sets and rules right, which everything else refers to, and read addresses and members.
 
-        Where kube-proxy ran in another mode, or an agent with another packet filter, those rules serve the Services
-        until ours can: then ours are written by ``take_over_rules``. What such an agent's sets had, ours get at once:
-        it says what is ours. Nothing is deleted here. Raises OSError or ValueError if the kernel cannot be read.
+        Where kube-proxy ran in another mode, or an agent with another packet filter, their rules serve until ours are
+        written by ``take_over_rules``; what the sets of such an agent have, ours get at once, as it says what is ours.
+        Nothing is deleted here. Raises OSError or ValueError if the kernel cannot be read.
         """
         async with self._lock:
             missing = await self._mirror.ensure_tables()
@@ -147,12 +147,11 @@ class KernelWriter:
             self._leftovers = await self.call(self._kernel.find_leftovers)
             if self._leftovers:
                 log.info("other_mode_found", found=self._leftovers)
-                left = await self.call(self._kernel.read_left_entries)
-                await self._carry_out([*ownership.handed_over(left, self.actual.entries)], TableKeys())
+                left = ownership.handed_over(await self.call(self._kernel.read_left_entries), self.actual.entries)
+                await self._carry_out([*left], TableKeys())
             if self._kernel.spells_marks:
                 await self._carry_out([*corrections(self.actual.entries)], TableKeys())
-            if not self._leftovers:
-                missing += await self.call(self._kernel.write_rules)
+            missing += [] if self._leftovers else await self.call(self._kernel.write_rules)
             await self._mirror.reread_addresses()
         log.info("frame_ready", written=len(missing), addresses=len(self.actual.addresses))
 
