@@ -285,7 +285,7 @@ DAMAGE = {
     "a set is deleted": ("delete set inet ipvs-proxy leaving", "set leaving is missing"),
     "a set is another": (
         "delete set inet ipvs-proxy leaving; add set inet ipvs-proxy leaving { type ipv4_addr; }",
-        "set leaving was changed: 2 missing (type ipv4_addr . inet_proto . inet_service), 1 foreign (type ipv4_addr)",
+        "set leaving was changed: 2 missing (typeof ip daddr . meta l4proto . th dport), 1 foreign (type ipv4_addr)",
     ),
 }  # fmt: skip
 

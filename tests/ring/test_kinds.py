@@ -484,6 +484,7 @@ def test_the_sets_of_bits_have_the_addresses_and_ports_of_the_marks(witnessed: l
     assert spelled == {member: mark & ~3 for member, mark in marks.items()}
 
 
+@pytest.mark.packet_filter(IPTABLES)
 def test_the_kernel_holds_what_was_recorded_to_the_last_byte(net: Topology, agent: Agent) -> None:
     assert agent.named("started")
     found, recorded = kernel_state(net).splitlines(), RECORDED.read_text().splitlines()

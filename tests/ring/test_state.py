@@ -61,8 +61,8 @@ def test_state_is_what_the_kernel_has_and_says_why(tmp_path: Path) -> None:
         assert any(line.split()[:3] == [busy, "draining", "not-ready"] for line in text.splitlines()), text
         listed = command(net, "services", "ring/")
         assert [line.split()[:5] for line in listed.splitlines()] == [
-            ["SERVICE", "ADDRESS", "PORTS", "ENDPOINTS", "CONN/S"],
-            ["ring/web", VIPS["IPv4"], "+1", "80/TCP", "2"],
+            ["SERVICE", "ADDRESS", "PORTS", "SCHEDULER", "ENDPOINTS"],
+            ["ring/web", VIPS["IPv4"], "+1", "80/TCP", "rr"],
         ], listed
 
         # Somebody takes the other real server away: that is seen at once, before any audit.

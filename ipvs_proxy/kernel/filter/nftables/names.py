@@ -53,11 +53,17 @@ class SetDefinition(NamedTuple):
     comment: str
 
     @property
-    def type(self) -> str:
-        """The type in the words of ``nft``."""
-        address = "ipv4_addr" if self.role.family is Family.IPV4 else "ipv6_addr"
-        key = " . ".join(address if part is ADDRESS else part for part in self.layout.parts)
-        return f"{key} : mark" if self.layout.marks else key
+    def expression(self) -> str:
+        """What the set is asked for, as rules say it.
+
+        ``nft`` reads the type from it (``typeof``). Where nft 1.1 has made a set by the name of a type (``type``), nft
+        1.0.6 crashes as soon as it lists it, and with it whoever else calls it on the host.
+        """
+        ip = "ip" if self.role.family is Family.IPV4 else "ip6"
+        words = {ADDRESS: f"{ip} daddr", "inet_proto": "meta l4proto", "inet_service": "th dport"}
+        first, *others = self.layout.parts
+        key = " . ".join([words[first], *(f"{ip} saddr" if part is ADDRESS else words[part] for part in others)])
+        return f"{key} : meta mark" if self.layout.marks else key
 
 
 _ROWS: Final[tuple[tuple[Roles, Layout, str], ...]] = (

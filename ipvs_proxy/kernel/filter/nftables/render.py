@@ -107,7 +107,7 @@ def set_blocks(families: Iterable[Family], lengths: Lengths) -> Blocks:
     """Return the sets and maps of some families."""
     return {
         f"{'map' if one.layout.marks else 'set'} {set_name(one, length)}": (
-            f"type {one.type}",
+            f"typeof {one.expression}",
             f'comment "{one.comment}"',
         )
         for one in definitions(families)
