@@ -110,6 +110,8 @@ BEHAVIOURS: Final[Sequence[tuple[str, str, tuple[str, ...]]]] = (
     ("3.4", "Source ranges that change never open or close the wrong door *", ("test_firewall.py::test_ranges_that_change",)),
     ("4.1", "One iptables-restore for all tables, with the variant that kubelet uses",
      (f"{_RULES}::test_each_kind_of_drift_is_found", f"{_RULES}::test_the_variant_with_the_hint_of_the_kubelet_is_used")),
+    ("4.1", "A host without iptables and ipset has nftables; a restart changes from one to the other, either way, without a gap *",
+     ("test_choice.py", "test_switch.py", "test_kernel_nftables.py")),
     ("4.2", "All chains of nat and filter are there", (f"{_RULES}::test_what_is_written_is_what_iptables_save_prints",)),
     ("4.3", "Jumps in kube-proxy's order; those that exist are not moved",
      (f"{_RULES}::test_jumps_are_in_the_order_that_kube_proxy_makes", f"{_RULES}::test_the_rules_of_kube_proxy_are_taken_over")),
