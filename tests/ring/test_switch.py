@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -138,6 +139,13 @@ def test_a_restart_with_the_other_one_fails_no_request_and_keeps_every_connectio
     assert failures == []
 
 
+def all_but_busy_are_gone(net: Topology) -> bool:
+    """Return whether no virtual server goes any more: drains are looked at each second."""
+    before = net.run("node", "ipvsadm", "-Sn")
+    time.sleep(2.5)
+    return net.run("node", "ipvsadm", "-Sn") == before
+
+
 @pytest.mark.parametrize(("before", "after"), WAYS)
 def test_what_drains_and_what_is_of_others_is_known_after_it(
     net: Topology, directory: Path, before: str, after: str
@@ -155,6 +163,7 @@ def test_what_drains_and_what_is_of_others_is_known_after_it(
         answers = exchange(leaving), exchange(by_node_port)
         (directory / "web.json").unlink()
         eventually(lambda: f"{WEB['IPv4']}:80" not in net.run("node", "ipvsadm", "-Sn"))
+        eventually(lambda: all_but_busy_are_gone(net))
         table = net.run("node", "ipvsadm", "-Sn")
         assert f"{NODE['IPv4']}:{WEB_NODE_PORT}" in table
         assert f"[{WEB_INGRESS['IPv6']}]:80" in table
