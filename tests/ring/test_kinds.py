@@ -488,6 +488,9 @@ def test_the_sets_of_bits_have_the_addresses_and_ports_of_the_marks(witnessed: l
 def test_the_kernel_holds_what_was_recorded_to_the_last_byte(net: Topology, agent: Agent) -> None:
     assert agent.named("started")
     found, recorded = kernel_state(net).splitlines(), RECORDED.read_text().splitlines()
+    if not Path("/proc/sys/net/bridge").exists():
+        # Without br_netfilter three rules have a shorter text (see ``iptables.render``).
+        recorded = [line.replace("-m physdev ! --physdev-is-in ", "") for line in recorded]
     assert set(found) - set(recorded) == set(), "it was not recorded"
     assert set(recorded) - set(found) == set(), "it was recorded and is missing"
     assert found == recorded, "the order has changed"
