@@ -6,6 +6,7 @@ Pure: the caller passes the tables and what it has just read from the kernel.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -129,24 +130,7 @@ def summarize(
     ``warming`` is how many of its endpoints warm up.
     """
     keys = desired.virtual_servers_of(name)
-    schedulers: dict[str, None] = {}
-    wanted: set[RealServerKey] = set()
-    paused: set[RealServerKey] = set()
-    draining: set[RealServerKey] = set()
-    differences: list[tuple[DifferenceKind, str]] = []
-    for key in keys:
-        server, found = desired.virtual_servers.get(key), actual.virtual_servers.get(key)
-        owner = desired.owners.get(key)
-        if server is None or owner != name:
-            differences.append((DifferenceKind.CONFLICT, f"{key} belongs to {owner}"))
-            continue
-        wanted.update(server.real_servers)
-        paused.update(key for key, settings in server.real_servers.items() if not settings.weight)
-        schedulers[server.scheduler] = None
-        if found is not None:
-            draining.update(key for key, settings in found.real_servers.copy().items() if not settings.weight)
-        if found is not server:
-            differences += [(DifferenceKind.KERNEL, text) for text in differences_of(server, found)]
+    found = _compared(name, keys, desired, actual)
     total, per_second = sum_of(balanced[key] for key in keys if key in balanced and desired.owners.get(key) == name)
     spec = service.spec
     return ServiceSummary(
@@ -157,18 +141,53 @@ def summarize(
         or [quote(address) for address in spec.cluster_ips or [spec.cluster_ip] if address],
         ports=list(dict.fromkeys(f"{port.port}/{quote(port.protocol)}" for port in spec.ports or ())),
         virtual_servers=len(keys),
-        schedulers=list(schedulers),
-        endpoints=len(wanted - paused),
+        schedulers=list(found.schedulers),
+        endpoints=len(found.wanted - found.paused),
         warming=warming,
-        paused=len(paused),
-        draining=len(draining - wanted),
-        in_sync=not differences,
-        differences=[text for _, text in differences[:_NAMED]],
-        difference_kinds=list(dict.fromkeys(kind for kind, _ in differences)),
+        paused=len(found.paused),
+        draining=len(found.draining - found.wanted),
+        in_sync=not found.differences,
+        differences=[text for _, text in found.differences[:_NAMED]],
+        difference_kinds=list(dict.fromkeys(kind for kind, _ in found.differences)),
         omissions=omissions_of(omissions),
         total=total,
         per_second=per_second,
     )
+
+
+class _Compared(NamedTuple):
+    """What a Service's own virtual servers have together, and how the kernel differs from it."""
+
+    schedulers: dict[str, None]
+    wanted: set[RealServerKey]
+    paused: set[RealServerKey]
+    draining: set[RealServerKey]
+    differences: list[tuple[DifferenceKind, str]]
+
+
+def _compared(
+    name: ServiceName, keys: Iterable[VirtualServerKey], desired: DesiredTables, actual: KernelTables
+) -> _Compared:
+    compared = _Compared({}, set(), set(), set(), [])
+    for key in keys:
+        server, found = desired.virtual_servers.get(key), actual.virtual_servers.get(key)
+        owner = desired.owners.get(key)
+        if server is None or owner != name:
+            compared.differences.append((DifferenceKind.CONFLICT, f"{key} belongs to {owner}"))
+            continue
+        compared.schedulers[server.scheduler] = None
+        compared.wanted.update(server.real_servers)
+        compared.paused.update(_without_weight(server))
+        if found is not None:
+            compared.draining.update(_without_weight(found))
+        if found is not server:
+            compared.differences.extend((DifferenceKind.KERNEL, text) for text in differences_of(server, found))
+    return compared
+
+
+def _without_weight(server: VirtualServer) -> list[RealServerKey]:
+    # A copy: those of the kernel change meanwhile.
+    return [key for key, settings in server.real_servers.copy().items() if not settings.weight]
 
 
 def differences_of(desired: VirtualServer, found: VirtualServer | None) -> list[str]:

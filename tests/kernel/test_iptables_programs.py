@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ipvs_proxy.kernel.filter import processes
 from ipvs_proxy.kernel.filter.iptables import programs as module
 from ipvs_proxy.kernel.filter.iptables.programs import LEGACY, NF_TABLES, Iptables, choose_variant, explain
 from ipvs_proxy.netlink.errors import MissingPiece, Unusable
@@ -122,7 +123,7 @@ def test_what_is_no_iptables_is_refused(programs):
 
 
 def test_a_program_that_hangs_is_stopped(programs, monkeypatch):
-    monkeypatch.setattr(module, "DEADLINE", 0.2)
+    monkeypatch.setattr(processes, "DEADLINE", 0.2)
     programs("iptables-save", "exec /bin/sleep 30")
     with pytest.raises(Unusable, match="did not end within"):
         NFT.save(Family.IPV4)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ipvs_proxy.kernel.filter.nftables import program
+from ipvs_proxy.kernel.filter import processes
 from ipvs_proxy.kernel.filter.nftables.program import carry_out, explain, read_tables
 from ipvs_proxy.netlink.errors import Busy, MissingPiece, Unusable
 
@@ -78,7 +78,7 @@ def test_a_program_that_is_not_there_is_named() -> None:
 
 
 def test_a_program_that_does_not_end_is_stopped(nft: NftThat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "DEADLINE", 0.1)
+    monkeypatch.setattr(processes, "DEADLINE", 0.1)
     nft("exec /bin/sleep 60")
     with pytest.raises(Unusable, match="nft did not end within"):
         read_tables()

@@ -8,9 +8,7 @@ All calls block, with a deadline. Every failure is one line that says what is wr
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import which
@@ -18,13 +16,12 @@ from typing import Final
 
 from ipvs_proxy.kernel.filter.iptables.saved import parse
 from ipvs_proxy.kernel.filter.iptables.variant import Signs, choose_backend, signs_of
+from ipvs_proxy.kernel.filter.processes import run_program
 from ipvs_proxy.netlink.errors import MODULES_PACKAGE, Busy, MissingPiece, Unusable, is_passing
 from ipvs_proxy.plan.tables import Family
 
 #: Seconds that a program waits for the lock of the legacy variant.
 LOCK_WAIT: Final = 5
-#: Seconds after which a program is stopped. A node with 100,000 rules takes some.
-DEADLINE: Final = 60
 
 NF_TABLES: Final = "nf_tables"
 LEGACY: Final = "legacy"
@@ -200,38 +197,16 @@ def _run(command: list[str], *, text: str | None = None) -> str:
 
     """
     program = command[0]
-    try:
-        finished = subprocess.run(
-            command,
-            input=text,
-            stdin=subprocess.DEVNULL if text is None else None,
-            capture_output=True,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-            env=os.environ | {"LC_ALL": "C"},
-            timeout=DEADLINE,
-        )
-    except FileNotFoundError:
-        raise _missing_program(program) from None
-    except subprocess.TimeoutExpired:
-        raise Unusable(
-            f"{program} did not end within {DEADLINE} s and was stopped",
-            "look for a program that holds the rules (fuser /run/xtables.lock) or for very many rules "
-            "(iptables-save | wc -l)",
-        ) from None
-    except OSError as error:
-        raise Unusable(f"{program} could not be started: {error.strerror}") from error
+    finished = run_program(
+        command,
+        text=text,
+        package="install the package iptables (Debian, Ubuntu, Alpine) or iptables-nft (RHEL, Fedora)",
+        if_slow="look for a program that holds the rules (fuser /run/xtables.lock) or for very many rules "
+        "(iptables-save | wc -l)",
+    )
     if finished.returncode:
         raise explain(program, status=finished.returncode, printed=finished.stderr, text=text or "")
     return finished.stdout
-
-
-def _missing_program(program: str) -> MissingPiece:
-    return MissingPiece(
-        f"the program {program} was not found in PATH",
-        "install the package iptables (Debian, Ubuntu, Alpine) or iptables-nft (RHEL, Fedora)",
-    )
 
 
 def explain(program: str, *, status: int, printed: str, text: str) -> Unusable:

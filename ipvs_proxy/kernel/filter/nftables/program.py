@@ -10,15 +10,12 @@ All calls block, with a deadline. Every failure is one line that says what is wr
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from typing import Final
 
+from ipvs_proxy.kernel.filter.processes import run_program
 from ipvs_proxy.netlink.errors import Busy, MissingPiece, Unusable
 
-#: Seconds after which it is stopped.
-DEADLINE: Final = 60
 #: What the rules need of the kernel beside nf_tables itself.
 MODULES: Final = ("nft_chain_nat", "nft_ct", "nft_fib_inet", "nft_masq", "nft_nat", "nft_reject_inet")
 _NAME: Final = "nft"
@@ -50,24 +47,7 @@ def carry_out(text: str) -> None:
 
 
 def _run(arguments: list[str], *, text: str | None = None) -> str:
-    try:
-        finished = subprocess.run(
-            [_NAME, *arguments],
-            input=text,
-            stdin=subprocess.DEVNULL if text is None else None,
-            capture_output=True,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-            env=os.environ | {"LC_ALL": "C"},
-            timeout=DEADLINE,
-        )
-    except FileNotFoundError:
-        raise MissingPiece("the program nft was not found in PATH", "install the package nftables") from None
-    except subprocess.TimeoutExpired:
-        raise Unusable(f"nft did not end within {DEADLINE} s and was stopped") from None
-    except OSError as error:
-        raise Unusable(f"nft could not be started: {error.strerror}") from error
+    finished = run_program([_NAME, *arguments], text=text, package="install the package nftables")
     if finished.returncode:
         raise explain(finished.returncode, finished.stderr)
     return finished.stdout
