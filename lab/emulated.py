@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -121,28 +121,8 @@ def guest(
     Words of the command that are this Python become the guest's. ``scratch`` is an empty directory that the guest may
     write, ``shared`` one that several may. ``output`` takes both of its streams, which otherwise are ours.
     """
-    site = next(Path(path) for path in sys.path if path.endswith("site-packages"))
-    environment = {
-        "PATH": PATH,
-        "PYTHONPATH": "/tmp/site:/tmp/checkout",
-        "HOME": "/root",
-        "LAB_PRELOADED": "1",
-        **environment,
-    }
-    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
-    inner = shlex.join(["python3" if word == sys.executable else word for word in command])
-    python = shlex.quote(str(Path(sys.executable).resolve()))
-    pack(checkout, scratch / "checkout.tar", _NOT_OF_THE_CHECKOUT)
-    pack(site, scratch / "site.tar", _NOT_OF_THE_PACKAGES)
-    stdlib = Path(sysconfig.get_path("stdlib")).resolve()
-    pack(stdlib, scratch / "stdlib.tar", _NOT_OF_THE_LIBRARY)
-    script = _GUEST.format(
-        stdlib=stdlib,
-        command=shlex.quote(f"ln -s {python} /tmp/bin/python3; cd /tmp/checkout; exec env {settings} {inner}"),
-        scratch=scratch,
-        shared=f"mkdir -p /mnt{shared}\nmount --bind {shared} /mnt{shared}" if shared else "",
-    )
-    (scratch / "guest.sh").write_text(script)
+    script = scratch / "guest.sh"
+    script.write_text(_prepare(command, checkout, environment, scratch, shared))
     process = subprocess.Popen(
         [
             *("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
@@ -150,7 +130,7 @@ def guest(
             *([] if os.environ.get("IPVS_PROXY_KVM") == "1" else _EMULATED),
             *("--cpus", str(processors), "--memory", "4G", "--user", "root", "--rodir=/mnt=/"),
             *(f"--rwdir={directory}" for directory in (scratch, shared) if directory),
-            *("--", "sh", str(scratch / "guest.sh")),
+            *("--", "sh", str(script)),
         ],
         stdin=subprocess.DEVNULL,
         # Always pipes: the emulator reopens its output by path, which would truncate a file.
@@ -159,20 +139,38 @@ def guest(
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "TMPDIR": str(scratch)},
         start_new_session=True,
     )
-    relays = [
-        threading.Thread(target=_relay, args=(source, number), daemon=True)
-        for source, number in ((process.stdout, 1), (process.stderr, 2))
-        if output is None and source
-    ]
-    for thread in relays:
-        thread.start()
-    try:
-        yield Guest(process, scratch / "status")
-    finally:
-        process.kill()
-        process.wait()
-        for thread in relays:
-            thread.join()
+    with ExitStack() as relays:
+        if output is None:
+            for source, number in ((process.stdout, 1), (process.stderr, 2)):
+                thread = threading.Thread(target=_relay, args=(source, number), daemon=True)
+                thread.start()
+                relays.callback(thread.join)
+        try:
+            yield Guest(process, scratch / "status")
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _prepare(
+    command: Sequence[str], checkout: Path, environment: Mapping[str, str], scratch: Path, shared: Path | None
+) -> str:
+    """Archive in ``scratch`` what the guest gets in memory; return the script that it runs."""
+    site = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    stdlib = Path(sysconfig.get_path("stdlib")).resolve()
+    pack(checkout, scratch / "checkout.tar", _NOT_OF_THE_CHECKOUT)
+    pack(site, scratch / "site.tar", _NOT_OF_THE_PACKAGES)
+    pack(stdlib, scratch / "stdlib.tar", _NOT_OF_THE_LIBRARY)
+    told = {"PATH": PATH, "PYTHONPATH": "/tmp/site:/tmp/checkout", "HOME": "/root", "LAB_PRELOADED": "1", **environment}
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in told.items())
+    inner = shlex.join(["python3" if word == sys.executable else word for word in command])
+    python = shlex.quote(str(Path(sys.executable).resolve()))
+    return _GUEST.format(
+        stdlib=stdlib,
+        command=shlex.quote(f"ln -s {python} /tmp/bin/python3; cd /tmp/checkout; exec env {settings} {inner}"),
+        scratch=scratch,
+        shared=f"mkdir -p /mnt{shared}\nmount --bind {shared} /mnt{shared}" if shared else "",
+    )
 
 
 def pack(directory: Path, archive: Path, left_behind: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Literal, NamedTuple
 
@@ -82,15 +82,12 @@ def running(
     ``environment`` is added to the guest's. ``shared`` is a directory that this guest and others may write.
     ``processors`` are the emulated machine's; as a program Linux has one. ``interactive`` gives the command a terminal.
     """
-    told = {name: os.environ.get(name, "") for name in ("REQUIRE_RING", "RING_PACKET_FILTER")} | {
-        "RING_IMAGE": str(CHECKOUT / "dist/rootfs")
-    }
-    told |= environment or {}
-    with ExitStack() as stack:
-        scratch = stack.enter_context(native.scratch_directory())
+    told = {name: os.environ.get(name, "") for name in ("REQUIRE_RING", "RING_PACKET_FILTER")}
+    told |= {"RING_IMAGE": str(CHECKOUT / "dist/rootfs")} | dict(environment or {})
+    with native.scratch_directory() as scratch:
         if machine.kind == "native":
             native.allow_many_mappings()
-            guest = native.guest(
+            started = native.guest(
                 machine.kernel,
                 command,
                 directory=CHECKOUT,
@@ -104,7 +101,7 @@ def running(
         elif machine.kind == "stock":
             if interactive:
                 sys.exit("lab: a shell needs the native kernel (python -m lab.build)")
-            guest = emulated.guest(
+            started = emulated.guest(
                 machine.kernel,
                 command,
                 checkout=CHECKOUT,
@@ -115,10 +112,10 @@ def running(
                 output=output,
             )
         else:
-            guest = native.here(
-                command, directory=CHECKOUT, environment=os.environ | told, scratch=scratch, output=output
-            )
-        yield stack.enter_context(guest)
+            whole = os.environ | told
+            started = native.here(command, directory=CHECKOUT, environment=whole, scratch=scratch, output=output)
+        with started as guest:
+            yield guest
 
 
 def _can_build() -> bool:

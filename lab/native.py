@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 INIT = Path(__file__).with_name("init.py")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -33,6 +33,8 @@ ENOUGH_MAPPINGS = 1 << 20
 #: The processor of the next guest, round robin; another run starts with another processor.
 _ALLOWED = sorted(os.sched_getaffinity(0))
 _PROCESSORS = cycle(_ALLOWED[os.getpid() % len(_ALLOWED) :] + _ALLOWED[: os.getpid() % len(_ALLOWED)])
+#: If this process is killed, the guest dies with it.
+_BOUND_TO_US = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child")
 #: The environment of every command; byte code cannot be written beside the sources.
 _ENVIRONMENT = {"PATH": PATH, "HOME": "/tmp", "TERM": os.environ.get("TERM", "dumb"), "PYTHONDONTWRITEBYTECODE": "1"}
 #: What iptables and ipset are made of in the kernel, by the functions that would set it up, and their programs.
@@ -60,7 +62,7 @@ cut -d ' ' -f 5 /proc/self/mountinfo | grep '^{root}' | while read -r place; do 
 for place in {writable}; do mount --bind $place {root}$place; done
 {more}
 exec {kernel} mem={memory} seccomp=on root=/dev/root rootfstype=hostfs hostfs={root} rw init={init} TASK={task} \
-    uml_dir={scratch}/ umid=guest con=null con0={input},fd:1 con1=null,fd:2 ssl=null quiet loglevel=2 {options}
+    uml_dir={scratch}/ umid=guest con=null con0={console},fd:1 con1=null,fd:2 ssl=null quiet loglevel=2 {options}
 """
 
 
@@ -100,46 +102,28 @@ def guest(
     may write, ``shared`` one that several guests may. Without ``has_iptables``, its kernel has neither iptables nor
     ipset, and their programs do not run. ``output`` takes both of its streams, which otherwise are ours.
     """
-    root, init, task, status = (scratch / name for name in ("root", "init", "task", "status"))
-    root.mkdir()
-    init.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -IS {shlex.quote(str(INIT))}\n")
-    init.chmod(0o755)
-    task.write_text(
-        json.dumps(
-            {
-                "command": list(command),
-                "directory": str(directory),
-                "environment": {**_ENVIRONMENT, "PYTHONPATH": str(directory), **environment},
-                "kept": [str(place) for place in (directory, scratch, shared, sys.prefix, sys.base_prefix) if place],
-                "interactive": interactive,
-                "status": str(status),
-            }
-        )
-    )
-    boot = _BOOT.format(
-        kernel=shlex.quote(str(kernel)),
-        root=root,
-        scratch=scratch,
-        writable=shlex.join(str(place) for place in (scratch, shared) if place),
-        memory=MEMORY,
-        init=init,
-        task=task,
-        more="" if has_iptables else _HIDE_IPTABLES.format(root=root, scratch=scratch),
-        options="" if has_iptables else "initcall_blacklist=" + ",".join(_IPTABLES_PARTS),
-        input="fd:0" if interactive else "null",
-    )
+    status = scratch / "status"
+    task = {
+        "command": list(command),
+        "directory": str(directory),
+        "environment": {**_ENVIRONMENT, "PYTHONPATH": str(directory), **environment},
+        "kept": [str(place) for place in (directory, scratch, shared, sys.prefix, sys.base_prefix) if place],
+        "interactive": interactive,
+        "status": str(status),
+    }
+    console = "fd:0" if interactive else "null"
+    boot = _prepare(kernel, task, scratch=scratch, shared=shared, has_iptables=has_iptables, console=console)
     process = subprocess.Popen(
         [
             *("taskset", "--cpu-list", str(next(_PROCESSORS))),
-            # If this process is killed, the guest dies with it. The guest is not in the terminal's foreground, so that
-            # Ctrl-C reaches only this process.
-            *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"),
+            *_BOUND_TO_US,
             *("sh", "-c", boot),
         ],
         env={"PATH": PATH, "HOME": str(scratch), "TMPDIR": _memory()},
         stdin=None if interactive else subprocess.DEVNULL,
         stdout=output,
         stderr=output,
+        # Not in the terminal's foreground, so that Ctrl-C reaches only this process.
         start_new_session=not interactive,
     )
     try:
@@ -147,6 +131,29 @@ def guest(
     finally:
         process.kill()
         process.wait()
+
+
+def _prepare(
+    kernel: Path, task: Mapping[str, Any], *, scratch: Path, shared: Path | None, has_iptables: bool, console: str
+) -> str:
+    """Write what the guest's first process reads to ``scratch``; return the script that boots it."""
+    root, init, told = (scratch / name for name in ("root", "init", "task"))
+    root.mkdir()
+    init.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -IS {shlex.quote(str(INIT))}\n")
+    init.chmod(0o755)
+    told.write_text(json.dumps(task))
+    return _BOOT.format(
+        kernel=shlex.quote(str(kernel)),
+        root=root,
+        scratch=scratch,
+        writable=shlex.join(str(place) for place in (scratch, shared) if place),
+        memory=MEMORY,
+        init=init,
+        task=told,
+        more="" if has_iptables else _HIDE_IPTABLES.format(root=root, scratch=scratch),
+        options="" if has_iptables else "initcall_blacklist=" + ",".join(_IPTABLES_PARTS),
+        console=console,
+    )
 
 
 @contextmanager
