@@ -84,6 +84,8 @@ def running(
     """
     told = {name: os.environ.get(name, "") for name in ("REQUIRE_RING", "RING_PACKET_FILTER")}
     told |= {"RING_IMAGE": str(CHECKOUT / "dist/rootfs")} | dict(environment or {})
+    has_iptables = machine.kind != "native" or told["RING_PACKET_FILTER"] != "nftables"
+    told["RING_WITHOUT_IPTABLES"] = "" if has_iptables else "1"
     with native.scratch_directory() as scratch:
         if machine.kind == "native":
             native.allow_many_mappings()
@@ -95,7 +97,7 @@ def running(
                 scratch=scratch,
                 shared=shared,
                 interactive=interactive,
-                has_iptables=told["RING_PACKET_FILTER"] != "nftables",
+                has_iptables=has_iptables,
                 output=output,
             )
         elif machine.kind == "stock":

@@ -18,7 +18,8 @@ from lab.topology import Topology
 
 IPTABLES, NFTABLES = "iptables", "nftables"
 CHOSEN = os.environ.get("RING_PACKET_FILTER") or IPTABLES
-
+#: Whether the kernel has neither iptables nor ipset, as far as it could be told to have none.
+WITHOUT_IPTABLES = bool(os.environ.get("RING_WITHOUT_IPTABLES"))
 #: What the agent is told, which by itself would go by what is on the node.
 FLAGS = ("--packet-filter", CHOSEN)
 

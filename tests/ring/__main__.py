@@ -36,32 +36,30 @@ PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:un
 #: Native guests wait as much as they work; the emulator keeps a processor busy for each.
 GUESTS_PER_PROCESSOR = {"native": 2, "stock": 1}
 COMPATIBILITY = "tests/ring/test_compatibility.py"
-WITHOUT_IPTABLES = "tests/ring/test_without_iptables.py"
 #: What must hold for either packet filter, and what is about this one alone.
-BOTH = (
-    WITHOUT_IPTABLES,
-    *(
-        f"tests/ring/test_{name}.py"
-        for name in (
-            "kernel_nftables",
-            "beside_other_tables",
-            "choice",
-            "privileges",
-            "image",
-            "lifecycle",
-            "kinds",
-            "every_address",
-            "traffic",
-            "firewall",
-            "marks_of_others",
-            "shared_addresses",
-            "drains",
-            "work",
-        )
-    ),
+BOTH = tuple(
+    f"tests/ring/test_{name}.py"
+    for name in (
+        "without_iptables",
+        "kernel_nftables",
+        "beside_other_tables",
+        "choice",
+        "privileges",
+        "image",
+        "lifecycle",
+        "kinds",
+        "every_address",
+        "traffic",
+        "firewall",
+        "marks_of_others",
+        "shared_addresses",
+        "drains",
+        "work",
+    )
 )
-#: What pytest prints of a file; and what it prints of the session, and of the rest of a file on further lines.
-_FILE = re.compile(r"^(tests/ring/\S+ \S+)")
+#: What pytest prints of a file, or the machine of itself.
+_NEWS = re.compile(r"^(tests/ring/\S+ \S+|lab: .*)")
+#: What pytest prints of the session, and of the rest of a file on further lines.
 _UNREMARKABLE = re.compile(
     r"^([.sFE]*\s+\[ *\d+%\]|=+ test session|platform |rootdir|configfile|plugins|asyncio|timeout|collect|$)"
 )
@@ -73,11 +71,23 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     machine = choose()
     say(str(machine))
+    if machine.kind == "stock":
+        compile_tests()
     try:
         status = run_some(machine, sys.argv[1:]) if sys.argv[1:] else run_all(machine)
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def compile_tests() -> None:
+    """Leave byte code of the tests and of what they import beside the sources, as pytest makes it when it collects.
+
+    The emulated machine gets a copy, and compiling it there takes each guest half a minute.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [*PYTEST, "--collect-only", "-q", "tests/ring"]
+    subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL, check=False)
 
 
 def run_some(machine: Machine, arguments: Sequence[str]) -> int:
@@ -98,9 +108,7 @@ def run_all(machine: Machine) -> int:
             begin(stack, machine, number, shared, [f"--ignore={COMPATIBILITY}", "tests/ring"])
             for number in range(count)
         ]
-        # Only the native kernel can be told to leave iptables out.
-        again = [file for file in BOTH if machine.kind == "native" or file != WITHOUT_IPTABLES]
-        guests.append(begin(stack, machine, count, other, again, environment={"RING_PACKET_FILTER": NFTABLES}))
+        guests.append(begin(stack, machine, count, other, BOTH, environment={"RING_PACKET_FILTER": NFTABLES}))
         statuses = [guest.wait() for guest, _ in guests]
         for _, thread in guests:
             thread.join()
@@ -138,13 +146,13 @@ def begin(
 
 
 def follow(guest: Guest, number: int) -> None:
-    """Print a guest's lines about files as they come, and the rest, such as tracebacks, in one piece at its end."""
+    """Print a guest's lines about files and itself as they come; the rest, such as tracebacks, as one at its end."""
     rest: list[str] = []
     assert guest.process.stdout is not None
     for raw in guest.process.stdout:
         line = raw.decode(errors="replace").rstrip()
-        if not rest and (file := _FILE.match(line)):
-            say(file[1])
+        if not rest and (news := _NEWS.match(line)):
+            say(news[1])
         elif rest or not _UNREMARKABLE.match(line):
             rest.append(line)
     say("\n".join([f"--- guest {number + 1}", *rest]))

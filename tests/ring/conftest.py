@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from lab.packet_filter import CHOSEN
+from lab.packet_filter import CHOSEN, WITHOUT_IPTABLES
 from lab.preloaded import preloading
 from tests.ring.sharing import in_order, run_claimed, shared_directory, tell
 from tests.support.namespaces import missing_piece
@@ -22,6 +22,7 @@ WITHOUT_KERNEL = "test_compatibility.py"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "packet_filter(name): the test is about this packet filter and no other")
+    config.addinivalue_line("markers", "without_iptables: the test needs a kernel that has neither iptables nor ipset")
     config.stash[RESULTS] = {}
     if os.environ.get("LAB_PRELOADED"):
         stack = ExitStack()
@@ -38,7 +39,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items[:] = [item for item in items if _is_about(item, CHOSEN)]
+    items[:] = [item for item in items if _is_possible(item)]
     ours = [item for item in items if "/tests/ring/" in str(item.path) and item.path.name != WITHOUT_KERNEL]
     if ours and (missing := missing_piece()):
         if os.environ.get("REQUIRE_RING"):
@@ -49,9 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         in_order(items)
 
 
-def _is_about(item: pytest.Item, packet_filter: str) -> bool:
+def _is_possible(item: pytest.Item) -> bool:
+    if item.get_closest_marker("without_iptables"):
+        return WITHOUT_IPTABLES
     marker = item.get_closest_marker("packet_filter")
-    return marker is None or marker.args == (packet_filter,)
+    return marker is None or marker.args == (CHOSEN,)
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,7 +65,7 @@ def last_words(net: Topology, directory: Path, prefix: tuple[str, ...], place: P
     """Return the line with which the start of an agent ends that cannot work."""
     errors = place / "errors"
     words = (*prefix, *PROGRAM, "--manifests", str(directory), "--hostname-override", "node", *flags)
-    script = f"PYTHONPATH={CHECKOUT} {shlex.join(words)} 2>{errors}; test $? -eq 1"
+    script = f"PYTHONPATH={os.environ.get('PYTHONPATH', CHECKOUT)} {shlex.join(words)} 2>{errors}; test $? -eq 1"
     net.run("node", "sh", "-c", script)
     return errors.read_text().splitlines()[-1]
 
@@ -142,7 +143,7 @@ def test_a_choice_that_does_not_work_names_the_other_that_does(
         assert f"or use --packet-filter {other}, all of which is here" in line
 
 
-@pytest.mark.packet_filter(NFTABLES)
+@pytest.mark.without_iptables
 def test_a_kernel_without_iptables_is_served_with_nftables_and_the_log_says_what_is_missing(
     net: Topology, directory: Path
 ) -> None:
@@ -158,7 +159,7 @@ def test_a_kernel_without_iptables_is_served_with_nftables_and_the_log_says_what
         assert agent.named("started")[0]["kernel_writes"] == 0
 
 
-@pytest.mark.packet_filter(NFTABLES)
+@pytest.mark.without_iptables
 def test_a_kernel_without_iptables_refuses_it_and_names_the_remedies(
     net: Topology, directory: Path, tmp_path: Path
 ) -> None:
@@ -169,7 +170,7 @@ def test_a_kernel_without_iptables_refuses_it_and_names_the_remedies(
     assert f"\n{line}\n" in (CHECKOUT / "docs/troubleshooting.md").read_text(), "the document quotes it"
 
 
-@pytest.mark.packet_filter(NFTABLES)
+@pytest.mark.without_iptables
 def test_commands_know_a_host_without_iptables(net: Topology, directory: Path, tmp_path: Path) -> None:
     checked = ipvs_proxy(net, "migrate", "check")
     assert checked.returncode == 0, checked.stdout

@@ -19,7 +19,7 @@ from ipvs_proxy.netlink.wire import Request, attribute, text_attribute
 from ipvs_proxy.node import requirements
 from lab.packet_filter import IPTABLES, NFTABLES
 
-pytestmark = pytest.mark.packet_filter(NFTABLES)
+pytestmark = pytest.mark.without_iptables
 
 
 def test_kernel_has_no_ipset() -> None:
