@@ -25,7 +25,9 @@ from tests.support.namespaces import fresh_namespace, run
 
 SHORTAGES = (ENOBUFS, EAGAIN, ENOMEM, EMFILE, ENFILE)
 #: More than a socket tries by itself.
-IN_A_ROW = 8
+ENOUGH = 8
+#: Each start is ``ENOUGH`` calls further than the last one, so that each call is one after which so many fail.
+IN_A_ROW = 2 * ENOUGH
 
 
 class Shortage:
@@ -99,7 +101,7 @@ def test_no_call_that_fails_for_a_shortage_ends_the_start(tmp_path: Path) -> Non
             calls = asyncio.run(begin(tmp_path, partial(short, first, IN_A_ROW, error))) - IN_A_ROW
             left = [line for line in run("ipvsadm", "-Ln").splitlines() if line.startswith("TCP")]
             assert left == [], f"the probe is left after call {first} failed with {os.strerror(error)}"
-        first += 3  # fewer than fail in a row
+        first += ENOUGH
     assert calls > 50
 
 
