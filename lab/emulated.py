@@ -113,7 +113,7 @@ def guest(
     environment: Mapping[str, str],
     scratch: Path,
     shared: Path | None = None,
-    processors: int = 2,
+    processors: int = 1,
     output: int | IO[bytes] | None = None,
 ) -> Iterator[Guest]:
     """Boot a guest that runs the command in a copy of the checkout; kill it at the end if it still runs.

@@ -73,14 +73,15 @@ def running(
     *,
     environment: Mapping[str, str] | None = None,
     shared: Path | None = None,
-    processors: int = 2,
+    processors: int = 1,
     interactive: bool = False,
     output: int | IO[bytes] | None = None,
 ) -> Iterator[native.Guest]:
     """Run a command in a guest, with the checkout as its directory; kill both at the end.
 
     ``environment`` is added to the guest's. ``shared`` is a directory that this guest and others may write.
-    ``processors`` are the emulated machine's; as a program Linux has one. ``interactive`` gives the command a terminal.
+    ``processors`` are the emulated machine's, where two take 1.5 times the time of one for the same work; as a program
+    Linux has one. ``interactive`` gives the command a terminal.
     """
     told = {name: os.environ.get(name, "") for name in ("REQUIRE_RING", "RING_PACKET_FILTER")}
     told |= {"RING_IMAGE": str(CHECKOUT / "dist/rootfs")} | dict(environment or {})

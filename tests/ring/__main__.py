@@ -7,7 +7,8 @@ The whole ring is divided by files: each guest has all tests and takes the next 
 (``tests/ring/sharing.py``). At the end every test must have run exactly once, whatever happened to a guest, and
 ``docs/compatibility.md`` must agree with the results.
 
-One more guest runs the files of ``BOTH`` with nftables; the native kernel then has neither iptables nor ipset.
+One more guest runs the files of ``BOTH`` with nftables; the native kernel then has neither iptables nor ipset, and the
+emulated machine has two processors, to find what only happens when the kernel does two things at a time.
 ``RING_PACKET_FILTER=nftables`` has some of the ring run there.
 """
 
@@ -108,7 +109,8 @@ def run_all(machine: Machine) -> int:
             begin(stack, machine, number, shared, [f"--ignore={COMPATIBILITY}", "tests/ring"])
             for number in range(count)
         ]
-        guests.append(begin(stack, machine, count, other, BOTH, environment={"RING_PACKET_FILTER": NFTABLES}))
+        nftables = {"RING_PACKET_FILTER": NFTABLES}
+        guests.append(begin(stack, machine, count, other, BOTH, environment=nftables, processors=2))
         statuses = [guest.wait() for guest, _ in guests]
         for _, thread in guests:
             thread.join()
@@ -134,11 +136,19 @@ def begin(
     arguments: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
+    processors: int = 1,
 ) -> tuple[Guest, threading.Thread]:
     """Start a guest that runs pytest with these arguments, and what follows its output."""
     told = {"REQUIRE_RING": "1", "RING_SHARED": str(shared), "RING_GUEST": str(number)} | (environment or {})
     guest = stack.enter_context(
-        running(machine, [*PYTEST, *arguments], environment=told, shared=shared, output=subprocess.PIPE)
+        running(
+            machine,
+            [*PYTEST, *arguments],
+            environment=told,
+            shared=shared,
+            processors=processors,
+            output=subprocess.PIPE,
+        )
     )
     thread = threading.Thread(target=follow, args=(guest, number), daemon=True)
     thread.start()
