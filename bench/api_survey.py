@@ -13,7 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from bench.api_encodings import Encoder, Encodings
-from bench.api_objects import Json, Shape, applications, endpoint_slice, event_line, event_of, node
+from bench.api_objects import Shape, applications, endpoint_slice, event_line, event_of, node
+from bench.managed import Json
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource
 
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"
