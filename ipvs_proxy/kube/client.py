@@ -18,7 +18,7 @@ import shutil
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -29,6 +29,7 @@ import structlog
 import yaml
 
 from ipvs_proxy import __version__
+from ipvs_proxy.kube import bulk
 from ipvs_proxy.kube.configuration import import_loader
 from ipvs_proxy.kube.peers import Peers
 from ipvs_proxy.kube.plugin import own_plugins
@@ -64,9 +65,13 @@ class Response:
         self.status: int = response.status
         self.headers: Mapping[str, str] = response.headers
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Return the body in chunks as they arrive, decompressed."""
-        return self._response.content.iter_any()
+    def chunks(self, *, is_bulk: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:
+        """Return the body in chunks as they arrive, decompressed; in large ones for as long as ``is_bulk`` says so."""
+        connection = self._response.connection
+        transport = connection.transport if connection else None
+        return bulk.read(
+            self._response.content, transport.get_extra_info("socket") if transport else None, is_bulk=is_bulk
+        )
 
     async def read(self, limit: int) -> bytes:
         """Return at most the first ``limit`` bytes of the body, decompressed."""

@@ -63,8 +63,8 @@ class Response(Protocol):
     def headers(self) -> Mapping[str, str]:
         """The HTTP headers."""
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Return the chunks of the body as they arrive."""
+    def chunks(self, *, is_bulk: Callable[[], bool] = ...) -> AsyncIterator[bytes]:
+        """Return the chunks of the body as they arrive, in large ones for as long as ``is_bulk`` says so."""
 
     async def read(self, limit: int) -> bytes:
         """Return at most the first ``limit`` bytes of the body."""
@@ -233,7 +233,8 @@ class Reflector:
         watch = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": seconds, **query}
         lines = LineSplitter()
         async with self._get(watch) as response:
-            async for chunk in response.chunks():
+            # Of what a list consists nothing is urgent by itself; an event of a watch is.
+            async for chunk in response.chunks(is_bulk=lambda: not self._version):
                 events = [decode_event(line, self._resource) for line in lines.feed(chunk)]
                 for event in events:
                     if event.type == "ERROR":

@@ -25,6 +25,7 @@ from ipvs_proxy import __version__
 from ipvs_proxy.kube import client as client_module
 from ipvs_proxy.kube.client import Client, ConnectError, connect
 from ipvs_proxy.kube.peers import Peer
+from lab.certificates import make_authority
 
 
 class Server:
@@ -94,32 +95,11 @@ def write_kubeconfig(path: Path, server: str, user: dict[str, Any], **cluster: A
     return path
 
 
-def openssl(directory: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True, timeout=30)
-
-
-def make_ca(directory: Path, name: str) -> Path:
-    """Make a CA and a certificate ``<name>-leaf`` for 127.0.0.1 and api.example, which is also a client's."""
-    openssl(directory, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
-    openssl(
-        directory, "req", "-x509", "-key", f"{name}.key", "-subj", f"/CN={name}", "-days", "2", "-out", f"{name}.crt"
-    )
-    openssl(directory, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}-leaf.key")
-    openssl(directory, "req", "-new", "-key", f"{name}-leaf.key", "-subj", "/CN=leaf", "-out", f"{name}.csr")
-    (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:api.example\n")
-    openssl(
-        directory,
-        *("x509", "-req", "-in", f"{name}.csr", "-CA", f"{name}.crt", "-CAkey", f"{name}.key", "-CAcreateserial"),
-        *("-days", "2", "-extfile", "extensions", "-out", f"{name}-leaf.crt"),
-    )
-    return directory / f"{name}.crt"
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("certificates")
-    make_ca(directory, "first")
-    make_ca(directory, "second")
+    make_authority(directory, "first")
+    make_authority(directory, "second")
     return directory
 
 
