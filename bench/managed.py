@@ -69,6 +69,12 @@ def of_slice(piece: Json, *, time: str) -> list[Json]:
     return [entry("kube-controller-manager", "discovery.k8s.io/v1", fields, time=time)]
 
 
+def without(item: Json) -> Json:
+    """Return an object as a server sends it to who asks to leave managedFields out."""
+    metadata = {name: value for name, value in item["metadata"].items() if name != "managedFields"}
+    return {**item, "metadata": metadata}
+
+
 def owner_of(service: Json) -> Json:
     """Return the reference to its Service that each of its slices has."""
     metadata = service["metadata"]

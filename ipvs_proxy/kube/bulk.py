@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Final, Protocol
 
 #: Bytes that are waited for, and for how many seconds at most.
-ENOUGH: Final = 64 * 1024
+ENOUGH: Final = 128 * 1024
 PATIENCE: Final = 0.01
 #: From this version of Linux on, asking for less reports what is there already (``tcp_set_rcvlowat``). An older one
 #: reports it with the next packet, which may not come.
