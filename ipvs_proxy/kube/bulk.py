@@ -4,8 +4,8 @@ An API server flushes a streaming list event by event and encrypts 4 KiB at a ti
 comes is woken, asks the kernel and looks through its tasks ten thousand times, which takes longer than decoding. So
 while a list comes, the kernel is asked to report the socket only when much is there (``SO_RCVLOWAT``, socket(7)).
 
-Invariant: nothing waits for more than ``PATIENCE`` seconds longer than it would have, whatever comes or does not, and a
-connection is left as it was found.
+Invariant: nothing waits for more than ``PATIENCE`` seconds longer than it would have, whatever comes or does not. The
+option is set only while somebody waits here, since the connection may belong to another request right afterwards.
 """
 
 from __future__ import annotations
@@ -46,41 +46,34 @@ async def read(content: Content, connection: Socket | None, *, is_bulk: Callable
 
     Raises what reading raises.
     """
-    mark = 1
+    while True:
+        piece = None
+        if connection is not None and is_bulk() and reports_at_once():
+            piece = await _read_much(content, connection)
+        if piece is None:
+            piece = await content.readany()
+        if not piece:
+            return
+        yield piece
 
-    def ask_for(size: int) -> None:
-        nonlocal mark
-        if connection is not None and size != mark and reports_at_once():
-            with suppress(OSError):  # the connection has just gone, which reading reports
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
-            mark = size
 
+async def _read_much(content: Content, connection: Socket) -> bytes | None:
+    """Return what comes within ``PATIENCE``, once it is much or all, or ``None``."""
+    _ask_for(connection, ENOUGH)
     try:
-        while True:
-            if is_bulk():
-                ask_for(ENOUGH)
-                piece = await _read_within(content, PATIENCE)
-            else:
-                piece = None
-            if piece is None:
-                ask_for(1)
-                piece = await content.readany()
-            if not piece:
-                return
-            yield piece
-    finally:
-        ask_for(1)
-
-
-async def _read_within(content: Content, seconds: float) -> bytes | None:
-    """Return what comes within some seconds, or ``None``."""
-    try:
-        async with asyncio.timeout(seconds) as patience:
+        async with asyncio.timeout(PATIENCE) as patience:
             return await content.readany()
     except TimeoutError:
         if not patience.expired():
             raise
         return None
+    finally:
+        _ask_for(connection, 1)
+
+
+def _ask_for(connection: Socket, size: int) -> None:
+    with suppress(OSError):  # the connection has just gone, which reading reports
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
 
 @lru_cache

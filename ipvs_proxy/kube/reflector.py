@@ -216,7 +216,7 @@ class Reflector:
     async def _page(self, query: Mapping[str, str]) -> DecodedList:
         page = ListDecoder(self._resource)
         async with self._get({"limit": str(PAGE_SIZE), **query}) as response:
-            async for chunk in response.chunks():
+            async for chunk in response.chunks(is_bulk=lambda: True):
                 page.feed(chunk)
         return page.finish()
 
@@ -233,7 +233,7 @@ class Reflector:
         watch = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": seconds, **query}
         lines = LineSplitter()
         async with self._get(watch) as response:
-            # Of what a list consists nothing is urgent by itself; an event of a watch is.
+            # An event is urgent, an object of a list is not.
             async for chunk in response.chunks(is_bulk=lambda: not self._version):
                 events = [decode_event(line, self._resource) for line in lines.feed(chunk)]
                 for event in events:

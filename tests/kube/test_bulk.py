@@ -11,9 +11,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from ipvs_proxy.kube import bulk
 from lab.certificates import make_authority
+from tests.support.api_client import connected, serving
 
 PIECE, PIECES = b"x" * 4096, 256
 WHOLE = len(PIECE) * PIECES
@@ -109,6 +111,19 @@ async def test_little_is_not_waited_with(certificates: Path, encrypted: bool) ->
         assert [await anext(pieces), await anext(pieces)] == [b"first", b"second"]
 
 
+async def test_answers_one_after_the_other_come_over_one_connection() -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=b"x" * 3 * bulk.ENOUGH)
+
+    async with serving() as server, connected(master=f"http://127.0.0.1:{server.port}") as client, asyncio.timeout(20):
+        server.answer = answer
+        for _ in range(3):
+            async with client.get("/api/v1/services", {}, inactivity=5) as response:
+                pieces = [piece async for piece in response.chunks(is_bulk=lambda: True)]
+            assert sum(map(len, pieces)) == 3 * bulk.ENOUGH
+        assert len(set(server.peers)) == 1
+
+
 class Content:
     """A body whose pieces are there at once; an exception is raised in its turn."""
 
@@ -136,11 +151,12 @@ class Connection:
         self.marks.append(value)
 
 
-async def test_at_the_end_the_connection_is_left_as_it_was() -> None:
+async def test_the_connection_is_as_it_was_whenever_a_piece_is_handed_on() -> None:
     connection = Connection()
     pieces = bulk.read(Content(b"a", b"b"), connection, is_bulk=lambda: True)
-    assert [piece async for piece in pieces] == [b"a", b"b"]
-    assert connection.marks == [bulk.ENOUGH, 1]
+    async for _ in pieces:
+        assert connection.marks[-1] == 1
+    assert connection.marks == [bulk.ENOUGH, 1] * 3
 
 
 @pytest.mark.parametrize("fault", [TimeoutError("no byte for 150 s"), ConnectionResetError()])
@@ -151,14 +167,22 @@ async def test_a_fault_is_raised_and_the_connection_left_as_it_was(fault: Except
     with pytest.raises(type(fault)) as raised:
         await anext(pieces)
     assert raised.value is fault
-    assert connection.marks == [bulk.ENOUGH, 1]
+    assert connection.marks == [bulk.ENOUGH, 1] * 2
 
 
-async def test_who_stops_reading_leaves_the_connection_as_it_was() -> None:
+async def test_who_is_cancelled_leaves_the_connection_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        async def readany(self) -> bytes:
+            await asyncio.Event().wait()
+            return b""
+
+    monkeypatch.setattr(bulk, "PATIENCE", 30.0)
     connection = Connection()
-    pieces = bulk.read(Content(b"a", b"b"), connection, is_bulk=lambda: True)
-    assert await anext(pieces) == b"a"
-    await pieces.aclose()
+    waiting = asyncio.ensure_future(anext(bulk.read(Silent(), connection, is_bulk=lambda: True)))
+    await asyncio.sleep(0)
+    assert connection.marks == [bulk.ENOUGH]
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
     assert connection.marks == [bulk.ENOUGH, 1]
 
 
@@ -168,7 +192,7 @@ async def test_without_the_socket_the_body_comes_all_the_same(connection: Connec
     assert [piece async for piece in pieces] == [b"a", b"b"]
 
 
-@pytest.mark.parametrize(("release", "marks"), [("4.17.19-1", []), ("4.18.0-553.el8", [bulk.ENOUGH, 1]), ("?", [])])
+@pytest.mark.parametrize(("release", "marks"), [("4.17.19-1", []), ("4.18.0-553.el8", [bulk.ENOUGH, 1] * 2), ("?", [])])
 async def test_a_kernel_that_would_keep_the_rest_to_itself_is_not_asked(
     monkeypatch: pytest.MonkeyPatch, release: str, marks: list[int]
 ) -> None:
