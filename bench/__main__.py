@@ -25,7 +25,7 @@ from lab.machine import has_ipvs
 
 _SIZE = re.compile(r"\d+x\d+")
 #: What is measured by default, at native speed and in the emulated machine.
-SIZES = ("100x10", "1000x10", "10000x10", "10000x50")
+SIZES = ("100x10", "1000x10", "10000x10", "10000x50", "50000x2")
 EMULATED_SIZES = ("100x10", "1000x10")
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 import time
 import tracemalloc
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bench import managed
+from bench.api_encodings import gzipped
 from bench.api_objects import Shape, applications, event_line
-from bench.api_survey import Churn, Survey, churn, passed, slice_line
+from bench.api_survey import Churn, Survey, churn, ordinary_service, ordinary_slice, passed, slice_line
 from bench.api_text import percent, table
-from ipvs_proxy.kube.decode import decode_event
+from ipvs_proxy.kube.decode import Event, decode_event
 from ipvs_proxy.kube.lines import LineSplitter
 from ipvs_proxy.kube.objects import KubernetesObject
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource
@@ -45,7 +49,37 @@ def measured_text(cluster: Survey) -> str:
         rows.append(_row(f"streaming list of {len(lines):,} {what}", ours, theirs, len(stream)))
     times = table((f"decoding on {machine()}", "time", "speed", "`json.loads` takes"), rows)
     whole = f"The whole first list takes about {two(first_list)} s."
-    return f"{times}\n\n{whole} {_load(churn(cluster))}\n\n{_memory(services, slices)}"
+    prose = textwrap.fill(f"{whole} {_load(churn(cluster))}", width=120, break_on_hyphens=False)
+    return f"{times}\n\n{prose}\n\n{_memory(services, slices)}"
+
+
+def objects_table() -> str:
+    """Return the table of one event of each kind: bytes and time of decoding, with and without managedFields.
+
+    Of a compressed one, which is a gzip member of its own, decompressing is a part of that time.
+    """
+    rows = []
+    for what, item, resource in (
+        ("a Service", ordinary_service(), SERVICES),
+        *(
+            (f"a slice, {count} endpoint{'s' if count > 1 else ''}", ordinary_slice(count), ENDPOINT_SLICES)
+            for count in (1, 10, 100)
+        ),
+    ):
+        lines = [event_line(form, resource.kind) for form in (item, managed.without(item))]
+        packed = [gzipped(line) for line in lines]
+        seconds = fastest(
+            *(partial(decode_event, line, resource) for line in lines),
+            *(partial(_unpack, member, resource) for member in packed),
+        )
+        sizes = (f"{len(text):,}" for text in (*lines, *packed))
+        rows.append((what, *sizes, *(f"{two(each * 1e6)} us" for each in seconds)))
+    head = ("bytes of", "plain", "… less", "gzip", "… less", "decoding: plain", "… less", "gzip", "… less")
+    return table(head, rows)
+
+
+def _unpack(member: bytes, resource: Resource) -> Event:
+    return decode_event(zlib.decompress(member, wbits=31), resource)
 
 
 def _row(what: str, ours: float, theirs: float, amount: int) -> Sequence[str]:

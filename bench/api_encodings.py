@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from bench import managed
+
 #: The API server's gzip level since 1.26 (kubernetes/kubernetes#112299).
 GZIP_LEVEL = 1
 #: Fields that are maps of strings, or raw JSON inside of a message.
@@ -26,13 +28,16 @@ _ENVELOPE = 60
 
 
 class Encodings(NamedTuple):
-    """Bytes of the first list of one agent, by how it is sent."""
+    """Bytes of the first list of one agent, by how it is sent; ``bare`` is a streaming list without managedFields."""
 
     items: int
     items_gzip: int
     lines: int
     lines_gzip: int
     members_gzip: int
+    bare: int
+    bare_gzip: int
+    bare_members_gzip: int
     protobuf: int
 
 
@@ -40,28 +45,37 @@ class Encoder:
     """Adds up the sizes of objects as a list, as a stream, and with each line as a gzip member of its own."""
 
     def __init__(self) -> None:
-        self._items, self._lines = _gzip(), _gzip()
+        self._items, self._lines, self._bare = _gzip(), _gzip(), _gzip()
         self._sizes = [0] * len(Encodings._fields)
 
     def add(self, item: dict[str, Any], encoded: bytes, line: bytes) -> None:
         """Add one object: itself, its JSON in a list, and its line in a stream."""
-        member = _gzip()
+        bare = line.replace(encoded[1:], msgspec.json.encode(managed.without(item))[1:])
         self._add(
             len(encoded) + 1,
             len(self._items.compress(encoded + b",")),
             len(line),
             len(self._lines.compress(line)),
-            len(member.compress(line) + member.flush()),
+            len(gzipped(line)),
+            len(bare),
+            len(self._bare.compress(bare)),
+            len(gzipped(bare)),
             protobuf_size(item) + _ENVELOPE,
         )
 
     def result(self) -> Encodings:
         """Return the sums."""
-        self._add(0, len(self._items.flush()), 0, len(self._lines.flush()), 0, 0)
+        self._add(0, len(self._items.flush()), 0, len(self._lines.flush()), 0, 0, len(self._bare.flush()), 0, 0)
         return Encodings(*self._sizes)
 
     def _add(self, *sizes: int) -> None:
         self._sizes = [total + more for total, more in zip(self._sizes, sizes, strict=True)]
+
+
+def gzipped(line: bytes) -> bytes:
+    """Return a line as a gzip member of its own."""
+    member = _gzip()
+    return member.compress(line) + member.flush()
 
 
 def protobuf_size(value: Any, field: str = "") -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bench.api_cost import measured_text
+from bench.api_cost import measured_text, objects_table
 from bench.api_objects import SLICE_SIZE, Shape, bookmark_line
 from bench.api_outage import Outage, reconnects
 from bench.api_rollout import Controller, Rollout, rolling_update
@@ -189,6 +189,9 @@ def encodings_table(cluster: Survey) -> str:
         ("streaming list, plain (up to 1.36)", sizes.lines, sizes.lines),
         ("streaming list, gzip, each event by itself (1.37, at worst)", sizes.members_gzip, sizes.lines),
         ("streaming list, gzip in one piece (1.37, at best)", sizes.lines_gzip, sizes.lines),
+        ("the same without managedFields: plain (1.38, gate)", sizes.bare, sizes.lines),
+        ("… gzip, each event by itself", sizes.bare_members_gzip, sizes.lines),
+        ("… gzip in one piece", sizes.bare_gzip, sizes.lines),
         ("streaming list, protobuf, plain (not asked for)", sizes.protobuf, sizes.lines),
     ):
         seconds = fan_out(sent) * 8 / LINK_BITS
@@ -209,6 +212,7 @@ def exact_tables(cluster: Survey) -> Iterator[tuple[str, str]]:
 def measured_tables(cluster: Survey) -> Iterator[tuple[str, str]]:
     """Return the tables that depend on this machine, by name; the survey must be one with encodings."""
     yield "encodings", encodings_table(cluster)
+    yield "objects", objects_table()
     yield "measured", measured_text(cluster)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address
-from typing import Any
 
 import msgspec
 
-Json = dict[str, Any]
+from bench import managed
+from bench.managed import Json
 
 ZONES = ("eu-west-1a", "eu-west-1b", "eu-west-1c")
 CREATED = "2026-03-14T09:26:53Z"
@@ -93,26 +93,7 @@ def endpoint_slice(
     if service["spec"]["clusterIP"] == "None":
         labels["service.kubernetes.io/headless"] = ""
     annotations = {"endpoints.kubernetes.io/last-change-trigger-time": "2026-03-14T10:15:30Z"}
-    owner = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "name": name,
-        "uid": metadata["uid"],
-        "controller": True,
-        "blockOwnerDeletion": True,
-    }
-    fields = {
-        "f:addressType": {},
-        "f:endpoints": {},
-        "f:metadata": {
-            "f:annotations": _fields(annotations),
-            "f:generateName": {},
-            "f:labels": _fields(labels),
-            "f:ownerReferences": {".": {}, f'k:{{"uid":"{metadata["uid"]}"}}': {}},
-        },
-        "f:ports": {},
-    }
-    return {
+    piece: Json = {
         "metadata": {
             "name": f"{name}-{_suffix(source)}",
             "generateName": f"{name}-",
@@ -123,8 +104,8 @@ def endpoint_slice(
             "creationTimestamp": CREATED,
             "labels": labels,
             "annotations": annotations,
-            "ownerReferences": [owner],
-            "managedFields": [_managed("kube-controller-manager", "discovery.k8s.io/v1", fields)],
+            "ownerReferences": [managed.owner_of(service)],
+            "managedFields": [],
         },
         "addressType": "IPv4",
         "endpoints": [
@@ -136,6 +117,8 @@ def endpoint_slice(
             for port in service["spec"]["ports"]
         ],
     }
+    piece["metadata"]["managedFields"] = managed.of_slice(piece, time=CREATED)
+    return piece
 
 
 def node(number: int, source: random.Random) -> Json:
@@ -156,7 +139,7 @@ def node(number: int, source: random.Random) -> Json:
         "volumes.kubernetes.io/controller-managed-attach-detach": "true",
     }
     resources = {"cpu": "16", "ephemeral-storage": "104845292Ki", "memory": "64784544Ki", "pods": "110"}
-    metadata_fields = {"f:metadata": {"f:annotations": _fields(annotations), "f:labels": _fields(labels)}}
+    metadata_fields = {"f:metadata": {"f:annotations": managed.names(annotations), "f:labels": managed.names(labels)}}
     status_fields: Json = {
         "f:status": {
             "f:conditions": {
@@ -175,8 +158,8 @@ def node(number: int, source: random.Random) -> Json:
             "labels": labels,
             "annotations": annotations,
             "managedFields": [
-                _managed("kubelet", "v1", metadata_fields),
-                {**_managed("kubelet", "v1", status_fields), "subresource": "status"},
+                managed.entry("kubelet", "v1", metadata_fields, time=CREATED),
+                {**managed.entry("kubelet", "v1", status_fields, time=CREATED), "subresource": "status"},
             ],
         },
         "spec": {
@@ -298,23 +281,7 @@ def _service(shape: Shape, index: int, source: random.Random) -> Json:
         spec |= {"externalTrafficPolicy": "Cluster", "allocateLoadBalancerNodePorts": True}
         for offset, port in enumerate(ports):
             port["nodePort"] = 30000 + (index + offset) % 2768
-    fields = {
-        "f:metadata": {"f:annotations": _fields(annotations), "f:labels": _fields(labels)},
-        "f:spec": {
-            "f:internalTrafficPolicy": {},
-            "f:ports": {
-                ".": {},
-                **{
-                    f'k:{{"port":{port["port"]},"protocol":"TCP"}}': {".": {}, **{f"f:{key}": {} for key in port}}
-                    for port in ports
-                },
-            },
-            "f:selector": {},
-            "f:sessionAffinity": {},
-            "f:type": {},
-        },
-    }
-    return {
+    service: Json = {
         "metadata": {
             "name": name,
             "namespace": namespace,
@@ -323,13 +290,15 @@ def _service(shape: Shape, index: int, source: random.Random) -> Json:
             "creationTimestamp": CREATED,
             "labels": labels,
             "annotations": annotations,
-            "managedFields": [_managed("helm", "v1", fields)],
+            "managedFields": [],
         },
         "spec": spec,
         "status": {
             "loadBalancer": {"ingress": [{"ip": _address(FIRST_BALANCER + index), "ipMode": "VIP"}]} if balanced else {}
         },
     }
+    service["metadata"]["managedFields"] = managed.of_service(service, time=CREATED)
+    return service
 
 
 def _endpoint(metadata: Json, source: random.Random, *, number: int, nodes: int, hints: bool) -> Json:
@@ -350,21 +319,6 @@ def _endpoint(metadata: Json, source: random.Random, *, number: int, nodes: int,
     if hints:
         endpoint["hints"] = {"forZones": [{"name": zone}]}
     return endpoint
-
-
-def _managed(manager: str, version: str, fields: Json) -> Json:
-    return {
-        "manager": manager,
-        "operation": "Update",
-        "apiVersion": version,
-        "time": CREATED,
-        "fieldsType": "FieldsV1",
-        "fieldsV1": fields,
-    }
-
-
-def _fields(mapping: Json) -> Json:
-    return {".": {}, **{f"f:{key}": {} for key in mapping}}
 
 
 def _each(period: int, index: int) -> bool:

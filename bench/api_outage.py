@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
 from typing import NamedTuple
 
 from structlog.testing import capture_logs
 
-from bench.api_objects import Json, event_line
+from bench.api_objects import event_line
+from bench.managed import Json
 from ipvs_proxy.kube.decode import INITIAL_EVENTS_END
 from ipvs_proxy.kube.reflector import Response, reflect
 from ipvs_proxy.kube.resources import SERVICES
@@ -117,7 +118,7 @@ class _Broken:
     status = 200
     headers: Mapping[str, str] = {}
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, *, is_bulk: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:  # noqa: ARG002
         metadata: Json = {"resourceVersion": VERSION, "annotations": {INITIAL_EVENTS_END: "true"}}
         yield event_line({"metadata": metadata}, SERVICES.kind, event="BOOKMARK")
         raise ConnectionResetError
@@ -129,7 +130,7 @@ class _Broken:
 class _Silent(_Broken):
     """A watch in which nothing happens."""
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, *, is_bulk: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:  # noqa: ARG002
         await asyncio.get_running_loop().create_future()
         yield b""
 

@@ -13,10 +13,12 @@ from typing import NamedTuple
 import msgspec
 
 from bench.api_encodings import Encoder, Encodings
-from bench.api_objects import Json, Shape, applications, endpoint_slice, event_line, event_of, node
+from bench.api_objects import Shape, applications, endpoint_slice, event_line, event_of, node
+from bench.managed import Json
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource
 
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"
+_ORDINARY = Shape(services=((1, 1),), headless_every=0, other_proxy_every=0)
 MODIFIED_MORE = len("MODIFIED") - len("ADDED")
 
 
@@ -114,9 +116,16 @@ def churn(cluster: Survey) -> Churn:
     return Churn(endpoints / cluster.shape.pods, amount / endpoints)
 
 
+def ordinary_slice(endpoints: int) -> Json:
+    """Return a slice with that number of endpoints, of an ordinary Service."""
+    return endpoint_slice(ordinary_service(), random.Random(1), first_pod=0, endpoints=endpoints, nodes=_ORDINARY.nodes)
+
+
+def ordinary_service() -> Json:
+    """Return an ordinary Service."""
+    return next(applications(_ORDINARY)).service
+
+
 def slice_line(endpoints: int) -> bytes:
     """Return the line of a watch for a slice with that number of endpoints."""
-    shape = Shape(services=((1, 1),), headless_every=0, other_proxy_every=0)
-    service = next(applications(shape)).service
-    item = endpoint_slice(service, random.Random(1), first_pod=0, endpoints=endpoints, nodes=shape.nodes)
-    return event_line(item, ENDPOINT_SLICES.kind)
+    return event_line(ordinary_slice(endpoints), ENDPOINT_SLICES.kind)

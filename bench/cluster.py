@@ -1,5 +1,7 @@
 """A cluster's objects as an API server sends them, for the agent in the benchmarks.
 
+They have all that Helm and the controllers write, managedFields too, in the API's order: kind and version come first.
+
 The first Services are the API server and the cluster's DNS, as in every cluster; the others are alike, each with
 EndpointSlices of at most 1,000 endpoints. Addresses follow the numbers, so that the same table can be written by other
 programs (``fill.c``, ``ipvsadm``).
@@ -9,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address
-from typing import Any
+
+from bench import managed
+from bench.managed import Json
 
 FIRST_VIP = IPv4Address("10.96.0.10")
 FIRST_POD = IPv4Address("10.128.0.1")
 PORT, TARGET_PORT = 80, 8080
 SLICE_SIZE = 1_000
 NODE = "node-0"
+CREATED = "2026-01-01T00:00:00Z"
 
 
 def vip_of(index: int) -> str:
@@ -35,37 +40,44 @@ def name_of(index: int) -> tuple[str, str]:
     )
 
 
-def service(index: int) -> dict[str, Any]:
-    """Return a Service, with what an API server adds."""
+def service(index: int) -> Json:
+    """Return a Service as Helm installs it, with what an API server adds."""
     namespace, name = name_of(index)
-    labels = {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": namespace}
-    return {
-        "apiVersion": "v1",
+    found: Json = {
         "kind": "Service",
+        "apiVersion": "v1",
         "metadata": {
             "name": name,
             "namespace": namespace,
             "uid": f"00000000-0000-4000-8000-{index:012d}",
             "resourceVersion": str(1_000 + index),
-            "creationTimestamp": "2026-01-01T00:00:00Z",
-            "labels": labels | ({"k8s-app": "kube-dns"} if name == "kube-dns" else {}),
+            "creationTimestamp": CREATED,
+            "labels": _labels_of(name),
+            "annotations": {"meta.helm.sh/release-name": name, "meta.helm.sh/release-namespace": namespace},
         },
         "spec": {
+            "ports": [{"name": "http", "protocol": "TCP", "port": PORT, "targetPort": TARGET_PORT}],
+            "selector": {"app.kubernetes.io/name": name},
             "clusterIP": vip_of(index),
             "clusterIPs": [vip_of(index)],
-            "internalTrafficPolicy": "Cluster",
+            "type": "ClusterIP",
+            "sessionAffinity": "None",
             "ipFamilies": ["IPv4"],
             "ipFamilyPolicy": "SingleStack",
-            "ports": [{"name": "http", "port": PORT, "protocol": "TCP", "targetPort": TARGET_PORT}],
-            "selector": labels,
-            "sessionAffinity": "None",
-            "type": "ClusterIP",
+            "internalTrafficPolicy": "Cluster",
         },
         "status": {"loadBalancer": {}},
     }
+    found["metadata"]["managedFields"] = managed.of_service(found, time=CREATED)
+    return found
 
 
-def slices(index: int, pods: list[str], version: int = 1) -> list[dict[str, Any]]:
+def _labels_of(name: str) -> dict[str, str]:
+    labels = {"app.kubernetes.io/managed-by": "Helm", "app.kubernetes.io/name": name}
+    return labels | ({"k8s-app": "kube-dns"} if name == "kube-dns" else {})
+
+
+def slices(index: int, pods: list[str], version: int = 1) -> list[Json]:
     """Return a Service's EndpointSlices."""
     return [
         endpoint_slice(index, number, pods[start : start + SLICE_SIZE], version)
@@ -73,51 +85,64 @@ def slices(index: int, pods: list[str], version: int = 1) -> list[dict[str, Any]
     ]
 
 
-def endpoint_slice(index: int, number: int, pods: list[str], version: int = 1) -> dict[str, Any]:
-    """Return one EndpointSlice of a Service."""
+def endpoint_slice(index: int, number: int, pods: list[str], version: int = 1) -> Json:
+    """Return one EndpointSlice of a Service, as kube-controller-manager makes it."""
     namespace, name = name_of(index)
-    return {
-        "apiVersion": "discovery.k8s.io/v1",
+    found: Json = {
         "kind": "EndpointSlice",
+        "apiVersion": "discovery.k8s.io/v1",
         "metadata": {
             "name": f"{name}-{number:05d}",
+            "generateName": f"{name}-",
             "namespace": namespace,
             "uid": f"00000000-0000-4000-9000-{index:012d}",
             "resourceVersion": str(100_000 + index + version),
             "generation": version,
-            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "creationTimestamp": CREATED,
             "labels": {
-                "kubernetes.io/service-name": name,
+                **_labels_of(name),
                 "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+                "kubernetes.io/service-name": name,
             },
+            "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": CREATED},
+            "ownerReferences": [managed.owner_of(service(index))],
         },
         "addressType": "IPv4",
+        "endpoints": [_endpoint(namespace, name, pod) for pod in pods],
         "ports": [{"name": "http", "port": TARGET_PORT, "protocol": "TCP"}],
-        "endpoints": [
-            {
-                "addresses": [pod],
-                "conditions": {"ready": True, "serving": True, "terminating": False},
-                "nodeName": f"node-{int(IPv4Address(pod)) % 500 + 1}",
-                "zone": "zone-a",
-                "targetRef": {"kind": "Pod", "namespace": namespace, "name": f"{name}-{pod}", "uid": pod},
-            }
-            for pod in pods
-        ],
+    }
+    found["metadata"]["managedFields"] = managed.of_slice(found, time=CREATED)
+    return found
+
+
+def _endpoint(namespace: str, name: str, pod: str) -> Json:
+    number = int(IPv4Address(pod))
+    return {
+        "addresses": [pod],
+        "conditions": {"ready": True, "serving": True, "terminating": False},
+        "targetRef": {
+            "kind": "Pod",
+            "namespace": namespace,
+            "name": f"{name}-7d4b9c6f5d-{number % 2**20:05x}",
+            "uid": f"00000000-0000-4000-a000-{number:012d}",
+        },
+        "nodeName": f"node-{number % 500 + 1}",
+        "zone": "zone-a",
     }
 
 
-def node() -> dict[str, Any]:
+def node() -> Json:
     """Return the Node that the agent runs on."""
     return {
-        "apiVersion": "v1",
         "kind": "Node",
+        "apiVersion": "v1",
         "metadata": {"name": NODE, "resourceVersion": "1", "labels": {"topology.kubernetes.io/zone": "zone-a"}},
         "spec": {"podCIDRs": ["10.128.0.0/24"]},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
     }
 
 
-def objects(services: int, endpoints: int) -> Iterator[dict[str, Any]]:
+def objects(services: int, endpoints: int) -> Iterator[Json]:
     """Return all objects: each Service with its slices, then the Node."""
     for index in range(services):
         yield service(index)

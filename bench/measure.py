@@ -37,6 +37,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServerKey,
     VirtualServerOperation,
 )
+from lab.certificates import make_authority
 from lab.namespaces import MOUNT, NETWORK, unshare
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ def main() -> None:
     found["c_program"] = inside(lambda: fill_by_c(services, endpoints))
     found |= inside(lambda: fill(services, endpoints))
     found |= inside(lambda: agent(services, endpoints, idle=whole))
+    found |= inside(lambda: agent_with_tls(services, endpoints))
     found |= inside(lambda: asyncio.run(changes(services, endpoints)))
     sys.stdout.write(json.dumps(found) + "\n")
 
@@ -148,9 +150,7 @@ def require(services: int, endpoints: int) -> None:
 
 def agent(services: int, endpoints: int, *, idle: bool) -> dict[str, Any]:
     """Start the agent with an API server on the loopback, let it idle, and start it again."""
-    with tempfile.TemporaryDirectory() as directory, api_server(services, endpoints):
-        config = Path(directory) / "kubeconfig"
-        config.write_text(KUBECONFIG)
+    with tempfile.TemporaryDirectory() as directory, api_server(services, endpoints, Path(directory)) as config:
         installed.mount()
         with process(config) as first:
             found: dict[str, Any] = {
@@ -174,10 +174,22 @@ def agent(services: int, endpoints: int, *, idle: bool) -> dict[str, Any]:
     return found
 
 
-KUBECONFIG = f"""\
+def agent_with_tls(services: int, endpoints: int) -> dict[str, float]:
+    """Start the agent with an API server that speaks TLS."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        api_server(services, endpoints, Path(directory), tls=True) as config,
+    ):
+        installed.mount()
+        with process(config) as started:
+            require(services, endpoints)
+            return {"tls_cold_start": started.seconds, "tls_cold_start_processor": started.processor_seconds()}
+
+
+KUBECONFIG = """\
 apiVersion: v1
 kind: Config
-clusters: [{{name: bench, cluster: {{server: "http://127.0.0.1:{API_PORT}"}}}}]
+clusters: [{{name: bench, cluster: {{{cluster}}}}}]
 users: [{{name: bench, user: {{}}}}]
 contexts: [{{name: bench, context: {{cluster: bench, user: bench}}}}]
 current-context: bench
@@ -185,14 +197,21 @@ current-context: bench
 
 
 @contextmanager
-def api_server(services: int, endpoints: int) -> Iterator[None]:
-    """Run an API server until the end."""
+def api_server(services: int, endpoints: int, directory: Path, *, tls: bool = False) -> Iterator[Path]:
+    """Run an API server until the end; yield the kubeconfig that leads to it."""
     command = [sys.executable, "-m", "bench.api_server", str(API_PORT), str(services), str(endpoints)]
+    where = f'server: "http://127.0.0.1:{API_PORT}"'
+    if tls:
+        authority = make_authority(directory, "api")
+        command += [str(directory / "api-leaf.crt"), str(directory / "api-leaf.key")]
+        where = f'server: "https://127.0.0.1:{API_PORT}", certificate-authority: "{authority}"'
+    config = directory / "kubeconfig"
+    config.write_text(KUBECONFIG.format(cluster=where))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             assert server.stdout.readline() == "ready\n"
-            yield
+            yield config
         finally:
             server.terminate()
 

@@ -6,8 +6,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 Figures = dict[str, Any]
-#: The size (Services and endpoints of each) that targets are for, unless they hold for any size.
+
+
+class Targets(NamedTuple):
+    """What one size must meet: cold start / ``ipvsadm -R``, seconds with TLS, idle share of a core, resident MiB."""
+
+    cold_start: float
+    tls_cold_start: float | None
+    idle: float
+    resident_mib: float
+
+
+#: By size (Services and endpoints of each); other targets hold for any size, or for ``TARGET_SIZE``.
+TARGETS = {
+    (10_000, 10): Targets(cold_start=0.2, tls_cold_start=5.0, idle=0.01, resident_mib=200),
+    (50_000, 2): Targets(cold_start=0.3, tls_cold_start=None, idle=0.02, resident_mib=250),
+}
 TARGET_SIZE = (10_000, 10)
+#: How a row names them.
+LARGER = "50,000 x 2"
 
 
 class Row(NamedTuple):
@@ -44,9 +61,10 @@ def _fill_rows(found: Figures) -> list[Row]:
 def _start_rows(found: Figures) -> list[Row]:
     restore, first = found["ipvsadm"], found["first_programmed"]
     return [
-        _ratio(found, "cold_start", restore, 0.2, "<= 0.2x of ipvsadm", "cold start: process -> everything programmed"),
+        _cold_start(found, restore),
         _ratio(found, "cold_start_objects_known", restore, None, "", "… of it after all objects are known"),
         Row("… of it in Python, at this machine's own speed", "", f"{found['python_cold_start']:.2f} s"),
+        _tls_row(found),
         Row(
             "API server and DNS after the lists",
             "<= 50 ms natively",
@@ -54,6 +72,21 @@ def _start_rows(found: Figures) -> list[Row]:
             None if found["emulated"] else first <= 0.05,
         ),
     ]
+
+
+def _cold_start(found: Figures, restore: float) -> Row:
+    words = f"<= 0.2x of ipvsadm; {LARGER}: 0.3x"
+    ratio, targets = found["cold_start"] / restore, _targets(found)
+    label = "cold start: process -> everything programmed"
+    met = None if targets is None else ratio <= targets.cold_start
+    return Row(label, words, f"{found['cold_start']:.2f} s, {ratio:.2f}x", met)
+
+
+def _tls_row(found: Figures) -> Row:
+    seconds, targets = found["tls_cold_start"], _targets(found)
+    limit = targets.tls_cold_start if targets else None
+    met = None if limit is None else seconds <= limit
+    return Row("cold start with TLS", "10,000 x 10: <= 5 s", f"{seconds:.2f} s", met)
 
 
 def _change_rows(found: Figures, smallest: Figures) -> list[Row]:
@@ -93,9 +126,15 @@ def _restart_rows(found: Figures) -> list[Row]:
 def _memory_rows(found: Figures, smallest: Figures) -> list[Row]:
     resident = found["resident_mib"]
     more = real_servers(found) - real_servers(smallest)
+    targets = _targets(found)
     growth = (resident - smallest["resident_mib"]) * 2**20 / more if more else None
     return [
-        Row("resident memory", "<= 200 MiB", f"{resident:.0f} MiB", resident <= 200 if _is_judged(found) else None),
+        Row(
+            "resident memory",
+            f"<= 200 MiB; {LARGER}: 250",
+            f"{resident:.0f} MiB",
+            resident <= targets.resident_mib if targets else None,
+        ),
         Row("… at its peak", "", f"{found['peak_mib']:.0f} MiB"),
         Row(
             "… growth per real server, with its share of a Service",
@@ -108,19 +147,19 @@ def _memory_rows(found: Figures, smallest: Figures) -> list[Row]:
 def _idle_rows(found: Figures) -> list[Row]:
     if "idle" not in found:
         return []
-    idle, delay = found["idle"], found["loop_delay"]
+    idle, delay, targets = found["idle"], found["loop_delay"], _targets(found)
     return [
         Row(
             "idle with audits, share of one core",
-            "< 2 % natively",
+            f"< 1 % natively; {LARGER}: < 2 %",
             f"{idle:.1%}",
-            idle < 0.02 if _is_judged(found) else None,
+            idle < targets.idle if targets else None,
         ),
         Row(
             "… event loop kept for at most",
             "50 ms",
             f"{delay * 1000:.0f} ms",
-            delay <= 0.05 if _is_judged(found) else None,
+            delay <= 0.05 if targets else None,
         ),
     ]
 
@@ -134,6 +173,10 @@ def _ratio(found: Figures, name: str, to: float, target: float | None, words: st
 def _is_judged(found: Figures) -> bool:
     """Return whether these figures are of the size and at the speed that targets are for."""
     return (found["services"], found["endpoints"]) == TARGET_SIZE and not found["emulated"]
+
+
+def _targets(found: Figures) -> Targets | None:
+    return None if found["emulated"] else TARGETS.get((found["services"], found["endpoints"]))
 
 
 def smallest(found: Sequence[Figures], figures: Figures) -> Figures:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self, cast
 
 import structlog
 
-from bench.api_server import PIECE, streams
+from bench.api_server import streams
 from bench.cluster import NODE
 from ipvs_proxy.agent import tuning
 from ipvs_proxy.agent.observe.health import HealthTracker
@@ -56,6 +56,8 @@ from ipvs_proxy.settings.values import ServiceMetrics
 from lab.packet_filter import CHOSEN, NFTABLES
 
 FAMILIES = (Family.IPV4, Family.IPV6)
+#: Bytes of a list that come at once.
+PIECE = 64 * 1024
 
 
 class Idle(NamedTuple):
@@ -168,7 +170,7 @@ class _Body:
         self.queue: asyncio.Queue[bytes] = asyncio.Queue()
         self._start = start
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, *, is_bulk: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:  # noqa: ARG002
         """Yield the list, then the events."""
         for start in range(0, len(self._start), PIECE):
             yield self._start[start : start + PIECE]

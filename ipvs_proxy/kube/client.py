@@ -19,7 +19,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,6 +32,7 @@ from ipvs_proxy import __version__
 from ipvs_proxy.kube.configuration import import_loader
 from ipvs_proxy.kube.peers import Peers
 from ipvs_proxy.kube.plugin import own_plugins
+from ipvs_proxy.kube.responses import Reply, Response, read
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,14 @@ CONNECT_TIMEOUT = 10.0
 PLUGIN_TIMEOUT = 30.0
 #: Total timeout of a write, in seconds.
 WRITE_TIMEOUT = 30.0
+#: Media types of a response. The first also asks to leave managedFields out, which servers from 1.38 on do (KEP-5958,
+#: gate ManagedFieldsOptOut). Servers before it ignore the parameter; others may take the second type instead.
+JSON = "application/json"
+LEAN_JSON = f"{JSON};drop=metadata.managedFields, {JSON};q=0.9"
+#: Statuses with which something in between might refuse the parameter.
+_NOT_ACCEPTABLE = frozenset(
+    (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_ACCEPTABLE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
+)
 #: Size of aiohttp's read buffer, in bytes.
 READ_BUFFER = 1 << 20
 #: Bytes kept of the response to a write, for use in a message.
@@ -54,30 +63,6 @@ logging.getLogger("kubernetes_asyncio").addHandler(logging.NullHandler())
 
 class ConnectError(Exception):
     """The configuration of the API client cannot be used. The message is a single line."""
-
-
-class Response:
-    """One response of the API server: its status, headers and body."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
-        self.status: int = response.status
-        self.headers: Mapping[str, str] = response.headers
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Return the body in chunks as they arrive, decompressed."""
-        return self._response.content.iter_any()
-
-    async def read(self, limit: int) -> bytes:
-        """Return at most the first ``limit`` bytes of the body, decompressed."""
-        return await _read(self._response, limit)
-
-
-class Reply(NamedTuple):
-    """The response to a write: the HTTP status, and the beginning of the body for use in a message."""
-
-    status: int
-    text: str
 
 
 class _Access(NamedTuple):
@@ -105,10 +90,15 @@ class Client:
         self._read_at = time.monotonic()
         self._session = _session(access, self.peers)
         self._lock = asyncio.Lock()
+        #: Becomes false for good when a request has failed with the media type and succeeded without it.
+        self._is_lean = True
 
     @asynccontextmanager
     async def get(self, path: str, query: Mapping[str, str], *, inactivity: float) -> AsyncIterator[Response]:
         """Send a GET request and yield the response, whatever its status, as soon as its headers have arrived.
+
+        The server is asked to leave managedFields out. A request that is refused, maybe for that, is sent once more
+        without.
 
         Args:
             path: absolute path, for example ``/api/v1/services``.
@@ -120,17 +110,31 @@ class Client:
 
         """
         await self._refresh()
+        if self._is_lean:
+            async with self._get(path, query, inactivity, LEAN_JSON) as response:
+                if response.status not in _NOT_ACCEPTABLE:
+                    yield Response(response)
+                    return
+                refusal = response.status
+        async with self._get(path, query, inactivity, JSON) as response:
+            if self._is_lean and response.status == HTTPStatus.OK:
+                self._is_lean = False
+                log.info("managed_fields_are_sent", reason=f"HTTP {refusal} for Accept: {LEAN_JSON}")
+            yield Response(response)
+
+    def _get(
+        self, path: str, query: Mapping[str, str], inactivity: float, accept: str
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         access = self._access
-        async with self._session.get(
+        return self._session.get(
             access.host + path,
             params=dict(query),
-            headers=_headers(access),
+            headers=_headers(access) | {"Accept": accept},
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=inactivity),
             proxy=access.proxy,
             server_hostname=access.server_name,
             allow_redirects=False,
-        ) as response:
-            yield Response(response)
+        )
 
     async def send(self, method: Literal["POST", "PATCH"], path: str, body: bytes) -> Reply:
         """Create an object, or change fields of one with a merge patch (RFC 7386).
@@ -170,7 +174,7 @@ class Client:
             server_hostname=access.server_name,
             allow_redirects=False,
         ) as response:
-            return Reply(response.status, (await _read(response, MESSAGE_SIZE)).decode(errors="replace"))
+            return Reply(response.status, (await read(response, MESSAGE_SIZE)).decode(errors="replace"))
 
     async def reauthenticate(self) -> None:
         """Read the configuration again after the server refused the credentials.
@@ -229,17 +233,8 @@ async def connect(*, kubeconfig: str, master: str) -> Client:
     return Client(await _load(kubeconfig, master), kubeconfig=kubeconfig, master=master)
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) >= limit:
-            break
-    return bytes(body[:limit])
-
-
 def _headers(access: _Access) -> dict[str, str]:
-    headers = {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": f"ipvs-proxy/{__version__}"}
+    headers = {"Accept": JSON, "Accept-Encoding": "gzip", "User-Agent": f"ipvs-proxy/{__version__}"}
     if access.authorization:
         headers["Authorization"] = access.authorization
     return headers

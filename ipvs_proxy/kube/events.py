@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 import structlog
 
-from ipvs_proxy.kube.client import Reply
+from ipvs_proxy.kube.responses import Reply
 from ipvs_proxy.pacing import Backoff, TokenBucket
 
 log = structlog.get_logger(__name__)

@@ -63,8 +63,8 @@ class Response(Protocol):
     def headers(self) -> Mapping[str, str]:
         """The HTTP headers."""
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Return the chunks of the body as they arrive."""
+    def chunks(self, *, is_bulk: Callable[[], bool] = ...) -> AsyncIterator[bytes]:
+        """Return the chunks of the body as they arrive, in large ones for as long as ``is_bulk`` says so."""
 
     async def read(self, limit: int) -> bytes:
         """Return at most the first ``limit`` bytes of the body."""
@@ -216,7 +216,7 @@ class Reflector:
     async def _page(self, query: Mapping[str, str]) -> DecodedList:
         page = ListDecoder(self._resource)
         async with self._get({"limit": str(PAGE_SIZE), **query}) as response:
-            async for chunk in response.chunks():
+            async for chunk in response.chunks(is_bulk=lambda: True):
                 page.feed(chunk)
         return page.finish()
 
@@ -233,7 +233,8 @@ class Reflector:
         watch = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": seconds, **query}
         lines = LineSplitter()
         async with self._get(watch) as response:
-            async for chunk in response.chunks():
+            # An event is urgent, an object of a list is not.
+            async for chunk in response.chunks(is_bulk=lambda: not self._version):
                 events = [decode_event(line, self._resource) for line in lines.feed(chunk)]
                 for event in events:
                     if event.type == "ERROR":

@@ -16,9 +16,9 @@ from ipvs_proxy.agent.observe.health import HealthTracker
 from ipvs_proxy.agent.observe.history import History
 from ipvs_proxy.agent.observe.metrics import Metrics
 from ipvs_proxy.agent.observe.reports import Reports, report_refused_health_check, watch_health_for_ever
-from ipvs_proxy.kube.client import Reply
 from ipvs_proxy.kube.events import Regarding
 from ipvs_proxy.kube.objects import Node, ObjectMeta
+from ipvs_proxy.kube.responses import Reply
 from ipvs_proxy.plan.tables import Family
 
 

@@ -5,13 +5,12 @@ import base64
 import gzip
 import os
 import select
-import ssl
 import subprocess
 import sys
 import tracemalloc
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,114 +22,18 @@ from kubernetes_asyncio.config import incluster_config
 
 from ipvs_proxy import __version__
 from ipvs_proxy.kube import client as client_module
-from ipvs_proxy.kube.client import Client, ConnectError, connect
+from ipvs_proxy.kube.client import ConnectError, connect
 from ipvs_proxy.kube.peers import Peer
-
-
-class Server:
-    """A real server that remembers the requests; the answer is made by ``answer``."""
-
-    def __init__(self) -> None:
-        self.requests: list[web.Request] = []
-        self.peers: list[tuple[str, int]] = []
-        self.port = 0
-        self.answer: Callable[[web.Request], Awaitable[web.StreamResponse]] = self._hello
-
-    async def _hello(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(text="hello")
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(request)
-        assert request.transport is not None
-        self.peers.append(request.transport.get_extra_info("peername"))
-        return await self.answer(request)
-
-    @property
-    def tokens(self) -> list[str | None]:
-        return [request.headers.get("Authorization") for request in self.requests]
-
-
-@asynccontextmanager
-async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
-    server = Server()
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
-    await site.start()
-    server.port = runner.addresses[0][1]
-    try:
-        yield server
-    finally:
-        await runner.cleanup()
-
-
-@asynccontextmanager
-async def connected(kubeconfig: Path | str = "", master: str = "") -> AsyncIterator[Client]:
-    client = await connect(kubeconfig=str(kubeconfig), master=master)
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
-async def fetch(client: Client, path: str = "/api/v1/services", **query: str) -> bytes:
-    async with client.get(path, query, inactivity=5) as response:
-        assert response.status == 200
-        return await response.read(1000)
-
-
-def write_kubeconfig(path: Path, server: str, user: dict[str, Any], **cluster: Any) -> Path:
-    content = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "here",
-        "contexts": [{"name": "here", "context": {"cluster": "here", "user": "agent"}}],
-        "clusters": [{"name": "here", "cluster": {"server": server, **cluster}}],
-        "users": [{"name": "agent", "user": user}],
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def openssl(directory: Path, *arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True, timeout=30)
-
-
-def make_ca(directory: Path, name: str) -> Path:
-    """Make a CA and a certificate ``<name>-leaf`` for 127.0.0.1 and api.example, which is also a client's."""
-    openssl(directory, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}.key")
-    openssl(
-        directory, "req", "-x509", "-key", f"{name}.key", "-subj", f"/CN={name}", "-days", "2", "-out", f"{name}.crt"
-    )
-    openssl(directory, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", f"{name}-leaf.key")
-    openssl(directory, "req", "-new", "-key", f"{name}-leaf.key", "-subj", "/CN=leaf", "-out", f"{name}.csr")
-    (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:api.example\n")
-    openssl(
-        directory,
-        *("x509", "-req", "-in", f"{name}.csr", "-CA", f"{name}.crt", "-CAkey", f"{name}.key", "-CAcreateserial"),
-        *("-days", "2", "-extfile", "extensions", "-out", f"{name}-leaf.crt"),
-    )
-    return directory / f"{name}.crt"
+from lab.certificates import make_authority
+from tests.support.api_client import connected, fetch, server_tls, serving, write_kubeconfig
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("certificates")
-    make_ca(directory, "first")
-    make_ca(directory, "second")
+    make_authority(directory, "first")
+    make_authority(directory, "second")
     return directory
-
-
-def server_tls(certificates: Path, name: str, *, client_ca: str | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificates / f"{name}-leaf.crt", certificates / f"{name}-leaf.key")
-    if client_ca:
-        context.load_verify_locations(certificates / f"{client_ca}.crt")
-        context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as the client: Python 3.13 asks for extensions that many CAs lack
-    return context
 
 
 async def test_a_request_carries_the_token_the_query_and_the_headers(tmp_path: Path) -> None:
@@ -142,7 +45,7 @@ async def test_a_request_carries_the_token_the_query_and_the_headers(tmp_path: P
     assert request.path == "/prefix/api/v1/services"
     assert dict(request.query) == {"labelSelector": "!a/b,c=d e"}
     assert request.headers["Authorization"] == "Bearer secret"
-    assert request.headers["Accept"] == "application/json"
+    assert request.headers["Accept"] == "application/json;drop=metadata.managedFields, application/json;q=0.9"
     assert request.headers["Accept-Encoding"] == "gzip"
     assert request.headers["User-Agent"] == f"ipvs-proxy/{__version__}"
 

@@ -77,7 +77,7 @@ class _Response:
         self.status = response.status
         self.headers = response.headers
 
-    def chunks(self) -> AsyncIterator[bytes]:
+    def chunks(self, *, is_bulk: Callable[[], bool] = lambda: False) -> AsyncIterator[bytes]:
         return self._response.content.iter_any()
 
     async def read(self, limit: int) -> bytes:
