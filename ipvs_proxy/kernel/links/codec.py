@@ -43,6 +43,8 @@ _LOCAL: Final = 2
 
 _NO_DUPLICATE_DETECTION: Final = 0x02  # IFA_F_NODAD
 
+#: The kind of our links.
+DUMMY: Final = "dummy"
 #: struct ifinfomsg: family, type, index, flags, change.
 _LINK: Final = Struct("=BxHiII")
 #: struct ifaddrmsg: family, prefix length, flags, scope, index.
@@ -74,7 +76,7 @@ def encode_get_link(name: str) -> Request:
 
 def encode_new_dummy(name: str) -> Request:
     """Return the message that makes a dummy link, which is down at first."""
-    kind = attribute(_LINK_INFO | NESTED, attribute(_INFO_KIND, b"dummy"))
+    kind = attribute(_LINK_INFO | NESTED, attribute(_INFO_KIND, DUMMY.encode()))
     payload = _LINK.pack(0, 0, 0, 0, 0) + text_attribute(_LINK_NAME, name) + kind
     return Request(NEW_LINK, payload, REQUEST | CREATE | EXCLUSIVE)
 
@@ -82,6 +84,12 @@ def encode_new_dummy(name: str) -> Request:
 def encode_delete_link(ifindex: int) -> Request:
     """Return the message that deletes a link, with all its addresses."""
     return Request(DELETE_LINK, _LINK.pack(0, 0, ifindex, 0, 0))
+
+
+def encode_dump_dummies() -> Request:
+    """Return the request for all dummy links; a kernel that has none may answer with all links (Linux 4.6)."""
+    kind = attribute(_LINK_INFO | NESTED, attribute(_INFO_KIND, DUMMY.encode()))
+    return Request(_GET_LINK, _LINK.pack(0, 0, 0, 0, 0) + kind)
 
 
 def encode_dump_links() -> Request:
