@@ -180,9 +180,8 @@ def run(config: Path | None, write_config_to: Path | None, cleanup: bool, init_o
 def cleanup_command(kube_proxy: bool, dry_run: bool) -> None:
     """Remove everything that ipvs-proxy set up on this node, and nothing else.
 
-    This removes the virtual servers, the link kube-ipvs0 (and kube-ipvs1, ...), the ipsets, and the chains of both
-    variants of iptables. What kube-proxy's IPVS mode left has the same names and is removed too. Virtual servers of
-    other programs stay.
+    This removes the virtual servers, the link kube-ipvs0, the ipsets, and the chains of both variants of iptables. What
+    kube-proxy's IPVS mode left has the same names and is removed too. Virtual servers of other programs stay.
 
     Exit status: 0 if the node is clean, 1 if something could not be removed, or if an agent or kube-proxy is running
     here, which would put everything back.

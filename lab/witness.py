@@ -94,9 +94,9 @@ def weights(net: Topology, address: str, port: int, protocol: int = 6) -> dict[s
 
 
 def addresses(net: Topology) -> set[str]:
-    """Return the addresses that ``ip`` shows on kube-ipvs0 and on links that carry what has no room there."""
-    printed = net.run("node", "ip", "-o", "address", "show")
-    return {match.group(1) for match in re.finditer(r" kube-ipvs\d+ +inet6? ([0-9a-f:.]+)/", printed)}
+    """Return the addresses that ``ip`` shows on kube-ipvs0."""
+    printed = net.run("node", "ip", "-o", "address", "show", "dev", "kube-ipvs0")
+    return {match.group(1) for match in re.finditer(r"inet6? ([0-9a-f:.]+)/", printed)}
 
 
 def set_members(net: Topology) -> dict[str, set[tuple[object, ...]]]:

@@ -152,9 +152,9 @@ def judge_host(found: Inventory, facts: HostFacts) -> Iterator[Diagnosis]:
     """Judge what else is at work on the host."""
     if facts.link_manager:
         drop_in = (
-            "[keyfile] unmanaged-devices=interface-name:kube-ipvs* in /etc/NetworkManager/conf.d"
+            "[keyfile] unmanaged-devices=interface-name:kube-ipvs0 in /etc/NetworkManager/conf.d"
             if facts.link_manager == "NetworkManager"
-            else "a .network file with [Match] Name=kube-ipvs* and [Link] Unmanaged=yes in /etc/systemd/network"
+            else "a .network file with [Match] Name=kube-ipvs0 and [Link] Unmanaged=yes in /etc/systemd/network"
         )
         text = f"{facts.link_manager} manages kube-ipvs0 and may take its addresses away"
         yield Diagnosis(Level.PROBLEM, "link", text, drop_in)

@@ -104,8 +104,8 @@ class ReadOnlyKernel:
         return self._dataplane.read_virtual_server(key)
 
     def read_addresses(self) -> set[bytes]:
-        """Read the addresses of our links; none if they are missing."""
-        return self._dataplane.read_addresses()
+        """Read the addresses of our link; none if it is missing."""
+        return self._dataplane.read_addresses() if self._dataplane.addresses.has_link() else set()
 
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role."""

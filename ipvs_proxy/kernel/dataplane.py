@@ -118,7 +118,7 @@ class Dataplane:
         return self.ipvs.read().virtual_servers
 
     def read_addresses(self) -> set[bytes]:
-        """Read the addresses of our links."""
+        """Read the addresses of our link."""
         return self.addresses.read()
 
     def read_entries(self) -> dict[Role, set[SetEntry]]:

@@ -55,7 +55,7 @@ def clean(*, kube_proxy: bool, dry_run: bool, exclude: Sequence[Network] = ()) -
             all_gone = _remove_virtual_servers(ledger, exclude, cleaning, dry_run=dry_run)
         if all_gone:
             with cleaning.noting(f"the link {LINK}"):
-                _remove_links(addresses, cleaning, dry_run=dry_run)
+                _remove_link(addresses, cleaning, dry_run=dry_run)
         for traces in every:
             traces.remove(cleaning, kube_proxy=kube_proxy, with_sets=all_gone, dry_run=dry_run)
     return cleaning
@@ -110,12 +110,10 @@ def _is_in(key: VirtualServerKey, networks: Sequence[Network]) -> bool:
     return any(address in network for network in networks)
 
 
-def _remove_links(addresses: Addresses, cleaning: Cleaning, *, dry_run: bool) -> None:
-    names = addresses.names()
-    if not names:
+def _remove_link(addresses: Addresses, cleaning: Cleaning, *, dry_run: bool) -> None:
+    if not addresses.has_link():
         return
-    carried = counted(len(addresses.read()), "address", "addresses")
+    carried = len(addresses.read())
     if not dry_run:
-        addresses.delete_links()
-    links = f"the link {names[0]}" if len(names) == 1 else f"{len(names)} links from {names[0]} to {names[-1]}"
-    cleaning.removed.append(f"{links} with {carried}")
+        addresses.delete_link()
+    cleaning.removed.append(f"the link {LINK} with {counted(carried, 'address', 'addresses')}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,9 +18,9 @@ from typing import Final
 from ipvs_proxy.kernel.filter.iptables.chains import FILTER, IPVS_FILTER, IPVS_FILTER_BESIDE
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
 from ipvs_proxy.kernel.filter.iptables.saved import SavedTable, parse
+from ipvs_proxy.kernel.links.addresses import LINK
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.node import processes
-from ipvs_proxy.plan.node_addresses import service_link_number
 from ipvs_proxy.plan.tables import Family, text_of
 
 ROOT: Final = Path("/")
@@ -41,7 +41,7 @@ class HostFacts:
     """The facts.
 
     ``policies`` are those of the chains INPUT and FORWARD, by family label and chain; ``twice`` are the addresses that
-    a link of ours and another one have, with the other's name; ``ahead`` are rules by family label that accept new
+    both our link and another one have, with the other's name; ``ahead`` are rules by family label that accept new
     connections in front of ours, which shut the ports of virtual addresses that are no Service's. ``connections`` are
     those of IPVS, counted up to ``MOST_CONNECTIONS`` before Linux 7.1. ``load_factor`` is there from Linux 7.1 on: the
     table of connections then grows by itself (``conn_lfactor`` of Documentation/networking/ipvs-sysctl.rst).
@@ -160,31 +160,25 @@ def _connections(net: Path) -> int | None:
 
 
 def _link_manager(run: Path) -> str:
-    """Return who manages a link of ours besides us; empty if nobody does, or if the host's ``/run`` cannot be seen."""
-    for index, name in socket.if_nameindex():
-        if service_link_number(name) is None:
-            continue
-        if re.search(r"^managed=true$", _text(run / f"NetworkManager/devices/{index}"), re.MULTILINE):
-            return "NetworkManager"
-        state = re.search(r"^ADMIN_STATE=(\w+)$", _text(run / f"systemd/netif/links/{index}"), re.MULTILINE)
-        if state is not None and state[1] not in {"unmanaged", "pending"}:
-            return "systemd-networkd"
-    return ""
+    """Return who manages our link besides us; empty if nobody does, or if the host's ``/run`` cannot be seen."""
+    try:
+        index = socket.if_nametoindex(LINK)
+    except OSError:
+        return ""
+    if re.search(r"^managed=true$", _text(run / f"NetworkManager/devices/{index}"), re.MULTILINE):
+        return "NetworkManager"
+    state = re.search(r"^ADMIN_STATE=(\w+)$", _text(run / f"systemd/netif/links/{index}"), re.MULTILINE)
+    return "systemd-networkd" if state is not None and state[1] not in {"unmanaged", "pending"} else ""
 
 
 def _twice() -> dict[str, str]:
     with closing(HostAddresses()) as reader:
         interfaces = reader.read()
-    ours = {
-        address
-        for name, addresses in interfaces.items()
-        if service_link_number(name) is not None
-        for address in addresses
-    }
+    ours: Collection[bytes] = interfaces.get(LINK, ())
     return {
         text_of(address): name
         for name, addresses in interfaces.items()
-        if service_link_number(name) is None
+        if name != LINK
         for address in addresses
         if address in ours
     }

@@ -142,7 +142,7 @@ def _read_ledger(found: Inventory) -> KernelTables:
         with closing(Addresses()) as addresses:
             ledger.addresses = addresses.read()
             found.addresses = len(ledger.addresses)
-            found.link = bool(addresses.names())
+            found.link = addresses.has_link()
 
     def read_sets() -> None:
         try:

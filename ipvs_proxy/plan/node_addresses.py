@@ -19,13 +19,8 @@ from ipvs_proxy.plan.tables import Family, family_of
 Network = IPv4Network | IPv6Network
 Interfaces = Mapping[str, Collection[bytes]]
 
-#: The link that carries the virtual servers' addresses: what is on it belongs to Services, not to the node. Where they
-#: are very many, further links carry the rest: the same name with another number.
+#: The link that carries the virtual servers' addresses: what is on it belongs to Services, not to the node.
 SERVICE_LINK: Final = "kube-ipvs0"
-#: As many IPv4 addresses a link carries.
-ADDRESSES_OF_A_LINK: Final = 4096
-#: IFNAMSIZ leaves room for six digits.
-_SERVICE_LINK: Final = re.compile(r"kube-ipvs(0|[1-9][0-9]{0,5})")
 #: The word in ``nodePortAddresses`` that means the node IPs.
 PRIMARY: Final = "primary"
 #: ``nodePortAddresses``: CIDRs and the word for the node IPs, in any mix (none: all addresses); the word may be alone.
@@ -103,26 +98,15 @@ def node_port_addresses(
     return tuple(sorted(candidates))
 
 
-def service_link(number: int) -> str:
-    """Return the name of the link with a number."""
-    return f"kube-ipvs{number}"
-
-
-def service_link_number(name: str) -> int | None:
-    """Return the number in the name of a link that carries virtual servers' addresses; ``None`` for any other name."""
-    found = _SERVICE_LINK.fullmatch(name)
-    return None if found is None else int(found[1])
-
-
 def host_addresses(interfaces: Interfaces, family: Family) -> frozenset[bytes]:
-    """Return the addresses of one family on every interface but our links, without those of ``is_confined``.
+    """Return the addresses of one family on every interface except kube-ipvs0, without those of ``is_confined``.
 
     An address that is on kube-ipvs0 and on another interface is the node's own: the Service has to give it up.
     """
     return frozenset(
         address
         for name, addresses in interfaces.items()
-        if service_link_number(name) is None
+        if name != SERVICE_LINK
         for address in addresses
         if is_of(address, family) and not is_confined(address)
     )

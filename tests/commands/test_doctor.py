@@ -53,7 +53,7 @@ def test_sound_node_has_only_good_findings() -> None:
             "sysctl -w net.ipv4.vs.conn_reuse_mode=1",
         ),
         ({"ipvs_mode": {("IPv4", "legacy"): 3}}, {}, "problem", "iptables", "cleanup --kube-proxy"),
-        ({}, {"link_manager": "NetworkManager"}, "problem", "link", "unmanaged-devices=interface-name:kube-ipvs*"),
+        ({}, {"link_manager": "NetworkManager"}, "problem", "link", "unmanaged-devices=interface-name:kube-ipvs0"),
         ({}, {"link_manager": "systemd-networkd"}, "problem", "link", "Unmanaged=yes"),
         ({}, {"twice": {"192.0.2.1": "eth0"}}, "problem", "addresses", "take the address off eth0"),
         ({}, {"announcers": ["speaker"], "arp_ignore": 0}, "problem", "ARP", "strictARP"),

@@ -85,7 +85,7 @@ def test_who_manages_our_link_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], manager: str
 ) -> None:
     monkeypatch.setattr(host_facts, "_twice", dict)
-    monkeypatch.setattr(socket, "if_nameindex", lambda: [(8, "eth0"), (7, LINK), (9, "kube-ipvs1")])
+    monkeypatch.setattr(socket, "if_nametoindex", {LINK: 9}.__getitem__)
     write(tmp_path, **files)
     assert host_facts.read_host_facts(None, (), root=tmp_path).link_manager == manager
 

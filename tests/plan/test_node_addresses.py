@@ -15,8 +15,6 @@ from ipvs_proxy.plan.node_addresses import (
     node_ips,
     node_port_addresses,
     pod_cidr,
-    service_link,
-    service_link_number,
     status_addresses,
 )
 from ipvs_proxy.plan.tables import Family, text_of
@@ -117,33 +115,6 @@ def test_host_addresses_and_those_of_node_ports_without_cidrs(found: str, ipv4: 
     for family, wanted in ((IPV4, ipv4), (IPV6, ipv6)):
         assert texts(sorted(host_addresses(interfaces(found), family))) == wanted
         assert texts(node_port_addresses(interfaces(found), family, cidrs=(), ips=NodeIPs())) == wanted
-
-
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [
-        ("kube-ipvs0", 0),
-        ("kube-ipvs7", 7),
-        ("kube-ipvs12", 12),
-        ("kube-ipvs999999", 999999),
-        *(
-            (name, None)
-            for name in ("kube-ipvs", "kube-ipvs07", "kube-ipvs1a", "kube-ipvs-1", "xkube-ipvs1", "eth0", "")
-        ),
-        *(
-            (name, None)
-            for name in ("kube-ipvs1000000", "kube-ipvs1\n", "kube-ipvs\N{ARABIC-INDIC DIGIT ONE}", "Kube-ipvs1")
-        ),
-    ],
-)
-def test_links_that_are_ours_by_their_name(name: str, number: int | None) -> None:
-    assert service_link_number(name) == number
-    if number is not None:
-        assert service_link(number) == name
-    # What is on them belongs to Services, not to the node.
-    assert host_addresses({name: [packed("192.0.2.1")]}, IPV4) == (
-        {packed("192.0.2.1")} if number is None else frozenset()
-    )
 
 
 NODE = (

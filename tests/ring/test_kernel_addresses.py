@@ -60,21 +60,27 @@ def test_a_link_of_another_kind_is_refused(addresses):
     run("ip", "link", "add", "kube-ipvs0", "type", "veth", "peer", "name", "other")
     with pytest.raises(Unusable, match="kube-ipvs0 is a veth link, not a dummy: rename or delete it"):
         addresses.ensure_link()
-    for call in (addresses.has_link, addresses.names, addresses.delete_links):
+    for call in (addresses.has_link, addresses.delete_link):
         with pytest.raises(Unusable, match="kube-ipvs0 is a veth link"):
             call()
     run("ip", "link", "show", "dev", "kube-ipvs0")
 
 
 def test_the_link_is_deleted_with_its_addresses(addresses):
-    addresses.delete_links()
+    addresses.delete_link()
     assert not addresses.has_link()
     addresses.ensure_link()
     assert addresses.apply([add("10.96.0.1")]) == [0]
     assert addresses.has_link()
-    addresses.delete_links()
+    addresses.delete_link()
     assert not addresses.has_link()
     assert "kube-ipvs0" not in run("ip", "link")
+
+
+@pytest.mark.parametrize("name", ["", "a-name-that-is-too-long"])
+def test_a_name_that_no_link_can_have_is_refused(name):
+    with pytest.raises(ValueError, match="no link's name"):
+        Addresses(name)
 
 
 @pytest.mark.parametrize(("address", "length"), [("10.96.0.1", 32), ("fd00::1", 128)])

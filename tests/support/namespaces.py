@@ -44,7 +44,7 @@ def missing_piece() -> str | None:
     try:
         with fresh_namespace():
             Ipvs().close()
-            addresses = Addresses()
+            addresses = Addresses("probe0")
             addresses.ensure_link()
             addresses.close()
             (open_netfilter() if CHOSEN == NFTABLES else Sets([])).close()

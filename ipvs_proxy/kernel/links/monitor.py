@@ -1,14 +1,11 @@
-"""Notices at once when our dummy links or their addresses change, and when the host's own addresses do.
+"""Notices at once when the dummy link or its addresses change, and when the host's own addresses do.
 
 Nothing is missed in silence: the monitor listens before it looks, takes notifications in the order in which the kernel
 sent them, and where the kernel had to drop some, looks again and says LOST, which means that everything has to be read
 again.
 
-Every change of our links' addresses is reported, those that we make too, because for IPv6 the kernel does not say who
-made one: the listener compares an event with what it expects, while it writes nothing itself. A link is ours by its
-name, whatever its kind (see ``service_link_number``). That one is gone is told only of the first one, which somebody
-may delete together with IPVS's table, and of one that takes addresses with it of which nothing else is told: we delete
-further ones ourselves when they are empty.
+Every change of the dummy link is reported, those that we make too, because for IPv6 the kernel does not say who made
+one: the listener compares an event with what it expects, while it writes nothing itself.
 
 Of all other links only one thing is reported, once for what is read together: that the host has another set of
 addresses than before. It has not when pods come and go with the link-local addresses of their links, when a network
@@ -20,18 +17,18 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable
 from enum import Enum
 from errno import EAGAIN, ENOBUFS
 from typing import Final, NamedTuple
 
-from ipvs_proxy.kernel.links.addresses import find_links
+from ipvs_proxy.kernel.links.addresses import LINK, find_link
 from ipvs_proxy.kernel.links.codec import Address
 from ipvs_proxy.kernel.links.host_addresses import dump_addresses
 from ipvs_proxy.kernel.links.notifications import AddressNotice, LinkNotice, prepare, read_notification
 from ipvs_proxy.netlink.socket import NETLINK_ROUTE, NetlinkSocket, open_socket
 from ipvs_proxy.netlink.wire import Data, MalformedMessage, Overrun, parse
-from ipvs_proxy.plan.node_addresses import SERVICE_LINK, is_confined, service_link_number
+from ipvs_proxy.plan.node_addresses import is_confined
 
 #: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR of linux/rtnetlink.h.
 _GROUPS: Final = 0x1 | 0x10 | 0x100
@@ -56,22 +53,23 @@ class LinkChange(Enum):
 
 
 class LinkEvent(NamedTuple):
-    """A change; ``address`` is packed, and empty unless the change is one of an address of our links."""
+    """A change; ``address`` is packed, and empty unless the change is one of an address of the dummy link."""
 
     change: LinkChange
     address: bytes = b""
 
 
 class LinkState:
-    """What is known of our links and of the addresses of all links, kept up to date by notifications.
+    """What is known of a dummy link and of the addresses of all links, kept up to date by notifications.
 
-    ``ours`` are the names of our links by ifindex; ``addresses`` are those of all links.
+    ``ifindex`` is the dummy link's, 0 if it is missing; ``addresses`` are those of all links.
     """
 
-    def __init__(self, ours: Mapping[int, str], addresses: Iterable[Address]) -> None:
-        self._ours = dict(ours)
+    def __init__(self, link: str, ifindex: int, addresses: Iterable[Address]) -> None:
+        self._link = link
+        self._ifindex = ifindex
         self._known: set[tuple[int, bytes]] = set()
-        #: Of each address, how many links other than ours have it.
+        #: Of each address, how many links other than the dummy have it.
         self._count: Counter[bytes] = Counter()
         #: Addresses that the host has now and did not have when it was last asked, or the other way round.
         self._changed: set[bytes] = set()
@@ -80,30 +78,21 @@ class LinkState:
         self._changed.clear()
 
     def take(self, notice: AddressNotice | LinkNotice) -> LinkEvent | None:
-        """Take a notification in; return what it means for our links, ``None`` if nothing."""
+        """Take a notification in; return what it means for the dummy link, ``None`` if nothing."""
         if isinstance(notice, AddressNotice):
             address, present = notice
             self._note(address, added=present)
-            if address.ifindex not in self._ours:
+            if address.ifindex != self._ifindex:
                 return None
             return LinkEvent(LinkChange.ADDRESS_ADDED if present else LinkChange.ADDRESS_REMOVED, address.address)
         ifindex, name, present = notice
-        before = self._ours.get(ifindex)
-        after = name if present and service_link_number(name) is not None else None
-        if before == after:
-            return None
-        if before is not None:  # gone, or renamed
-            carried = self._move(ifindex, 1)
-            del self._ours[ifindex]
-        if after is not None:
-            for former in [former for former, name in self._ours.items() if name == after]:
-                self._move(former, 1)
-                del self._ours[former]
-            self._move(ifindex, -1)
-            self._ours[ifindex] = after
-        if before is None:
+        if ifindex == self._ifindex and (not present or name != self._link):  # gone, or renamed
+            self._set_link(0)
+            return LinkEvent(LinkChange.LINK_REMOVED)
+        if present and name == self._link and ifindex != self._ifindex:
+            self._set_link(ifindex)
             return LinkEvent(LinkChange.LINK_ADDED)
-        return LinkEvent(LinkChange.LINK_REMOVED) if before == SERVICE_LINK or carried else None
+        return None
 
     def host_addresses_changed(self) -> bool:
         """Return whether the host's addresses differ from those when this was last called."""
@@ -116,15 +105,17 @@ class LinkState:
         if is_confined(address.address) or (known in self._known) is added:
             return
         (self._known.add if added else self._known.remove)(known)
-        if address.ifindex not in self._ours:
+        if address.ifindex != self._ifindex:
             self._count_link(address.address, 1 if added else -1)
 
-    def _move(self, ifindex: int, difference: int) -> int:
-        """Give the addresses of a link to the host (1), or take them from it (-1); return how many there are."""
-        addresses = [address for owner, address in self._known if owner == ifindex]
-        for address in addresses:
-            self._count_link(address, difference)
-        return len(addresses)
+    def _set_link(self, ifindex: int) -> None:
+        """Take another link for the dummy: the addresses of the old one are the host's from now on."""
+        for owner, address in self._known:
+            if owner == self._ifindex:
+                self._count_link(address, 1)
+            elif owner == ifindex:
+                self._count_link(address, -1)
+        self._ifindex = ifindex
 
     def _count_link(self, address: bytes, difference: int) -> None:
         before = self._count[address]
@@ -147,7 +138,8 @@ class Monitor:
 
     """
 
-    def __init__(self) -> None:
+    def __init__(self, link: str = LINK) -> None:
+        self._link = link
         # First listen, then look: nothing is missed in between.
         self._socket = open_socket(NETLINK_ROUTE, receive_buffer=_RECEIVE_BUFFER, groups=_GROUPS)
         self._socket.setblocking(False)
@@ -230,5 +222,5 @@ class Monitor:
 
     def _look(self) -> LinkState:
         with NetlinkSocket(NETLINK_ROUTE) as route:
-            ours = {link.ifindex: link.name for link in find_links(route).values()}
-            return LinkState(ours, dump_addresses(route))
+            found = find_link(route, self._link)
+            return LinkState(self._link, 0 if found is None else found.ifindex, dump_addresses(route))
