@@ -14,6 +14,7 @@ from ipvs_proxy.kernel.links.addresses import Addresses
 from ipvs_proxy.kernel.links.placement import MOST_ADDRESSES
 from ipvs_proxy.netlink.socket import MessageCounts
 from ipvs_proxy.plan.tables import AddressOperation, Verb
+from lab.namespaces import NETWORK, unshare
 from tests.support.namespaces import fresh_namespace, missing_piece, run
 from tests.support.objects import packed
 
@@ -194,6 +195,17 @@ def test_a_link_that_is_set_up_and_down_keeps_its_routes(full: Addresses) -> Non
         run("ip", "link", "set", "kube-ipvs0", state)
         assert full.read() == set(map(packed, vips(1, 6)))
         assert run("ip", "route", "get", "10.96.0.4").split()[0] == "local"
+
+
+def test_a_namespace_without_any_ipv4_address_is_read() -> None:
+    """Not even lo has one: the table of local routes is not there yet."""
+    unshare(NETWORK)
+    with closing(Addresses(most=0)) as addresses:
+        addresses.ensure_link()
+        assert addresses.read() == set()
+        assert addresses.apply(add("fd00::1", "10.96.0.1")) == [0, 0]
+        assert addresses.read() == {packed("fd00::1"), packed("10.96.0.1")}
+        assert routed() == ["10.96.0.1"]
 
 
 def work(traffic: MessageCounts, before: MessageCounts) -> tuple[int, int]:

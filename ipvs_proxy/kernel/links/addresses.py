@@ -14,7 +14,7 @@ would wait 0.1 s longer for the import.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM, ESRCH
+from errno import EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, ESRCH
 from typing import Final
 
 from ipvs_proxy.kernel.links.codec import (
@@ -149,11 +149,9 @@ class Addresses:
                         placement.note(address, Place.ADDRESS, present=True)
             # Nobody but an agent makes such routes: where this one knows of none, there are none.
             if found.ifindex != self._ifindex or self._placement.routes:
-                for payload in self._socket.dump(encode_dump_routes(found.ifindex)):
-                    routed = decode_route(payload, ifindex=found.ifindex)
-                    if routed is not None:
-                        addresses.add(routed)
-                        placement.note(routed, Place.ROUTE, present=True)
+                for address in self._read_routes(found.ifindex):
+                    addresses.add(address)
+                    placement.note(address, Place.ROUTE, present=True)
         except OSError as error:
             if error.errno == ENODEV:  # gone since we looked
                 return set()
@@ -194,6 +192,16 @@ class Addresses:
             if code not in {0, EEXIST, ESRCH, EADDRNOTAVAIL}:
                 self._placement.note(address, place, present=verb is Verb.DELETE)
         return results
+
+    def _read_routes(self, ifindex: int) -> set[bytes]:
+        """Read the addresses that have a route of ours to the link."""
+        try:
+            payloads = self._socket.dump(encode_dump_routes(ifindex))
+        except OSError as error:
+            if error.errno == ENOENT:  # no link has had an IPv4 address yet, so there is no table
+                return set()
+            raise
+        return {address for payload in payloads if (address := decode_route(payload, ifindex=ifindex)) is not None}
 
     def _find(self) -> Link | None:
         return find_link(self._socket, self.link)
