@@ -146,6 +146,10 @@ def test_what_somebody_adds_or_takes_away_is_read(full: Addresses) -> None:
     assert (on_link(), routed()) == (vips(1, 3), ["10.96.0.6"])
     assert full.apply(add("10.96.0.4")) == [0]
     assert routed() == ["10.96.0.4", "10.96.0.6"]
+    # An address that comes and goes takes no route of ours with it.
+    for verb in ("add", "delete"):
+        run("ip", "address", verb, "10.96.0.6/32", "dev", "kube-ipvs0")
+    assert routed() == ["10.96.0.4", "10.96.0.6"]
 
 
 def test_routes_of_others_are_left_alone(full: Addresses) -> None:

@@ -13,6 +13,7 @@ from lab.manifests import PORTS, TARGET_PORTS
 from lab.topology import ADDRESSES, Topology, server, servers, topology
 from lab.witness import addresses, assert_as_planned, routed
 from tests.ring.kube_proxy import ipvs_proxy
+from tests.ring.troubles import answers_arp
 from tests.ring.web_service import PODS, VIPS, set_endpoints
 
 VIP4 = VIPS["IPv4"]
@@ -55,6 +56,7 @@ def test_an_address_that_has_a_route_is_taken_over_and_serves(net: Topology, dir
         assert_as_planned(net, directory)
         assert routed(net) == {VIP4}
         assert answers(net)
+        assert answers_arp(net, VIP4), "the node answers for it as for any address of its own"
         # A port of the node itself is no more open there than at an address of the link.
         with server(net, "node", "0.0.0.0", 4444):
             assert net.ask("client", ADDRESSES["node"]["IPv4"], 4444)[0] == "node"
