@@ -94,9 +94,16 @@ def weights(net: Topology, address: str, port: int, protocol: int = 6) -> dict[s
 
 
 def addresses(net: Topology) -> set[str]:
-    """Return the addresses that ``ip`` shows on kube-ipvs0."""
+    """Return the addresses that ``ip`` shows on kube-ipvs0, and those to which it shows a route of the agent."""
     printed = net.run("node", "ip", "-o", "address", "show", "dev", "kube-ipvs0")
-    return {match.group(1) for match in re.finditer(r"inet6? ([0-9a-f:.]+)/", printed)}
+    found = {match.group(1) for match in re.finditer(r"inet6? ([0-9a-f:.]+)/", printed)}
+    return found | routed(net)
+
+
+def routed(net: Topology) -> set[str]:
+    """Return the addresses that have no more than a local route to kube-ipvs0."""
+    printed = net.run("node", "ip", "-o", "route", "show", "table", "local", "dev", "kube-ipvs0", "proto", "73")
+    return {line.split()[1] for line in printed.splitlines()}
 
 
 def set_members(net: Topology) -> dict[str, set[tuple[object, ...]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,7 +18,7 @@ from typing import Final
 from ipvs_proxy.kernel.filter.iptables.chains import FILTER, IPVS_FILTER, IPVS_FILTER_BESIDE
 from ipvs_proxy.kernel.filter.iptables.programs import Iptables
 from ipvs_proxy.kernel.filter.iptables.saved import SavedTable, parse
-from ipvs_proxy.kernel.links.addresses import LINK
+from ipvs_proxy.kernel.links.addresses import LINK, Addresses
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
 from ipvs_proxy.node import processes
 from ipvs_proxy.plan.tables import Family, text_of
@@ -172,9 +172,8 @@ def _link_manager(run: Path) -> str:
 
 
 def _twice() -> dict[str, str]:
-    with closing(HostAddresses()) as reader:
-        interfaces = reader.read()
-    ours: Collection[bytes] = interfaces.get(LINK, ())
+    with closing(HostAddresses()) as host, closing(Addresses()) as addresses:
+        interfaces, ours = host.read(), addresses.read()
     return {
         text_of(address): name
         for name, addresses in interfaces.items()

@@ -1,16 +1,19 @@
-"""Links and addresses: golden bytes, pyroute2 as the oracle, and garbage."""
+"""Links, addresses and local routes: golden bytes, pyroute2 as the oracle, and garbage."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from functools import partial
 from struct import pack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyroute2.netlink.rtnl import rt_scope, rt_type
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ipvs_proxy.kernel.links import codec
 from ipvs_proxy.kernel.links.codec import Address, Link
@@ -65,6 +68,19 @@ VIP6 = bytes.fromhex("fd000000000000000000000000000001")
         (codec.encode_dump_addresses(Family.IPV6, ifindex=7), 22, 0x1, "0a 00 00 00 07000000"),
         (codec.encode_dump_addresses(Family.IPV4), 22, 0x1, "02 00 00 00 00000000"),
         (codec.encode_delete_link(7), 17, 0x1, "00 00 0000 07000000 00000000 00000000"),
+        (
+            codec.encode_route(AddressOperation(Verb.ADD, VIP), ifindex=7),
+            24,
+            0xC01,
+            "02 20 00 00 ff 49 fe 02 00000000 0800 0100 0a600001 0800 0400 07000000",
+        ),
+        (
+            codec.encode_route(AddressOperation(Verb.DELETE, VIP), ifindex=7),
+            25,
+            0x1,
+            "02 20 00 00 ff 49 fe 02 00000000 0800 0100 0a600001 0800 0400 07000000",
+        ),
+        (codec.encode_dump_routes(7), 26, 0x1, "02 00 00 00 ff 49 00 02 00000000 0800 0400 07000000"),
         (codec.encode_dump_links(), 18, 0x1, "00 00 0000 00000000 00000000 00000000"),
     ],
 )
@@ -84,6 +100,14 @@ def test_pyroute2_reads_what_is_encoded(address, text, family, length, flags):
     assert (message["family"], message["prefixlen"], message["scope"], message["index"]) == (family, length, 0, 7)
     assert message.get_attr("IFA_LOCAL") == text
     assert message["flags"] == flags
+
+
+def test_pyroute2_reads_the_route_that_is_encoded():
+    message = rtmsg(frame(codec.encode_route(AddressOperation(Verb.ADD, VIP), ifindex=7), sequence=1))
+    message.decode()
+    assert (message["family"], message["dst_len"], message["table"], message["proto"]) == (2, 32, 255, 73)
+    assert (message["type"], message["scope"], message["flags"]) == (rt_type["local"], rt_scope["host"], 0)
+    assert (message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")) == ("10.96.0.1", 7)
 
 
 def test_pyroute2_reads_the_link_to_make():
@@ -127,7 +151,43 @@ def test_what_is_no_operation_on_an_address_is_refused(operation):
         codec.encode_address(operation, ifindex=7)
 
 
-@pytest.mark.parametrize("decode", [codec.decode_link, codec.decode_address])
+@pytest.mark.parametrize(
+    "operation", [AddressOperation(Verb.ADD, VIP6), AddressOperation(Verb.SET, VIP), AddressOperation(Verb.ADD, b"")]
+)
+def test_what_is_no_operation_on_a_route_is_refused(operation):
+    with pytest.raises(ValueError):
+        codec.encode_route(operation, ifindex=7)
+
+
+@given(st.binary(min_size=4, max_size=4), st.integers(1, 0x7FFFFFFF))
+def test_routes_come_back(address, ifindex):
+    request = codec.encode_route(AddressOperation(Verb.ADD, address), ifindex=ifindex)
+    assert codec.decode_route(request.payload, ifindex=ifindex) == address
+    assert codec.decode_route(request.payload, ifindex=ifindex + 1) is None
+
+
+def route(position, value):
+    """Return the route to an address with one byte of its header changed."""
+    payload = bytearray(codec.encode_route(AddressOperation(Verb.ADD, VIP), ifindex=7).payload)
+    payload[position] = value
+    return bytes(payload)
+
+
+@pytest.mark.parametrize(
+    ("position", "value"),
+    [(0, 10), (1, 24), (4, 254), (5, 2), (5, 4), (7, 1)],
+    ids=["family", "prefix length", "table", "the kernel's own", "another protocol", "type"],
+)
+def test_routes_of_others_are_none_of_ours(position, value):
+    assert codec.decode_route(route(position, value), ifindex=7) is None
+
+
+def test_a_route_without_destination_is_malformed():
+    with pytest.raises(MalformedMessage):
+        codec.decode_route(route(0, 2)[:12] + attribute(4, pack("=I", 7)), ifindex=7)
+
+
+@pytest.mark.parametrize("decode", [codec.decode_link, codec.decode_address, partial(codec.decode_route, ifindex=7)])
 @given(payload=st.binary(max_size=120))
 def test_garbage_is_read_or_malformed(decode, payload):
     with contextlib.suppress(MalformedMessage):

@@ -1,5 +1,8 @@
 """The dummy link that carries the virtual servers' addresses, and the addresses on it.
 
+Where they are very many, those of IPv4 beyond a number have a local route to the link instead (see ``placement``), with
+a mark of our own. The kernel removes it with the link, as it does with addresses.
+
 The link stays down: its addresses get local routes all the same, and setting a link down that was up would remove every
 IPv6 address from it. Every call looks the link up by its name first, which is one short question to the kernel, so a
 link that somebody deleted and made again is not mistaken for the old one.
@@ -11,7 +14,7 @@ would wait 0.1 s longer for the import.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from errno import EEXIST, EINVAL, ENODEV, EOPNOTSUPP, EPERM
+from errno import EADDRNOTAVAIL, EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM, ESRCH
 from typing import Final
 
 from ipvs_proxy.kernel.links.codec import (
@@ -19,17 +22,21 @@ from ipvs_proxy.kernel.links.codec import (
     Link,
     decode_address,
     decode_link,
+    decode_route,
     encode_address,
     encode_delete_link,
     encode_dump_addresses,
+    encode_dump_routes,
     encode_get_link,
     encode_new_dummy,
+    encode_route,
 )
+from ipvs_proxy.kernel.links.placement import MOST_ADDRESSES, Place, Placement
 from ipvs_proxy.netlink.errors import MissingPiece, Unusable
 from ipvs_proxy.netlink.socket import NETLINK_ROUTE, MessageCounts, NetlinkSocket
 from ipvs_proxy.netlink.wire import Request
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK, is_confined
-from ipvs_proxy.plan.tables import AddressOperation, Family
+from ipvs_proxy.plan.tables import AddressOperation, Family, Verb
 
 #: The name that kube-proxy uses, so that its link is taken over in place.
 LINK: Final = SERVICE_LINK
@@ -38,16 +45,22 @@ LINK: Final = SERVICE_LINK
 class Addresses:
     """One dummy link, in the network namespace of the thread that makes this object. One thread at a time may use it.
 
+    ``most`` is the number of IPv4 addresses from which on local routes are made instead.
+
     Raises:
         ValueError: if no link can have the name.
 
     """
 
-    def __init__(self, link: str = LINK, *, traffic: MessageCounts | None = None) -> None:
+    def __init__(self, link: str = LINK, *, most: int = MOST_ADDRESSES, traffic: MessageCounts | None = None) -> None:
         if not 0 < len(link.encode()) <= NAME_LENGTH:
             raise ValueError(f"{link!r} is no link's name: it needs 1 to {NAME_LENGTH} bytes")
         self.link = link
+        self._most = most
         self._socket = NetlinkSocket(NETLINK_ROUTE, traffic=traffic, strict=True)
+        #: What was read last, with what was written since, and the link that it was read of.
+        self._placement = Placement(most)
+        self._ifindex = 0
 
     @property
     def traffic(self) -> MessageCounts:
@@ -112,7 +125,7 @@ class Addresses:
             raise OSError(code, f"the kernel refuses to delete the link {self.link}")
 
     def read(self) -> set[bytes]:
-        """Read the addresses of the link, whatever their prefix length; none if it is missing.
+        """Read the addresses of the link, whatever their prefix length, and those that have a route; none without link.
 
         Loopback and IPv6 link-local addresses are left out: they are never a virtual server's.
 
@@ -124,19 +137,26 @@ class Addresses:
         found = self._find()
         if found is None:
             return set()
+        placement = Placement(self._most)
         addresses: set[bytes] = set()
-        for family in Family:
-            try:
-                payloads = self._socket.dump(encode_dump_addresses(family, ifindex=found.ifindex))
-            except OSError as error:
-                if error.errno == ENODEV:  # gone since we looked
-                    return set()
-                raise
-            for payload in payloads:
-                ifindex, address, _ = decode_address(payload)
-                # A kernel without strict checks returns the addresses of all links.
-                if ifindex == found.ifindex and not is_confined(address):
+        try:
+            for family in Family:
+                for payload in self._socket.dump(encode_dump_addresses(family, ifindex=found.ifindex)):
+                    ifindex, address, _ = decode_address(payload)
+                    # A kernel without strict checks returns the addresses of all links.
+                    if ifindex == found.ifindex and not is_confined(address):
+                        addresses.add(address)
+                        placement.note(address, Place.ADDRESS, present=True)
+            # Nobody but an agent makes such routes: where this one knows of none, there are none.
+            if found.ifindex != self._ifindex or self._placement.routes:
+                for address in self._read_routes(found.ifindex):
                     addresses.add(address)
+                    placement.note(address, Place.ROUTE, present=True)
+        except OSError as error:
+            if error.errno == ENODEV:  # gone since we looked
+                return set()
+            raise
+        self._placement, self._ifindex = placement, found.ifindex
         return addresses
 
     def apply(self, operations: Sequence[AddressOperation]) -> list[int]:
@@ -147,22 +167,41 @@ class Addresses:
         """
         try:
             found = self._find()
+            if found is not None and found.ifindex != self._ifindex:  # what it has decides on where a new one goes
+                self.read()
         except OSError as error:
             return [error.errno or EINVAL] * len(operations)
         if found is None:
             return [ENODEV] * len(operations)
         results = [EINVAL] * len(operations)
-        indices: list[int] = []
+        sent: list[tuple[int, Place]] = []
         requests: list[Request] = []
         for index, operation in enumerate(operations):
-            try:
-                requests.append(encode_address(operation, ifindex=found.ifindex))
-            except ValueError:
-                continue
-            indices.append(index)
-        for index, result in zip(indices, self._socket.execute(requests), strict=True):
-            results[index] = result
+            for place in self._placement.places(operation):
+                encode = encode_address if place is Place.ADDRESS else encode_route
+                try:
+                    requests.append(encode(operation, ifindex=found.ifindex))
+                except ValueError:
+                    continue
+                sent.append((index, place))
+                results[index] = 0
+                self._placement.note(operation.address, place, present=operation.verb is Verb.ADD)
+        for (index, place), code in zip(sent, self._socket.execute(requests), strict=True):
+            results[index] = results[index] or (EADDRNOTAVAIL if code == ESRCH else code)
+            verb, address = operations[index]
+            if code not in {0, EEXIST, ESRCH, EADDRNOTAVAIL}:
+                self._placement.note(address, place, present=verb is Verb.DELETE)
         return results
+
+    def _read_routes(self, ifindex: int) -> set[bytes]:
+        """Read the addresses that have a route of ours to the link."""
+        try:
+            payloads = self._socket.dump(encode_dump_routes(ifindex))
+        except OSError as error:
+            if error.errno == ENOENT:  # no link has had an IPv4 address yet, so there is no table
+                return set()
+            raise
+        return {address for payload in payloads if (address := decode_route(payload, ifindex=ifindex)) is not None}
 
     def _find(self) -> Link | None:
         return find_link(self._socket, self.link)

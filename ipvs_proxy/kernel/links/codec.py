@@ -1,7 +1,7 @@
-"""Links and addresses over rtnetlink, as bytes: linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h.
+"""Links, addresses and local routes over rtnetlink, as bytes: linux/rtnetlink.h, if_link.h and if_addr.h.
 
 An address is written as kube-proxy writes it, so that a link which kube-proxy filled needs no change. Anything that is
-not a link or an address is ``MalformedMessage``, never another error and never a guess.
+not a link, an address or a route is ``MalformedMessage``, never another error and never a guess.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ _GET_LINK: Final = 18
 NEW_ADDRESS: Final = 20
 DELETE_ADDRESS: Final = 21
 _GET_ADDRESS: Final = 22
+_NEW_ROUTE: Final = 24
+_DELETE_ROUTE: Final = 25
+_GET_ROUTE: Final = 26
 
 # IFLA_*
 _LINK_NAME: Final = 3
@@ -43,10 +46,26 @@ _LOCAL: Final = 2
 
 _NO_DUPLICATE_DETECTION: Final = 0x02  # IFA_F_NODAD
 
+# RTA_*
+_DESTINATION: Final = 1
+_OUTPUT_LINK: Final = 4
+
+#: NLM_F_APPEND: also where another link has a route to the same address.
+_APPEND: Final = 0x800
+_TABLE_LOCAL: Final = 255
+_SCOPE_HOST: Final = 254
+_TYPE_LOCAL: Final = 2
+#: Who made a route (``rtm_protocol``): a number that linux/rtnetlink.h and iproute2 give to nobody, so that routes of
+#: ours are known from those that the kernel makes for addresses.
+ROUTE_PROTOCOL: Final = 73
+
 #: struct ifinfomsg: family, type, index, flags, change.
 _LINK: Final = Struct("=BxHiII")
 #: struct ifaddrmsg: family, prefix length, flags, scope, index.
 _ADDRESS_HEADER: Final = Struct("=BBBBI")
+#: struct rtmsg: family, lengths of destination and source, TOS, table, protocol, scope, type, flags.
+_ROUTE: Final = Struct("=BBBBBBBBI")
+_INDEX: Final = Struct("=I")
 #: IFNAMSIZ without the final zero.
 NAME_LENGTH: Final = 15
 
@@ -113,6 +132,48 @@ def encode_address(operation: AddressOperation, *, ifindex: int) -> Request:
     if verb is Verb.ADD:
         return Request(NEW_ADDRESS, payload, REQUEST | CREATE | EXCLUSIVE)
     return Request(DELETE_ADDRESS, payload)
+
+
+def encode_route(operation: AddressOperation, *, ifindex: int) -> Request:
+    """Return the message that adds or deletes a local route to an IPv4 address, as an address of the link would have.
+
+    Raises:
+        ValueError: if the address does not have 4 bytes, or the verb is SET.
+
+    """
+    verb, address = operation
+    if verb is Verb.SET or len(address) != 4:
+        raise ValueError(f"{operation!r} is no operation on a route")
+    header = _ROUTE.pack(Family.IPV4, 32, 0, 0, _TABLE_LOCAL, ROUTE_PROTOCOL, _SCOPE_HOST, _TYPE_LOCAL, 0)
+    payload = header + attribute(_DESTINATION, address) + attribute(_OUTPUT_LINK, _INDEX.pack(ifindex))
+    if verb is Verb.ADD:
+        return Request(_NEW_ROUTE, payload, REQUEST | CREATE | _APPEND)
+    return Request(_DELETE_ROUTE, payload)
+
+
+def encode_dump_routes(ifindex: int) -> Request:
+    """Return the request for the local IPv4 routes of ours to a link; one that is not strict gets all routes."""
+    header = _ROUTE.pack(Family.IPV4, 0, 0, 0, _TABLE_LOCAL, ROUTE_PROTOCOL, 0, _TYPE_LOCAL, 0)
+    return Request(_GET_ROUTE, header + attribute(_OUTPUT_LINK, _INDEX.pack(ifindex)))
+
+
+def decode_route(payload: bytes, *, ifindex: int) -> bytes | None:
+    """Read the address from a reply, if that is a local route of ours to a link.
+
+    Raises:
+        MalformedMessage: if it is no route.
+
+    """
+    if len(payload) < _ROUTE.size:
+        raise MalformedMessage(f"{len(payload)} bytes are too few for a route")
+    family, length, _, _, table, protocol, _, kind, _ = _ROUTE.unpack_from(payload)
+    if (family, length, table, protocol, kind) != (Family.IPV4, 32, _TABLE_LOCAL, ROUTE_PROTOCOL, _TYPE_LOCAL):
+        return None
+    found = attributes(payload, _ROUTE.size)
+    address = found.get(_DESTINATION, b"")
+    if len(address) != 4:
+        raise MalformedMessage(f"{address!r} is no IPv4 address")
+    return address if found.get(_OUTPUT_LINK) == _INDEX.pack(ifindex) else None
 
 
 def decode_link(payload: bytes) -> Link:
