@@ -73,7 +73,7 @@ test: setup $(VENV)/compiled .cache/helm .cache/kubectl .cache/promtool .cache/b
 pure: setup .cache/helm .cache/kubectl .cache/promtool .cache/browser
 	$(RUN) -m pytest tests --ignore=tests/ring --ignore=tests/image --ignore=tests/lab/test_native.py $(BESIDE)
 
-test-stock: setup $(VENV)/compiled .cache/networkd $(IMAGE)
+test-stock: setup $(VENV)/compiled .cache/networkd .cache/helm $(IMAGE)
 	RING_KERNEL=stock $(RUN) -m tests.ring
 
 demo: setup
