@@ -148,13 +148,7 @@ class Agent:
 
     def _make_audit(self) -> Audit:
         # A socket of its own: the audit reads beside the writes.
-        reader = Ipvs()
-        return Audit(
-            self.writer,
-            repair_rules=self._dataplane.repair_rules,
-            read_virtual_servers=lambda: reader.read(snapshot(self.writer.actual.virtual_servers)).virtual_servers,
-            repaired=self._repaired,
-        )
+        return Audit(self.writer, repair_rules=self._dataplane.repair_rules, reader=Ipvs(), repaired=self._repaired)
 
     def _make_view(self) -> View:
         return View(
@@ -189,7 +183,7 @@ class Agent:
             warm_up_for_ever(self._controller.planner.warmups, self._controller.replan),
             self._checks.serve_for_ever(),
             _after(started, self._audit_for_ever),
-            _after(started, lambda: follow_for_ever(self._notice, Monitor)),
+            _after(started, lambda: follow_for_ever(self._notice, Monitor, failed=self._audit.stop_listening)),
             _after(started, self._ipv6.warn),
             _after(started, self._virtual_endpoints.look_for_ever),
             _settle(started),

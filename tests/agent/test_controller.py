@@ -183,6 +183,9 @@ async def test_comparing_many_virtual_servers_lets_others_run_in_between(
     monkeypatch.setattr("ipvs_proxy.agent.sync.kernel_writer.COMPARED_AT_ONCE", 10)
     many = [service(f"a{number}", cluster_ip=f"10.97.0.{number}") for number in range(100)]
     async with running(plane, *many) as rig:
+        # They are other than desired, and need no operation all the same.
+        for server in rig.writer.actual.virtual_servers.values():
+            server.real_servers[POD1] = DRAINING
         turns = 0
 
         async def take_turns() -> None:
@@ -558,7 +561,9 @@ async def test_listening_that_fails_is_begun_again_and_what_was_missed_is_repair
         raise OSError("no buffer space")
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, lambda: Listening(watch)))
+        task = asyncio.create_task(
+            follow_for_ever(rig.audit.handle_events, lambda: Listening(watch), failed=rig.audit.stop_listening)
+        )
         await rig.until(lambda: len(begun) >= 2)
         assert rig.repairs["addresses"] >= 1
         task.cancel()
@@ -572,7 +577,9 @@ async def test_what_happened_before_it_listened_is_repaired_at_once(plane: FakeD
 
     async with running(plane, WEB, SLICE) as rig:
         plane.kernel.addresses.clear()
-        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, lambda: Listening(watch)))
+        task = asyncio.create_task(
+            follow_for_ever(rig.audit.handle_events, lambda: Listening(watch), failed=rig.audit.stop_listening)
+        )
         await rig.until(lambda: plane.kernel.addresses == {VIP.address})
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

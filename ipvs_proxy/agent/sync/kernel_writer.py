@@ -32,11 +32,12 @@ from ipvs_proxy.agent.sync.kernel_access import KernelThread, WritableTables
 from ipvs_proxy.agent.sync.mirror import Mirror
 from ipvs_proxy.agent.sync.retries import RetryQueue
 from ipvs_proxy.kernel.dataplane import TABLES, Failure
+from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.netlink.errors import UNKNOWN
 from ipvs_proxy.netlink.errors import describe as describe_code
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference, unsettled, unsettled_among, unsettled_members, unwanted
+from ipvs_proxy.plan.difference import difference, suspects, unsettled, unsettled_among, unwanted
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.marks import corrections
 from ipvs_proxy.plan.mirror import KernelTables
@@ -227,23 +228,24 @@ class KernelWriter:
         finally:
             self._noted = None
 
-    def find_suspects(
-        self, found: Mapping[VirtualServerKey, VirtualServer], written: TableKeys
-    ) -> list[VirtualServerKey]:
-        """Compare what was found in the kernel with what is known; return the virtual servers of ours that differ.
+    def find_suspects(self, found: ListDifference, written: TableKeys) -> list[VirtualServerKey]:
+        """Return the virtual servers of ours that seem to differ, by a list of all.
 
-        Those that are not ours are noted as foreign. What was ``written`` while the kernel was read is left out.
+        Those that are not ours are noted as foreign. What was ``written`` while the kernel listed them is left out.
         """
-        return self._mirror.compare(found, self._ownership(), but_for=written.virtual_servers)
+        return self._mirror.take_list(found, self._ownership(), but_for=written.virtual_servers)
 
-    def forget_unwanted(self, unwanted: TableKeys) -> None:
+    async def forget_unwanted(self, unwanted: TableKeys) -> None:
         """Forget addresses and members that nobody wants, so that the next audit finds them again."""
-        self._mirror.forget(unwanted)
+        async with self._lock:
+            self._mirror.forget(unwanted)
 
     async def write_unsettled(self) -> list[Operation]:
-        """Write what differs although nothing waits for another attempt: what a fault made forgotten ends here."""
-        found = unsettled_members(self.desired, self.actual)
-        keys = list(self.desired.virtual_servers.keys() | self.actual.virtual_servers)
+        """Write what differs although nothing waits for another attempt: what a fault made forgotten ends here.
+
+        A thread looks for it, beside changes; what it finds is compared again.
+        """
+        found, keys = await asyncio.to_thread(suspects, self.desired, self.actual)
         for start in range(0, len(keys), COMPARED_AT_ONCE):
             found.virtual_servers |= unsettled_among(keys[start : start + COMPARED_AT_ONCE], self.desired, self.actual)
             await asyncio.sleep(0)

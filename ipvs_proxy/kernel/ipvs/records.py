@@ -66,6 +66,17 @@ class IpvsTable(NamedTuple):
     foreign: list[ForeignVirtualServer]
 
 
+class ListDifference(NamedTuple):
+    """What a list of the virtual servers differs in from what is known of them.
+
+    ``differing`` are known ones that are not in it, or have other settings; ``unknown`` has all others, with their real
+    servers.
+    """
+
+    differing: list[VirtualServerKey]
+    unknown: dict[VirtualServerKey, VirtualServer]
+
+
 class Timeouts(NamedTuple):
     """How long IPVS keeps connections without packets, in seconds."""
 

@@ -13,24 +13,28 @@ from __future__ import annotations
 import ctypes
 import socket
 from collections.abc import Mapping
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
 from ipvs_proxy.kernel.ipvs.constants import FORWARDING_MASK
 from ipvs_proxy.netlink.socket import MessageCounts
-from ipvs_proxy.plan.tables import RealServer, RealServerKey, VirtualServerKey
+from ipvs_proxy.plan.tables import ACTIVE, RealServer, RealServerKey, VirtualServerKey
 
 _GET_DESTINATIONS: Final = 64 + 1024 + 64 + 4  # IP_VS_SO_GET_DESTS
 
 #: struct ip_vs_get_dests: protocol, address, port, firewall mark, number of real servers that there is room for.
 _QUESTION: Final = Struct("@H 2x 4s 2s I I 0Q")
-#: struct ip_vs_dest_entry: address, port (in network order), flags, weight, thresholds; then, not of interest here,
-#: connections and struct ip_vs_stats_user.
-_REAL_SERVER: Final = Struct("@4s BB I i I I 12x 0Q 12x 0Q 16x 20x 0Q")
+#: struct ip_vs_dest_entry: address, port (in network order), and its settings: flags, weight, thresholds; then, not of
+#: interest here, connections and struct ip_vs_stats_user.
+_SETTINGS: Final = Struct("@IiII")
+_REAL_SERVER: Final = Struct("@4s 2s 2x 16s 12x 0Q 12x 0Q 16x 20x 0Q")
 _ADDRESS_LENGTH: Final = 4
 #: Bytes that hold the real servers of most virtual servers; the buffer grows for larger ones.
 _FIRST_PLACE: Final = 4096
 _EMPTY: Final = bytes(_REAL_SERVER.size)
+#: How many different settings and ports are remembered; a table has a handful.
+_REMEMBERED: Final = 1024
 
 
 class QuickLook:
@@ -78,17 +82,27 @@ class QuickLook:
         self._traffic.system_calls += 1
         if self._ask(self._socket.fileno(), socket.IPPROTO_IP, _GET_DESTINATIONS, self._place, self._length_place):
             return False
-        found = 0
-        expected = real_servers.get
-        for address, high, low, flags, weight, upper, lower in _REAL_SERVER.iter_unpack(
-            memoryview(buffer)[_QUESTION.size : size]
-        ):
-            # A plain tuple equals the named one that is the key, and is made in a third of the time.
-            if expected((address, high << 8 | low)) != (weight, flags & FORWARDING_MASK, upper, lower):  # type: ignore[call-overload]
-                break
-            found += 1
-        return found == len(real_servers) and buffer[size - _REAL_SERVER.size : size] == _EMPTY
+        last = size - _REAL_SERVER.size
+        # A plain tuple equals the named one that is the key, and is made in a third of the time.
+        found = {
+            (address, _port(port)): _settings(settings)
+            for address, port, settings in _REAL_SERVER.iter_unpack(memoryview(buffer)[_QUESTION.size : last])
+        }
+        return found == real_servers and buffer[last:size] == _EMPTY
 
     def _make_place(self, size: int) -> None:
         self._buffer = bytearray(size)
         self._place = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+
+
+@lru_cache(_REMEMBERED)
+def _port(field: bytes) -> int:
+    return int.from_bytes(field, "big")
+
+
+@lru_cache(_REMEMBERED)
+def _settings(field: bytes) -> RealServer:
+    """Return the settings, the usual ones as the shared value: what is the same object needs no comparison."""
+    flags, weight, upper, lower = _SETTINGS.unpack(field)
+    settings = RealServer(weight, flags & FORWARDING_MASK, upper, lower)
+    return ACTIVE if settings == ACTIVE else settings

@@ -2,22 +2,20 @@
 
 ``read`` never takes a virtual server for missing that is there: it would be added again. One dump does not promise
 that, because while somebody deletes virtual servers it can leave out others, and nothing shows it. So ``read`` ends
-with a second list of the virtual servers and reads again until both agree, unless everything that was known to be there
-is there.
+with a second list of the virtual servers and reads again until both agree.
 
 The kernel dumps the real servers of one virtual server at a time, so reading takes one dump for the virtual servers and
-one for each of them. Where an IPv4 virtual server is known, a quick look at its real servers comes first
-(``sockopt``).
+one for each of them. Whoever knows the table asks for less: ``compare_list`` and ``differing`` keep nothing of what is
+as it is known to be, and at IPv4 real servers there is a quick look first (``sockopt``). What they find to differ is to
+be read again by itself.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from errno import EEXIST, EINVAL, ENOENT, EPERM, EPROTONOSUPPORT, ESRCH
-from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ipvs_proxy.kernel.ipvs import decode, encode
 from ipvs_proxy.kernel.ipvs.constants import FAMILY_NAME
@@ -26,6 +24,7 @@ from ipvs_proxy.kernel.ipvs.records import (
     Counters,
     ForeignVirtualServer,
     IpvsTable,
+    ListDifference,
     Observation,
     Timeouts,
 )
@@ -45,6 +44,9 @@ from ipvs_proxy.plan.tables import (
     VirtualServerOperation,
 )
 
+if TYPE_CHECKING:
+    from ipvs_proxy.kernel.ipvs.sockopt import QuickLook
+
 #: How many times the table is read while somebody else adds and deletes virtual servers.
 READ_ATTEMPTS: Final = 5
 
@@ -52,7 +54,6 @@ READ_ATTEMPTS: Final = 5
 PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
 _PROBE_PORTS: Final = range(20000, 20100)
 
-_NOTHING: Final[Mapping[VirtualServerKey, VirtualServer]] = MappingProxyType({})
 #: Returns whether a virtual server has exactly these real servers; if not, or not known, they have to be read.
 _Confirm = Callable[[VirtualServerKey, Mapping[RealServerKey, RealServer]], bool]
 
@@ -67,6 +68,7 @@ class Ipvs:
 
     def __init__(self, *, traffic: MessageCounts | None = None) -> None:
         self._socket = NetlinkSocket(NETLINK_GENERIC, traffic=traffic)
+        self._look: QuickLook | None = None
         self._family_id = self._find_family()
 
     @property
@@ -75,35 +77,77 @@ class Ipvs:
         return self._socket.traffic
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._socket.close()
+        if self._look is not None:
+            self._look.close()
+            self._look = None
 
-    def read(self, known: Mapping[VirtualServerKey, VirtualServer] = _NOTHING) -> IpvsTable:
+    def read(self) -> IpvsTable:
         """Read the whole table.
-
-        ``known`` is what the caller believes it to be. Virtual servers that are still so are returned as the same
-        objects, so that a large table is not in memory twice; and a list that has all of them needs no second one.
 
         Raises:
             OSError: if the kernel refuses, or if virtual servers come and go during each attempt.
             MalformedMessage: if a reply is garbage.
 
         """
-        with ExitStack() as stack:
-            return self._read(known, _quick_look(stack, self.traffic) if known else _cannot_tell)
-
-    def _read(self, known: Mapping[VirtualServerKey, VirtualServer], confirm: _Confirm) -> IpvsTable:
         listed = self._list()
         for _ in range(READ_ATTEMPTS):
-            found = [self._complete(server, known.get(key), confirm) for key, server in listed.virtual_servers.items()]
-            table = {server.key: server for server in found}
-            if known and known.keys() <= table.keys():
-                return IpvsTable(table, listed.foreign)
+            for key, server in listed.virtual_servers.items():
+                server.real_servers.update(self._read_real_servers(key))
             again = self._list()
-            if again.virtual_servers.keys() == table.keys():
-                return IpvsTable(table, again.foreign)
+            if again.virtual_servers.keys() == listed.virtual_servers.keys():
+                return IpvsTable(listed.virtual_servers, again.foreign)
             listed = again
         raise OSError(f"virtual servers came or went during each of {READ_ATTEMPTS} attempts to read them")
+
+    def compare_list(self, known: Mapping[VirtualServerKey, VirtualServer]) -> ListDifference:
+        """Compare all virtual servers, but not the real servers of those that are ``known``, with what is known.
+
+        It takes one dump, so a virtual server that differs may be one that the dump missed (see above). Raises as
+        ``read`` does.
+        """
+        present: set[VirtualServerKey] = set()
+        unknown: dict[VirtualServerKey, VirtualServer] = {}
+
+        def take(payload: bytes) -> None:
+            listed = decode.decode_listed(payload)
+            # A plain tuple equals the named one that is the key.
+            server = None if listed is None else known.get(listed[0])  # type: ignore[call-overload]
+            if listed is not None and server is not None:
+                settings = listed[1]
+            else:
+                found = decode.decode_virtual_server(payload)
+                if isinstance(found, ForeignVirtualServer):
+                    return
+                server, settings = known.get(found.key), found.settings
+                if server is None:
+                    unknown[found.key] = found
+                    return
+            if server.settings == settings:
+                present.add(server.key)
+
+        # IPVS never says that its table changed during a dump, so the result says nothing.
+        self._socket.stream(encode.encode_dump_virtual_servers(family_id=self._family_id), take)
+        for key, server in unknown.items():
+            server.real_servers.update(self._read_real_servers(key))
+        return ListDifference([key for key in known if key not in present], unknown)
+
+    def differing(self, servers: Iterable[VirtualServer]) -> list[VirtualServerKey]:
+        """Return which of some virtual servers have other real servers than these; one that is gone has none.
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+        confirms = self._quick_look()
+        return [
+            server.key
+            for server in servers
+            if not confirms(server.key, server.real_servers)
+            and self._read_real_servers(server.key) != server.real_servers
+        ]
 
     def read_virtual_servers(self) -> IpvsTable:
         """Read the virtual servers without real servers, in one dump: it may miss some (see above)."""
@@ -291,21 +335,17 @@ class Ipvs:
                 return None
             raise
 
-    def _complete(self, found: VirtualServer, same: VirtualServer | None, confirm: _Confirm) -> VirtualServer:
-        """Return a listed virtual server with its real servers: ``same`` if it equals that, else one with its keys."""
-        if same is None:
-            found.real_servers.update(self._read_real_servers(found.key))
-            return found
-        is_alike = same.settings == found.settings
-        if is_alike and confirm(found.key, same.real_servers):
-            return same
-        real_servers = self._read_real_servers(found.key)
-        if is_alike and same.real_servers == real_servers:
-            return same
-        keys = {key: key for key in list(same.real_servers)}
-        return VirtualServer(
-            same.key, *found.settings, {keys.get(key, key): settings for key, settings in real_servers.items()}
-        )
+    def _quick_look(self) -> _Confirm:
+        """Return what confirms real servers; without IPv4 it never does."""
+        # Only audits need it, and importing ctypes takes some milliseconds of a start.
+        from ipvs_proxy.kernel.ipvs.sockopt import QuickLook  # noqa: PLC0415
+
+        if self._look is None:
+            try:
+                self._look = QuickLook(self.traffic)
+            except OSError:
+                return _cannot_tell
+        return self._look.confirms
 
     def _read_real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, RealServer]:
         address = key.address
@@ -335,18 +375,6 @@ class Ipvs:
                 ) from error
             raise
         return family_id
-
-
-def _quick_look(stack: ExitStack, traffic: MessageCounts) -> _Confirm:
-    """Return what confirms real servers until the stack is unwound; without IPv4 it never does."""
-    # Only audits need it, and importing ctypes takes some milliseconds of a start.
-    from ipvs_proxy.kernel.ipvs.sockopt import QuickLook  # noqa: PLC0415
-
-    try:
-        look = stack.enter_context(closing(QuickLook(traffic)))
-    except OSError:
-        return _cannot_tell
-    return look.confirms
 
 
 def _cannot_tell(_key: VirtualServerKey, _real_servers: Mapping[RealServerKey, RealServer]) -> bool:
