@@ -45,6 +45,7 @@ from ipvs_proxy.agent.web.service_health import ServiceHealth
 from ipvs_proxy.agent.web.state_pages import add_state
 from ipvs_proxy.agent.web.view import View
 from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.ipvs.comparison import Comparison
 from ipvs_proxy.kernel.ipvs.connections import open_among
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
@@ -148,7 +149,9 @@ class Agent:
 
     def _make_audit(self) -> Audit:
         # A socket of its own: the audit reads beside the writes.
-        return Audit(self.writer, repair_rules=self._dataplane.repair_rules, reader=Ipvs(), repaired=self._repaired)
+        return Audit(
+            self.writer, repair_rules=self._dataplane.repair_rules, reader=Comparison(Ipvs()), repaired=self._repaired
+        )
 
     def _make_view(self) -> View:
         return View(

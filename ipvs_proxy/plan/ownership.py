@@ -50,6 +50,19 @@ def ledger(actual: KernelTables) -> Callable[[VirtualServerKey], bool]:
     return is_ours
 
 
+def has_family(actual: KernelTables, family: Family) -> bool:
+    """Return whether a virtual server of a family may be ours, by what the kernel holds besides; or is known to be.
+
+    A thread may call it while the tables change: no table is walked through in Python, only lists of what it has.
+    """
+    length = 4 if family is Family.IPV4 else 16
+    return (
+        any(members for role, members in list(actual.entries.items()) if role.family is family)
+        or any(len(address) == length for address in list(actual.addresses))
+        or any(len(key.address) == length for key in list(actual.virtual_servers))
+    )
+
+
 def handed_over(
     left: Mapping[Role, Collection[SetEntry]], own: Mapping[Role, Collection[SetEntry]]
 ) -> Iterator[SetEntryOperation]:

@@ -145,8 +145,8 @@ async def test_service_deleted_and_made_again_beside_an_audit_has_its_virtual_se
     async with running(plane, dns, piece) as rig:
         loop, read = asyncio.get_running_loop(), plane.compare_list
 
-        def slow(known: Mapping[VirtualServerKey, VirtualServer]) -> ListDifference:
-            found = read(known)
+        def slow(known: Mapping[VirtualServerKey, VirtualServer], *, ipv6: bool) -> ListDifference:
+            found = read(known, ipv6=ipv6)
             loop.call_soon_threadsafe(lambda: rig.replace(dns, None))
             while key in plane.kernel.virtual_servers or key.address in plane.kernel.addresses:
                 time.sleep(0.002)
@@ -318,7 +318,7 @@ async def test_what_differs_only_in_the_read_beside_the_writes_is_no_drift(
 ) -> None:
     async with running(plane, WEB, SLICE) as rig:
         if stale == "all is missing":
-            monkeypatch.setattr(plane, "compare_list", lambda _: ListDifference([VIP], {}))
+            monkeypatch.setattr(plane, "compare_list", lambda *_, **__: ListDifference([VIP], {}))
         else:
             monkeypatch.setattr(plane, "differing", lambda _: [VIP])
         plane.applied.clear()

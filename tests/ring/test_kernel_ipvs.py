@@ -8,11 +8,10 @@ from errno import EEXIST, EINVAL, ENOENT, ESRCH
 
 import pytest
 
-from ipvs_proxy.kernel.ipvs.records import Connections, ListDifference, Timeouts
+from ipvs_proxy.kernel.ipvs.records import Connections, Timeouts
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.netlink import socket as netlink_socket
 from ipvs_proxy.netlink.errors import UNKNOWN, Unusable
-from ipvs_proxy.plan.marks import mark_key
 from ipvs_proxy.plan.tables import (
     ACTIVE,
     DRAINING,
@@ -20,7 +19,6 @@ from ipvs_proxy.plan.tables import (
     PERSISTENT,
     SCHED1,
     SCHED2,
-    Family,
     Protocol,
     RealServer,
     RealServerKey,
@@ -197,55 +195,6 @@ def test_lost_answers_are_unknown_and_do_not_reach_later_requests(ipvs, monkeypa
     assert len(ipvs.read().virtual_servers) == 3
 
 
-KNOWN = [virtual(f"10.96.0.{number}") for number in range(1, 4)] + [virtual("fd00::1")]
-
-
-def fill_known(ipvs):
-    for key in KNOWN:
-        server = real("fd01::1" if len(key.address) == 16 else "10.0.0.1")
-        assert ipvs.apply([add(key), RealServerOperation(Verb.ADD, key, server, ACTIVE)]) == [0, 0]
-    return ipvs.read().virtual_servers
-
-
-@pytest.mark.parametrize(
-    ("change", "listed", "looked_at"),
-    [
-        ((), [], []),
-        (("-E", "-t", "10.96.0.2:80", "-s", "wlc"), [KNOWN[1]], []),
-        (("-E", "-t", "10.96.0.2:80", "-s", "rr", "-p", "300"), [KNOWN[1]], []),
-        (("-D", "-t", "10.96.0.3:80"), [KNOWN[2]], [KNOWN[2]]),
-        (("-e", "-t", "10.96.0.1:80", "-r", "10.0.0.1:8080", "-m", "-w", "3"), [], [KNOWN[0]]),
-        (("-d", "-t", "10.96.0.1:80", "-r", "10.0.0.1:8080"), [], [KNOWN[0]]),
-        (("-a", "-t", "[fd00::1]:80", "-r", "[fd01::2]:8080", "-m"), [], [KNOWN[3]]),
-        (("-E", "-t", "[fd00::1]:80", "-s", "wlc"), [KNOWN[3]], []),
-        (("-D", "-t", "[fd00::1]:80"), [KNOWN[3]], [KNOWN[3]]),
-    ],
-    ids=str,
-)
-def test_whatever_differs_from_what_is_known_is_found(ipvs, change, listed, looked_at):
-    known = fill_known(ipvs)
-    if change:
-        run("ipvsadm", *change)
-    assert ipvs.compare_list(known) == ListDifference(listed, {})
-    assert ipvs.differing(known.values()) == looked_at
-
-
-def test_what_is_not_known_is_listed_with_its_real_servers(ipvs):
-    known = fill_known(ipvs)
-    run("ipvsadm", "-A", "-f", "9", "-s", "rr")
-    run("ipvsadm", "-A", "-u", "192.0.2.1:53", "-s", "rr")
-    run("ipvsadm", "-a", "-u", "192.0.2.1:53", "-r", "192.0.2.2:53", "-m", "-w", "2")
-    foreign, marked = virtual("192.0.2.1", 53, Protocol.UDP), mark_key(0x2005, Family.IPV4)
-    assert ipvs.apply([add(marked)]) == [0]
-    differing, unknown = ipvs.compare_list(known)
-    assert (differing, set(unknown)) == ([], {foreign, marked}), "a mark that is nobody of ours is left out"
-    assert unknown[foreign].real_servers == {real("192.0.2.2", 53): RealServer(2)}
-    known |= unknown
-    assert ipvs.compare_list(known) == ListDifference([], {})
-    run("ipvsadm", "-E", "-f", str(0x2005), "-s", "wlc")
-    assert ipvs.compare_list(known) == ListDifference([marked], {})
-
-
 @pytest.mark.parametrize("scheduler", ["rr", "wrr", "lc", "wlc", "sh", "dh", "mh", "sed", "nq"])
 def test_the_kernels_schedulers_are_found(ipvs, scheduler):
     ipvs.probe_scheduler(scheduler)
@@ -290,7 +239,7 @@ def test_timeouts_and_version(ipvs):
 
 def test_a_virtual_server_that_comes_while_the_table_is_read_is_not_missed(ipvs, monkeypatch):
     ipvs.apply([add(virtual("10.96.0.1")), add(virtual("10.96.0.2"))])
-    read_real_servers = ipvs._read_real_servers
+    read_real_servers = ipvs.read_real_servers
     newcomers = iter(["10.97.0.1", "10.97.0.2"])
 
     def somebody_interferes(key):
@@ -300,7 +249,7 @@ def test_a_virtual_server_that_comes_while_the_table_is_read_is_not_missed(ipvs,
             break
         return read_real_servers(key)
 
-    monkeypatch.setattr(ipvs, "_read_real_servers", somebody_interferes)
+    monkeypatch.setattr(ipvs, "read_real_servers", somebody_interferes)
     found = ipvs.read().virtual_servers
     assert found.keys() == {virtual(f"10.{net}.0.{host}") for net in (96, 97) for host in (1, 2)}
     assert found[virtual("10.97.0.2")].real_servers == {real("10.0.0.1"): ACTIVE}

@@ -12,12 +12,14 @@ from ipvs_proxy.kernel.filter.ipset.table import describe_error
 from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.plan.tables import (
     AddressOperation,
+    Family,
     Operation,
     Role,
     SetEntry,
     SetEntryOperation,
     VirtualServer,
     VirtualServerKey,
+    family_of,
 )
 from tests.support.fake_kernel import IPSET_EXIST, FakeKernel
 
@@ -83,12 +85,15 @@ class FakeDataplane:
         self.calls["read_virtual_servers"] += 1
         return self.kernel.read().virtual_servers
 
-    def compare_list(self, known: Mapping[VirtualServerKey, VirtualServer]) -> ListDifference:
+    def compare_list(self, known: Mapping[VirtualServerKey, VirtualServer], *, ipv6: bool) -> ListDifference:
         self.calls["compare_list"] += 1
+        self.calls["compare_list ipv6"] += ipv6
         found = self.kernel.read().virtual_servers
+        listed = {key: one for key, one in found.items() if ipv6 or family_of(key.address) is Family.IPV4}
         return ListDifference(
             [key for key, one in known.items() if key not in found or found[key].settings != one.settings],
-            {key: one for key, one in found.items() if key not in known},
+            {key: one for key, one in listed.items() if key not in known},
+            ipv6,
         )
 
     def differing(self, servers: Iterable[VirtualServer]) -> list[VirtualServerKey]:

@@ -33,14 +33,17 @@ from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.mirror import Mirror
 from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
+from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey, text_of
+from ipvs_proxy.plan.tables import Family, VirtualServer, VirtualServerKey, text_of
 from ipvs_proxy.snapshots import snapshot
 
 log = structlog.get_logger(__name__)
 
 #: Virtual servers whose real servers are looked at in one go, in a thread: some milliseconds.
 LOOKED_AT_ONCE = 500
+#: Every so many rounds the list has the virtual servers of IPv6 also where none can be ours, for the number of others.
+IPV6_EVERY = 20
 #: Keys that are read again under one hold of the writer's lock: a change waits for some milliseconds at most.
 CONFIRMED_AT_ONCE = 32
 #: The share of a period over which a round is spread. The rest is for a round that takes longer, or fails at its end: a
@@ -62,10 +65,10 @@ Pace = Callable[[float], Awaitable[None]]
 
 
 class VirtualServerReader(Protocol):
-    """Compares IPVS with what is known of it (``kernel.ipvs.table.Ipvs``). Raises one of ``FAULTS``."""
+    """Compares IPVS with what is known of it (``kernel.ipvs.comparison``). Raises one of ``FAULTS``."""
 
-    def compare_list(self, known: Mapping[VirtualServerKey, VirtualServer]) -> ListDifference:
-        """Compare all virtual servers, but not the real servers of the known ones."""
+    def compare_list(self, known: Mapping[VirtualServerKey, VirtualServer], *, ipv6: bool) -> ListDifference:
+        """Compare all virtual servers, without ``ipv6`` those of IPv4, but not the real servers of the known ones."""
 
     def differing(self, servers: Iterable[VirtualServer]) -> list[VirtualServerKey]:
         """Return which of some virtual servers have other real servers."""
@@ -99,6 +102,7 @@ class Audit:
         self._reader = reader
         self._repaired = repaired
         self._one_read = asyncio.Lock()
+        self._lists = 0
         #: Whether rtnetlink tells of every change of an address.
         self._listens = False
         #: Whether the mirror of the addresses may be wrong although it does.
@@ -193,7 +197,9 @@ class Audit:
         await self._confirm(self._writer.find_suspects(found, written))
 
     def _compare_list(self) -> ListDifference:
-        return self._reader.compare_list(snapshot(self._writer.actual.virtual_servers))
+        ipv6 = not self._lists % IPV6_EVERY or ownership.has_family(self._writer.actual, Family.IPV6)
+        self._lists += 1
+        return self._reader.compare_list(snapshot(self._writer.actual.virtual_servers), ipv6=ipv6)
 
     async def _audit_real_servers(self, pace: Pace) -> None:
         """Compare the real servers of all virtual servers that are known now."""

@@ -19,7 +19,7 @@ from ipvs_proxy.agent.sync.kernel_access import KernelThread, ReadableTables
 from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.plan.mirror import KernelTables, is_same
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import Role, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Family, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
 
 
 class _EntryDifference(NamedTuple):
@@ -108,7 +108,10 @@ class Mirror:
         Those of ``but_for`` were written while they were listed: nothing is said of them.
         """
         unknown = {key: server for key, server in found.unknown.items() if key not in but_for}
-        self.foreign = {key: server for key, server in unknown.items() if not is_ours(key)}
+        kept = {
+            key: one for key, one in self.foreign.items() if not found.ipv6 and family_of(key.address) is Family.IPV6
+        }
+        self.foreign = kept | {key: server for key, server in unknown.items() if not is_ours(key)}
         return [key for key in found.differing if key not in but_for] + [key for key in unknown if is_ours(key)]
 
     def adopt(self, keys: Iterable[VirtualServerKey]) -> None:

@@ -65,6 +65,7 @@ from ipvs_proxy.plan.tables import (
     Protocol,
     RealServer,
     RealServerKey,
+    Settings,
     VirtualServer,
     VirtualServerKey,
     family_of,
@@ -74,9 +75,6 @@ _AF_INET: Final = 2
 _AF_INET6: Final = 10
 _IPV6_LENGTH: Final = 16
 _LENGTHS: Final = {_AF_INET: 4, _AF_INET6: _IPV6_LENGTH}
-
-#: Scheduler, flags, timeout and netmask of a virtual server.
-Settings = tuple[str, int, int, int | None]
 
 #: A virtual server in a dump: the nested attribute, then header and value of family, protocol, address and port.
 _LISTED_VIRTUAL_SERVER: Final = Struct("=4x HH IHxx IHxx I16s I2sxx")

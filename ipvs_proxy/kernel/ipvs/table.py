@@ -5,17 +5,15 @@ that, because while somebody deletes virtual servers it can leave out others, an
 with a second list of the virtual servers and reads again until both agree.
 
 The kernel dumps the real servers of one virtual server at a time, so reading takes one dump for the virtual servers and
-one for each of them. Whoever knows the table asks for less: ``compare_list`` and ``differing`` keep nothing of what is
-as it is known to be, and at IPv4 real servers there is a quick look first (``sockopt``). What they find to differ is to
-be read again by itself.
+one for each of them. Whoever knows the table asks for less (``comparison``).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from errno import EEXIST, EINVAL, ENOENT, EPERM, EPROTONOSUPPORT, ESRCH
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ipvs_proxy.kernel.ipvs import decode, encode
 from ipvs_proxy.kernel.ipvs.constants import FAMILY_NAME
@@ -24,7 +22,6 @@ from ipvs_proxy.kernel.ipvs.records import (
     Counters,
     ForeignVirtualServer,
     IpvsTable,
-    ListDifference,
     Observation,
     Timeouts,
 )
@@ -38,14 +35,12 @@ from ipvs_proxy.plan.tables import (
     RealServer,
     RealServerKey,
     RealServerOperation,
+    Settings,
     Verb,
     VirtualServer,
     VirtualServerKey,
     VirtualServerOperation,
 )
-
-if TYPE_CHECKING:
-    from ipvs_proxy.kernel.ipvs.sockopt import QuickLook
 
 #: How many times the table is read while somebody else adds and deletes virtual servers.
 READ_ATTEMPTS: Final = 5
@@ -54,8 +49,8 @@ READ_ATTEMPTS: Final = 5
 PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
 _PROBE_PORTS: Final = range(20000, 20100)
 
-#: Returns whether a virtual server has exactly these real servers; if not, or not known, they have to be read.
-_Confirm = Callable[[VirtualServerKey, Mapping[RealServerKey, RealServer]], bool]
+#: Takes key and settings of a virtual server; the key may be a plain tuple.
+TakeListed = Callable[[tuple[bytes, int, int, int], Settings], None]
 
 
 class Ipvs:
@@ -68,7 +63,6 @@ class Ipvs:
 
     def __init__(self, *, traffic: MessageCounts | None = None) -> None:
         self._socket = NetlinkSocket(NETLINK_GENERIC, traffic=traffic)
-        self._look: QuickLook | None = None
         self._family_id = self._find_family()
 
     @property
@@ -77,11 +71,8 @@ class Ipvs:
         return self._socket.traffic
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the socket."""
         self._socket.close()
-        if self._look is not None:
-            self._look.close()
-            self._look = None
 
     def read(self) -> IpvsTable:
         """Read the whole table.
@@ -94,60 +85,31 @@ class Ipvs:
         listed = self._list()
         for _ in range(READ_ATTEMPTS):
             for key, server in listed.virtual_servers.items():
-                server.real_servers.update(self._read_real_servers(key))
+                server.real_servers.update(self.read_real_servers(key))
             again = self._list()
             if again.virtual_servers.keys() == listed.virtual_servers.keys():
                 return IpvsTable(listed.virtual_servers, again.foreign)
             listed = again
         raise OSError(f"virtual servers came or went during each of {READ_ATTEMPTS} attempts to read them")
 
-    def compare_list(self, known: Mapping[VirtualServerKey, VirtualServer]) -> ListDifference:
-        """Compare all virtual servers, but not the real servers of those that are ``known``, with what is known.
-
-        It takes one dump, so a virtual server that differs may be one that the dump missed (see above). Raises as
-        ``read`` does.
-        """
-        present: set[VirtualServerKey] = set()
-        unknown: dict[VirtualServerKey, VirtualServer] = {}
-
-        def take(payload: bytes) -> None:
-            listed = decode.decode_listed(payload)
-            # A plain tuple equals the named one that is the key.
-            server = None if listed is None else known.get(listed[0])  # type: ignore[call-overload]
-            if listed is not None and server is not None:
-                settings = listed[1]
-            else:
-                found = decode.decode_virtual_server(payload)
-                if isinstance(found, ForeignVirtualServer):
-                    return
-                server, settings = known.get(found.key), found.settings
-                if server is None:
-                    unknown[found.key] = found
-                    return
-            if server.settings == settings:
-                present.add(server.key)
-
-        # IPVS never says that its table changed during a dump, so the result says nothing.
-        self._socket.stream(encode.encode_dump_virtual_servers(family_id=self._family_id), take)
-        for key, server in unknown.items():
-            server.real_servers.update(self._read_real_servers(key))
-        return ListDifference([key for key in known if key not in present], unknown)
-
-    def differing(self, servers: Iterable[VirtualServer]) -> list[VirtualServerKey]:
-        """Return which of some virtual servers have other real servers than these; one that is gone has none.
+    def stream_list(self, take: TakeListed) -> None:
+        """Hand over key and settings of all virtual servers that can be ours; it may miss some (see above).
 
         Raises:
             OSError: if the kernel refuses.
             MalformedMessage: if a reply is garbage.
 
         """
-        confirms = self._quick_look()
-        return [
-            server.key
-            for server in servers
-            if not confirms(server.key, server.real_servers)
-            and self._read_real_servers(server.key) != server.real_servers
-        ]
+
+        def read(payload: bytes) -> None:
+            listed = decode.decode_listed(payload)
+            if listed is not None:
+                take(*listed)
+            elif isinstance(found := decode.decode_virtual_server(payload), VirtualServer):
+                take(found.key, found.settings)
+
+        # IPVS never says that its table changed during a dump, so the result says nothing.
+        self._socket.stream(encode.encode_dump_virtual_servers(family_id=self._family_id), read)
 
     def read_virtual_servers(self) -> IpvsTable:
         """Read the virtual servers without real servers, in one dump: it may miss some (see above)."""
@@ -163,8 +125,15 @@ class Ipvs:
         """
         server = self._get(key)
         if server is not None:
-            server.real_servers.update(self._read_real_servers(key))
+            server.real_servers.update(self.read_real_servers(key))
         return server
+
+    def read_real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, RealServer]:
+        """Read the real servers of a virtual server; none if it does not exist. Raises as ``read_one`` does."""
+        address = key.address
+        return dict(
+            decode.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
+        )
 
     def connections(self, key: VirtualServerKey) -> dict[RealServerKey, Connections]:
         """Read the connections of each real server of a virtual server; none if it does not exist.
@@ -335,24 +304,6 @@ class Ipvs:
                 return None
             raise
 
-    def _quick_look(self) -> _Confirm:
-        """Return what confirms real servers; without IPv4 it never does."""
-        # Only audits need it, and importing ctypes takes some milliseconds of a start.
-        from ipvs_proxy.kernel.ipvs.sockopt import QuickLook  # noqa: PLC0415
-
-        if self._look is None:
-            try:
-                self._look = QuickLook(self.traffic)
-            except OSError:
-                return _cannot_tell
-        return self._look.confirms
-
-    def _read_real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, RealServer]:
-        address = key.address
-        return dict(
-            decode.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
-        )
-
     def _dump_real_servers(self, key: VirtualServerKey) -> list[bytes]:
         """Read the real servers of a virtual server; the kernel returns none if it does not exist."""
         return self._socket.dump(encode.encode_dump_real_servers(key, family_id=self._family_id))
@@ -375,10 +326,6 @@ class Ipvs:
                 ) from error
             raise
         return family_id
-
-
-def _cannot_tell(_key: VirtualServerKey, _real_servers: Mapping[RealServerKey, RealServer]) -> bool:
-    return False
 
 
 def _text_of(code: int) -> str:
