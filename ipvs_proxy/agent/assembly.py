@@ -188,7 +188,7 @@ class Agent:
             _after(started, self._audit_for_ever),
             _after(started, lambda: follow_for_ever(self._notice, Monitor, failed=self._audit.stop_listening)),
             _after(started, self._ipv6.warn),
-            _after(started, self._virtual_endpoints.look_for_ever),
+            _after(started, lambda: self._virtual_endpoints.look_for_ever(lambda: self.writer.changes)),
             _settle(started),
             watch_health_for_ever(self._health.healthy, self._health_changed),
             *self._servers(),

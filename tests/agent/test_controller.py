@@ -180,7 +180,7 @@ async def test_change_of_one_endpoint_writes_only_that_and_reads_nothing(plane: 
 async def test_comparing_many_virtual_servers_lets_others_run_in_between(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ipvs_proxy.agent.sync.kernel_writer.COMPARED_AT_ONCE", 10)
+    monkeypatch.setattr("ipvs_proxy.agent.sync.unsettled.COMPARED_AT_ONCE", 10)
     many = [service(f"a{number}", cluster_ip=f"10.97.0.{number}") for number in range(100)]
     async with running(plane, *many) as rig:
         # They are other than desired, and need no operation all the same.
@@ -195,7 +195,7 @@ async def test_comparing_many_virtual_servers_lets_others_run_in_between(
                 await asyncio.sleep(0)
 
         task = asyncio.create_task(take_turns())
-        assert await rig.writer.write_unsettled() == []
+        assert await rig.audit.unsettled.write() == []
         task.cancel()
         assert turns >= 10
 

@@ -70,7 +70,7 @@ async def test_what_waits_for_another_attempt_is_not_tried_by_the_audit_before(p
     async with running(plane, WEB, SLICE) as rig:
         waiting = len(rig.writer.retries)
         plane.kernel.log.clear()
-        await rig.writer.write_unsettled()
+        await rig.audit.unsettled.write()
         assert attempts(plane) == []
         assert len(rig.writer.retries) == waiting == 3
 

@@ -31,6 +31,7 @@ import structlog
 
 from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.mirror import Mirror
+from ipvs_proxy.agent.sync.unsettled import Unsettled
 from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
 from ipvs_proxy.plan import ownership
@@ -41,7 +42,7 @@ from ipvs_proxy.snapshots import snapshot
 log = structlog.get_logger(__name__)
 
 #: Virtual servers whose real servers are looked at in one go, in a thread: some milliseconds.
-LOOKED_AT_ONCE = 500
+LOOKED_AT_ONCE = 1000
 #: Every so many rounds the list has the virtual servers of IPv6 also where none can be ours, for the number of others.
 IPV6_EVERY = 20
 #: Keys that are read again under one hold of the writer's lock: a change waits for some milliseconds at most.
@@ -101,6 +102,7 @@ class Audit:
         self._repair_rules = repair_rules
         self._reader = reader
         self._repaired = repaired
+        self.unsettled = Unsettled(writer)
         self._one_read = asyncio.Lock()
         self._lists = 0
         #: Whether rtnetlink tells of every change of an address.
@@ -128,7 +130,7 @@ class Audit:
             raise
         await self._writer.write(unwanted)
         await self._audit_real_servers(pace)
-        await self._writer.write_unsettled()
+        await self.unsettled.write()
 
     async def handle_events(self, events: Collection[LinkEvent]) -> None:
         """Repair what rtnetlink tells of, at once; with the first ones (LOST), it has begun to tell of everything.

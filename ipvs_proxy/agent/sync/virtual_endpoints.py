@@ -66,8 +66,11 @@ class VirtualEndpoints:
                 )
             self._left_out(self._services.get(name), omission)
 
-    async def look_for_ever(self) -> None:
-        """Look again and again."""
+    async def look_for_ever(self, changes: Callable[[], int]) -> None:
+        """Look again and again, as long as there are ``changes`` of what is desired: their number."""
+        seen: int | None = None
         while True:
-            await self.look()
+            if (number := changes()) != seen:
+                seen = number
+                await self.look()
             await asyncio.sleep(INTERVAL)
