@@ -240,29 +240,29 @@ async def audit_for_ever(
     begun: Callable[[], None],
     finished: Callable[[], None],
     clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Begin a round every ``period()`` seconds; one that fails is logged and the next one tries again."""
+
+    async def wait(due: Callable[[], float]) -> None:
+        """Wait until the time that ``due`` says, which may change meanwhile."""
+        await sleep(0)
+        while (left := due() - clock()) > 0:
+            await sleep(min(left, NOTICED_AFTER))
+
     begin = end = clock()
     while True:
         rest = REST * (end - begin)
-        await _wait(lambda: max(begin + period(), end + rest), clock)  # noqa: B023  awaited here
+        await wait(lambda: max(begin + period(), end + rest))  # noqa: B023  called before they change
         begin = clock()
         begun()
         try:
-            await audit.run_once(lambda share: _wait(lambda: begin + share * SPREAD * period(), clock))  # noqa: B023
+            await audit.run_once(lambda share: wait(lambda: begin + share * SPREAD * period()))  # noqa: B023
         except FAULTS as error:
             log.error("audit_failed", error=str(error))
         else:
             finished()
         end = clock()
-
-
-async def _wait(due: Callable[[], float], clock: Callable[[], float]) -> None:
-    """Wait until the clock has come to what ``due`` says, which may change meanwhile."""
-    while True:
-        await asyncio.sleep(min(max(0.0, due() - clock()), NOTICED_AFTER))
-        if due() <= clock():
-            return
 
 
 class Watch(Protocol):
