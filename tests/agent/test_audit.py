@@ -46,8 +46,8 @@ class Audits:
         self.period = 30.0
         self.rounds: list[tuple[str, float]] = []
         self.looks: list[float] = []
-        self.sleeps = 0
         self.until = 0.0
+        self.due = 0.0
         self.later = asyncio.Event()
         #: Seconds that a look at real servers takes.
         self.takes = 0.0
@@ -64,11 +64,10 @@ class Audits:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep until the test lets the time go on to the end of it."""
-        self.sleeps += 1
-        end = self.clock.now + seconds
-        while self.until < end:
+        self.due = self.clock.now + seconds
+        while self.until < self.due:
             await self.later.wait()
-        self.clock.now = end
+        self.clock.now, self.due = self.due, 0.0
         await asyncio.sleep(0)
 
     async def run(self) -> None:
@@ -86,12 +85,8 @@ class Audits:
         self.until = self.begin + seconds
         self.later.set()
         self.later = asyncio.Event()
-        before = -1
-        async with asyncio.timeout(30):
-            # Until nobody begins to sleep any more, because all that is left is later.
-            while before != (before := self.sleeps):
-                for _ in range(20):
-                    await asyncio.sleep(0.001)
+        # All that is left is later.
+        await self.rig.until(lambda: self.due > self.until)
 
 
 @asynccontextmanager
