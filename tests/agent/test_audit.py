@@ -273,6 +273,19 @@ async def test_addresses_are_read_once_after_an_event_that_makes_them_doubtful(
         assert [await reads_addresses(rig) for _ in range(2)] == [doubtful, False]
 
 
+async def test_addresses_are_read_where_the_link_was_missing(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(plane, WEB, SLICE) as rig, listening(rig, [asyncio.Event()]):
+        await rig.audit.run_once()
+        plane.kernel.addresses.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(plane, "ensure_tables", lambda: ["link"])
+            await rig.audit.run_once()
+        assert plane.kernel.addresses == {VIP.address}
+        assert not await reads_addresses(rig)
+
+
 async def test_addresses_stay_doubtful_where_they_were_not_read_or_not_dealt_with(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,14 +163,15 @@ class Audit:
 
     async def _correct_small_tables(self, unwanted: TableKeys, mirror: Mirror) -> TableKeys:
         """Correct the mirror of sets and addresses; what nobody wants is not touched, but noted."""
-        self._report("tables", await mirror.ensure_tables())
-        doubts = self._doubts_addresses or not self._listens
+        missing = await mirror.ensure_tables()
+        self._report("tables", missing)
+        doubts = self._doubts_addresses or not self._listens or bool(missing)
         # From here on, what is told of is newer than what is read.
         self._doubts_addresses = False
         try:
             touched = await mirror.reread_small_tables(addresses=doubts)
         except FAULTS:
-            self._doubts_addresses = doubts
+            self._doubts_addresses = True
             raise
         self._report("addresses", [text_of(address) for address in touched.addresses])
         self._report("sets", [f"{self._writer.name_of_role(role)} {entry}" for role, entry in touched.entries])
