@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
+from operator import itemgetter
 
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.mirror import KernelTables
@@ -58,8 +59,8 @@ def has_family(actual: KernelTables, family: Family) -> bool:
     length = 4 if family is Family.IPV4 else 16
     return (
         any(members for role, members in list(actual.entries.items()) if role.family is family)
-        or any(len(address) == length for address in list(actual.addresses))
-        or any(len(key.address) == length for key in list(actual.virtual_servers))
+        or length in map(len, list(actual.addresses))
+        or length in map(len, map(itemgetter(0), list(actual.virtual_servers)))
     )
 
 
