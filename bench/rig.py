@@ -97,9 +97,9 @@ class NoKernel:
         """Name the set of a role."""
         return name_of(role)
 
-    def entries_are_unchanged(self) -> bool:
-        """Do not know."""
-        return False
+    def read_changed_entries(self) -> dict[Role, set[SetEntry] | None]:
+        """Read nothing."""
+        return {}
 
     def read_left_entries(self) -> dict[Role, set[SetEntry]]:
         """Read nothing."""

@@ -45,6 +45,7 @@ from ipvs_proxy.agent.web.service_health import ServiceHealth
 from ipvs_proxy.agent.web.state_pages import add_state
 from ipvs_proxy.agent.web.view import View
 from ipvs_proxy.kernel.dataplane import Dataplane
+from ipvs_proxy.kernel.ipvs.comparison import Comparison
 from ipvs_proxy.kernel.ipvs.connections import open_among
 from ipvs_proxy.kernel.ipvs.table import Ipvs
 from ipvs_proxy.kernel.links.host_addresses import HostAddresses
@@ -148,12 +149,8 @@ class Agent:
 
     def _make_audit(self) -> Audit:
         # A socket of its own: the audit reads beside the writes.
-        reader = Ipvs()
         return Audit(
-            self.writer,
-            repair_rules=self._dataplane.repair_rules,
-            read_virtual_servers=lambda: reader.read(snapshot(self.writer.actual.virtual_servers)).virtual_servers,
-            repaired=self._repaired,
+            self.writer, repair_rules=self._dataplane.repair_rules, reader=Comparison(Ipvs()), repaired=self._repaired
         )
 
     def _make_view(self) -> View:
@@ -189,9 +186,9 @@ class Agent:
             warm_up_for_ever(self._controller.planner.warmups, self._controller.replan),
             self._checks.serve_for_ever(),
             _after(started, self._audit_for_ever),
-            _after(started, lambda: follow_for_ever(self._notice, Monitor)),
+            _after(started, lambda: follow_for_ever(self._notice, Monitor, failed=self._audit.stop_listening)),
             _after(started, self._ipv6.warn),
-            _after(started, self._virtual_endpoints.look_for_ever),
+            _after(started, lambda: self._virtual_endpoints.look_for_ever(lambda: self.writer.changes)),
             _settle(started),
             watch_health_for_ever(self._health.healthy, self._health_changed),
             *self._servers(),

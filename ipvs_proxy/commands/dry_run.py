@@ -111,9 +111,9 @@ class ReadOnlyKernel:
         """Read the members of our sets by role."""
         return self._dataplane.read_entries()
 
-    def entries_are_unchanged(self) -> bool:
-        """Return false: what is read once is not asked for again."""
-        return False
+    def read_changed_entries(self) -> dict[Role, set[SetEntry] | None]:
+        """Read nothing: what was read once is not asked for again."""
+        return {}
 
     def has_scheduler(self, _: str) -> bool:
         """Return that there is every scheduler: only a write would show it, and load its module."""

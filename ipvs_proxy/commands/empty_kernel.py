@@ -66,9 +66,9 @@ class EmptyKernel:
         """Return no set."""
         return {}
 
-    def entries_are_unchanged(self) -> bool:
-        """Return false."""
-        return False
+    def read_changed_entries(self) -> dict[Role, set[SetEntry] | None]:
+        """Return no set."""
+        return {}
 
     def has_scheduler(self, _: str) -> bool:
         """Return that there is every scheduler."""

@@ -125,9 +125,9 @@ class Dataplane:
         """Read the members of our sets by role; a set that is missing is left out."""
         return self.packet_filter.read()
 
-    def entries_are_unchanged(self) -> bool:
-        """Return whether the members are certainly what was read, but for what has been applied since."""
-        return self.packet_filter.is_unchanged()
+    def read_changed_entries(self) -> dict[Role, set[SetEntry] | None]:
+        """Read the sets that are not certainly as they were last read; ``None`` for one that is missing."""
+        return self.packet_filter.read_changed()
 
     def has_scheduler(self, name: str) -> bool:
         """Return whether the kernel has a scheduler, which it loads if it can. Raises OSError if it does not say."""

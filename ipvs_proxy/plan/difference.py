@@ -257,6 +257,17 @@ def unsettled(desired: DesiredTables, actual: KernelTables) -> TableKeys:
     return touched
 
 
+def suspects(desired: DesiredTables, actual: KernelTables) -> tuple[TableKeys, list[VirtualServerKey]]:
+    """Return addresses and members that are wanted and missing, and virtual servers that may need an operation.
+
+    A thread may call it while the tables change: no table is walked through in Python, only lists of its keys.
+    """
+    wanted, known = desired.virtual_servers, actual.virtual_servers
+    keys = [key for key in list(wanted) if not is_same(wanted.get(key), known.get(key))]
+    keys += [key for key in list(known) if key not in wanted]
+    return unsettled_members(desired, actual), keys
+
+
 def unsettled_among(
     keys: Iterable[VirtualServerKey], desired: DesiredTables, actual: KernelTables
 ) -> set[VirtualServerKey]:
@@ -271,7 +282,7 @@ def unsettled_members(desired: DesiredTables, actual: KernelTables) -> TableKeys
     return TableKeys(
         set(),
         desired.addresses.keys() - actual.addresses,
-        {(role, entry) for role, entry in desired.entries if entry not in actual.entries.get(role, ())},
+        {(role, entry) for role, entry in list(desired.entries) if entry not in actual.entries.get(role, ())},
     )
 
 

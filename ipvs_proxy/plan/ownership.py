@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
+from operator import itemgetter
 
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.mirror import KernelTables
@@ -48,6 +49,19 @@ def ledger(actual: KernelTables) -> Callable[[VirtualServerKey], bool]:
         return _is_named(key, actual) or (key.address in actual.addresses and key.address not in shared(family))
 
     return is_ours
+
+
+def has_family(actual: KernelTables, family: Family) -> bool:
+    """Return whether a virtual server of a family may be ours, by what the kernel holds besides; or is known to be.
+
+    A thread may call it while the tables change: no table is walked through in Python, only lists of what it has.
+    """
+    length = 4 if family is Family.IPV4 else 16
+    return (
+        any(members for role, members in list(actual.entries.items()) if role.family is family)
+        or length in map(len, list(actual.addresses))
+        or length in map(len, map(itemgetter(0), list(actual.virtual_servers)))
+    )
 
 
 def handed_over(

@@ -102,6 +102,10 @@ SCHED1 = 0x0008
 SCHED2 = 0x0010
 
 
+#: Scheduler, flags, timeout and netmask of a virtual server.
+Settings = tuple[str, int, int, int | None]
+
+
 class VirtualServer(msgspec.Struct, frozen=True, gc=False):
     """A virtual server and its real servers.
 
@@ -124,7 +128,7 @@ class VirtualServer(msgspec.Struct, frozen=True, gc=False):
     drain_timeout: float | None = None
 
     @property
-    def settings(self) -> tuple[str, int, int, int | None]:
+    def settings(self) -> Settings:
         """What SET_SERVICE can change: scheduler, flags, timeout, netmask."""
         return (self.scheduler, self.flags, self.timeout, self.netmask)
 

@@ -13,15 +13,18 @@ from typing import Final
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import RealServerKey, VirtualServer, text_of
+from ipvs_proxy.plan.tables import RealServerKey, VirtualServer, VirtualServerKey, text_of
 
 #: The most addresses of one Service that are reported.
 MAX_TOLD: Final = 50
 
 
-def at_virtual_ips(servers: Iterable[VirtualServer], virtual_ips: Collection[bytes]) -> set[RealServerKey]:
-    """Return the real servers whose address is one of the virtual IPs."""
-    return {key for server in servers for key in server.real_servers if key.address in virtual_ips}
+def at_virtual_ips(
+    servers: Iterable[VirtualServer], virtual_ips: Collection[bytes]
+) -> list[tuple[VirtualServerKey, RealServerKey]]:
+    """Return the real servers whose address is one of the virtual IPs, each with its virtual server."""
+    # The field by its number, and one loop: it looks at every real server there is, every few seconds.
+    return [(server.key, key) for server in servers for key in server.real_servers if key[0] in virtual_ips]
 
 
 def omissions(name: ServiceName, found: Iterable[RealServerKey]) -> list[Omission]:

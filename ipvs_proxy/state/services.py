@@ -94,9 +94,8 @@ def service_state(
         for key in fragment.virtual_servers
     ]
     members = _members(fragment, desired, actual, name_of_role)
-    virtual = virtual_endpoints.at_virtual_ips(
-        (server for server, _ in fragment.virtual_servers.values()), desired.addresses
-    )
+    own = (server for server, _ in fragment.virtual_servers.values())
+    virtual = [key for _, key in virtual_endpoints.at_virtual_ips(own, desired.addresses)]
     return ServiceState(
         namespace=service.metadata.namespace,
         name=service.metadata.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from errno import ENODEV, ENOMEM
 
 import pytest
@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from ipvs_proxy.agent.sync import planner, retries, startup
 from ipvs_proxy.agent.sync.audit import audit_for_ever, follow_for_ever
 from ipvs_proxy.agent.sync.failures import LOGGED
+from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
 from ipvs_proxy.kube.objects import EndpointPort, EndpointSlice, ServicePort
 from ipvs_proxy.pacing import Backoff
@@ -106,7 +107,7 @@ async def test_audit_that_fails_survives_a_set_that_is_gone(
         rig.writer.actual.entries[NODE_PORT_UDP[Family.IPV4]] = {SetEntry(port=1)}
         del plane.kernel.sets["KUBE-NODE-PORT-UDP"]
         monkeypatch.setattr(plane.kernel, "create_sets", lambda: None)
-        monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing(rig.audit._read_virtual_servers, 1))
+        monkeypatch.setattr(plane, "compare_list", failing(plane.compare_list, 1))
         with pytest.raises(OSError, match="a fault"):
             await rig.audit.run_once()
         await rig.audit.run_once()
@@ -117,7 +118,7 @@ async def test_leaked_address_is_found_again_with_its_virtual_server_after_an_au
 ) -> None:
     async with running(plane, WEB, SLICE) as rig:
         leaked, guarding = leak(plane)
-        monkeypatch.setattr(rig.audit, "_read_virtual_servers", failing(rig.audit._read_virtual_servers, 1))
+        monkeypatch.setattr(plane, "compare_list", failing(plane.compare_list, 1))
         with pytest.raises(OSError, match="a fault"):
             await rig.audit.run_once()
         await rig.audit.run_once()
@@ -135,21 +136,23 @@ def leak(plane: FakeDataplane) -> tuple[VirtualServerKey, SetEntry]:
     return key, SetEntry(key.address)
 
 
-async def test_service_deleted_and_made_again_beside_an_audit_has_its_virtual_server(plane: FakeDataplane) -> None:
+async def test_service_deleted_and_made_again_beside_an_audit_has_its_virtual_server(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dns = service("web", ports=[ServicePort(port=53, name="http", protocol="UDP")])
     piece = endpoint_slice(endpoint("10.0.0.1"), ports=[EndpointPort("http", 8080, "UDP")])
     key = virtual("10.96.0.10", 53, Protocol.UDP)
     async with running(plane, dns, piece) as rig:
-        loop, read = asyncio.get_running_loop(), rig.audit._read_virtual_servers
+        loop, read = asyncio.get_running_loop(), plane.compare_list
 
-        def slow() -> object:
-            found = read()
+        def slow(known: Mapping[VirtualServerKey, VirtualServer], *, ipv6: bool) -> ListDifference:
+            found = read(known, ipv6=ipv6)
             loop.call_soon_threadsafe(lambda: rig.replace(dns, None))
             while key in plane.kernel.virtual_servers or key.address in plane.kernel.addresses:
                 time.sleep(0.002)
             return found
 
-        rig.audit._read_virtual_servers = slow  # type: ignore[assignment]
+        monkeypatch.setattr(plane, "compare_list", slow)
         await rig.audit.run_once()
         assert not rig.writer.foreign
         rig.add(dns)
@@ -314,12 +317,10 @@ async def test_what_differs_only_in_the_read_beside_the_writes_is_no_drift(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch, stale: str
 ) -> None:
     async with running(plane, WEB, SLICE) as rig:
-        found = plane.kernel.read().virtual_servers
         if stale == "all is missing":
-            found.clear()
+            monkeypatch.setattr(plane, "compare_list", lambda *_, **__: ListDifference([VIP], {}))
         else:
-            del found[VIP].real_servers[POD1]
-        monkeypatch.setattr(rig.audit, "_read_virtual_servers", lambda: found)
+            monkeypatch.setattr(plane, "differing", lambda _: [VIP])
         plane.applied.clear()
         await rig.audit.run_once()
         assert (rig.repairs, plane.applied) == ({}, [])
@@ -336,7 +337,7 @@ async def test_audits_follow_one_another_and_one_that_fails_is_not_finished(
             task = asyncio.create_task(
                 audit_for_ever(
                     rig.audit,
-                    period=lambda: told.append("period") or 0.001,  # type: ignore[func-returns-value]
+                    period=lambda: 0.001,
                     begun=lambda: told.append("begun"),
                     finished=lambda: told.append("finished"),
                 )
@@ -345,7 +346,7 @@ async def test_audits_follow_one_another_and_one_that_fails_is_not_finished(
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert VIP in plane.kernel.virtual_servers
-    assert told[:8] == ["period", "begun", "period", "begun", "finished", "period", "begun", "finished"]
+    assert told[:5] == ["begun", "begun", "finished", "begun", "finished"]
     assert [line["error"] for line in logs if line["event"] == "audit_failed"] == ["a fault"]
 
 
@@ -384,7 +385,9 @@ async def test_each_batch_of_notifications_is_acted_on_as_it_comes(plane: FakeDa
         await asyncio.Event().wait()
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, lambda: Listening(watch)))
+        task = asyncio.create_task(
+            follow_for_ever(rig.audit.handle_events, lambda: Listening(watch), failed=rig.audit.stop_listening)
+        )
         await rig.until(lambda: plane.calls["read_addresses"] == 2)  # at the start, and when listening began
         plane.kernel.addresses.clear()
         taken.set()
@@ -457,7 +460,7 @@ async def test_each_monitor_is_closed_before_another_listens(
         return opened[-1]
 
     async with running(plane, WEB, SLICE) as rig:
-        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, listen))
+        task = asyncio.create_task(follow_for_ever(rig.audit.handle_events, listen, failed=rig.audit.stop_listening))
         await rig.until(lambda: len(opened) >= 3)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -19,6 +19,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerOperation,
 )
+from tests.support.failing import failing
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 from tests.support.rig import POD1, POD2, SLICE, VIP, WEB, Rig, running
@@ -69,7 +70,7 @@ async def test_what_waits_for_another_attempt_is_not_tried_by_the_audit_before(p
     async with running(plane, WEB, SLICE) as rig:
         waiting = len(rig.writer.retries)
         plane.kernel.log.clear()
-        await rig.writer.write_unsettled()
+        await rig.audit.unsettled.write()
         assert attempts(plane) == []
         assert len(rig.writer.retries) == waiting == 3
 
@@ -134,10 +135,9 @@ async def test_what_nobody_wants_is_found_again_after_an_audit_that_failed(
         right = plane.kernel.read()
         plane.kernel.addresses.add(packed("10.96.9.9"))
         plane.kernel.sets["KUBE-IPVS-IPS"].add(SetEntry(packed("10.96.9.9")))
-        read, rig.audit._read_virtual_servers = rig.audit._read_virtual_servers, lambda: (_ for _ in ()).throw(OSError)
-        with pytest.raises(OSError):
+        monkeypatch.setattr(plane, "compare_list", failing(plane.compare_list, 1))
+        with pytest.raises(OSError, match="a fault"):
             await rig.audit.run_once()
-        rig.audit._read_virtual_servers = read
         await rig.audit.run_once()
         assert plane.kernel.read() == right
 

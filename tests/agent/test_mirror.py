@@ -9,6 +9,7 @@ from msgspec import structs
 
 from ipvs_proxy.agent.sync.kernel_access import KernelThread
 from ipvs_proxy.agent.sync.mirror import Mirror
+from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.mirror import KernelTables
 from ipvs_proxy.plan.table_keys import TableKeys
@@ -145,19 +146,18 @@ async def test_with_a_member_that_failed_all_that_is_missing_has_failed(plane: F
     assert plane.calls == {"ensure_tables": 1, "read_entries": 1}
 
 
-def test_compared_with_what_was_found_ours_are_suspects_and_others_are_foreign() -> None:
+def test_of_a_list_ours_are_suspects_and_others_are_foreign() -> None:
     thread = KernelThread()
     mirror = Mirror(FakeDataplane(), thread)
     unknown, written, both = (virtual(f"10.96.0.{number}") for number in (4, 5, 6))
-    found = {key: VirtualServer(key, "rr", real_servers={POD: ACTIVE}) for key in (A, B, C, unknown, written, both)}
-    mirror.tables.virtual_servers = {A: found[A], B: VirtualServer(B, "rr"), both: VirtualServer(both, "rr")}
-    gone = virtual("10.96.0.7")
-    mirror.tables.virtual_servers[gone] = VirtualServer(gone, "rr")
-    suspects = mirror.compare(found, lambda key: key in {C, written}, but_for={written, both})
-    # A is as known, B differs, C is ours and was not known, the unknown one is not ours, and nothing is said of what was written meanwhile.
-    assert set(suspects) == {B, C, gone}
+    found = {key: VirtualServer(key, "rr", real_servers={POD: ACTIVE}) for key in (C, unknown, written)}
+    suspects = mirror.take_list(
+        ListDifference([B, both], found), lambda key: key in {C, written}, but_for={written, both}
+    )
+    # B differs, C is ours and was not known, the unknown one is not ours, and nothing is said of what was written.
+    assert suspects == [B, C]
     assert mirror.foreign == {unknown: found[unknown]}
-    mirror.compare({A: found[A], written: found[written]}, lambda _: False, but_for={written})
+    mirror.take_list(ListDifference([], {written: found[written]}), lambda _: False, but_for={written})
     assert mirror.foreign == {}, "nothing is said of what was written meanwhile"
     thread.end()
 
@@ -177,6 +177,23 @@ async def test_what_is_forgotten_is_found_again(mirror: Mirror) -> None:
     )
     mirror.forget(forgotten)
     assert await mirror.reread_small_tables() == TableKeys(addresses={A.address}, entries={(SET, member(A))})
+
+
+async def test_addresses_are_not_read_where_nobody_doubts_them(plane: FakeDataplane, mirror: Mirror) -> None:
+    plane.kernel.addresses.add(C.address)
+    plane.kernel.sets[SET_NAME].add(member(C))
+    assert await mirror.reread_small_tables(addresses=False) == TableKeys(entries={(SET, member(C))})
+    assert plane.calls["read_addresses"] == 0
+    assert await mirror.reread_small_tables() == TableKeys(addresses={C.address})
+
+
+async def test_corrected_members_stay_the_objects_that_they_were(plane: FakeDataplane, mirror: Mirror) -> None:
+    members = mirror.tables.entries[SET]
+    kept = next(iter(members))
+    plane.kernel.sets[SET_NAME] = {kept._replace(), member(C)}
+    await mirror.reread_small_tables()
+    assert mirror.tables.entries[SET] is members
+    assert any(one is kept for one in members), "a large set would be in memory twice"
 
 
 async def test_sets_that_nobody_else_has_changed_are_not_read(plane: FakeDataplane, mirror: Mirror) -> None:

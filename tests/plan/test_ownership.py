@@ -6,8 +6,8 @@ import pytest
 
 from ipvs_proxy.plan.marks import CLASS, mark_key
 from ipvs_proxy.plan.mirror import KernelTables
-from ipvs_proxy.plan.ownership import handed_over, ledger
-from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, SetEntryOperation, Verb, VirtualServerKey
+from ipvs_proxy.plan.ownership import handed_over, has_family, ledger
+from ipvs_proxy.plan.tables import Family, Protocol, SetEntry, SetEntryOperation, Verb, VirtualServer, VirtualServerKey
 from tests.support.objects import packed, virtual
 from tests.support.roles import role
 
@@ -88,3 +88,23 @@ def test_an_address_that_has_a_mark_already_keeps_it() -> None:
     left, own = bare._replace(mark=CLASS | 5), bare._replace(mark=CLASS | 9)
     assert list(handed_over({internal: {left}}, {internal: {own}})) == []
     assert list(handed_over({internal: {left}}, {internal: set()})) == [SetEntryOperation(Verb.ADD, internal, left)]
+
+
+@pytest.mark.parametrize(
+    ("actual", "families"),
+    [
+        (KernelTables(), set()),
+        (KernelTables(entries={role("KUBE-6-CLUSTER-IP"): set()}), set()),
+        (KernelTables(entries={role("KUBE-6-CLUSTER-IP"): {SetEntry(packed("fd00::1"), 6, 80)}}), {Family.IPV6}),
+        (KernelTables(entries={role("KUBE-NODE-PORT-TCP"): {SetEntry(port=80)}}), {Family.IPV4}),
+        (KernelTables(addresses={packed("10.96.0.1")}), {Family.IPV4}),
+        (KernelTables(addresses={packed("10.96.0.1"), packed("fd00::1")}), set(Family)),
+        (KernelTables({virtual("fd00::1"): VirtualServer(virtual("fd00::1"), "rr")}), {Family.IPV6}),
+        (KernelTables({(key := mark_key(CLASS | 5, Family.IPV6)): VirtualServer(key, "rr")}), {Family.IPV6}),
+    ],
+    ids=str,
+)
+def test_a_family_of_which_the_kernel_holds_anything_may_have_virtual_servers_of_ours(
+    actual: KernelTables, families: set[Family]
+) -> None:
+    assert {family for family in Family if has_family(actual, family)} == families

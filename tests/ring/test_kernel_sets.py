@@ -341,3 +341,58 @@ def test_reading_writes_nothing(sets):
     sets.ensure()
     sets.read()
     assert sets.traffic.writes == writes == 1
+
+
+def test_only_sets_that_may_have_changed_are_read_again():
+    with closing(Sets([ONE, OTHER])) as sets:
+        sets.ensure()
+        assert not any(sets.apply([add(entry(number)) for number in range(600)]))
+        assert not any(sets.apply([add(entry(1), OTHER)]))
+        assert sets.read_changed() == sets.read(), "nothing is certain at first"
+        assert sets.read_changed() == {}
+        run("ipset", "del", OTHER.name, "10.96.0.1,tcp:80")
+        assert sets.read_changed() == {OTHER.role: set()}
+        run("ipset", "add", OTHER.name, "10.96.0.2,tcp:80")
+        run("ipset", "del", OTHER.name, "10.96.0.2,tcp:80")
+        run("ipset", "add", ONE.name, "10.99.0.1,tcp:80")
+        run("ipset", "del", ONE.name, "10.96.0.7,tcp:80")
+        one = {entry(number) for number in range(600) if number != 7} | {
+            entry(0)._replace(address=bytes((10, 99, 0, 1)))
+        }
+        assert sets.read_changed() == {ONE.role: one}, "as many members, but others"
+
+
+def test_what_was_applied_makes_a_set_uncertain_also_where_somebody_takes_it_back(sets):
+    assert sets.apply([add(entry(1))]) == [0]
+    before = sets.read()
+    assert sets.apply([add(entry(2))]) == [0]
+    run("ipset", "del", ONE.name, "10.96.0.2,tcp:80")
+    assert sets.read_changed() == before, "the kernel's answer is the one of before, what is known is not"
+    assert sets.read_changed() == {}
+
+
+def test_a_read_that_fails_leaves_certain_what_was_so_before(sets, monkeypatch):
+    with closing(Sets([ONE, OTHER])) as both:
+        both.ensure()
+        both.read()
+        assert both.apply([add(entry(1)), add(entry(1), OTHER)]) == [0, 0]
+        header = both._header
+        monkeypatch.setattr(both, "_header", lambda name: header(name) if name == ONE.name else failing())
+        with pytest.raises(OSError, match="a fault"):
+            both.read_changed()
+        monkeypatch.undo()
+        assert both.read_changed() == {ONE.role: {entry(1)}, OTHER.role: {entry(1)}}, (
+            "nothing of it was given to anybody"
+        )
+
+
+def failing() -> None:
+    raise OSError("a fault")
+
+
+def test_a_set_that_is_missing_or_something_else_is_told_each_time(sets):
+    assert sets.read_changed() == {ONE.role: set()}
+    run("ipset", "destroy", ONE.name)
+    assert sets.read_changed() == {ONE.role: None}
+    run("ipset", "create", ONE.name, "hash:ip")
+    assert sets.read_changed() == {ONE.role: None}

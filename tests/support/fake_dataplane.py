@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from errno import EADDRNOTAVAIL, EEXIST
 
 from ipvs_proxy.kernel.dataplane import Failure
-from ipvs_proxy.kernel.filter.ipset.names import name_of
+from ipvs_proxy.kernel.filter.ipset.names import definitions, name_of
 from ipvs_proxy.kernel.filter.ipset.table import describe_error
+from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.plan.tables import (
     AddressOperation,
+    Family,
     Operation,
     Role,
     SetEntry,
     SetEntryOperation,
     VirtualServer,
     VirtualServerKey,
+    family_of,
 )
 from tests.support.fake_kernel import IPSET_EXIST, FakeKernel
 
@@ -82,6 +85,23 @@ class FakeDataplane:
         self.calls["read_virtual_servers"] += 1
         return self.kernel.read().virtual_servers
 
+    def compare_list(self, known: Mapping[VirtualServerKey, VirtualServer], *, ipv6: bool) -> ListDifference:
+        self.calls["compare_list"] += 1
+        self.calls["compare_list ipv6"] += ipv6
+        found = self.kernel.read().virtual_servers
+        listed = {key: one for key, one in found.items() if ipv6 or family_of(key.address) is Family.IPV4}
+        return ListDifference(
+            [key for key, one in known.items() if key not in found or found[key].settings != one.settings],
+            {key: one for key, one in listed.items() if key not in known},
+            ipv6,
+        )
+
+    def differing(self, servers: Iterable[VirtualServer]) -> list[VirtualServerKey]:
+        self.calls["differing"] += 1
+        found = self.kernel.read().virtual_servers
+        present = {key: one.real_servers for key, one in found.items()}
+        return [one.key for one in servers if present.get(one.key, {}) != one.real_servers]
+
     def read_virtual_server(self, key: VirtualServerKey) -> VirtualServer | None:
         self.calls["read_virtual_server"] += 1
         return self.kernel.read().virtual_servers.get(key)
@@ -94,8 +114,12 @@ class FakeDataplane:
         self.calls["read_entries"] += 1
         return self.kernel.entries()
 
-    def entries_are_unchanged(self) -> bool:
-        return self.unchanged
+    def read_changed_entries(self) -> dict[Role, set[SetEntry] | None]:
+        return (
+            {}
+            if self.unchanged
+            else {**dict.fromkeys(definition.role for definition in definitions()), **self.read_entries()}
+        )
 
     def name_of_role(self, role: Role) -> str:
         return name_of(role)

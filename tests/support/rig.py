@@ -73,7 +73,7 @@ class Rig:
         self.audit = Audit(
             self.writer,
             repair_rules=plane.repair_rules,
-            read_virtual_servers=plane.read_virtual_servers,
+            reader=plane,
             repaired=lambda table, found: self.repairs.update({table: self.repairs.get(table, 0) + len(found)}),
         )
 

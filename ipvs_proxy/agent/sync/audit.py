@@ -1,14 +1,19 @@
 """Finds drift: what somebody else changed in the kernel's tables, and repairs it.
 
-Every ``syncPeriod`` all four places are read: rules, sets, addresses and IPVS. The invariants:
+Every ``syncPeriod`` there is a round. It begins with what is short: rules, sets, addresses, and a list of the virtual
+servers. Their real servers, a system call for each virtual server, take the first half of the period, some at a time.
+The invariants:
 
-* Only what differs while nobody writes is drift. The large read, that of the real servers, runs beside the writes and
-  holds nothing up; what it finds different is read once more, a few at a time, with the writer's lock held. What was
-  written meanwhile is left to the next round.
-* Whose a virtual server is, the sets and addresses say (see ``plan.ownership``). So what nobody wants there goes last,
-  after the virtual servers that belong to it; and if the audit fails before that, it is found again by the next one. A
-  virtual server that nobody wants and that those tables do not call ours stays.
+* Whatever is in the kernel is looked at once in each period, or its changes are told of: those of addresses by
+  rtnetlink, as long as the agent listens. In every round an object has its turn at about the same time.
+* Only what differs while nobody writes is drift. The reads of virtual servers run beside the writes and hold nothing
+  up; what they find different is read once more, a few at a time, with the writer's lock held. What was written while
+  the list was read is left to the next round.
+* Whose a virtual server is, the sets and addresses say (see ``plan.ownership``). So what nobody wants there goes after
+  the virtual servers that belong to it, which the list has; and if the audit fails before that, it is found again by
+  the next one. A virtual server that nobody wants and that those tables do not call ours stays.
 * A round that fails loses no difference: the mirror is corrected only of what was read as a whole.
+* Nothing is compared on the event loop that grows with the tables.
 
 Between two rounds, rtnetlink reports at once a removed address or link.
 """
@@ -16,7 +21,8 @@ Between two rounds, rtnetlink reports at once a removed address or link.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
 from typing import Protocol
@@ -25,20 +31,52 @@ import structlog
 
 from ipvs_proxy.agent.sync.kernel_writer import KernelWriter
 from ipvs_proxy.agent.sync.mirror import Mirror
+from ipvs_proxy.agent.sync.unsettled import Unsettled
+from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
+from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import VirtualServer, VirtualServerKey, text_of
+from ipvs_proxy.plan.tables import Family, VirtualServer, VirtualServerKey, text_of
+from ipvs_proxy.snapshots import snapshot
 
 log = structlog.get_logger(__name__)
 
+#: Virtual servers whose real servers are looked at in one go, in a thread: some milliseconds.
+LOOKED_AT_ONCE = 1000
+#: Every so many rounds the list has the virtual servers of IPv6 also where none can be ours, for the number of others.
+IPV6_EVERY = 20
 #: Keys that are read again under one hold of the writer's lock: a change waits for some milliseconds at most.
 CONFIRMED_AT_ONCE = 32
+#: The share of a period over which a round is spread. The rest is for a round that takes longer, or fails at its end: a
+#: node is unhealthy when none has succeeded for two periods.
+SPREAD = 0.5
+#: A round that takes very long is followed by a rest of this share of the time that it took.
+REST = 0.25
+#: Seconds after which a changed period is noticed.
+NOTICED_AFTER = 5.0
 #: Objects that are named in a log line.
 NAMED = 5
 #: Seconds until listening to rtnetlink is begun again after it failed.
 LISTEN_AGAIN = 1.0
 #: What a read or write of the kernel may raise: a refusal, or an answer that is no message (a ValueError).
 FAULTS = (OSError, ValueError)
+
+#: Waits until it is time for the part of a round that begins where this share of it is done.
+Pace = Callable[[float], Awaitable[None]]
+
+
+class VirtualServerReader(Protocol):
+    """Compares IPVS with what is known of it (``kernel.ipvs.comparison``). Raises one of ``FAULTS``."""
+
+    def compare_list(self, known: Mapping[VirtualServerKey, VirtualServer], *, ipv6: bool) -> ListDifference:
+        """Compare all virtual servers, without ``ipv6`` those of IPv4, but not the real servers of the known ones."""
+
+    def differing(self, servers: Iterable[VirtualServer]) -> list[VirtualServerKey]:
+        """Return which of some virtual servers have other real servers."""
+
+
+async def at_once(_: float) -> None:
+    """Go on without waiting."""
 
 
 class Audit:
@@ -47,8 +85,7 @@ class Audit:
     Args:
         writer: the kernel writer.
         repair_rules: brings the packet rules to what they should be, and returns what was wrong; called in a thread.
-        read_virtual_servers: reads all virtual servers; called in a thread, beside the writes, so with a socket of its
-            own.
+        reader: reads virtual servers; called in a thread, beside the writes, so with a socket of its own.
         repaired: is told the table and what of it differed.
 
     """
@@ -58,17 +95,23 @@ class Audit:
         writer: KernelWriter,
         *,
         repair_rules: Callable[[], list[str]],
-        read_virtual_servers: Callable[[], Mapping[VirtualServerKey, VirtualServer]],
+        reader: VirtualServerReader,
         repaired: Callable[[str, Sequence[str]], None],
     ) -> None:
         self._writer = writer
         self._repair_rules = repair_rules
-        self._read_virtual_servers = read_virtual_servers
+        self._reader = reader
         self._repaired = repaired
+        self.unsettled = Unsettled(writer)
         self._one_read = asyncio.Lock()
+        self._lists = 0
+        #: Whether rtnetlink tells of every change of an address.
+        self._listens = False
+        #: Whether the mirror of the addresses may be wrong although it does.
+        self._doubts_addresses = True
 
-    async def run_once(self) -> None:
-        """Look at all four places once.
+    async def run_once(self, pace: Pace = at_once) -> None:
+        """Look at everything once.
 
         Raises:
             OSError: if a table cannot be read or a rule not be written.
@@ -79,16 +122,18 @@ class Audit:
         unwanted = TableKeys()
         await self._writer.correct(partial(self._correct_small_tables, unwanted))
         try:
-            await self._audit_virtual_servers()
+            await self._audit_list()
         except FAULTS:
             # The next round is to find it again, when it knows the virtual servers that it belongs to.
-            self._writer.forget_unwanted(unwanted)
+            self._doubts_addresses = True
+            await self._writer.forget_unwanted(unwanted)
             raise
         await self._writer.write(unwanted)
-        await self._writer.write_unsettled()
+        await self._audit_real_servers(pace)
+        await self.unsettled.write()
 
     async def handle_events(self, events: Collection[LinkEvent]) -> None:
-        """Repair what rtnetlink tells of, at once.
+        """Repair what rtnetlink tells of, at once; with the first ones (LOST), it has begun to tell of everything.
 
         Our own writes are told of too: what the mirror does not expect to be there is no news. Additions are left to
         the next round. Whoever deletes the link may have cleared IPVS away before, as kube-proxy does at each start in
@@ -97,19 +142,37 @@ class Audit:
         Raises as ``run_once`` does.
         """
         expected, changes = self._writer.actual.addresses, {event.change for event in events}
+        if LinkChange.LOST in changes:
+            self._listens = self._doubts_addresses = True
+        if LinkChange.LINK_ADDED in changes or any(
+            event.change is LinkChange.ADDRESS_ADDED and not self._is_wanted(event.address) for event in events
+        ):
+            self._doubts_addresses = True
         try:
             if LinkChange.LINK_REMOVED in changes:
-                await self._audit_virtual_servers()
+                await self._audit_list()
         finally:
             if changes & {LinkChange.LINK_REMOVED, LinkChange.LOST} or any(
                 event.change is LinkChange.ADDRESS_REMOVED and event.address in expected for event in events
             ):
                 await self._writer.correct(self._correct_addresses)
 
+    def stop_listening(self) -> None:
+        """Note that rtnetlink's events are not heard any more: every round reads the addresses."""
+        self._listens = False
+
     async def _correct_small_tables(self, unwanted: TableKeys, mirror: Mirror) -> TableKeys:
         """Correct the mirror of sets and addresses; what nobody wants is not touched, but noted."""
-        self._report("tables", await mirror.ensure_tables())
-        touched = await mirror.reread_small_tables()
+        missing = await mirror.ensure_tables()
+        self._report("tables", missing)
+        doubts = self._doubts_addresses or not self._listens or bool(missing)
+        # From here on, what is told of is newer than what is read.
+        self._doubts_addresses = False
+        try:
+            touched = await mirror.reread_small_tables(addresses=doubts)
+        except FAULTS:
+            self._doubts_addresses = True
+            raise
         self._report("addresses", [text_of(address) for address in touched.addresses])
         self._report("sets", [f"{self._writer.name_of_role(role)} {entry}" for role, entry in touched.entries])
         unwanted.addresses = {address for address in touched.addresses if not self._is_wanted(address)}
@@ -119,6 +182,7 @@ class Audit:
     async def _correct_addresses(self, mirror: Mirror) -> TableKeys:
         """Correct the mirror of the addresses, but for what nobody wants: that is left to the next round."""
         self._report("tables", await mirror.ensure_tables())
+        self._doubts_addresses = True
         wrong = await mirror.reread_addresses()
         unwanted = {address for address in wrong & mirror.tables.addresses if not self._is_wanted(address)}
         mirror.forget(TableKeys(addresses=unwanted))
@@ -128,16 +192,37 @@ class Audit:
     def _is_wanted(self, address: bytes) -> bool:
         return address in self._writer.desired.addresses
 
-    async def _audit_virtual_servers(self) -> None:
+    async def _audit_list(self) -> None:
+        """Compare the virtual servers, with the real servers of those that are not known."""
         async with self._one_read:
             with self._writer.noting_writes() as written:
-                found = await asyncio.to_thread(self._read_virtual_servers)
-        suspects = self._writer.find_suspects(found, written)
+                found = await asyncio.to_thread(self._compare_list)
+        await self._confirm(self._writer.find_suspects(found, written))
+
+    def _compare_list(self) -> ListDifference:
+        ipv6 = not self._lists % IPV6_EVERY or ownership.has_family(self._writer.actual, Family.IPV6)
+        self._lists += 1
+        return self._reader.compare_list(snapshot(self._writer.actual.virtual_servers), ipv6=ipv6)
+
+    async def _audit_real_servers(self, pace: Pace) -> None:
+        """Compare the real servers of all virtual servers that are known now."""
+        keys = list(self._writer.actual.virtual_servers)
+        for start in range(0, len(keys), LOOKED_AT_ONCE):
+            await pace(start / len(keys))
+            async with self._one_read:
+                suspects = await asyncio.to_thread(self._differing, keys[start : start + LOOKED_AT_ONCE])
+            await self._confirm(suspects)
+
+    def _differing(self, keys: Sequence[VirtualServerKey]) -> list[VirtualServerKey]:
+        known = self._writer.actual.virtual_servers
+        return self._reader.differing(server for key in keys if (server := known.get(key)) is not None)
+
+    async def _confirm(self, suspects: Sequence[VirtualServerKey]) -> None:
         for start in range(0, len(suspects), CONFIRMED_AT_ONCE):
             keys = suspects[start : start + CONFIRMED_AT_ONCE]
-            await self._writer.correct(partial(self._confirm, keys))
+            await self._writer.correct(partial(self._reread, keys))
 
-    async def _confirm(self, keys: Collection[VirtualServerKey], mirror: Mirror) -> TableKeys:
+    async def _reread(self, keys: Collection[VirtualServerKey], mirror: Mirror) -> TableKeys:
         """Read suspects again, now that nobody writes: only what still differs is drift."""
         wrong = await mirror.reread_virtual_servers(keys)
         self._report("ipvs", [str(key) for key in wrong])
@@ -150,18 +235,35 @@ class Audit:
 
 
 async def audit_for_ever(
-    audit: Audit, *, period: Callable[[], float], begun: Callable[[], None], finished: Callable[[], None]
+    audit: Audit,
+    *,
+    period: Callable[[], float],
+    begun: Callable[[], None],
+    finished: Callable[[], None],
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Run a round every ``period()`` seconds; a round that fails is logged and the next one tries again."""
+    """Begin a round every ``period()`` seconds; one that fails is logged and the next one tries again."""
+
+    async def wait(due: Callable[[], float]) -> None:
+        """Wait until the time that ``due`` says, which may change meanwhile."""
+        await sleep(0)
+        while (left := due() - clock()) > 0:
+            await sleep(min(left, NOTICED_AFTER))
+
+    begin = end = clock()
     while True:
-        await asyncio.sleep(period())
+        rest = REST * (end - begin)
+        await wait(lambda: max(begin + period(), end + rest))  # noqa: B023  called before they change
+        begin = clock()
         begun()
         try:
-            await audit.run_once()
+            await audit.run_once(lambda share: wait(lambda: begin + share * SPREAD * period()))  # noqa: B023
         except FAULTS as error:
             log.error("audit_failed", error=str(error))
         else:
             finished()
+        end = clock()
 
 
 class Watch(Protocol):
@@ -174,10 +276,12 @@ class Watch(Protocol):
         """Stop listening."""
 
 
-async def follow_for_ever(handle: Callable[[list[LinkEvent]], Awaitable[None]], watch: Callable[[], Watch]) -> None:
+async def follow_for_ever(
+    handle: Callable[[list[LinkEvent]], Awaitable[None]], watch: Callable[[], Watch], *, failed: Callable[[], None]
+) -> None:
     """Hand rtnetlink's events to ``handle`` as they come; ``watch`` begins to listen.
 
-    Where listening fails it is begun again. What was missed before is looked for each time.
+    Where listening ``failed`` it is begun again. What was missed before is looked for each time.
     """
     while True:
         try:
@@ -188,4 +292,5 @@ async def follow_for_ever(handle: Callable[[list[LinkEvent]], Awaitable[None]], 
                         await handle(batch)
         except FAULTS as error:
             log.error("repair_failed", error=str(error))
+        failed()
         await asyncio.sleep(LISTEN_AGAIN)

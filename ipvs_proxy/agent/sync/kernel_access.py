@@ -35,8 +35,11 @@ class ReadableTables(Protocol):
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role."""
 
-    def entries_are_unchanged(self) -> bool:
-        """Return whether the members are certainly what was read, but for what has been applied since."""
+    def read_changed_entries(self) -> dict[Role, set[SetEntry] | None]:
+        """Read the members of the roles that are not certainly as they were last read, but for what was applied since.
+
+        ``None``: the set is missing.
+        """
 
     def has_scheduler(self, name: str) -> bool:
         """Return whether there is a scheduler of this name, which is loaded if that is possible."""

@@ -10,7 +10,7 @@ The invariant: whatever differs between the desired tables and the mirror of the
 4. The observers look at the virtual servers that were touched: drains begin and end there.
 
 So the kernel is never read on the way of a change that succeeds. What a fault makes forgotten all the same is found by
-``write_unsettled``, which every audit ends with.
+``Unsettled``, with which every audit ends.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ from ipvs_proxy.agent.sync.kernel_access import KernelThread, WritableTables
 from ipvs_proxy.agent.sync.mirror import Mirror
 from ipvs_proxy.agent.sync.retries import RetryQueue
 from ipvs_proxy.kernel.dataplane import TABLES, Failure
+from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.netlink.errors import UNKNOWN
 from ipvs_proxy.netlink.errors import describe as describe_code
 from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.desired import DesiredTables
-from ipvs_proxy.plan.difference import difference, unsettled, unsettled_among, unsettled_members, unwanted
+from ipvs_proxy.plan.difference import difference, unsettled, unwanted
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.marks import corrections
 from ipvs_proxy.plan.mirror import KernelTables
@@ -59,8 +60,6 @@ Network = IPv4Network | IPv6Network
 #: Real servers and members that are compared, or noted, on the event loop in one turn: some 10 ms. More are compared in
 #: the worker thread, and noted in several turns.
 AT_ONCE = 5000
-#: Virtual servers that are compared before the event loop may do something else: some 10 ms.
-COMPARED_AT_ONCE = 5000
 
 
 class WriteObserver(Protocol):
@@ -103,6 +102,8 @@ class KernelWriter:
         self._thread = KernelThread()
         self._mirror = Mirror(kernel, self._thread)
         self._leftovers: list[str] = []
+        #: Another number whenever what is desired, or what is known of the kernel, may have changed.
+        self.changes = 0
         #: What has been written since somebody began to note it.
         self._noted: TableKeys | None = None
         #: Held by whoever writes, or corrects the mirror.
@@ -124,6 +125,7 @@ class KernelWriter:
     async def replace_fragment(self, name: ServiceName, fragment: Fragment | None) -> TableKeys:
         """Put a Service's plan in the place of the one it had, ``None`` for none; return what may have to change."""
         async with self._comparing:
+            self.changes += 1
             return self.desired.replace(name, fragment)
 
     def kernel_writes(self) -> int:
@@ -227,33 +229,18 @@ class KernelWriter:
         finally:
             self._noted = None
 
-    def find_suspects(
-        self, found: Mapping[VirtualServerKey, VirtualServer], written: TableKeys
-    ) -> list[VirtualServerKey]:
-        """Compare what was found in the kernel with what is known; return the virtual servers of ours that differ.
+    def find_suspects(self, found: ListDifference, written: TableKeys) -> list[VirtualServerKey]:
+        """Return the virtual servers of ours that seem to differ, by a list of all.
 
-        Those that are not ours are noted as foreign. What was ``written`` while the kernel was read is left out.
+        Those that are not ours are noted as foreign. What was ``written`` while the kernel listed them is left out.
         """
-        return self._mirror.compare(found, self._ownership(), but_for=written.virtual_servers)
+        return self._mirror.take_list(found, self._ownership(), but_for=written.virtual_servers)
 
-    def forget_unwanted(self, unwanted: TableKeys) -> None:
+    async def forget_unwanted(self, unwanted: TableKeys) -> None:
         """Forget addresses and members that nobody wants, so that the next audit finds them again."""
-        self._mirror.forget(unwanted)
-
-    async def write_unsettled(self) -> list[Operation]:
-        """Write what differs although nothing waits for another attempt: what a fault made forgotten ends here."""
-        found = unsettled_members(self.desired, self.actual)
-        keys = list(self.desired.virtual_servers.keys() | self.actual.virtual_servers)
-        for start in range(0, len(keys), COMPARED_AT_ONCE):
-            found.virtual_servers |= unsettled_among(keys[start : start + COMPARED_AT_ONCE], self.desired, self.actual)
-            await asyncio.sleep(0)
-        return await self.write(
-            TableKeys(
-                {key for key in found.virtual_servers if key not in self.retries},
-                {address for address in found.addresses if address not in self.retries},
-                {entry for entry in found.entries if entry not in self.retries},
-            )
-        )
+        async with self._lock:
+            self.changes += 1
+            self._mirror.forget(unwanted)
 
     async def remove_real_servers(self, removals: Sequence[tuple[VirtualServerKey, RealServerKey]]) -> list[Operation]:
         """Delete drained real servers, unless they have become wanted or weight came back in the meantime.
@@ -291,6 +278,7 @@ class KernelWriter:
         return await self._thread.call(function, *arguments)
 
     async def _write(self, touched: TableKeys) -> list[Operation]:
+        self.changes += bool(touched)
         self._adopt(touched)
         # Of what failed before, more may differ than what changed now.
         for key in [key for key in touched.only if key in self.retries]:
@@ -333,6 +321,12 @@ class KernelWriter:
                 touched.only.pop(key, None)
 
     async def _carry_out(self, operations: list[Operation], touched: TableKeys) -> list[Operation]:
+        try:
+            return await self._apply(operations, touched)
+        finally:
+            self.changes += bool(operations)
+
+    async def _apply(self, operations: list[Operation], touched: TableKeys) -> list[Operation]:
         failures: list[Failure] = []
         if operations:
             if self._noted is not None:

@@ -13,11 +13,21 @@ found again; what failed to be written waits for its retry anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from ipvs_proxy.agent.sync.kernel_access import KernelThread, ReadableTables
+from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.plan.mirror import KernelTables, is_same
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import Role, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Family, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
+
+
+class _EntryDifference(NamedTuple):
+    """Members of a role that are not there any more, and those that nobody knew of."""
+
+    role: Role
+    gone: set[SetEntry]
+    new: set[SetEntry]
 
 
 class Mirror:
@@ -50,16 +60,16 @@ class Mirror:
         """Correct the mirror of the addresses; return those it was wrong about. Raises as the kernel does."""
         return self._correct_addresses(await self._thread.call(self._kernel.read_addresses))
 
-    async def reread_small_tables(self) -> TableKeys:
+    async def reread_small_tables(self, *, addresses: bool = True) -> TableKeys:
         """Correct the mirror of addresses and sets; return what it was wrong about. Raises as the kernel does.
 
-        Where the packet filter can tell that nobody else has changed its sets, they are not read.
+        Without ``addresses``, those are not read. Of the sets, only those are that others may have changed.
         """
-        addresses = await self._thread.call(self._kernel.read_addresses)
-        if not self._forgot and await self._thread.call(self._kernel.entries_are_unchanged):
-            return TableKeys(addresses=self._correct_addresses(addresses))
-        entries = await self._thread.call(self._kernel.read_entries)
-        return TableKeys(addresses=self._correct_addresses(addresses), entries=self._correct_entries(entries))
+        found = await self._thread.call(self._kernel.read_addresses) if addresses else None
+        read = self._all_entries if self._forgot else self._kernel.read_changed_entries
+        entries = await self._thread.call(self._compare_entries, read)
+        wrong = set[bytes]() if found is None else self._correct_addresses(found)
+        return TableKeys(addresses=wrong, entries=self._correct_entries(entries))
 
     async def reread_virtual_servers(self, keys: Collection[VirtualServerKey]) -> set[VirtualServerKey]:
         """Correct the mirror of some virtual servers; return those it was wrong about. Raises as the kernel does."""
@@ -83,28 +93,26 @@ class Mirror:
         if failed.addresses:
             failed.addresses |= await self.reread_addresses()
         if failed.entries:
-            failed.entries |= self._correct_entries(await self._thread.call(self._kernel.read_entries))
+            entries = await self._thread.call(self._compare_entries, self._all_entries)
+            failed.entries |= self._correct_entries(entries)
 
-    def compare(
+    def take_list(
         self,
-        found: Mapping[VirtualServerKey, VirtualServer],
+        found: ListDifference,
         is_ours: Callable[[VirtualServerKey], bool],
         *,
         but_for: Collection[VirtualServerKey],
     ) -> list[VirtualServerKey]:
-        """Return which of our virtual servers differ from what was found, and note which of those are not ours.
+        """Return which of our virtual servers seem to differ from what is known, and note which others are not ours.
 
-        Those of ``but_for`` were written while they were read: nothing is said of them.
+        Those of ``but_for`` were written while they were listed: nothing is said of them.
         """
-        known = self.tables.virtual_servers
-        self.foreign = {
-            key: server for key, server in found.items() if key not in known and key not in but_for and not is_ours(key)
+        unknown = {key: server for key, server in found.unknown.items() if key not in but_for}
+        kept = {
+            key: one for key, one in self.foreign.items() if not found.ipv6 and family_of(key.address) is Family.IPV6
         }
-        return [
-            key
-            for key in found.keys() | known.keys()
-            if key not in but_for and not is_same(found.get(key), known.get(key)) and (key in known or is_ours(key))
-        ]
+        self.foreign = kept | {key: server for key, server in unknown.items() if not is_ours(key)}
+        return [key for key in found.differing if key not in but_for] + [key for key in unknown if is_ours(key)]
 
     def adopt(self, keys: Iterable[VirtualServerKey]) -> None:
         """Take foreign virtual servers for ours, as they are."""
@@ -129,13 +137,29 @@ class Mirror:
         self.tables.addresses = found
         return wrong
 
-    def _correct_entries(self, found: dict[Role, set[SetEntry]]) -> set[tuple[Role, SetEntry]]:
-        known = self.tables.entries
-        wrong = {
-            (name, entry)
-            for name in found.keys() | known.keys()
-            for entry in found.get(name, set()) ^ known.get(name, set())
-        }
-        self.tables.entries = found
+    def _all_entries(self) -> dict[Role, set[SetEntry] | None]:
+        return {**dict.fromkeys(self.tables.entries), **self._kernel.read_entries()}
+
+    def _compare_entries(self, read: Callable[[], Mapping[Role, set[SetEntry] | None]]) -> list[_EntryDifference]:
+        """Read members in the kernel's thread; return in which roles they are others than is known.
+
+        Each is looked at by itself: the difference of two sets would keep the event loop for as long as it takes.
+        """
+        found: list[_EntryDifference] = []
+        for role, members in read().items():
+            known, present = self.tables.entries.get(role, set()), members or set()
+            gone = {entry for entry in known if entry not in present}
+            new = {entry for entry in present if entry not in known}
+            if gone or new:
+                found.append(_EntryDifference(role, gone, new))
+        return found
+
+    def _correct_entries(self, differences: Iterable[_EntryDifference]) -> set[tuple[Role, SetEntry]]:
+        wrong: set[tuple[Role, SetEntry]] = set()
+        for role, gone, new in differences:
+            known = self.tables.entries.setdefault(role, set())
+            known -= gone
+            known |= new
+            wrong |= {(role, entry) for entry in gone | new}
         self._forgot = False
         return wrong

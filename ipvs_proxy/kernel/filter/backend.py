@@ -48,8 +48,11 @@ class PacketFilter(Protocol):
     def read(self) -> dict[Role, set[SetEntry]]:
         """Read the members by role; a role whose set is missing, or is something else, is left out."""
 
-    def is_unchanged(self) -> bool:
-        """Return whether the members are certainly what ``read`` has given, but for what ``apply`` has done since."""
+    def read_changed(self) -> dict[Role, set[SetEntry] | None]:
+        """Read the members of the roles that are not certainly as they were last read, but for what was applied since.
+
+        ``None``: the set is missing, or is something else.
+        """
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out in their order; return for each 0, or a code that ``describe`` knows.

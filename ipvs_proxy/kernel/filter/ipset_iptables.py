@@ -67,9 +67,9 @@ class IpsetIptables:
         """Read the members by role; a role whose set is missing, or is of another type, is left out."""
         return self.sets.read()
 
-    def is_unchanged(self) -> bool:
-        """Return false: ipset does not say."""
-        return False
+    def read_changed(self) -> dict[Role, set[SetEntry] | None]:
+        """Read the members of the sets whose listing is another than when they were last read."""
+        return self.sets.read_changed()
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out; return for each 0, an errno, ipset's error, or UNKNOWN."""

@@ -112,9 +112,9 @@ class NftablesFilter:
         """Read the members by role; a role whose set is missing, or is of another type, is left out."""
         return self.sets.read()
 
-    def is_unchanged(self) -> bool:
-        """Return whether nobody but us has changed any rule or member on the node since the members were read."""
-        return self.sets.is_unchanged()
+    def read_changed(self) -> dict[Role, set[SetEntry] | None]:
+        """Read the members of all roles if anybody but us has changed any rule or member on the node since then."""
+        return self.sets.read_changed()
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
         """Carry operations out; return for each 0, an errno, or UNKNOWN."""

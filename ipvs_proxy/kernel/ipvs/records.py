@@ -66,6 +66,18 @@ class IpvsTable(NamedTuple):
     foreign: list[ForeignVirtualServer]
 
 
+class ListDifference(NamedTuple):
+    """What a list of the virtual servers differs in from what is known of them.
+
+    ``differing`` are known ones that are not in it, or have other settings; ``unknown`` has all others, with their real
+    servers. Without ``ipv6``, it says nothing of those of IPv6.
+    """
+
+    differing: list[VirtualServerKey]
+    unknown: dict[VirtualServerKey, VirtualServer]
+    ipv6: bool = True
+
+
 class Timeouts(NamedTuple):
     """How long IPVS keeps connections without packets, in seconds."""
 

@@ -2,21 +2,17 @@
 
 ``read`` never takes a virtual server for missing that is there: it would be added again. One dump does not promise
 that, because while somebody deletes virtual servers it can leave out others, and nothing shows it. So ``read`` ends
-with a second list of the virtual servers and reads again until both agree, unless everything that was known to be there
-is there.
+with a second list of the virtual servers and reads again until both agree.
 
 The kernel dumps the real servers of one virtual server at a time, so reading takes one dump for the virtual servers and
-one for each of them. Where an IPv4 virtual server is known, a quick look at its real servers comes first
-(``sockopt``).
+one for each of them. Whoever knows the table asks for less (``comparison``).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Sequence
 from errno import EEXIST, EINVAL, ENOENT, EPERM, EPROTONOSUPPORT, ESRCH
-from types import MappingProxyType
 from typing import Final
 
 from ipvs_proxy.kernel.ipvs import decode, encode
@@ -39,6 +35,7 @@ from ipvs_proxy.plan.tables import (
     RealServer,
     RealServerKey,
     RealServerOperation,
+    Settings,
     Verb,
     VirtualServer,
     VirtualServerKey,
@@ -52,9 +49,8 @@ READ_ATTEMPTS: Final = 5
 PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
 _PROBE_PORTS: Final = range(20000, 20100)
 
-_NOTHING: Final[Mapping[VirtualServerKey, VirtualServer]] = MappingProxyType({})
-#: Returns whether a virtual server has exactly these real servers; if not, or not known, they have to be read.
-_Confirm = Callable[[VirtualServerKey, Mapping[RealServerKey, RealServer]], bool]
+#: Takes key and settings of a virtual server; the key may be a plain tuple.
+TakeListed = Callable[[tuple[bytes, int, int, int], Settings], None]
 
 
 class Ipvs:
@@ -78,32 +74,42 @@ class Ipvs:
         """Close the socket."""
         self._socket.close()
 
-    def read(self, known: Mapping[VirtualServerKey, VirtualServer] = _NOTHING) -> IpvsTable:
+    def read(self) -> IpvsTable:
         """Read the whole table.
-
-        ``known`` is what the caller believes it to be. Virtual servers that are still so are returned as the same
-        objects, so that a large table is not in memory twice; and a list that has all of them needs no second one.
 
         Raises:
             OSError: if the kernel refuses, or if virtual servers come and go during each attempt.
             MalformedMessage: if a reply is garbage.
 
         """
-        with ExitStack() as stack:
-            return self._read(known, _quick_look(stack, self.traffic) if known else _cannot_tell)
-
-    def _read(self, known: Mapping[VirtualServerKey, VirtualServer], confirm: _Confirm) -> IpvsTable:
         listed = self._list()
         for _ in range(READ_ATTEMPTS):
-            found = [self._complete(server, known.get(key), confirm) for key, server in listed.virtual_servers.items()]
-            table = {server.key: server for server in found}
-            if known and known.keys() <= table.keys():
-                return IpvsTable(table, listed.foreign)
+            for key, server in listed.virtual_servers.items():
+                server.real_servers.update(self.read_real_servers(key))
             again = self._list()
-            if again.virtual_servers.keys() == table.keys():
-                return IpvsTable(table, again.foreign)
+            if again.virtual_servers.keys() == listed.virtual_servers.keys():
+                return IpvsTable(listed.virtual_servers, again.foreign)
             listed = again
         raise OSError(f"virtual servers came or went during each of {READ_ATTEMPTS} attempts to read them")
+
+    def stream_list(self, take: TakeListed) -> None:
+        """Hand over key and settings of all virtual servers that can be ours; it may miss some (see above).
+
+        Raises:
+            OSError: if the kernel refuses.
+            MalformedMessage: if a reply is garbage.
+
+        """
+
+        def read(payload: bytes) -> None:
+            listed = decode.decode_listed(payload)
+            if listed is not None:
+                take(*listed)
+            elif isinstance(found := decode.decode_virtual_server(payload), VirtualServer):
+                take(found.key, found.settings)
+
+        # IPVS never says that its table changed during a dump, so the result says nothing.
+        self._socket.stream(encode.encode_dump_virtual_servers(family_id=self._family_id), read)
 
     def read_virtual_servers(self) -> IpvsTable:
         """Read the virtual servers without real servers, in one dump: it may miss some (see above)."""
@@ -119,8 +125,15 @@ class Ipvs:
         """
         server = self._get(key)
         if server is not None:
-            server.real_servers.update(self._read_real_servers(key))
+            server.real_servers.update(self.read_real_servers(key))
         return server
+
+    def read_real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, RealServer]:
+        """Read the real servers of a virtual server; none if it does not exist. Raises as ``read_one`` does."""
+        address = key.address
+        return dict(
+            decode.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
+        )
 
     def connections(self, key: VirtualServerKey) -> dict[RealServerKey, Connections]:
         """Read the connections of each real server of a virtual server; none if it does not exist.
@@ -291,28 +304,6 @@ class Ipvs:
                 return None
             raise
 
-    def _complete(self, found: VirtualServer, same: VirtualServer | None, confirm: _Confirm) -> VirtualServer:
-        """Return a listed virtual server with its real servers: ``same`` if it equals that, else one with its keys."""
-        if same is None:
-            found.real_servers.update(self._read_real_servers(found.key))
-            return found
-        is_alike = same.settings == found.settings
-        if is_alike and confirm(found.key, same.real_servers):
-            return same
-        real_servers = self._read_real_servers(found.key)
-        if is_alike and same.real_servers == real_servers:
-            return same
-        keys = {key: key for key in list(same.real_servers)}
-        return VirtualServer(
-            same.key, *found.settings, {keys.get(key, key): settings for key, settings in real_servers.items()}
-        )
-
-    def _read_real_servers(self, key: VirtualServerKey) -> dict[RealServerKey, RealServer]:
-        address = key.address
-        return dict(
-            decode.decode_real_server(payload, virtual_address=address) for payload in self._dump_real_servers(key)
-        )
-
     def _dump_real_servers(self, key: VirtualServerKey) -> list[bytes]:
         """Read the real servers of a virtual server; the kernel returns none if it does not exist."""
         return self._socket.dump(encode.encode_dump_real_servers(key, family_id=self._family_id))
@@ -335,22 +326,6 @@ class Ipvs:
                 ) from error
             raise
         return family_id
-
-
-def _quick_look(stack: ExitStack, traffic: MessageCounts) -> _Confirm:
-    """Return what confirms real servers until the stack is unwound; without IPv4 it never does."""
-    # Only audits need it, and importing ctypes takes some milliseconds of a start.
-    from ipvs_proxy.kernel.ipvs.sockopt import QuickLook  # noqa: PLC0415
-
-    try:
-        look = stack.enter_context(closing(QuickLook(traffic)))
-    except OSError:
-        return _cannot_tell
-    return look.confirms
-
-
-def _cannot_tell(_key: VirtualServerKey, _real_servers: Mapping[RealServerKey, RealServer]) -> bool:
-    return False
 
 
 def _text_of(code: int) -> str:

@@ -84,6 +84,8 @@ class Sets:
                 raise MissingPiece("the kernel has no nfnetlink", "load the module nfnetlink") from error
             raise
         self._protocol = self._negotiate()
+        #: Of the sets of which all is known: what the kernel's answer was, as a hash.
+        self._known: dict[Role, int] = {}
 
     @property
     def traffic(self) -> MessageCounts:
@@ -148,13 +150,30 @@ class Sets:
             MalformedMessage: if a reply is garbage.
 
         """
-        found: dict[Role, set[SetEntry]] = {}
+        self._known = {}
+        return {role: members for role, members in self.read_changed().items() if members is not None}
+
+    def read_changed(self) -> dict[Role, set[SetEntry] | None]:
+        """Read the members of the sets that are not certainly as they were last read; ``None`` if one is missing.
+
+        Certain is a set to which nothing was applied since, and of which the kernel gives the same answer as then.
+        Reading the members from such an answer would take twenty times as long as getting it. Raises as ``read`` does;
+        then what was certain before is so still.
+        """
+        found: dict[Role, set[SetEntry] | None] = {}
+        known: dict[Role, int] = {}
         for role, definition in self._definitions.items():
             header = self._header(definition.name)
             if header is None or not _fits(header, definition):
+                found[role] = None
                 continue
             payloads = self._socket.dump(codec.encode_list(definition.name, protocol=self._protocol))
-            found[role] = {entry for payload in payloads for entry in codec.decode_members(payload, definition.type)}
+            known[role] = hash(tuple(payloads))
+            if known[role] != self._known.get(role):
+                found[role] = {
+                    entry for payload in payloads for entry in codec.decode_members(payload, definition.type)
+                }
+        self._known = known
         return found
 
     def apply(self, operations: Sequence[SetEntryOperation]) -> list[int]:
@@ -172,6 +191,7 @@ class Sets:
             if definition is None:
                 results[index] = ENOENT
                 continue
+            self._known.pop(role, None)
             try:
                 member = codec.encode_member(entry, definition.type)
             except ValueError:

@@ -118,6 +118,10 @@ class Sets:
             self._read.verified(number)
         return found
 
+    def read_changed(self) -> dict[Role, set[SetEntry] | None]:
+        """Read all members, ``None`` for a missing set; nothing if ``is_unchanged``. Raises as ``read`` does."""
+        return {} if self.is_unchanged() else {**dict.fromkeys(self._definitions), **self.read()}
+
     def is_unchanged(self) -> bool:
         """Return whether nobody but us has changed any rule or member on the node since all members were read.
 
