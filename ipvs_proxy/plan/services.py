@@ -27,8 +27,6 @@ from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.tables import Family, Protocol, text_of
 from ipvs_proxy.plan.weights import EQUAL
 
-#: Label of an EndpointSlice that names its Service.
-SERVICE_NAME = "kubernetes.io/service-name"
 #: The most omissions of one Service that are reported one by one.
 MAX_OMISSIONS = 50
 

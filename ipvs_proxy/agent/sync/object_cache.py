@@ -12,11 +12,8 @@ from typing import NamedTuple
 
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
 from ipvs_proxy.plan.fragment import ServiceName
-from ipvs_proxy.plan.services import SERVICE_NAME
 from ipvs_proxy.plan.slice_cache import SliceCache
 
-#: Annotation of the EndpointSlice controller: when the change happened that led to this version (RFC 3339).
-LAST_CHANGE_TRIGGER_TIME = "endpoints.kubernetes.io/last-change-trigger-time"
 #: From this number of slices on, what is read of them is kept, at about 400 bytes an endpoint: a change of one slice
 #: then costs no look at the others.
 MANY_SLICES = 3
@@ -94,16 +91,16 @@ def _slice(candidate: KubernetesObject | None) -> EndpointSlice | None:
 
 
 def _service_of(piece: EndpointSlice | None) -> ServiceName | None:
-    name = (piece.metadata.labels or {}).get(SERVICE_NAME) if piece is not None else None
-    return ServiceName(piece.metadata.namespace, name) if piece is not None and name else None
+    if piece is None or piece.metadata.labels is None or not piece.metadata.labels.service_name:
+        return None
+    return ServiceName(piece.metadata.namespace, piece.metadata.labels.service_name)
 
 
 def _trigger_time(piece: EndpointSlice | None) -> datetime | None:
-    text = (piece.metadata.annotations or {}).get(LAST_CHANGE_TRIGGER_TIME) if piece is not None else None
-    if text is None:
+    if piece is None or piece.metadata.annotations is None or piece.metadata.annotations.trigger_time is None:
         return None
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(piece.metadata.annotations.trigger_time)
     except ValueError:
         return None
     return moment if moment.tzinfo is not None else None
