@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
 from ipvs_proxy.plan.fragment import ServiceName
@@ -17,6 +17,7 @@ from ipvs_proxy.plan.slice_cache import SliceCache
 #: From this number of slices on, what is read of them is kept, at about 400 bytes an endpoint: a change of one slice
 #: then costs no look at the others.
 MANY_SLICES = 3
+_NO_SLICES: Final[dict[str, EndpointSlice]] = {}
 
 
 class Effect(NamedTuple):
@@ -33,12 +34,14 @@ class ObjectCache:
     def __init__(self) -> None:
         self.services: dict[ServiceName, Service] = {}
         self.node: Node | None = None
-        self._slices: dict[ServiceName, dict[str, EndpointSlice]] = {}
+        #: By name, or the slice itself where there is one: a dictionary of one takes 200 bytes.
+        self._slices: dict[ServiceName, EndpointSlice | dict[str, EndpointSlice]] = {}
         self._slice_caches: dict[ServiceName, SliceCache] = {}
 
     def slices(self, name: ServiceName) -> Iterable[EndpointSlice]:
         """Return the EndpointSlices of a Service."""
-        return self._slices.get(name, {}).values()
+        found = self._slices.get(name, _NO_SLICES)
+        return (found,) if isinstance(found, EndpointSlice) else found.values()
 
     def has_slices(self, name: ServiceName) -> bool:
         """Return whether a Service has an EndpointSlice."""
@@ -46,7 +49,8 @@ class ObjectCache:
 
     def slice_cache(self, name: ServiceName) -> SliceCache | None:
         """Return the place for what is remembered of a Service; ``None`` for one with few slices, as most have."""
-        if len(self._slices.get(name, ())) < MANY_SLICES:
+        found = self._slices.get(name)
+        if not isinstance(found, dict) or len(found) < MANY_SLICES:
             self._slice_caches.pop(name, None)
             return None
         return self._slice_caches.setdefault(name, SliceCache())
@@ -75,15 +79,28 @@ class ObjectCache:
         before, after = _service_of(old), _service_of(new)
         if old is not None and before is not None:
             concerned.add(before)
-            known = self._slices.get(before, {})
-            known.pop(old.metadata.name, None)
-            if not known:
-                self._slices.pop(before, None)
-                self._slice_caches.pop(before, None)
+            self._remove_slice(before, old.metadata.name)
         if new is not None and after is not None:
             concerned.add(after)
-            self._slices.setdefault(after, {})[new.metadata.name] = new
+            self._add_slice(after, new)
         return Effect(frozenset(concerned), triggered=_trigger_time(new))
+
+    def _add_slice(self, name: ServiceName, piece: EndpointSlice) -> None:
+        found = self._slices.get(name, _NO_SLICES)
+        if not found:
+            self._slices[name] = piece
+        elif isinstance(found, EndpointSlice):
+            self._slices[name] = {one.metadata.name: one for one in (found, piece)}
+        else:
+            found[piece.metadata.name] = piece
+
+    def _remove_slice(self, name: ServiceName, piece: str) -> None:
+        found = self._slices.get(name, _NO_SLICES)
+        if isinstance(found, dict):
+            found.pop(piece, None)
+        if not found or (isinstance(found, EndpointSlice) and found.metadata.name == piece):
+            self._slices.pop(name, None)
+            self._slice_caches.pop(name, None)
 
 
 def _slice(candidate: KubernetesObject | None) -> EndpointSlice | None:
