@@ -367,6 +367,8 @@ class KernelWriter:
 
     def _tell(self, keys: set[VirtualServerKey], touched: TableKeys) -> None:
         if keys:
+            # Where only some of very many real servers were looked at, all are not compared.
+            self.actual.share(self.desired.virtual_servers, keys - touched.only.keys())
             piece = TableKeys(keys, only={key: touched.only[key] for key in keys & touched.only.keys()})
             for observer in self._observers:
                 observer.observe_write(piece, self.desired.virtual_servers, self.actual.virtual_servers)
