@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from ipvs_proxy.kube.objects import ServicePort
 from ipvs_proxy.plan.annotations import ServiceOptions
 from ipvs_proxy.plan.choices import Choices
 from ipvs_proxy.plan.endpoints import Omission
@@ -101,3 +102,7 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
     omissions: list[Omission] = msgspec.field(default_factory=list)
     no_local: set[tuple[str, Family]] = msgspec.field(default_factory=set)
     health_checks: dict[Family, HealthCheck] = msgspec.field(default_factory=dict)
+
+    def where(self, port: ServicePort) -> str:
+        """Return what an omission calls a port."""
+        return f"service {self.name} port {port.name or port.port}"
