@@ -48,10 +48,10 @@ def _share_service(service: Service) -> None:
         _drop_unread(metadata)
     force_setattr(spec, "type", intern(spec.type))
     force_setattr(spec, "session_affinity", intern(spec.session_affinity))
-    for policy in ("internal_traffic_policy", "external_traffic_policy"):
-        text = getattr(spec, policy)
-        if text is not None:
-            force_setattr(spec, policy, intern(text))
+    if spec.internal_traffic_policy is not None:
+        force_setattr(spec, "internal_traffic_policy", intern(spec.internal_traffic_policy))
+    if spec.external_traffic_policy is not None:
+        force_setattr(spec, "external_traffic_policy", intern(spec.external_traffic_policy))
     if spec.cluster_ips == [spec.cluster_ip]:
         force_setattr(spec, "cluster_ips", None)
     if spec.ip_families is not None and len(spec.ip_families) <= _FEW:

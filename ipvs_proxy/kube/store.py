@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
-from typing import NamedTuple
 
 import msgspec
 
@@ -17,7 +16,7 @@ from ipvs_proxy.kube.decode import Event, key_of
 from ipvs_proxy.kube.objects import KubernetesObject
 
 
-class Change(NamedTuple):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """A change of one object. ``old`` is ``None`` if it was added, ``new`` is ``None`` if it was deleted."""
 
     kind: str

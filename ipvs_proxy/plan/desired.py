@@ -24,7 +24,7 @@ from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import RealServerKey, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import RealServerKey, Record, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
 
 T = TypeVar("T")
 #: A member of a set, with its role.
@@ -51,7 +51,7 @@ class _Claim(NamedTuple):
     members: tuple[Member, ...]
 
 
-class _Contribution(NamedTuple):
+class _Contribution(Record, frozen=True):
     """What one Service contributes to the tables: which virtual servers it claims, and what does not go with them.
 
     All are in the order of the plan, and in tuples: a dictionary or set of one takes five times the memory.
@@ -93,7 +93,7 @@ class DesiredTables:
         """
         before = self._contributions.get(name, _NOTHING)
         claims, after = ({}, _NOTHING) if fragment is None else _divide(name, fragment)
-        if any(after):
+        if after != _NOTHING:
             self._contributions[name] = after
         else:
             self._contributions.pop(name, None)
@@ -106,6 +106,8 @@ class DesiredTables:
 
     def conflicts_of(self, key: VirtualServerKey) -> list[Conflict]:
         """Return the claims to one virtual server that lost, by name."""
+        if key not in self._contested:
+            return []
         winner = self.owners.get(key)
         return [
             Conflict(key, winner, name)

@@ -7,7 +7,6 @@ Service, and what cannot be read is left out with its reason.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 from ipvs_proxy.kube.objects import Service
 from ipvs_proxy.plan.addresses import is_of, is_special, parse_address, parse_network
@@ -15,12 +14,12 @@ from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.reach import cuts_off
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import Family
+from ipvs_proxy.plan.tables import Family, Record
 
 Network = tuple[bytes, int]
 
 
-class FamilySpec(NamedTuple):
+class FamilySpec(Record, frozen=True):
     """What the spec of a Service says for all its ports in one family.
 
     ``source_ranges`` are the networks (packed address, prefix length) that may use the load balancer's addresses; none

@@ -14,7 +14,7 @@ from ipvs_proxy.plan.annotations import ServiceOptions
 from ipvs_proxy.plan.choices import Choices
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import Family, Role, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Family, Record, Role, SetEntry, VirtualServer, VirtualServerKey
 
 #: When a Service of unknown age counts as created: after all others.
 YOUNGEST = datetime.max.replace(tzinfo=UTC)
@@ -69,7 +69,7 @@ class HealthCheck(NamedTuple):
     local_endpoints: int
 
 
-class Scheduling(NamedTuple):
+class Scheduling(Record, frozen=True):
     """How one port's virtual servers share out connections.
 
     ``flags`` are ``IP_VS_SVC_F_*``, ``timeout`` is the persistence timeout in seconds, and ``source`` says who chose
@@ -82,7 +82,7 @@ class Scheduling(NamedTuple):
     source: Reason
 
 
-class Fragment(msgspec.Struct, frozen=True, gc=False):
+class Fragment(Record, frozen=True):
     """What one Service asks of the kernel, everything with the reason it is there.
 
     ``created`` orders Services that claim the same virtual server, and ``options`` is what annotations ask for.

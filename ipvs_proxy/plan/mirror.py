@@ -59,25 +59,25 @@ class KernelTables:
         real_servers: dict[RealServerKey, RealServer] | None = None
         for operation in operations:
             if isinstance(operation, RealServerOperation):
-                verb, virtual_server, key, settings = operation
+                verb, virtual_server = operation.verb, operation.virtual_server
                 # Those of one virtual server follow one another.
                 if virtual_server is not named:
                     known, named = self.virtual_servers.get(virtual_server), virtual_server
                     # Absent if the virtual server went in the meantime: then its real servers went with it.
                     real_servers = None if known is None else self._put(known, known.real_servers.copy())
                 if real_servers is not None and verb is not Verb.DELETE:
-                    real_servers[key] = settings
+                    real_servers[operation.key] = operation.real_server
                 elif real_servers is not None:
-                    real_servers.pop(key, None)
+                    real_servers.pop(operation.key, None)
                 continue
             named = None
             if isinstance(operation, VirtualServerOperation):
-                named, real_servers = operation.virtual_server.key, self._record_virtual_server(*operation)
+                named = operation.virtual_server.key
+                real_servers = self._record_virtual_server(operation.verb, operation.virtual_server)
             elif isinstance(operation, AddressOperation):
-                _record_member(self.addresses, *operation)
+                _record_member(self.addresses, operation.verb, operation.address)
             else:
-                verb, role, entry = operation
-                _record_member(self.entries.setdefault(role, set()), verb, entry)
+                _record_member(self.entries.setdefault(operation.role, set()), operation.verb, operation.entry)
 
     def note_draining(self, desired: DesiredTables, keys: TableKeys) -> CompleteKeys:
         """Note which virtual servers of ``keys`` drain from now on, and which no longer do.

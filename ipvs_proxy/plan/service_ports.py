@@ -165,7 +165,7 @@ def plan_port(
     _add(plan, key, Reason.CLUSTER_IP, choices, scheduling)
     _turn_away(plan, key, choices, chosen)
     plan.add_address(cluster_ip, Reason.CLUSTER_IP)
-    plan.add_entry(roles.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
+    plan.add_entry(roles.CLUSTER_IP, SetEntry(cluster_ip, protocol, port.port), Reason.CLUSTER_IP)
     if outside:
         _serve_outside(port, outside, chosen, scheduling, spec=spec, plan=plan)
     local = choices.local()

@@ -17,23 +17,23 @@ WEB, API = ServiceName("default", "web"), ServiceName("default", "api")
 def test_slice_that_moves_concerns_both_services_and_leaves_nothing_behind() -> None:
     cache = ObjectCache()
     of_web, of_api = endpoint_slice(endpoint("10.0.0.1")), endpoint_slice(endpoint("10.0.0.1"), of="api")
-    assert cache.change(None, of_web).services == {WEB}
-    assert cache.change(of_web, of_api).services == {WEB, API}
+    assert cache.change(None, of_web).services == (WEB,)
+    assert cache.change(of_web, of_api).services == (WEB, API)
     assert (list(cache.slices(WEB)), list(cache.slices(API))) == ([], [of_api])
-    assert cache.change(of_api, None).services == {API}
+    assert cache.change(of_api, None).services == (API,)
     assert cache._slices == {}
 
 
 def test_slice_without_a_service_concerns_nobody() -> None:
     piece = EndpointSlice(SliceMeta("x", "default"), "IPv4")
-    assert ObjectCache().change(None, piece).services == frozenset()
+    assert ObjectCache().change(None, piece).services == ()
 
 
 def test_service_is_known_until_it_is_deleted() -> None:
     cache, web = ObjectCache(), service("web")
-    assert cache.change(None, web).services == {WEB}
+    assert cache.change(None, web).services == (WEB,)
     assert cache.services == {WEB: web}
-    assert cache.change(web, None).services == {WEB}
+    assert cache.change(web, None).services == (WEB,)
     assert cache.services == {}
 
 

@@ -433,7 +433,7 @@ class Convergence(RuleBasedStateMachine):
             return
         if isinstance(operation, SetEntryOperation):
             # One that was to come first, to have new connections wait, did not.
-            assert SetEntryOperation(Verb.ADD, *operation[1:]) in failed, operation
+            assert SetEntryOperation(Verb.ADD, operation.role, operation.entry) in failed, operation
             return
         assert code == ESRCH, (operation, code)
         assert isinstance(operation, RealServerOperation)

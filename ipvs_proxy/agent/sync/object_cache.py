@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final
 
 from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Service
 from ipvs_proxy.plan.fragment import ServiceName
 from ipvs_proxy.plan.slice_cache import SliceCache
+from ipvs_proxy.plan.tables import Record
 
 #: From this number of slices on, what is read of them is kept, at about 400 bytes an endpoint: a change of one slice
 #: then costs no look at the others.
@@ -20,10 +21,10 @@ MANY_SLICES = 3
 _NO_SLICES: Final[dict[str, EndpointSlice]] = {}
 
 
-class Effect(NamedTuple):
+class Effect(Record, frozen=True):
     """What a change leads to."""
 
-    services: frozenset[ServiceName] = frozenset()
+    services: tuple[ServiceName, ...] = ()
     node: Node | None = None
     triggered: datetime | None = None
 
@@ -64,7 +65,7 @@ class ObjectCache:
                     self.services[name] = new
                 else:
                     self.services.pop(name, None)
-                return Effect(frozenset((name,)))
+                return Effect((name,))
             case EndpointSlice():
                 return self._change_slice(_slice(old), _slice(new))
             case Node():
@@ -75,15 +76,13 @@ class ObjectCache:
         return Effect()
 
     def _change_slice(self, old: EndpointSlice | None, new: EndpointSlice | None) -> Effect:
-        concerned = set()
         before, after = _service_of(old), _service_of(new)
         if old is not None and before is not None:
-            concerned.add(before)
             self._remove_slice(before, old.metadata.name)
         if new is not None and after is not None:
-            concerned.add(after)
             self._add_slice(after, new)
-        return Effect(frozenset(concerned), triggered=_trigger_time(new))
+        concerned = dict.fromkeys(name for name in (before, after) if name is not None)
+        return Effect(tuple(concerned), triggered=_trigger_time(new))
 
     def _add_slice(self, name: ServiceName, piece: EndpointSlice) -> None:
         found = self._slices.get(name, _NO_SLICES)
