@@ -20,6 +20,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import NamedTuple, TypeVar
 
+from msgspec import structs
+
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.reasons import Reason
@@ -39,8 +41,10 @@ class Conflict(NamedTuple):
     loser: ServiceName
 
 
-class _Claim(NamedTuple):
-    """A Service's wish for a virtual server, with the members of sets that go with it; the smallest claim wins.
+class _Claim(Record, frozen=True):
+    """A Service's wish for a virtual server, with the members of sets that go with it.
+
+    The oldest claim wins, then the one of the lowest name.
 
     Reasons and choices are computed again when somebody asks for them.
     """
@@ -162,7 +166,7 @@ class DesiredTables:
         if same and before is not None and claim is not None:
             if before.members == claim.members:
                 return
-            claim = claim._replace(server=before.server)
+            claim = structs.replace(claim, server=before.server)
         holder = self._claims.get(key)
         winner = self._settle(key, name, claim)
         if not same:
@@ -186,7 +190,7 @@ class DesiredTables:
                 claims[name] = claim
             if len(claims) > 1:
                 self._contested[key] = claims
-            winner = min(claims.values())
+            winner = min(claims.values(), key=lambda one: (one.created, one.name))
         if winner is None:
             self.virtual_servers.pop(key, None)
             self.owners.pop(key, None)
