@@ -44,8 +44,7 @@ def _share_service(service: Service) -> None:
     metadata, spec = service.metadata, service.spec
     force_setattr(metadata, "namespace", intern(metadata.namespace))
     force_setattr(metadata, "resource_version", "")
-    if metadata.labels is not None or metadata.annotations is not None:
-        _drop_unread(metadata)
+    _drop_unread(metadata)
     force_setattr(spec, "type", intern(spec.type))
     force_setattr(spec, "session_affinity", intern(spec.session_affinity))
     if spec.internal_traffic_policy is not None:
@@ -63,11 +62,13 @@ def _share_service(service: Service) -> None:
 
 
 def _drop_unread(metadata: ObjectMeta) -> None:
-    labels, annotations = metadata.labels or {}, metadata.annotations or {}
-    read = {name: labels[name] for name in LABELS if name in labels}
-    ours = {name: text for name, text in annotations.items() if name.startswith(OURS)}
-    force_setattr(metadata, "labels", read or None)
-    force_setattr(metadata, "annotations", ours or None)
+    labels, annotations = metadata.labels, metadata.annotations
+    if labels is not None:
+        read = {name: labels[name] for name in LABELS if name in labels}
+        force_setattr(metadata, "labels", read or None)
+    if annotations is not None:
+        ours = {name: text for name, text in annotations.items() if name.startswith(OURS)}
+        force_setattr(metadata, "annotations", ours or None)
 
 
 def _share_slice(piece: EndpointSlice) -> None:

@@ -6,7 +6,7 @@ decided in ``choices``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -84,7 +84,7 @@ class Gathered(Record, frozen=True):
     omissions: list[Omission]
 
 
-def gather(slices: Iterable[EndpointSlice], family: Family, node_name: str, weights: Weights = EQUAL) -> Gathered:
+def gather(slices: Collection[EndpointSlice], family: Family, node_name: str, weights: Weights = EQUAL) -> Gathered:
     """Merge the slices of one Service, whose rules about weights are ``weights``."""
     omissions: list[Omission] = []
     read = [read_slice(piece, family, node_name, weights) for piece in of_family(slices, family, omissions)]
@@ -93,7 +93,7 @@ def gather(slices: Iterable[EndpointSlice], family: Family, node_name: str, weig
     return Gathered(merge(read), omissions)
 
 
-def of_family(slices: Iterable[EndpointSlice], family: Family, omissions: list[Omission]) -> list[EndpointSlice]:
+def of_family(slices: Collection[EndpointSlice], family: Family, omissions: list[Omission]) -> list[EndpointSlice]:
     """Return the slices of a family in the order of their names.
 
     Omissions are slices of an unknown address type, and those beyond what one Service may have, counted by endpoints
@@ -101,7 +101,7 @@ def of_family(slices: Iterable[EndpointSlice], family: Family, omissions: list[O
     """
     found: list[EndpointSlice] = []
     room = MAX_ENDPOINT_PORTS
-    for piece in sorted(slices, key=_name_of):
+    for piece in sorted(slices, key=_name_of) if len(slices) > 1 else slices:
         if piece.address_type not in _ADDRESS_TYPES:
             where = f"{_where(piece)} addressType {piece.address_type}"
             omissions.append(Omission(where, Reason.UNSUPPORTED_ADDRESS_TYPE))

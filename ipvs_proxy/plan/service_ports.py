@@ -39,6 +39,8 @@ from ipvs_proxy.plan.weights import real_servers_of
 class FamilyPlan:
     """The fragment of a Service while one family is being added to it, and the ports that have a mark."""
 
+    __slots__ = ("budget", "cache", "context", "family", "fragment", "marked", "marks")
+
     def __init__(
         self,
         family: Family,

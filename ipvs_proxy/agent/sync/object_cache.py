@@ -7,6 +7,7 @@ slice, so its size follows the cluster's, however names churn.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import Final
 
@@ -44,9 +45,12 @@ class ObjectCache:
         found = self._slices.get(name, _NO_SLICES)
         return (found,) if isinstance(found, EndpointSlice) else found.values()
 
-    def has_slices(self, name: ServiceName) -> bool:
-        """Return whether a Service has an EndpointSlice."""
-        return name in self._slices
+    def having_slices(self, names: AbstractSet[ServiceName]) -> AbstractSet[ServiceName]:
+        """Return those of some Services that have an EndpointSlice.
+
+        The cost is that of the shorter side: while a start waits for slices, few have theirs, or few are left.
+        """
+        return names & self._slices.keys()
 
     def slice_cache(self, name: ServiceName) -> SliceCache | None:
         """Return the place for what is remembered of a Service; ``None`` for one with few slices, as most have."""
