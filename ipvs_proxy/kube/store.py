@@ -46,12 +46,12 @@ class Store:
         Objects in ``skipped_keys`` exist but could not be decoded; they stay as they were. If not even the key could be
         read (""), the object may be any of those that seem to be deleted, so none is removed.
         """
-        fresh = {key_of(item): item for item in objects}
-        known = {key_of(item): item for found in self._objects.values() for item in found.values()}
-        gone = () if "" in skipped_keys else known.keys() - fresh.keys() - skipped_keys
+        fresh = {(item.metadata.namespace, item.metadata.name): item for item in objects}
+        known = [(namespace, name) for namespace, found in self._objects.items() for name in found]
         changes = []
-        for key in sorted(gone):
-            changes += self._remove(known[key].metadata.namespace, known[key].metadata.name)
+        for namespace, name in sorted(pair for pair in known if pair not in fresh):
+            if skipped_keys.isdisjoint(("", key_of(self._objects[namespace][name]))):
+                changes += self._remove(namespace, name)
         for item in fresh.values():
             changes += self._put(item)
         return changes

@@ -153,8 +153,9 @@ def plan_port(
         return
     cache = None if plan.cache is None else plan.cache.port(plan.family, PortKey(port.name, protocol))
     chosen = _Chosen(endpoints, context, fragment.options, cache)
-    free = _unclaimed(_outside(port, protocol, spec, plan), key, port, plan)
-    outside = _affordable(free, len(endpoints), spec, plan)
+    outside = _outside(port, protocol, spec, plan)
+    if outside:
+        outside = _affordable(_unclaimed(outside, key, port, plan), len(endpoints), spec, plan)
     scheduling = decide_scheduling(service, port, context, fragment, weighted=chosen.are_weighted)
     chosen.weigh(scheduling.scheduler)
 
