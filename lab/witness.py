@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ipvs_proxy.kernel.filter.ipset.names import name_of
-from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.kube.objects import EndpointSlice, Service, SliceLabels
 from ipvs_proxy.plan.addresses import parse_address
 from ipvs_proxy.plan.desired import DesiredTables
 from ipvs_proxy.plan.fragment import Context, ServiceName
@@ -37,7 +37,7 @@ def planned(directory: Path, node: str = "node") -> DesiredTables:
         if item["kind"] == "Service":
             service = msgspec.convert(item, Service)
             name = ServiceName(service.metadata.namespace, service.metadata.name)
-            own = [s for s in slices if (s.metadata.labels or {})["kubernetes.io/service-name"] == name.name]
+            own = [piece for piece in slices if piece.metadata.labels == SliceLabels(name.name)]
             tables.replace(name, plan_service(service, own, context, Marks()))
     return tables
 

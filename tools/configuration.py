@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ipvs_proxy.kube.objects import SLICE_WEIGHTS
 from ipvs_proxy.plan.annotations import ANNOTATIONS
-from ipvs_proxy.plan.weights import MAX_WEIGHT, SLICE_WEIGHTS
+from ipvs_proxy.plan.weights import MAX_WEIGHT
 from ipvs_proxy.settings.row import OWN, Setting
 from ipvs_proxy.settings.table import SETTINGS, SETTINGS_BY_GROUP
 from tools.documents import DOCS, Texts, filled

@@ -246,5 +246,6 @@ async def _find_changes(settings: Settings, ground: Ground) -> Differences:
 def _lasting(operations: Sequence[Operation]) -> list[Operation]:
     """Leave out members that come only to go again (see ``plan.switching``)."""
     members = [one for one in operations if isinstance(one, SetEntryOperation)]
-    come, go = ({one[1:] for one in members if one.verb is verb} for verb in (Verb.ADD, Verb.DELETE))
-    return [one for one in operations if not isinstance(one, SetEntryOperation) or one[1:] not in come & go]
+    come, go = ({(one.role, one.entry) for one in members if one.verb is verb} for verb in (Verb.ADD, Verb.DELETE))
+    passing = come & go
+    return [one for one in operations if not isinstance(one, SetEntryOperation) or (one.role, one.entry) not in passing]

@@ -10,16 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from sys import intern
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
-from msgspec.structs import force_setattr
 
 from ipvs_proxy.kube.items import ItemSplitter, OutsideTooLongError
 from ipvs_proxy.kube.lines import MAX_OBJECT, TooLong
-from ipvs_proxy.kube.objects import EndpointConditions, EndpointSlice, KubernetesObject, Node
+from ipvs_proxy.kube.objects import KubernetesObject, Node
 from ipvs_proxy.kube.resources import Resource
+from ipvs_proxy.kube.sharing import share
 from ipvs_proxy.kube.texts import quote
 
 #: Annotation of the bookmark that ends the initial events of a streaming list (Kubernetes documentation, "Streaming
@@ -120,8 +119,6 @@ _EVENT = msgspec.json.Decoder(_Event)
 _TYPE = msgspec.json.Decoder(_Type)
 _IDENTITY = msgspec.json.Decoder(_Identity)
 _STATUS = msgspec.json.Decoder(_Status)
-#: The combinations of conditions seen so far, at most 27.
-_CONDITIONS: dict[EndpointConditions, EndpointConditions] = {}
 _WITH_OBJECT = ("ADDED", "MODIFIED")
 #: Types of events of which only the kind and the metadata of the object are decoded.
 _WITHOUT_OBJECT = ("BOOKMARK", "DELETED")
@@ -221,9 +218,8 @@ def decode_event(line: bytes | TooLong, resource: Resource) -> Event:
         return _decode_any_event(line, resource)
     if not typed.object.metadata.name:
         raise _no_event("its object has no name", line, resource)
-    if isinstance(typed.object, EndpointSlice):
-        _share(typed.object)
     version = _version(typed.object.metadata.resource_version)
+    share(typed.object)
     return Event(typed.type, key_of(typed.object), typed.object, resource_version=version)
 
 
@@ -333,8 +329,7 @@ def _decode(raw: bytes | msgspec.Raw, resource: Resource) -> KubernetesObject | 
     else:
         if not decoded.metadata.name:
             return Skipped(resource.kind, "", "it has no name")
-        if isinstance(decoded, EndpointSlice):
-            _share(decoded)
+        share(decoded)
         return decoded
     try:
         metadata = _IDENTITY.decode(raw).metadata
@@ -347,16 +342,6 @@ def _too_long(item: TooLong, resource: Resource) -> Skipped:
     found = _BEGINNING.match(item.head)
     key = _key((found["namespace"] or b"").decode(), found["name"].decode()) if found else ""
     return Skipped(resource.kind, key, f"it has {item.size:,} bytes, more than the {MAX_OBJECT:,} that are read")
-
-
-def _share(piece: EndpointSlice) -> None:
-    """Make endpoints share equal conditions and names of nodes and zones: they are few. Saves 110 bytes each."""
-    for endpoint in piece.endpoints or ():
-        force_setattr(endpoint, "conditions", _CONDITIONS.setdefault(endpoint.conditions, endpoint.conditions))
-        if endpoint.node_name is not None:
-            force_setattr(endpoint, "node_name", intern(endpoint.node_name))
-        if endpoint.zone is not None:
-            force_setattr(endpoint, "zone", intern(endpoint.zone))
 
 
 def _version(value: Any) -> str:

@@ -17,8 +17,6 @@ from ipvs_proxy.kube.objects import EndpointSlice, KubernetesObject, Node, Servi
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, Resource, is_for, own_node
 from ipvs_proxy.kube.texts import quote
 
-HEADLESS_LABEL: Final = "service.kubernetes.io/headless"
-
 #: Maximum length in characters of a namespace and of a name (Kubernetes documentation, "Object Names and IDs").
 LONGEST_NAMESPACE, LONGEST_NAME = 63, 253
 _LONGEST_KEY: Final = LONGEST_NAMESPACE + 1 + LONGEST_NAME
@@ -166,11 +164,10 @@ def _is_selected(item: KubernetesObject | Skipped, node_name: str, service_proxy
     """Return whether an object passes the selectors that the API server applies for the reflectors."""
     if isinstance(item, Skipped):
         return item.kind != "Node" or item.key == node_name
-    labels = item.metadata.labels or {}
     match item:
         case Service():
-            return is_for(service_proxy_name, labels) and item.spec.cluster_ip != "None"
-        case EndpointSlice():
-            return HEADLESS_LABEL not in labels
+            return is_for(service_proxy_name, item.metadata.labels or {}) and item.spec.cluster_ip != "None"
+        case EndpointSlice(metadata=metadata):
+            return metadata.labels is None or metadata.labels.headless is None
         case Node():
             return item.metadata.name == node_name

@@ -3,17 +3,27 @@
 These frozen structs flow from ``kube/`` into ``plan/``. All other fields are skipped while decoding, which keeps memory
 and CPU use low. Field names are the API's in snake case, and each field means what the Kubernetes API reference says
 (core/v1 Service and Node, discovery.k8s.io/v1 EndpointSlice). An absent field is ``None`` only where "absent" means
-something other than the zero value.
+something other than the zero value. What many objects have alike is in tuples and structs, which they can share (see
+``sharing``).
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 PortNumber = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+
+#: Label of an EndpointSlice that names its Service.
+SERVICE_NAME: Final = "kubernetes.io/service-name"
+#: Label of an EndpointSlice of a headless Service.
+HEADLESS: Final = "service.kubernetes.io/headless"
+#: Annotations of an EndpointSlice with the weight of its endpoints: the first that is there counts.
+SLICE_WEIGHTS: Final = ("ipvs-proxy.io/weight", "service.cilium.io/weight")
+#: Annotation of the EndpointSlice controller: when the change happened that led to this version (RFC 3339).
+TRIGGER_TIME: Final = "endpoints.kubernetes.io/last-change-trigger-time"
 
 
 class Struct(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_defaults=True):
@@ -21,7 +31,7 @@ class Struct(msgspec.Struct, frozen=True, gc=False, rename="camel", omit_default
 
 
 class ObjectMeta(Struct, frozen=True):
-    """``metadata`` of any object."""
+    """``metadata`` of a Service or a Node; what nobody reads of its labels and annotations is missing (``sharing``)."""
 
     name: str
     namespace: str = ""
@@ -60,8 +70,8 @@ class ServiceSpec(Struct, frozen=True):
     type: str = "ClusterIP"
     cluster_ip: str = msgspec.field(default="", name="clusterIP")
     cluster_ips: list[str] | None = msgspec.field(default=None, name="clusterIPs")
-    ip_families: list[str] | None = None
-    ports: list[ServicePort] | None = None
+    ip_families: tuple[str, ...] | None = None
+    ports: tuple[ServicePort, ...] | None = None
     session_affinity: str = "None"
     session_affinity_config: SessionAffinityConfig | None = None
     internal_traffic_policy: str | None = None
@@ -121,8 +131,8 @@ class ForNode(Struct, frozen=True):
 class EndpointHints(Struct, frozen=True):
     """``hints`` of one endpoint."""
 
-    for_zones: list[ForZone] | None = None
-    for_nodes: list[ForNode] | None = None
+    for_zones: tuple[ForZone, ...] | None = None
+    for_nodes: tuple[ForNode, ...] | None = None
 
 
 class Endpoint(Struct, frozen=True):
@@ -143,13 +153,38 @@ class EndpointPort(Struct, frozen=True):
     protocol: str = "TCP"
 
 
+class SliceLabels(Struct, frozen=True):
+    """The labels of an EndpointSlice that the agent reads."""
+
+    service_name: str | None = msgspec.field(default=None, name=SERVICE_NAME)
+    headless: str | None = msgspec.field(default=None, name=HEADLESS)
+
+
+class SliceAnnotations(Struct, frozen=True):
+    """The annotations of an EndpointSlice that the agent reads."""
+
+    weight: str | None = msgspec.field(default=None, name=SLICE_WEIGHTS[0])
+    cilium_weight: str | None = msgspec.field(default=None, name=SLICE_WEIGHTS[1])
+    trigger_time: str | None = msgspec.field(default=None, name=TRIGGER_TIME)
+
+
+class SliceMeta(Struct, frozen=True):
+    """``metadata`` of an EndpointSlice: 600 bytes less than an ``ObjectMeta`` with what controllers write."""
+
+    name: str
+    namespace: str = ""
+    resource_version: str = ""
+    labels: SliceLabels | None = None
+    annotations: SliceAnnotations | None = None
+
+
 class EndpointSlice(Struct, frozen=True):
     """discovery.k8s.io/v1 EndpointSlice."""
 
-    metadata: ObjectMeta
+    metadata: SliceMeta
     address_type: str
-    endpoints: list[Endpoint] | None = None
-    ports: list[EndpointPort] | None = None
+    endpoints: tuple[Endpoint, ...] | None = None
+    ports: tuple[EndpointPort, ...] | None = None
 
 
 class NodeAddress(Struct, frozen=True):

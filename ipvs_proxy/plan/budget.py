@@ -30,9 +30,11 @@ _MANY_STEPS: Final = 5_000
 def takes_long(service: Service, slices: Sequence[EndpointSlice]) -> bool:
     """Return whether planning a Service may take longer than others should wait for it."""
     spec = service.spec
-    listed = (spec.external_ips, service.status.load_balancer.ingress, spec.load_balancer_source_ranges)
-    steps = (1 + len(spec.ports or ())) * (5 + sum(len(each or ()) for each in listed))
-    steps += sum((1 + len(piece.endpoints or ())) * (1 + len(piece.ports or ())) for piece in slices)
+    listed = len(spec.external_ips or ()) + len(service.status.load_balancer.ingress or ())
+    listed += len(spec.load_balancer_source_ranges or ())
+    steps = (1 + len(spec.ports or ())) * (5 + listed)
+    for piece in slices:
+        steps += (1 + len(piece.endpoints or ())) * (1 + len(piece.ports or ()))
     return steps > _MANY_STEPS
 
 

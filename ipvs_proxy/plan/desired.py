@@ -17,14 +17,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple, TypeVar
+
+from msgspec import structs
 
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import RealServerKey, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import RealServerKey, Record, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
 
 T = TypeVar("T")
 #: A member of a set, with its role.
@@ -39,29 +41,32 @@ class Conflict(NamedTuple):
     loser: ServiceName
 
 
-class _Claim(NamedTuple):
-    """A Service's wish for a virtual server; the smallest claim wins."""
+class _Claim(Record, frozen=True):
+    """A Service's wish for a virtual server, with the members of sets that go with it.
+
+    The oldest claim wins, then the one of the lowest name.
+
+    Reasons and choices are computed again when somebody asks for them.
+    """
 
     created: datetime
     name: ServiceName
+    server: VirtualServer
+    members: tuple[Member, ...]
 
 
-class _Contribution(NamedTuple):
-    """What one Service contributes to the tables: what is kept of its fragment after it has been merged.
+class _Contribution(Record, frozen=True):
+    """What one Service contributes to the tables: which virtual servers it claims, and what does not go with them.
 
-    ``members`` are those that go with a virtual server, ``entries`` the others. All are in the order of the plan, and
-    in tuples, because a set of two takes three times the memory. Reasons and choices are computed again when somebody
-    asks for them.
+    All are in the order of the plan, and in tuples: a dictionary or set of one takes five times the memory.
     """
 
-    claim: _Claim
-    virtual_servers: dict[VirtualServerKey, VirtualServer]
-    members: dict[VirtualServerKey, tuple[Member, ...]]
+    keys: tuple[VirtualServerKey, ...]
     addresses: tuple[bytes, ...]
     entries: tuple[Member, ...]
 
 
-_NOTHING = _Contribution(_Claim(datetime.max.replace(tzinfo=UTC), ServiceName("", "")), {}, {}, (), ())
+_NOTHING = _Contribution((), (), ())
 _NO_MEMBERS: tuple[Member, ...] = ()
 #: The family and protocol of each role of node ports.
 _NODE_PORTS = {
@@ -81,42 +86,32 @@ class DesiredTables:
         self.entries: Counter[Member] = Counter()
         self.owners: dict[VirtualServerKey, ServiceName] = {}
         self._contributions: dict[ServiceName, _Contribution] = {}
-        self._contested: dict[VirtualServerKey, set[ServiceName]] = {}
+        #: The claim of each owner, and all claims where there are several.
+        self._claims: dict[VirtualServerKey, _Claim] = {}
+        self._contested: dict[VirtualServerKey, dict[ServiceName, _Claim]] = {}
 
     def replace(self, name: ServiceName, fragment: Fragment | None) -> TableKeys:
         """Replace the fragment of a Service; ``None`` removes it.
 
         Returns the keys of what may have changed: everything in which the old and the new fragment differ.
         """
-        old = self._contributions.get(name)
-        new = None if fragment is None else _contribution_of(name, fragment)
-        if new is not None and (new.virtual_servers or new.addresses or new.entries):
-            self._contributions[name] = new
+        before = self._contributions.get(name, _NOTHING)
+        claims, after = ({}, _NOTHING) if fragment is None else _divide(name, fragment)
+        if after != _NOTHING:
+            self._contributions[name] = after
         else:
             self._contributions.pop(name, None)
-            new = None
         touched = TableKeys()
-        before, after = old or _NOTHING, new or _NOTHING
         _count(self.addresses, before.addresses, after.addresses, touched.addresses)
         _count(self.entries, before.entries, after.entries, touched.entries)
-        same_claim = before.claim == after.claim
-        for key in before.virtual_servers.keys() | after.virtual_servers.keys():
-            only = _differing(before, after, key, fragment)
-            same = same_claim and _same(before.virtual_servers.get(key), after.virtual_servers.get(key), only)
-            if same and before.members.get(key) == after.members.get(key):
-                continue
-            counted = self._members(key, name, before)
-            if not same:
-                owner = self.owners.get(key)
-                self._settle(key, name, claims=key in after.virtual_servers)
-                touched.virtual_servers.add(key)
-                if only is not None and owner == name == self.owners[key]:
-                    touched.only[key] = only
-            _count(self.entries, counted, self._members(key, name, after), touched.entries)
+        for key in dict.fromkeys(before.keys + after.keys):
+            self._replace_claim(key, name, claims.get(key), fragment, touched)
         return touched
 
     def conflicts_of(self, key: VirtualServerKey) -> list[Conflict]:
         """Return the claims to one virtual server that lost, by name."""
+        if key not in self._contested:
+            return []
         winner = self.owners.get(key)
         return [
             Conflict(key, winner, name)
@@ -142,65 +137,100 @@ class DesiredTables:
 
     def virtual_servers_of(self, name: ServiceName) -> tuple[VirtualServerKey, ...]:
         """Return the virtual servers that a Service claims, including those that another Service owns."""
-        contribution = self._contributions.get(name)
-        return () if contribution is None else tuple(contribution.virtual_servers)
+        return self._contributions.get(name, _NOTHING).keys
 
     def claims_of(self, name: ServiceName) -> Mapping[VirtualServerKey, VirtualServer]:
         """Return the virtual servers that a Service claims, as its plan has them, whoever owns them."""
-        contribution = self._contributions.get(name)
-        return {} if contribution is None else contribution.virtual_servers
+        claims = [self._claim_of(key, name) for key in self.virtual_servers_of(name)]
+        return {claim.server.key: claim.server for claim in claims if claim is not None}
 
-    def _members(self, key: VirtualServerKey, name: ServiceName, contribution: _Contribution) -> tuple[Member, ...]:
-        """Return the members that go with a virtual server, by its owner; ``contribution`` is that of ``name``."""
-        owner = self.owners.get(key)
-        if owner is None:
-            return _NO_MEMBERS
-        return (contribution if owner == name else self._contributions[owner]).members.get(key, _NO_MEMBERS)
+    def _claim_of(self, key: VirtualServerKey, name: ServiceName) -> _Claim | None:
+        """Return the claim of one Service to a virtual server."""
+        claim = self._claims.get(key)
+        if claim is None or claim.name == name:
+            return claim
+        return self._contested[key].get(name) if key in self._contested else None
 
-    def _settle(self, key: VirtualServerKey, name: ServiceName, *, claims: bool) -> None:
-        """Decide who owns a virtual server now that one Service's claim has changed."""
-        claimants = self._contested.pop(key, None) or ({self.owners[key]} if key in self.owners else set())
-        claimants = claimants | {name} if claims else claimants - {name}
-        if not claimants:
+    def _replace_claim(
+        self,
+        key: VirtualServerKey,
+        name: ServiceName,
+        claim: _Claim | None,
+        fragment: Fragment | None,
+        touched: TableKeys,
+    ) -> None:
+        """Replace the claim of one Service to a virtual server, ``None`` for none; add what changed to ``touched``."""
+        before = self._claim_of(key, name)
+        only = _differing(before, claim, fragment)
+        same = _same(before, claim, only)
+        if same and before is not None and claim is not None:
+            if before.members == claim.members:
+                return
+            claim = structs.replace(claim, server=before.server)
+        holder = self._claims.get(key)
+        winner = self._settle(key, name, claim)
+        if not same:
+            touched.virtual_servers.add(key)
+            if only is not None and holder is before and winner is claim:
+                touched.only[key] = only
+        _count(
+            self.entries,
+            _NO_MEMBERS if holder is None else holder.members,
+            _NO_MEMBERS if winner is None else winner.members,
+            touched.entries,
+        )
+
+    def _settle(self, key: VirtualServerKey, name: ServiceName, claim: _Claim | None) -> _Claim | None:
+        """Decide who owns a virtual server now that one Service's claim has changed; return the winning claim."""
+        holder, winner = self._claims.get(key), claim
+        if key in self._contested or (holder is not None and holder.name != name):
+            claims = self._contested.pop(key, {} if holder is None else {holder.name: holder})
+            claims = {rival: one for rival, one in claims.items() if rival != name}
+            if claim is not None:
+                claims[name] = claim
+            if len(claims) > 1:
+                self._contested[key] = claims
+            winner = min(claims.values(), key=lambda one: (one.created, one.name))
+        if winner is None:
             self.virtual_servers.pop(key, None)
             self.owners.pop(key, None)
-            return
-        winner = min(self._contributions[claimant].claim for claimant in claimants).name
-        self.owners[key] = winner
-        self.virtual_servers[key] = self._contributions[winner].virtual_servers[key]
-        if len(claimants) > 1:
-            self._contested[key] = claimants
+            self._claims.pop(key, None)
+            return None
+        self.virtual_servers[key], self.owners[key], self._claims[key] = winner.server, winner.name, winner
+        return winner
 
 
 def _differing(
-    before: _Contribution, after: _Contribution, key: VirtualServerKey, fragment: Fragment | None
+    before: _Claim | None, claim: _Claim | None, fragment: Fragment | None
 ) -> frozenset[RealServerKey] | None:
     """Return all real servers in which a virtual server may differ from before, or ``None`` if that is unknown."""
-    old, new = before.virtual_servers.get(key), after.virtual_servers.get(key)
-    if old is None or new is None or fragment is None:
+    if before is None or claim is None or fragment is None:
         return None
-    choices = fragment.choices[key]
+    old, new = before.server, claim.server
+    choices = fragment.choices[new.key]
     if new.real_servers is not choices.real_servers:
         return None  # they were changed after the plan: some warm up
     differing = choices.differing(old.real_servers)
     return None if differing is None else differing | (old.lingering ^ new.lingering)
 
 
-def _same(old: VirtualServer | None, new: VirtualServer | None, only: frozenset[RealServerKey] | None) -> bool:
-    """Return whether two virtual servers are the same in everything; ``only`` as ``_differing`` returns it.
+def _same(before: _Claim | None, claim: _Claim | None, only: frozenset[RealServerKey] | None) -> bool:
+    """Return whether two claims to a virtual server are the same but for members; ``only`` as ``_differing`` has it.
 
     Where it is empty, both have the very same dictionary of real servers, which a comparison of both does not walk.
     """
-    return not only and old == new
+    if before is None or claim is None:
+        return before is claim
+    return not only and before.created == claim.created and before.server == claim.server
 
 
 def _count(counter: Counter[T], before: tuple[T, ...], after: tuple[T, ...], touched: set[T]) -> None:
     """Count a fragment's new references and drop its old ones; add to ``touched`` what appears or disappears."""
     if before == after:
         return
-    for item in set(after).difference(before):
-        counter[item] += 1
-        if counter[item] == 1:
+    for item in set(after).difference(before) if before else after:
+        references = counter[item] = counter.get(item, 0) + 1
+        if references == 1:
             touched.add(item)
     for item in set(before).difference(after):
         counter[item] -= 1
@@ -209,27 +239,28 @@ def _count(counter: Counter[T], before: tuple[T, ...], after: tuple[T, ...], tou
             touched.add(item)
 
 
-def _contribution_of(name: ServiceName, fragment: Fragment) -> _Contribution:
+def _divide(name: ServiceName, fragment: Fragment) -> tuple[dict[VirtualServerKey, _Claim], _Contribution]:
+    """Return what a fragment claims, with the members that go with each virtual server, and what else it asks for."""
+    servers = fragment.virtual_servers
     node_ports = {
         (family_of(key.address), key.protocol, key.port): key
-        for key, (_, reason) in fragment.virtual_servers.items()
+        for key, (_, reason) in servers.items()
         if reason is Reason.NODE_PORT
     }
-    members: dict[VirtualServerKey, list[Member]] = {}
+    members: dict[tuple[bytes, int, int, int], list[Member]] = {}
     others: list[Member] = []
     for member in fragment.entries:
         role, entry = member
-        key: VirtualServerKey | None = VirtualServerKey(*entry[:3])
+        # Equal to the ``VirtualServerKey``, which takes five times as long to make.
+        key: tuple[bytes, int, int, int] | None = (*entry[:3], 0)
         if not entry.address and role in _NODE_PORTS:
             key = node_ports.get((*_NODE_PORTS[role], entry.port))
-        if key in fragment.virtual_servers:
+        if key is not None and key in servers:
             members.setdefault(key, []).append(member)
         else:
             others.append(member)
-    return _Contribution(
-        claim=_Claim(fragment.created, name),
-        virtual_servers={key: server for key, (server, _) in fragment.virtual_servers.items()},
-        members={key: tuple(found) for key, found in members.items()},
-        addresses=tuple(fragment.addresses),
-        entries=tuple(others),
-    )
+    claims = {
+        key: _Claim(fragment.created, name, server, tuple(members.get(key, _NO_MEMBERS)))
+        for key, (server, _) in servers.items()
+    }
+    return claims, _Contribution(tuple(claims), tuple(fragment.addresses), tuple(others))

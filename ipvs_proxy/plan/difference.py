@@ -138,7 +138,7 @@ def difference(desired: DesiredTables, actual: KernelTables, keys: CompleteKeys)
         else:
             phases[Phase.ADDRESSES_COME].append(address_operation)
     for entry_operation in _entry_difference(desired, actual, _with_marks(keys.entries, actual)):
-        verb, role, entry = entry_operation
+        verb, role, entry = entry_operation.verb, entry_operation.role, entry_operation.entry
         if verb is Verb.DELETE:
             phase = _phase_of_deleted(role, stays=entry.address in actual.addresses and entry.address not in leaving)
         else:

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from ipvs_proxy.kube.objects import ServicePort
 from ipvs_proxy.plan.annotations import ServiceOptions
 from ipvs_proxy.plan.choices import Choices
 from ipvs_proxy.plan.endpoints import Omission
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.tables import Family, Role, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import Family, Record, Role, SetEntry, VirtualServer, VirtualServerKey
 
 #: When a Service of unknown age counts as created: after all others.
 YOUNGEST = datetime.max.replace(tzinfo=UTC)
@@ -68,7 +69,7 @@ class HealthCheck(NamedTuple):
     local_endpoints: int
 
 
-class Scheduling(NamedTuple):
+class Scheduling(Record, frozen=True):
     """How one port's virtual servers share out connections.
 
     ``flags`` are ``IP_VS_SVC_F_*``, ``timeout`` is the persistence timeout in seconds, and ``source`` says who chose
@@ -81,7 +82,7 @@ class Scheduling(NamedTuple):
     source: Reason
 
 
-class Fragment(msgspec.Struct, frozen=True, gc=False):
+class Fragment(Record, frozen=True):
     """What one Service asks of the kernel, everything with the reason it is there.
 
     ``created`` orders Services that claim the same virtual server, and ``options`` is what annotations ask for.
@@ -101,3 +102,7 @@ class Fragment(msgspec.Struct, frozen=True, gc=False):
     omissions: list[Omission] = msgspec.field(default_factory=list)
     no_local: set[tuple[str, Family]] = msgspec.field(default_factory=set)
     health_checks: dict[Family, HealthCheck] = msgspec.field(default_factory=dict)
+
+    def where(self, port: ServicePort) -> str:
+        """Return what an omission calls a port."""
+        return f"service {self.name} port {port.name or port.port}"

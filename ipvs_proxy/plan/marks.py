@@ -115,7 +115,9 @@ class Marks:
 
     def keep(self, service: tuple[str, str], ports: Collection[PortKey]) -> None:
         """Take back what a Service holds for other ports than these."""
-        held = self._held.get(service, {})
+        held = self._held.get(service)
+        if held is None:
+            return
         for port in held.keys() - ports:
             self._give_back(held.pop(port))
             self._by_namespace[service[0]] -= 1

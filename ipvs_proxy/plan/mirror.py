@@ -4,13 +4,16 @@
 one.** So only operations that the kernel has carried out are recorded, and what failed is read again. Whoever finds the
 two to differ corrects the mirror, never the other way round: the difference to what is desired does the rest.
 
+Virtual servers are values: one that changes is replaced. So the mirror can hold the very objects that are desired,
+where it has come to them (``share``).
+
 One thing the kernel holds in no form of its own, so it is noted here: which virtual servers drain although nobody wants
 them. A start finds it out again from the members of sets that name them (see ``draining``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NewType, TypeVar
 
@@ -56,25 +59,25 @@ class KernelTables:
         real_servers: dict[RealServerKey, RealServer] | None = None
         for operation in operations:
             if isinstance(operation, RealServerOperation):
-                verb, virtual_server, key, settings = operation
+                verb, virtual_server = operation.verb, operation.virtual_server
                 # Those of one virtual server follow one another.
                 if virtual_server is not named:
                     known, named = self.virtual_servers.get(virtual_server), virtual_server
                     # Absent if the virtual server went in the meantime: then its real servers went with it.
-                    real_servers = None if known is None else known.real_servers
+                    real_servers = None if known is None else self._put(known, known.real_servers.copy())
                 if real_servers is not None and verb is not Verb.DELETE:
-                    real_servers[key] = settings
+                    real_servers[operation.key] = operation.real_server
                 elif real_servers is not None:
-                    real_servers.pop(key, None)
+                    real_servers.pop(operation.key, None)
                 continue
             named = None
             if isinstance(operation, VirtualServerOperation):
-                self._record_virtual_server(*operation)
+                named = operation.virtual_server.key
+                real_servers = self._record_virtual_server(operation.verb, operation.virtual_server)
             elif isinstance(operation, AddressOperation):
-                _record_member(self.addresses, *operation)
+                _record_member(self.addresses, operation.verb, operation.address)
             else:
-                verb, role, entry = operation
-                _record_member(self.entries.setdefault(role, set()), verb, entry)
+                _record_member(self.entries.setdefault(operation.role, set()), operation.verb, operation.entry)
 
     def note_draining(self, desired: DesiredTables, keys: TableKeys) -> CompleteKeys:
         """Note which virtual servers of ``keys`` drain from now on, and which no longer do.
@@ -116,15 +119,31 @@ class KernelTables:
         else:
             self.draining.release(key)
 
-    def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> None:
+    def share(self, desired: Mapping[VirtualServerKey, VirtualServer], keys: Iterable[VirtualServerKey]) -> None:
+        """Take the desired objects for those virtual servers of ``keys`` that are as desired.
+
+        That saves 320 bytes of each with two real servers, and the same object needs no comparison.
+        """
+        for key in keys:
+            wanted, known = desired.get(key), self.virtual_servers.get(key)
+            if wanted is not None and known is not wanted and is_same(wanted, known):
+                self.virtual_servers[key] = wanted
+
+    def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> dict[RealServerKey, RealServer] | None:
+        """Record an operation; return the real servers, to which others may be added."""
         if verb is Verb.DELETE:
             self.virtual_servers.pop(server.key, None)
             self.draining.release(server.key)
-            return
+            return None
         known = self.virtual_servers.get(server.key)
         # A dictionary of its own: the desired one is another object, and real servers have operations of their own.
-        real_servers = {} if known is None or verb is Verb.ADD else known.real_servers
+        return self._put(server, {} if known is None or verb is Verb.ADD else known.real_servers.copy())
+
+    def _put(
+        self, server: VirtualServer, real_servers: dict[RealServerKey, RealServer]
+    ) -> dict[RealServerKey, RealServer]:
         self.virtual_servers[server.key] = VirtualServer(server.key, *server.settings, real_servers)
+        return real_servers
 
 
 def _record_member(members: set[T], verb: Verb, member: T) -> None:

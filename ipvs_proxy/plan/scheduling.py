@@ -48,7 +48,7 @@ def decide_scheduling(
         if port.protocol == "UDP":
             flags |= ONE_PACKET_FLAG
         else:
-            where = f"{_port_of(port, fragment)} {port.protocol} annotation {ONE_PACKET}"
+            where = f"{fragment.where(port)} {port.protocol} annotation {ONE_PACKET}"
             fragment.omissions.append(Omission(where, Reason.ONE_PACKET_IS_FOR_UDP))
     timeout = _affinity_timeout(service, port, fragment)
     return Scheduling(scheduler, flags | PERSISTENT if timeout else flags, timeout, source)
@@ -102,10 +102,6 @@ def _affinity_timeout(service: Service, port: ServicePort, fragment: Fragment) -
     timeout = config.client_ip.timeout_seconds
     if 0 < timeout <= MAX_AFFINITY_TIMEOUT:
         return timeout
-    where = f"{_port_of(port, fragment)} timeoutSeconds {timeout}"
+    where = f"{fragment.where(port)} timeoutSeconds {timeout}"
     fragment.omissions.append(Omission(where, Reason.INVALID_AFFINITY_TIMEOUT))
     return DEFAULT_AFFINITY_TIMEOUT
-
-
-def _port_of(port: ServicePort, fragment: Fragment) -> str:
-    return f"service {fragment.name} port {port.name or port.port}"

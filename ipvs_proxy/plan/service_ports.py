@@ -39,6 +39,8 @@ from ipvs_proxy.plan.weights import real_servers_of
 class FamilyPlan:
     """The fragment of a Service while one family is being added to it, and the ports that have a mark."""
 
+    __slots__ = ("budget", "cache", "context", "family", "fragment", "marked", "marks")
+
     def __init__(
         self,
         family: Family,
@@ -86,7 +88,7 @@ class _Chosen:
         self._settings = USUAL
         self._states = set(endpoints.values() if cache is None else cache.states)
         #: Whether the endpoints have weights, or may get some without a change of the Service.
-        self.are_weighted = any(state.weight != 1 for state in self._states) or may_be_weighted(options)
+        self.are_weighted = bool({state.weight for state in self._states} - {1}) or may_be_weighted(options)
 
     def weigh(self, scheduler: str) -> None:
         """Give the real servers weights and limits; called before anything is chosen."""
@@ -145,16 +147,15 @@ def plan_port(
     fragment, context = plan.fragment, plan.context
     key = VirtualServerKey(cluster_ip, protocol, port.port)
     if key in fragment.virtual_servers:
-        fragment.omissions.append(
-            Omission(f"service {fragment.name} port {port.name or port.port}", Reason.DUPLICATE_PORT)
-        )
+        fragment.omissions.append(Omission(fragment.where(port), Reason.DUPLICATE_PORT))
         return
     if not plan.budget.take_inside(len(endpoints)):
         return
     cache = None if plan.cache is None else plan.cache.port(plan.family, PortKey(port.name, protocol))
     chosen = _Chosen(endpoints, context, fragment.options, cache)
-    free = _unclaimed(_outside(port, protocol, spec, plan), key, port, plan)
-    outside = _affordable(free, len(endpoints), spec, plan)
+    outside = _outside(port, protocol, spec, plan)
+    if outside:
+        outside = _affordable(_unclaimed(outside, key, port, plan), len(endpoints), spec, plan)
     scheduling = decide_scheduling(service, port, context, fragment, weighted=chosen.are_weighted)
     chosen.weigh(scheduling.scheduler)
 
@@ -167,10 +168,10 @@ def plan_port(
     _add(plan, key, Reason.CLUSTER_IP, choices, scheduling)
     _turn_away(plan, key, choices, chosen)
     plan.add_address(cluster_ip, Reason.CLUSTER_IP)
-    plan.add_entry(roles.CLUSTER_IP, SetEntry(*key[:3]), Reason.CLUSTER_IP)
+    plan.add_entry(roles.CLUSTER_IP, SetEntry(cluster_ip, protocol, port.port), Reason.CLUSTER_IP)
     if outside:
         _serve_outside(port, outside, chosen, scheduling, spec=spec, plan=plan)
-    local = list(choices.local())
+    local = choices.local()
     for address, number in local if plan.budget.take_local(len(local)) else ():
         # Whatever its condition: existing connections of a pod to itself must go on.
         plan.add_entry(roles.LOOP_BACK, SetEntry(address, protocol, number, address), Reason.LOCAL_ENDPOINT)
@@ -180,8 +181,10 @@ def _outside(
     port: ServicePort, protocol: Protocol, spec: FamilySpec, plan: FamilyPlan
 ) -> list[tuple[VirtualServerKey, Reason]]:
     """Return the virtual servers for clients outside the cluster with their kinds; one can have two."""
+    if not (port.node_port or spec.external_ips or spec.load_balancer_ips):
+        return []
     if plan.budget.is_spent:
-        plan.budget.left_out += bool(port.node_port or spec.external_ips or spec.load_balancer_ips)
+        plan.budget.left_out += 1
         return []
     length = 4 if plan.family is Family.IPV4 else 16
     found = [(VirtualServerKey(address, protocol, port.port), Reason.EXTERNAL_IP) for address in spec.external_ips]
@@ -224,7 +227,7 @@ def _unclaimed(
         if not claimed and not takes_place(key, plan.context):
             free.append((key, kind))
             continue
-        where = f"service {fragment.name} port {port.name or port.port} {kind} {key}"
+        where = f"{fragment.where(port)} {kind} {key}"
         fragment.omissions.append(Omission(where, Reason.DUPLICATE_PORT if claimed else Reason.API_SERVER_ADDRESS))
     return free
 
@@ -255,9 +258,7 @@ def _serve_outside(
         holder = PortKey(port.name, Protocol(outside[0][0].protocol))
         mark = plan.marks.assign(fragment.name, holder, [key for key, _ in outside])
         if mark is None:
-            fragment.omissions.append(
-                Omission(f"service {fragment.name} port {port.name or port.port}", Reason.NO_MARK_LEFT)
-            )
+            fragment.omissions.append(Omission(fragment.where(port), Reason.NO_MARK_LEFT))
         else:
             plan.marked.add(holder)
             internal = mark_key(mark, plan.family)

@@ -13,7 +13,7 @@ from itertools import islice
 from ipvs_proxy.kube.objects import EndpointSlice, Service
 from ipvs_proxy.kube.resources import is_for
 from ipvs_proxy.kube.texts import quote
-from ipvs_proxy.plan.addresses import is_of, is_special, parse_address
+from ipvs_proxy.plan.addresses import is_of, is_special, ordinary_address, parse_address
 from ipvs_proxy.plan.annotations import read_options
 from ipvs_proxy.plan.budget import Budget
 from ipvs_proxy.plan.endpoints import PROTOCOLS, Gathered, Omission, PortKey, gather
@@ -27,8 +27,6 @@ from ipvs_proxy.plan.slice_cache import SliceCache
 from ipvs_proxy.plan.tables import Family, Protocol, text_of
 from ipvs_proxy.plan.weights import EQUAL
 
-#: Label of an EndpointSlice that names its Service.
-SERVICE_NAME = "kubernetes.io/service-name"
 #: The most omissions of one Service that are reported one by one.
 MAX_OMISSIONS = 50
 
@@ -118,18 +116,20 @@ def _skip_reason(service: Service, context: Context) -> Reason | None:
 
 def _cluster_address(service: Service, family: Family) -> bytes | Reason:
     """Return the cluster IP of a family: by position in ``ipFamilies``, or by its form where there is no such list."""
-    spec = service.spec
+    spec, label = service.spec, family.label
     if not spec.ip_families:
         address = parse_address(spec.cluster_ip)
         if address is None:
             return Reason.INVALID_CLUSTER_IP
         return _usable(address) if is_of(address, family) else Reason.NO_CLUSTER_IP
-    addresses = spec.cluster_ips or [spec.cluster_ip]
-    if family.label not in spec.ip_families:
+    if label not in spec.ip_families:
         return Reason.NO_CLUSTER_IP
-    index = spec.ip_families.index(family.label)
+    addresses, index = spec.cluster_ips or (spec.cluster_ip,), spec.ip_families.index(label)
     if index >= len(addresses):
         return Reason.NO_CLUSTER_IP
+    ordinary = ordinary_address(addresses[index], family)
+    if ordinary is not None:
+        return ordinary
     address = parse_address(addresses[index])
     return _usable(address) if address is not None and is_of(address, family) else Reason.INVALID_CLUSTER_IP
 
@@ -146,13 +146,13 @@ def _plan_family(service: Service, gathered: Gathered, address: bytes, plan: Fam
     counted: set[PortKey] = set()
     ready: set[bytes] = set()
     for port in service.spec.ports or ():
-        where = f"service {fragment.name} port {port.name or port.port}"
         protocol = PROTOCOLS.get(port.protocol)
         if protocol is None:
-            fragment.omissions.append(Omission(f"{where} protocol {port.protocol}", Reason.UNKNOWN_PROTOCOL))
+            where = f"{fragment.where(port)} protocol {port.protocol}"
+            fragment.omissions.append(Omission(where, Reason.UNKNOWN_PROTOCOL))
             continue
         if port.port == 0:
-            fragment.omissions.append(Omission(where, Reason.INVALID_PORT))
+            fragment.omissions.append(Omission(fragment.where(port), Reason.INVALID_PORT))
             continue
         key = PortKey(port.name, protocol)
         endpoints = gathered.endpoints.get(key, {})

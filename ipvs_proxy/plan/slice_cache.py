@@ -13,7 +13,7 @@ anew (0.01 ms for 1,000 endpoints).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from ipvs_proxy.kube.objects import EndpointSlice
@@ -117,7 +117,7 @@ class SliceCache:
         return self._ports.get(family, {}).get(port)
 
     def gather(
-        self, slices: Iterable[EndpointSlice], family: Family, node_name: str, weights: Weights = EQUAL
+        self, slices: Collection[EndpointSlice], family: Family, node_name: str, weights: Weights = EQUAL
     ) -> Gathered:
         """Merge the slices as ``endpoints.gather`` does."""
         if weights != self._weights:

@@ -38,8 +38,8 @@ def keep_waiting(operations: Iterable[Operation], desired: DesiredTables, actual
 
 
 def _switches(operation: VirtualServerOperation, actual: KernelTables) -> bool:
-    verb, server = operation
-    if verb is not Verb.SET or server.key.mark:
+    server = operation.virtual_server
+    if operation.verb is not Verb.SET or server.key.mark:
         return False
     known = actual.virtual_servers.get(server.key)
     return known is not None and known.scheduler != server.scheduler

@@ -21,7 +21,7 @@ from math import gcd
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from ipvs_proxy.kube.objects import EndpointSlice
+from ipvs_proxy.kube.objects import SLICE_WEIGHTS, EndpointSlice
 from ipvs_proxy.plan.tables import ACTIVE, RealServer
 
 #: The largest weight that ipvsadm(8) takes, and Cilium's annotation, too.
@@ -32,8 +32,6 @@ MAX_CONNECTIONS: Final = 2**31 - 1
 #: One that finds the table full gets no connection ever (``IP_VS_SH_TAB_SIZE`` and ``IP_VS_MH_TAB_SIZE`` in
 #: net/netfilter/ipvs, with the defaults of the kernel's configuration).
 SLOTS: Final = MappingProxyType({"sh": 256, "mh": 4_093})
-#: Annotations of an EndpointSlice, the first that is there counts.
-SLICE_WEIGHTS: Final = ("ipvs-proxy.io/weight", "service.cilium.io/weight")
 #: Rules that one Service may have.
 MAX_RULES: Final = 1_000
 #: Characters that they may have together: as many as that take with the longest names of nodes.
@@ -124,10 +122,12 @@ def slice_weight(piece: EndpointSlice) -> int | None:
 
     """
     annotations = piece.metadata.annotations
-    name = next((name for name in SLICE_WEIGHTS if name in annotations), None) if annotations else None
-    if annotations is None or name is None:
+    if annotations is None:
         return None
-    text = annotations[name]
+    found = zip(SLICE_WEIGHTS, (annotations.weight, annotations.cilium_weight), strict=True)
+    name, text = next(((name, text) for name, text in found if text is not None), ("", None))
+    if text is None:
+        return None
     try:
         return read_number(text, at_most=MAX_WEIGHT)
     except ValueError:

@@ -15,9 +15,8 @@ from structlog.testing import capture_logs
 from ipvs_proxy.agent.sync import retries, startup
 from ipvs_proxy.agent.sync.audit import follow_for_ever
 from ipvs_proxy.agent.sync.drains import Ending
-from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
-from ipvs_proxy.kube.objects import EndpointSlice, Node, ObjectMeta, Service, ServicePort
+from ipvs_proxy.kube.objects import TRIGGER_TIME, EndpointSlice, Node, ObjectMeta, Service, ServicePort
 from ipvs_proxy.pacing import Backoff
 from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.fragment import Context, Fragment, HealthCheck, ServiceName
@@ -36,7 +35,7 @@ from ipvs_proxy.plan.tables import (
 )
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.listening import Listening
-from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.objects import annotated_slice, endpoint, endpoint_slice, packed, real, service, virtual
 from tests.support.rig import POD1, POD2, SLICE, VIP, WEB, Rig, running
 from tests.support.roles import role
 
@@ -609,9 +608,7 @@ async def test_a_change_looks_at_nothing_of_other_services(plane: FakeDataplane)
 
 def at(moment: datetime, *addresses: str) -> EndpointSlice:
     """A slice that says when the change happened that led to it."""
-    piece = endpoint_slice(*map(endpoint, addresses))
-    told = {LAST_CHANGE_TRIGGER_TIME: moment.isoformat()}
-    return structs.replace(piece, metadata=structs.replace(piece.metadata, annotations=told))
+    return annotated_slice(endpoint_slice(*map(endpoint, addresses)), {TRIGGER_TIME: moment.isoformat()})
 
 
 async def test_changes_are_counted_and_their_way_into_the_kernel_is_measured_once(plane: FakeDataplane) -> None:

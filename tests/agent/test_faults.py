@@ -38,6 +38,7 @@ from tests.support.fake_dataplane import FakeDataplane
 from tests.support.listening import Listening
 from tests.support.objects import endpoint, endpoint_slice, marked, real, service, virtual
 from tests.support.rig import POD1, SLICE, VIP, WEB, Rig, running
+from tests.support.tables import hold
 
 OTHER = virtual("10.96.0.11")
 
@@ -93,7 +94,7 @@ async def test_drift_is_repaired_by_the_audit_after_one_that_failed(
 async def test_audit_finds_what_is_not_as_desired_though_nothing_waits(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
         for tables in (plane.kernel, rig.writer.actual):
-            tables.virtual_servers[VIP].real_servers.pop(POD1, None)
+            hold(tables.virtual_servers, VIP, {POD1: None})
             tables.addresses.discard(VIP.address)
         await rig.audit.run_once()
         assert POD1 in plane.kernel.virtual_servers[VIP].real_servers

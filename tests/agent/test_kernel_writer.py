@@ -23,6 +23,7 @@ from tests.support.failing import failing
 from tests.support.fake_dataplane import FakeDataplane
 from tests.support.objects import endpoint, endpoint_slice, packed, real, service, virtual
 from tests.support.rig import POD1, POD2, SLICE, VIP, WEB, Rig, running
+from tests.support.tables import hold
 
 OTHER = virtual("10.96.0.11")
 
@@ -117,12 +118,12 @@ async def test_only_what_drains_is_removed_at_the_end_of_a_drain(plane: FakeData
     gone, wanted, active = real("10.244.0.9"), POD1, real("10.244.0.8")
     async with running(plane, WEB, SLICE) as rig:
         for tables in (plane.kernel, rig.writer.actual):
-            tables.virtual_servers[VIP].real_servers.update({wanted: DRAINING, active: ACTIVE})
+            hold(tables.virtual_servers, VIP, {wanted: DRAINING, active: ACTIVE})
         plane.kernel.log.clear()
         assert await rig.writer.remove_real_servers([(VIP, gone), (VIP, wanted), (VIP, active), (OTHER, gone)]) == []
         assert attempts(plane) == []
         for tables in (plane.kernel, rig.writer.actual):
-            tables.virtual_servers[VIP].real_servers[active] = DRAINING
+            hold(tables.virtual_servers, VIP, {active: DRAINING})
         removed = RealServerOperation(Verb.DELETE, VIP, active, DRAINING)
         assert await rig.writer.remove_real_servers([(VIP, active)]) == [removed]
         assert attempts(plane) == [removed]

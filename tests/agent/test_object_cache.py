@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-import msgspec
 import pytest
 
-from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME, MANY_SLICES, ObjectCache
-from ipvs_proxy.kube.objects import EndpointSlice, Node, ObjectMeta
+from ipvs_proxy.agent.sync.object_cache import MANY_SLICES, ObjectCache
+from ipvs_proxy.kube.objects import TRIGGER_TIME, EndpointSlice, Node, ObjectMeta, SliceMeta
 from ipvs_proxy.plan.fragment import ServiceName
-from tests.support.objects import endpoint, endpoint_slice, service
+from tests.support.objects import annotated_slice, endpoint, endpoint_slice, service
 
 WEB, API = ServiceName("default", "web"), ServiceName("default", "api")
 
@@ -18,23 +17,23 @@ WEB, API = ServiceName("default", "web"), ServiceName("default", "api")
 def test_slice_that_moves_concerns_both_services_and_leaves_nothing_behind() -> None:
     cache = ObjectCache()
     of_web, of_api = endpoint_slice(endpoint("10.0.0.1")), endpoint_slice(endpoint("10.0.0.1"), of="api")
-    assert cache.change(None, of_web).services == {WEB}
-    assert cache.change(of_web, of_api).services == {WEB, API}
+    assert cache.change(None, of_web).services == (WEB,)
+    assert cache.change(of_web, of_api).services == (WEB, API)
     assert (list(cache.slices(WEB)), list(cache.slices(API))) == ([], [of_api])
-    assert cache.change(of_api, None).services == {API}
+    assert cache.change(of_api, None).services == (API,)
     assert cache._slices == {}
 
 
 def test_slice_without_a_service_concerns_nobody() -> None:
-    piece = EndpointSlice(ObjectMeta("x", "default"), "IPv4")
-    assert ObjectCache().change(None, piece).services == frozenset()
+    piece = EndpointSlice(SliceMeta("x", "default"), "IPv4")
+    assert ObjectCache().change(None, piece).services == ()
 
 
 def test_service_is_known_until_it_is_deleted() -> None:
     cache, web = ObjectCache(), service("web")
-    assert cache.change(None, web).services == {WEB}
+    assert cache.change(None, web).services == (WEB,)
     assert cache.services == {WEB: web}
-    assert cache.change(web, None).services == {WEB}
+    assert cache.change(web, None).services == (WEB,)
     assert cache.services == {}
 
 
@@ -54,9 +53,8 @@ def test_deleted_node_stays_as_it_was() -> None:
     ],
 )
 def test_trigger_time_is_read_from_the_annotation(text: str, moment: datetime | None) -> None:
-    piece = endpoint_slice(endpoint("10.0.0.1"))
-    metadata = msgspec.structs.replace(piece.metadata, annotations={LAST_CHANGE_TRIGGER_TIME: text})
-    assert ObjectCache().change(None, msgspec.structs.replace(piece, metadata=metadata)).triggered == moment
+    piece = annotated_slice(endpoint_slice(endpoint("10.0.0.1")), {TRIGGER_TIME: text})
+    assert ObjectCache().change(None, piece).triggered == moment
 
 
 def test_what_is_read_is_remembered_for_services_with_many_slices_only() -> None:

@@ -65,7 +65,7 @@ from tests.support.histories import (
     pieces,
     wishes,
 )
-from tests.support.objects import packed, real
+from tests.support.objects import annotated_slice, packed, real
 from tests.support.tables import everything, round_of
 
 HERE = Context(
@@ -228,8 +228,7 @@ class Convergence(RuleBasedStateMachine):
     @rule(data=st.data(), annotations=annotations_from(SLICE_ANNOTATIONS))
     def annotate_slice(self, data: st.DataObject, annotations: dict[str, str]) -> None:
         name, number, piece = data.draw(st.sampled_from(self.all_slices()))
-        metadata = structs.replace(piece.metadata, annotations=annotations or None)
-        self.slices[name][number] = structs.replace(piece, metadata=metadata)
+        self.slices[name][number] = annotated_slice(piece, annotations)
         self.follow(name)
 
     @rule(seconds=st.sampled_from([1.0, 3.0, 20.0]))
@@ -434,7 +433,7 @@ class Convergence(RuleBasedStateMachine):
             return
         if isinstance(operation, SetEntryOperation):
             # One that was to come first, to have new connections wait, did not.
-            assert SetEntryOperation(Verb.ADD, *operation[1:]) in failed, operation
+            assert SetEntryOperation(Verb.ADD, operation.role, operation.entry) in failed, operation
             return
         assert code == ESRCH, (operation, code)
         assert isinstance(operation, RealServerOperation)

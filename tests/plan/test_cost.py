@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ipvs_proxy.agent.sync.object_cache import LAST_CHANGE_TRIGGER_TIME, ObjectCache
+from ipvs_proxy.agent.sync.object_cache import ObjectCache
 from ipvs_proxy.kube.decode import Skipped, convert_object
-from ipvs_proxy.kube.objects import EndpointSlice, Service
+from ipvs_proxy.kube.objects import SERVICE_NAME, TRIGGER_TIME, EndpointSlice, Service
 from ipvs_proxy.kube.resources import ENDPOINT_SLICES, SERVICES, own_node
 from ipvs_proxy.kube.texts import QUOTED
 from ipvs_proxy.plan.annotations import DRAIN_TIMEOUT
@@ -24,7 +24,7 @@ from ipvs_proxy.plan.fragment import Context, Fragment
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.node_addresses import node_ips, pod_cidr
 from ipvs_proxy.plan.reasons import Reason
-from ipvs_proxy.plan.services import MAX_OMISSIONS, SERVICE_NAME, plan_service
+from ipvs_proxy.plan.services import MAX_OMISSIONS, plan_service
 from ipvs_proxy.plan.tables import Family
 from tests.support.large_services import ADDRESSES, LARGE, ports, slices, wanted
 from tests.support.objects import packed
@@ -131,7 +131,7 @@ def texts(limit: int) -> Iterator[str]:
 _INTEGERS = [0, -1, 1, 65535, 65536, 2**31, 2**63 - 1, -(2**63), 2**64 - 1, 10**400, 1e308, -0.5]
 FIELDS: dict[str, list[Any]] = {
     "metadata.annotations": [
-        {name: text} for name in (DRAIN_TIMEOUT, LAST_CHANGE_TRIGGER_TIME) for text in texts(ANNOTATIONS)
+        {name: text} for name in (DRAIN_TIMEOUT, TRIGGER_TIME) for text in texts(ANNOTATIONS)
     ],
     "metadata.labels": [{f"{text[:60]}{number}": text[:63] for number in range(2000)} for text in texts(63)],
     "metadata.creationTimestamp": list(texts(1000)),

@@ -13,7 +13,7 @@ from ipvs_proxy.plan.fragment import Context
 from ipvs_proxy.plan.marks import Marks
 from ipvs_proxy.plan.scheduling import flag_names
 from ipvs_proxy.plan.services import plan_service
-from tests.support.objects import endpoint, endpoint_slice, real, service, virtual
+from tests.support.objects import annotated_slice, endpoint, endpoint_slice, real, service, virtual
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text()
 RULES = "node=edge-1:0, zone=eu-1a:3, local:10, *:2"
@@ -50,7 +50,7 @@ def test_who_gives_an_endpoint_its_weight(node: str, zone: str, wish: str, weigh
     made = service()
     made = structs.replace(made, metadata=structs.replace(made.metadata, annotations={"ipvs-proxy.io/weights": RULES}))
     piece = endpoint_slice(structs.replace(endpoint(POD, node=node), zone=zone))
-    piece = structs.replace(piece, metadata=structs.replace(piece.metadata, annotations=annotations(wish)))
+    piece = annotated_slice(piece, annotations(wish))
     fragment = plan_service(made, [piece], Context("here"), Marks())
     assert fragment.virtual_servers[VIP][0].real_servers[real(POD)].weight == int(weight)
 

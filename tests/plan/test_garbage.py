@@ -24,6 +24,9 @@ from ipvs_proxy.kube.objects import (
     ServiceSpec,
     ServiceStatus,
     SessionAffinityConfig,
+    SliceAnnotations,
+    SliceLabels,
+    SliceMeta,
 )
 from ipvs_proxy.plan.annotations import DRAIN_TIMEOUT
 from ipvs_proxy.plan.desired import DesiredTables
@@ -130,6 +133,13 @@ metas = st.builds(
     labels=st.none() | st.dictionaries(words, words, max_size=2),
     annotations=st.none() | st.dictionaries(st.just(DRAIN_TIMEOUT) | words, words, max_size=2),
 )
+slice_metas = st.builds(
+    SliceMeta,
+    name=words,
+    namespace=words,
+    labels=st.none() | st.builds(SliceLabels, st.none() | words),
+    annotations=st.none() | st.builds(SliceAnnotations, *[st.none() | words] * 3),
+)
 slice_ports = st.builds(
     EndpointPort, name=st.none() | words.filter(lambda name: name != "good"), port=st.none() | numbers, protocol=words
 )
@@ -141,7 +151,7 @@ endpoints = st.builds(
 )
 slices = st.builds(
     EndpointSlice,
-    metadata=metas,
+    metadata=slice_metas,
     address_type=words,
     endpoints=st.none() | st.lists(endpoints, max_size=4),
     ports=st.none() | st.lists(slice_ports, max_size=4),

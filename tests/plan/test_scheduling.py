@@ -26,7 +26,17 @@ from ipvs_proxy.plan.tables import (
     RealServer,
     RealServerKey,
 )
-from tests.support.objects import HTTP, dual_stack, endpoint, endpoint_slice, packed, real, service, virtual
+from tests.support.objects import (
+    HTTP,
+    annotated_slice,
+    dual_stack,
+    endpoint,
+    endpoint_slice,
+    packed,
+    real,
+    service,
+    virtual,
+)
 
 OURS = "ipvs-proxy.io/"
 
@@ -38,8 +48,7 @@ def annotated(made: Service, **annotations: str) -> Service:
 
 def plan(made: Service, context: Context = Context("here"), **slice_annotations: str) -> Fragment:  # noqa: B008
     piece = endpoint_slice(endpoint("10.0.0.1", node="here"), endpoint("10.0.0.2", node="there"))
-    metadata = structs.replace(piece.metadata, annotations=slice_annotations or None)
-    return plan_service(made, [structs.replace(piece, metadata=metadata)], context, Marks())
+    return plan_service(made, [annotated_slice(piece, slice_annotations)], context, Marks())
 
 
 # The table of docs/scheduling.md: what the agent has, what the Service asks for; the scheduler, its flags, who chose it.

@@ -7,13 +7,13 @@ from collections import Counter
 import pytest
 from msgspec import structs
 
-from ipvs_proxy.kube.objects import Endpoint, EndpointSlice
+from ipvs_proxy.kube.objects import Endpoint
 from ipvs_proxy.plan.endpoints import Omission, State, gather
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.tables import ACTIVE, Family, RealServer
 from ipvs_proxy.plan.weights import MAX_RULES, MAX_WEIGHT, SLOTS, read_weights, real_servers_of, write_weights
 from tests.support.endpoints import HTTP
-from tests.support.objects import endpoint, endpoint_slice
+from tests.support.objects import annotated_slice, endpoint, endpoint_slice
 
 OURS, CILIUM = "ipvs-proxy.io/weight", "service.cilium.io/weight"
 RULES = "node=edge-1:0, node=big:7, zone=eu-1a:3, local:10, *:2"
@@ -25,12 +25,8 @@ def at(node: str | None, zone: str | None) -> Endpoint:
     return structs.replace(endpoint("10.0.0.1", node=node), zone=zone)
 
 
-def annotated(piece: EndpointSlice, **annotations: str) -> EndpointSlice:
-    return structs.replace(piece, metadata=structs.replace(piece.metadata, annotations=annotations or None))
-
-
 def state_of(one: Endpoint, rules: str, node: str = "here", **annotations: str) -> State:
-    pieces = [annotated(endpoint_slice(one), **annotations)]
+    pieces = [annotated_slice(endpoint_slice(one), annotations)]
     found = gather(pieces, Family.IPV4, node, read_weights(rules)) if rules else gather(pieces, Family.IPV4, node)
     (state,) = found.endpoints[HTTP].values()
     return state
@@ -81,7 +77,7 @@ def test_neighbours_in_a_slice_that_differ_only_in_their_node_have_weights_of_th
 @pytest.mark.parametrize("text", ["much", "", "-1", "1.5", str(MAX_WEIGHT + 1), "9" * 10_000, "٣"])
 @pytest.mark.parametrize("name", [OURS, CILIUM])
 def test_a_weight_of_a_slice_that_cannot_be_read_is_told_and_gives_none(name: str, text: str) -> None:
-    found = gather([annotated(endpoint_slice(at(*PLACE)), **{name: text})], Family.IPV4, "here")
+    found = gather([annotated_slice(endpoint_slice(at(*PLACE)), {name: text})], Family.IPV4, "here")
     assert found.omissions == [
         Omission(f"endpointslice default/web-1 annotation {name} {text}", Reason.INVALID_ENDPOINT_WEIGHT)
     ]
@@ -90,7 +86,7 @@ def test_a_weight_of_a_slice_that_cannot_be_read_is_told_and_gives_none(name: st
 
 def test_a_weight_of_ours_that_cannot_be_read_does_not_give_way_to_another() -> None:
     """It would be a surprise to find traffic split by an annotation that was overruled."""
-    found = gather([annotated(endpoint_slice(at(*PLACE)), **{OURS: "x", CILIUM: "5"})], Family.IPV4, "here")
+    found = gather([annotated_slice(endpoint_slice(at(*PLACE)), {OURS: "x", CILIUM: "5"})], Family.IPV4, "here")
     assert [state.weight for state in found.endpoints[HTTP].values()] == [1]
     assert len(found.omissions) == 1
 

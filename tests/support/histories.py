@@ -27,7 +27,7 @@ from ipvs_proxy.plan.tables import (
     VirtualServer,
     VirtualServerOperation,
 )
-from tests.support.objects import endpoint, endpoint_slice, packed, service, virtual
+from tests.support.objects import annotated_slice, endpoint, endpoint_slice, packed, service, virtual
 from tests.support.roles import role
 
 Conditions = tuple[bool | None, bool | None, bool | None]
@@ -195,7 +195,7 @@ def make_slice(of: ServiceName, number: int, piece: Piece) -> EndpointSlice:
         ports=[SLICE_PORTS[port] for port in sorted(ports)],
         address_type="IPv6" if ipv6 else "IPv4",
     )
-    return structs.replace(made, metadata=structs.replace(made.metadata, annotations=annotations or None))
+    return annotated_slice(made, annotations)
 
 
 def make_endpoint(member: tuple[int, Conditions, bool], *, ipv6: bool) -> Endpoint:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ipvs_proxy.kube.decode import convert_object
-from ipvs_proxy.kube.objects import Endpoint, EndpointPort, EndpointSlice, ObjectMeta, Service
+from ipvs_proxy.kube.objects import Endpoint, EndpointPort, EndpointSlice, Service, SliceLabels, SliceMeta
 from ipvs_proxy.kube.resources import SERVICES
-from ipvs_proxy.plan.services import SERVICE_NAME
 
 
 def wanted(annotations: dict[str, str] | None = None, ingress: list[str] | None = None, **spec: Any) -> Service:
@@ -43,13 +42,13 @@ def slices(count: int, endpoints: int, port_count: int = 1) -> list[EndpointSlic
     names = ["http", *(f"p{number}" for number in range(1, port_count))]
     return [
         EndpointSlice(
-            ObjectMeta(f"web-{index:03}", "shop", labels={SERVICE_NAME: "web"}),
+            SliceMeta(f"web-{index:03}", "shop", labels=SliceLabels("web")),
             "IPv4",
-            [
+            tuple(
                 Endpoint((f"10.{index}.{number >> 8}.{number & 255}",), node_name="node" if number < LOCAL else "other")
                 for number in range(endpoints)
-            ],
-            [EndpointPort(name, 8080 + number) for number, name in enumerate(names)],
+            ),
+            tuple(EndpointPort(name, 8080 + number) for number, name in enumerate(names)),
         )
         for index in range(count)
     ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from msgspec import structs
+from msgspec import convert, structs
 
 from ipvs_proxy.kube.objects import (
     ClientIPConfig,
@@ -21,9 +21,11 @@ from ipvs_proxy.kube.objects import (
     ServicePort,
     ServiceSpec,
     SessionAffinityConfig,
+    SliceAnnotations,
+    SliceLabels,
+    SliceMeta,
 )
 from ipvs_proxy.plan.addresses import parse_address
-from ipvs_proxy.plan.services import SERVICE_NAME
 from ipvs_proxy.plan.tables import Protocol, RealServerKey, VirtualServerKey
 
 EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
@@ -76,8 +78,8 @@ def service(
             type=kind,
             cluster_ip=cluster_ip,
             cluster_ips=None if cluster_ips is None else list(cluster_ips),
-            ip_families=None if families is None else list(families),
-            ports=list(ports),
+            ip_families=None if families is None else tuple(families),
+            ports=tuple(ports),
             session_affinity=affinity,
             session_affinity_config=config,
             internal_traffic_policy=internal,
@@ -111,10 +113,10 @@ def endpoint(
     hints = None
     if zones is not None or nodes is not None:
         hints = EndpointHints(
-            for_zones=None if zones is None else [ForZone(zone) for zone in zones],
-            for_nodes=None if nodes is None else [ForNode(name) for name in nodes],
+            for_zones=None if zones is None else tuple(map(ForZone, zones)),
+            for_nodes=None if nodes is None else tuple(map(ForNode, nodes)),
         )
-    return Endpoint(list(addresses), EndpointConditions(ready, serving, terminating), node, hints)
+    return Endpoint(addresses, EndpointConditions(ready, serving, terminating), node, hints)
 
 
 def endpoint_slice(
@@ -127,5 +129,11 @@ def endpoint_slice(
 ) -> EndpointSlice:
     """Make an EndpointSlice of the Service ``of``."""
     return EndpointSlice(
-        ObjectMeta(name, namespace, labels={SERVICE_NAME: of}), address_type, list(endpoints), list(ports)
+        SliceMeta(name, namespace, labels=SliceLabels(of)), address_type, tuple(endpoints), tuple(ports)
     )
+
+
+def annotated_slice(piece: EndpointSlice, annotations: Mapping[str, str]) -> EndpointSlice:
+    """Return an EndpointSlice with other annotations."""
+    read = convert(annotations, SliceAnnotations) if annotations else None
+    return structs.replace(piece, metadata=structs.replace(piece.metadata, annotations=read))

@@ -109,7 +109,7 @@ class Controller:
             effect = self.cache.change(change.old, change.new)
             if isinstance(change.old, EndpointSlice):
                 self._departed.note(change.old)
-            self.dirty |= effect.services
+            self.dirty.update(effect.services)
             if effect.node is not None:
                 self._take_node(effect.node)
             if API_SERVER in effect.services and self._facts.update_api_slices(list(self.cache.slices(API_SERVER))):

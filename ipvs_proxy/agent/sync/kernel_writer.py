@@ -309,8 +309,8 @@ class KernelWriter:
         """Return how many real servers of a virtual server have to be looked at."""
         if key in touched.only:
             return len(touched.only[key])
-        desired, actual = self.desired.virtual_servers.get(key), self.actual.virtual_servers.get(key)
-        return max(len(server.real_servers) if server is not None else 0 for server in (desired, actual))
+        both = self.desired.virtual_servers.get(key), self.actual.virtual_servers.get(key)
+        return max([0 if server is None else len(server.real_servers) for server in both])
 
     def _adopt(self, touched: TableKeys) -> None:
         """Take over a foreign virtual server that has become desired, as it is."""
@@ -361,6 +361,8 @@ class KernelWriter:
 
     def _tell(self, keys: set[VirtualServerKey], touched: TableKeys) -> None:
         if keys:
+            # Where only some of very many real servers were looked at, all are not compared.
+            self.actual.share(self.desired.virtual_servers, keys - touched.only.keys())
             piece = TableKeys(keys, only={key: touched.only[key] for key in keys & touched.only.keys()})
             for observer in self._observers:
                 observer.observe_write(piece, self.desired.virtual_servers, self.actual.virtual_servers)

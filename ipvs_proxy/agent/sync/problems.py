@@ -76,9 +76,12 @@ class Problems:
             self._omissions.pop(name, None)
 
     def _take_conflicts(self, touched: TableKeys) -> None:
-        desired = self._desired
+        desired, changed = self._desired, False
         for key in touched.virtual_servers:
             losers = {conflict.loser for conflict in desired.conflicts_of(key)}
+            if not losers and key not in self._losers:
+                continue
+            changed = True
             for loser in sorted(losers - self._losers.get(key, set())):
                 more = self._thinning.admit(("conflict", loser))
                 if more is not None:
@@ -97,5 +100,5 @@ class Problems:
                 self._losers[key] = losers
             else:
                 self._losers.pop(key, None)
-        if touched.virtual_servers:
+        if changed:
             self._recorder.conflicts(sum(map(len, self._losers.values())))

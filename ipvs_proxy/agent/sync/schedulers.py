@@ -29,7 +29,8 @@ class Schedulers:
 
     async def find(self, names: Iterable[str]) -> bool:
         """Ask for those of some schedulers that are not known yet; return whether another one is missing."""
-        unknown = [name for name in names if name not in self._there | self._untold | self.missing]
+        known = (self._there, self._untold, self.missing)
+        unknown = [name for name in names if not any(name in some for some in known)]
         return await self._ask(unknown) if unknown else False
 
     async def find_missing(self) -> bool:

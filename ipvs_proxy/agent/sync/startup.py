@@ -93,9 +93,9 @@ class Startup:
 
     async def _plan_ahead(self) -> None:
         """Plan Services that have EndpointSlices already; should more come, they are planned again."""
-        has_slices = self._controller.cache.has_slices
+        names = self._controller.cache.having_slices(self._controller.dirty)
         until = time.monotonic() + AHEAD_TURN
-        for index, name in enumerate(sorted(name for name in self._controller.dirty if has_slices(name))):
+        for index, name in enumerate(sorted(names)):
             if not index % CLOCK_INTERVAL and time.monotonic() > until:
                 await asyncio.sleep(0)
                 # What everybody waits for goes first once all is known.

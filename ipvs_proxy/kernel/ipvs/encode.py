@@ -115,7 +115,7 @@ def encode_virtual_server(operation: VirtualServerOperation, *, family_id: int) 
         ValueError: if a value does not fit the kernel's types.
 
     """
-    verb, server = operation
+    verb, server = operation.verb, operation.virtual_server
     key = encode_key(server.key)
     header = GENERIC_HEADER.pack(_VIRTUAL_SERVER_COMMANDS[verb], VERSION)
     if verb is Verb.DELETE:
@@ -141,8 +141,8 @@ def encode_real_server(operation: RealServerOperation, *, family_id: int, server
         ValueError: if a value does not fit the kernel's types.
 
     """
-    verb, _, (address, port), real_server = operation
-    header, before, after = _around_address(verb, len(address), port, real_server)
+    address, port = operation.key
+    header, before, after = _around_address(operation.verb, len(address), port, operation.real_server)
     return Request(family_id, header + server + before + address + after)
 
 

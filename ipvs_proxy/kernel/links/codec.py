@@ -123,7 +123,7 @@ def encode_address(operation: AddressOperation, *, ifindex: int) -> Request:
         ValueError: if the address does not have 4 or 16 bytes, or the verb is SET.
 
     """
-    verb, address = operation
+    verb, address = operation.verb, operation.address
     if verb is Verb.SET or len(address) not in {4, 16}:
         raise ValueError(f"{operation!r} is no operation on an address")
     family = family_of(address)

@@ -186,7 +186,8 @@ class Sets:
         results = [0] * len(operations)
         runs: dict[tuple[Role, Verb], _Run] = {}
         verbs: dict[tuple[Role, SetEntry], Verb] = {}
-        for index, (verb, role, entry) in enumerate(operations):
+        for index, operation in enumerate(operations):
+            verb, role, entry = operation.verb, operation.role, operation.entry
             definition = self._definitions.get(role)
             if definition is None:
                 results[index] = ENOENT

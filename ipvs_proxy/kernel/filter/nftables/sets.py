@@ -148,7 +148,8 @@ class Sets:
         """Return what the operations with these indices ask for. Of several on one member the last decides."""
         changes: dict[tuple[Role, SetEntry], _Change] = {}
         for index in chunk:
-            verb, role, entry = operations[index]
+            operation = operations[index]
+            role, entry = operation.role, operation.entry
             definition = self._definitions.get(role)
             if definition is None:
                 results[index] = ENOENT
@@ -163,7 +164,7 @@ class Sets:
             identity = role, entry._replace(mark=0) if entry.mark else entry
             before = changes.get(identity)
             indices = [index] if before is None else [*before.operations, index]
-            changes[identity] = _Change(verb, name, layout.marks, member, indices)
+            changes[identity] = _Change(operation.verb, name, layout.marks, member, indices)
         return list(changes.values())
 
     def _carry_out(self, changes: list[_Change], results: list[int]) -> None:
@@ -199,8 +200,9 @@ class Sets:
     def _make_lengths(self, operations: Iterable[SetEntryOperation]) -> None:
         """Make the sets for lengths of prefixes that are new; what fails here, the kernel refuses afterwards."""
         wanted: dict[Role, set[int]] = {}
-        for verb, role, entry in operations:
-            if role in self.lengths and verb is Verb.ADD:
+        for operation in operations:
+            role, entry = operation.role, operation.entry
+            if role in self.lengths and operation.verb is Verb.ADD:
                 length = codec.prefix_length(entry)
                 if length not in self.lengths[role] and 0 <= length <= len(entry.source) * 8:
                     wanted.setdefault(role, set()).add(length)
