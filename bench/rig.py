@@ -89,6 +89,10 @@ class NoKernel:
         """Read nothing."""
         return set()
 
+    def announces_addresses(self) -> bool:
+        """Have nothing to tell."""
+        return True
+
     def has_scheduler(self, _: str) -> bool:
         """Have every scheduler."""
         return True

@@ -107,6 +107,10 @@ class ReadOnlyKernel:
         """Read the addresses of our link; none if it is missing."""
         return self._dataplane.read_addresses() if self._dataplane.addresses.has_link() else set()
 
+    def announces_addresses(self) -> bool:
+        """Return that nothing changes untold: what was read once is not asked for again."""
+        return True
+
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role."""
         return self._dataplane.read_entries()

@@ -58,6 +58,10 @@ class EmptyKernel:
         """Return no address."""
         return set()
 
+    def announces_addresses(self) -> bool:
+        """Return that nothing changes untold."""
+        return True
+
     def read_left_entries(self) -> dict[Role, set[SetEntry]]:
         """Return no set."""
         return {}

@@ -121,6 +121,13 @@ class Dataplane:
         """Read the addresses of our link."""
         return self.addresses.read()
 
+    def announces_addresses(self) -> bool:
+        """Return whether rtnetlink tells of every change of what ``read_addresses`` reads: of routes, it is not asked.
+
+        It would tell of all routes of the host.
+        """
+        return not self.addresses.has_routes
+
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role; a set that is missing is left out."""
         return self.packet_filter.read()

@@ -7,11 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import asynccontextmanager
 
 import pytest
+from msgspec import structs
 
 from ipvs_proxy.agent.sync.audit import IPV6_EVERY, audit_for_ever, follow_for_ever
 from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
-from ipvs_proxy.plan.tables import ACTIVE, DRAINING, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServerKey, SetEntry, VirtualServer, VirtualServerKey
 from tests.support.clock import Clock
 from tests.support.failing import failing
 from tests.support.fake_dataplane import FakeDataplane
@@ -250,6 +251,12 @@ async def test_addresses_are_not_read_as_long_as_rtnetlink_tells_of_their_change
             assert [await reads_addresses(rig) for _ in range(2)] == [True, True], "until it listens again"
 
 
+async def test_addresses_of_which_some_have_routes_are_read_in_each_round(plane: FakeDataplane) -> None:
+    plane.announces = False
+    async with running(plane, WEB, SLICE) as rig, listening(rig, [asyncio.Event()]):
+        assert [await reads_addresses(rig) for _ in range(3)] == [True, True, True]
+
+
 @pytest.mark.parametrize(
     ("event", "doubtful"),
     [
@@ -341,13 +348,20 @@ async def test_a_round_at_rest_reads_nothing_again_and_compares_no_plans(
         }
 
 
+def forget(rig: Rig, key: RealServerKey) -> None:
+    """Have the mirror be without a real server, as after a fault."""
+    known = rig.writer.actual.virtual_servers[VIP]
+    others = {other: one for other, one in known.real_servers.items() if other != key}
+    rig.writer.actual.virtual_servers[VIP] = structs.replace(known, real_servers=others)
+
+
 async def test_plans_are_compared_again_after_any_change(plane: FakeDataplane) -> None:
     async with running(plane, WEB, SLICE) as rig:
         await rig.audit.run_once()
         await rig.audit.run_once()
         rig.replace(SLICE, endpoint_slice(endpoint("10.244.0.1")))
         await rig.until(lambda: plane.kernel.virtual_servers[VIP].real_servers[POD2] == DRAINING)
-        del rig.writer.actual.virtual_servers[VIP].real_servers[POD1]
+        forget(rig, POD1)
         del plane.kernel.virtual_servers[VIP].real_servers[POD1]
         await rig.audit.run_once()
         assert POD1 in plane.kernel.virtual_servers[VIP].real_servers
@@ -365,7 +379,7 @@ async def test_a_virtual_server_that_is_written_while_the_list_is_read_is_left_t
             return found._replace(differing=[*found.differing, VIP])
 
         monkeypatch.setattr(plane, "compare_list", slow)
-        del rig.writer.actual.virtual_servers[VIP].real_servers[POD1]
+        forget(rig, POD1)
         del plane.kernel.virtual_servers[VIP].real_servers[POD1]
         plane.calls.clear()
         await rig.audit.run_once()

@@ -183,8 +183,8 @@ async def test_comparing_many_virtual_servers_lets_others_run_in_between(
     many = [service(f"a{number}", cluster_ip=f"10.97.0.{number}") for number in range(100)]
     async with running(plane, *many) as rig:
         # They are other than desired, and need no operation all the same.
-        for server in rig.writer.actual.virtual_servers.values():
-            server.real_servers[POD1] = DRAINING
+        for key, server in rig.writer.actual.virtual_servers.items():
+            rig.writer.actual.virtual_servers[key] = structs.replace(server, real_servers={POD1: DRAINING})
         turns = 0
 
         async def take_turns() -> None:

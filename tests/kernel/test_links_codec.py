@@ -182,6 +182,23 @@ def test_routes_of_others_are_none_of_ours(position, value):
     assert codec.decode_route(route(position, value), ifindex=7) is None
 
 
+def test_a_dump_of_routes_gives_ours():
+    ours = [
+        codec.encode_route(AddressOperation(Verb.ADD, bytes((10, 96, 0, last))), ifindex=7).payload for last in range(9)
+    ]
+    flagged = [bytes((*payload[:8], 1, *payload[9:])) for payload in ours[6:]]
+    others = [route(5, 2), codec.encode_route(AddressOperation(Verb.ADD, VIP), ifindex=8).payload, route(4, 254)]
+    dump = [others[0], *ours[:3], *others, *ours[3:6], *flagged]
+    assert codec.decode_routes(dump, ifindex=7) == {bytes((10, 96, 0, last)) for last in range(9)}
+    assert codec.decode_routes(others, ifindex=7) == set()
+
+
+def test_a_dump_with_a_route_without_destination_is_malformed():
+    good = codec.encode_route(AddressOperation(Verb.ADD, VIP), ifindex=7).payload
+    with pytest.raises(MalformedMessage):
+        codec.decode_routes([good, good[:12] + attribute(4, pack("=I", 7))], ifindex=7)
+
+
 def test_a_route_without_destination_is_malformed():
     with pytest.raises(MalformedMessage):
         codec.decode_route(route(0, 2)[:12] + attribute(4, pack("=I", 7)), ifindex=7)

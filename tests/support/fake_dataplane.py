@@ -42,6 +42,8 @@ class FakeDataplane:
         self.applied: list[Operation] = []
         self.broken = 0
         self.unchanged = False
+        #: Whether rtnetlink tells of changes of addresses.
+        self.announces = True
         self.wrong_rules: list[str] = []
         self.leftovers: list[str] = []
         self.left_entries: dict[Role, set[SetEntry]] = {}
@@ -109,6 +111,9 @@ class FakeDataplane:
     def read_addresses(self) -> set[bytes]:
         self.calls["read_addresses"] += 1
         return set(self.kernel.addresses)
+
+    def announces_addresses(self) -> bool:
+        return self.announces
 
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         self.calls["read_entries"] += 1

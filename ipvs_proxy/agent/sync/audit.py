@@ -5,7 +5,8 @@ servers. Their real servers, a system call for each virtual server, take the fir
 The invariants:
 
 * Whatever is in the kernel is looked at once in each period, or its changes are told of: those of addresses by
-  rtnetlink, as long as the agent listens. In every round an object has its turn at about the same time.
+  rtnetlink, as long as the agent listens and no address has a route only. In every round an object has its turn at
+  about the same time.
 * Only what differs while nobody writes is drift. The reads of virtual servers run beside the writes and hold nothing
   up; what they find different is read once more, a few at a time, with the writer's lock held. What was written while
   the list was read is left to the next round.
@@ -105,7 +106,7 @@ class Audit:
         self.unsettled = Unsettled(writer)
         self._one_read = asyncio.Lock()
         self._lists = 0
-        #: Whether rtnetlink tells of every change of an address.
+        #: Whether rtnetlink is listened to.
         self._listens = False
         #: Whether the mirror of the addresses may be wrong although it does.
         self._doubts_addresses = True
@@ -165,7 +166,8 @@ class Audit:
         """Correct the mirror of sets and addresses; what nobody wants is not touched, but noted."""
         missing = await mirror.ensure_tables()
         self._report("tables", missing)
-        doubts = self._doubts_addresses or not self._listens or bool(missing)
+        hears = self._listens and mirror.hears_of_addresses()
+        doubts = self._doubts_addresses or not hears or bool(missing)
         # From here on, what is told of is newer than what is read.
         self._doubts_addresses = False
         try:

@@ -32,6 +32,9 @@ class ReadableTables(Protocol):
     def read_addresses(self) -> set[bytes]:
         """Read the addresses of our link."""
 
+    def announces_addresses(self) -> bool:
+        """Return whether rtnetlink tells of every change of what ``read_addresses`` reads."""
+
     def read_entries(self) -> dict[Role, set[SetEntry]]:
         """Read the members of our sets by role."""
 

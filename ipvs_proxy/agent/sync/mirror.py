@@ -56,6 +56,10 @@ class Mirror:
         for key, server in (await self._thread.call(self._kernel.read_virtual_servers)).items():
             (self.tables.virtual_servers if is_ours(key) else self.foreign)[key] = server
 
+    def hears_of_addresses(self) -> bool:
+        """Return whether rtnetlink tells of every change of addresses."""
+        return self._kernel.announces_addresses()
+
     async def reread_addresses(self) -> set[bytes]:
         """Correct the mirror of the addresses; return those it was wrong about. Raises as the kernel does."""
         return self._correct_addresses(await self._thread.call(self._kernel.read_addresses))

@@ -22,7 +22,7 @@ from ipvs_proxy.kernel.links.codec import (
     Link,
     decode_address,
     decode_link,
-    decode_route,
+    decode_routes,
     encode_address,
     encode_delete_link,
     encode_dump_addresses,
@@ -66,6 +66,11 @@ class Addresses:
     def traffic(self) -> MessageCounts:
         """What was sent to the kernel so far."""
         return self._socket.traffic
+
+    @property
+    def has_routes(self) -> bool:
+        """Whether some of what was read or written are routes."""
+        return bool(self._placement.routes)
 
     def close(self) -> None:
         """Close the socket."""
@@ -137,8 +142,7 @@ class Addresses:
         found = self._find()
         if found is None:
             return set()
-        placement = Placement(self._most)
-        addresses: set[bytes] = set()
+        addresses, routes = set[bytes](), set[bytes]()
         try:
             for family in Family:
                 for payload in self._socket.dump(encode_dump_addresses(family, ifindex=found.ifindex)):
@@ -146,18 +150,16 @@ class Addresses:
                     # A kernel without strict checks returns the addresses of all links.
                     if ifindex == found.ifindex and not is_confined(address):
                         addresses.add(address)
-                        placement.note(address, Place.ADDRESS, present=True)
             # Nobody but an agent makes such routes: where this one knows of none, there are none.
             if found.ifindex != self._ifindex or self._placement.routes:
-                for address in self._read_routes(found.ifindex):
-                    addresses.add(address)
-                    placement.note(address, Place.ROUTE, present=True)
+                routes = self._read_routes(found.ifindex)
         except OSError as error:
             if error.errno == ENODEV:  # gone since we looked
                 return set()
             raise
-        self._placement, self._ifindex = placement, found.ifindex
-        return addresses
+        self._placement = Placement(self._most, addresses, routes)
+        self._ifindex = found.ifindex
+        return addresses | routes
 
     def apply(self, operations: Sequence[AddressOperation]) -> list[int]:
         """Carry operations out in order; return for each 0, the errno of its failure, or UNKNOWN (-1).
@@ -188,7 +190,7 @@ class Addresses:
                 self._placement.note(operation.address, place, present=operation.verb is Verb.ADD)
         for (index, place), code in zip(sent, self._socket.execute(requests), strict=True):
             results[index] = results[index] or (EADDRNOTAVAIL if code == ESRCH else code)
-            verb, address = operations[index]
+            verb, address = operations[index].verb, operations[index].address
             if code not in {0, EEXIST, ESRCH, EADDRNOTAVAIL}:
                 self._placement.note(address, place, present=verb is Verb.DELETE)
         return results
@@ -201,7 +203,7 @@ class Addresses:
             if error.errno == ENOENT:  # no link has had an IPv4 address yet, so there is no table
                 return set()
             raise
-        return {address for payload in payloads if (address := decode_route(payload, ifindex=ifindex)) is not None}
+        return decode_routes(payloads, ifindex=ifindex)
 
     def _find(self) -> Link | None:
         return find_link(self._socket, self.link)

@@ -15,6 +15,7 @@ What is there stays as it is: nothing is turned from one into the other, because
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Final
 
@@ -22,6 +23,7 @@ from ipvs_proxy.plan.tables import AddressOperation, Verb
 
 #: How many IPv4 addresses the link gets: more than most clusters have Services, and little work for the kernel.
 MOST_ADDRESSES: Final = 4096
+_IPV4: Final = 4
 
 
 class Place(Enum):
@@ -34,23 +36,23 @@ class Place(Enum):
 class Placement:
     """What there is of IPv4. ``addresses`` and ``routes`` are packed; an address may have both, by somebody's hand."""
 
-    def __init__(self, most: int) -> None:
-        self.addresses: set[bytes] = set()
-        self.routes: set[bytes] = set()
+    def __init__(self, most: int, addresses: Iterable[bytes] = (), routes: Iterable[bytes] = ()) -> None:
+        self.addresses = {address for address in addresses if len(address) == _IPV4}
+        self.routes = set(routes)
         self._most = most
 
     def places(self, operation: AddressOperation) -> list[Place]:
         """Return what is to be added or deleted: where the address is already, else where it should be."""
-        verb, address = operation
+        verb, address = operation.verb, operation.address
         found = [place for place in Place if address in self._set(place)]
         if found:
             return found if verb is Verb.DELETE else found[:1]
-        full = len(address) == 4 and len(self.addresses) >= self._most
+        full = len(address) == _IPV4 and len(self.addresses) >= self._most
         return [Place.ROUTE if full and verb is Verb.ADD else Place.ADDRESS]
 
     def note(self, address: bytes, place: Place, *, present: bool) -> None:
         """Note that something is there, or is not."""
-        if len(address) == 4:
+        if len(address) == _IPV4:
             (self._set(place).add if present else self._set(place).discard)(address)
 
     def _set(self, place: Place) -> set[bytes]:
