@@ -4,8 +4,8 @@
 one.** So only operations that the kernel has carried out are recorded, and what failed is read again. Whoever finds the
 two to differ corrects the mirror, never the other way round: the difference to what is desired does the rest.
 
-Virtual servers are values: one that changes is replaced. So the mirror can hold the very objects that are desired,
-where it has come to them (``share``).
+Where the kernel has come to what is desired, the mirror holds the very objects that are (``share``), which never
+change: only what is its own does, a copy from the first change on.
 
 One thing the kernel holds in no form of its own, so it is noted here: which virtual servers drain although nobody wants
 them. A start finds it out again from the members of sets that name them (see ``draining``).
@@ -45,13 +45,15 @@ CompleteKeys = NewType("CompleteKeys", TableKeys)
 class KernelTables:
     """The kernel's tables, and which virtual servers in them drain although nobody wants them.
 
-    ``entries`` has the members of sets by their role; ``addresses`` are those of our link, packed.
+    ``entries`` has the members of sets by their role; ``addresses`` are those of our link, packed. ``own`` are the
+    virtual servers whose real servers are in a dictionary that nobody else has.
     """
 
     virtual_servers: dict[VirtualServerKey, VirtualServer] = field(default_factory=dict)
     addresses: set[bytes] = field(default_factory=set)
     entries: dict[Role, set[SetEntry]] = field(default_factory=dict)
     draining: DrainingVirtualServers = field(default_factory=DrainingVirtualServers, compare=False)
+    own: set[VirtualServerKey] = field(default_factory=set, compare=False)
 
     def record(self, operations: Iterable[Operation]) -> None:
         """Take in operations that the kernel has carried out, in their order."""
@@ -64,7 +66,7 @@ class KernelTables:
                 if virtual_server is not named:
                     known, named = self.virtual_servers.get(virtual_server), virtual_server
                     # Absent if the virtual server went in the meantime: then its real servers went with it.
-                    real_servers = None if known is None else self._put(known, known.real_servers.copy())
+                    real_servers = None if known is None else self._changeable(known)
                 if real_servers is not None and verb is not Verb.DELETE:
                     real_servers[operation.key] = operation.real_server
                 elif real_servers is not None:
@@ -128,21 +130,30 @@ class KernelTables:
             wanted, known = desired.get(key), self.virtual_servers.get(key)
             if wanted is not None and known is not wanted and is_same(wanted, known):
                 self.virtual_servers[key] = wanted
+                self.own.discard(key)
 
     def _record_virtual_server(self, verb: Verb, server: VirtualServer) -> dict[RealServerKey, RealServer] | None:
         """Record an operation; return the real servers, to which others may be added."""
         if verb is Verb.DELETE:
             self.virtual_servers.pop(server.key, None)
+            self.own.discard(server.key)
             self.draining.release(server.key)
             return None
         known = self.virtual_servers.get(server.key)
-        # A dictionary of its own: the desired one is another object, and real servers have operations of their own.
-        return self._put(server, {} if known is None or verb is Verb.ADD else known.real_servers.copy())
+        real_servers = {} if known is None or verb is Verb.ADD else self._changeable(known)
+        return self._put(server, real_servers)
+
+    def _changeable(self, known: VirtualServer) -> dict[RealServerKey, RealServer]:
+        """Return the real servers of a virtual server, to be changed in place: a copy the first time."""
+        if known.key in self.own:
+            return known.real_servers
+        return self._put(known, known.real_servers.copy())
 
     def _put(
         self, server: VirtualServer, real_servers: dict[RealServerKey, RealServer]
     ) -> dict[RealServerKey, RealServer]:
         self.virtual_servers[server.key] = VirtualServer(server.key, *server.settings, real_servers)
+        self.own.add(server.key)
         return real_servers
 
 
