@@ -102,7 +102,16 @@ def test_an_address_that_has_a_mark_already_keeps_it() -> None:
         (KernelTables({virtual("fd00::1"): VirtualServer(virtual("fd00::1"), "rr")}), {Family.IPV6}),
         (KernelTables({(key := mark_key(CLASS | 5, Family.IPV6)): VirtualServer(key, "rr")}), {Family.IPV6}),
     ],
-    ids=str,
+    ids=[
+        "nothing",
+        "an empty set",
+        "a member",
+        "a node port",
+        "an address",
+        "addresses of both",
+        "a virtual server",
+        "one behind a mark",
+    ],
 )
 def test_a_family_of_which_the_kernel_holds_anything_may_have_virtual_servers_of_ours(
     actual: KernelTables, families: set[Family]
