@@ -40,7 +40,7 @@ def share(item: KubernetesObject) -> None:
 
 
 def _share_service(service: Service) -> None:
-    """Takes 2 us, and saves 1,250 bytes of an ordinary Service."""
+    """Takes 1 us, and saves 1,150 bytes of an ordinary Service."""
     metadata, spec = service.metadata, service.spec
     force_setattr(metadata, "namespace", intern(metadata.namespace))
     force_setattr(metadata, "resource_version", "")
@@ -72,7 +72,7 @@ def _drop_unread(metadata: ObjectMeta) -> None:
 
 
 def _share_slice(piece: EndpointSlice) -> None:
-    """Takes 2 us and 0.6 us more for each endpoint, and saves 500 bytes of an ordinary slice and 110 of each."""
+    """Takes 1.5 us for two endpoints, and saves 400 bytes of an ordinary slice and 110 of each endpoint."""
     metadata = piece.metadata
     force_setattr(metadata, "namespace", intern(metadata.namespace))
     force_setattr(metadata, "resource_version", "")

@@ -65,7 +65,7 @@ Settings = Mapping[State, RealServer]
 USUAL: Final[Settings] = MappingProxyType({})
 #: Nearly all Services have none, and each empty set that Python makes takes 216 bytes.
 _NONE: Final = frozenset[RealServerKey]()
-#: Decisions about more states than these are not remembered. Remembering saves 6 us of a Service's 38.
+#: Decisions about more states than these are not remembered. Remembering saves 4.5 us of a plan's 21.
 _FEW: Final = 8
 _REMEMBERED: Final = 1024
 
