@@ -84,7 +84,7 @@ for name in iptables iptables-save iptables-restore ip6tables ip6tables-save ip6
 done
 for module in ip_vs dummy veth sctp ip_set xt_set; do modprobe $module; done
 ip link set lo up
-# As many open files as a process may have on most hosts, where a login or systemd allows them.
+# Open files of a process, as systemd allows; a client of a test has a thousand connections.
 ulimit -n 524288
 status=0
 chroot /mnt /bin/sh -c {command} || status=$?

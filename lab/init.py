@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -34,6 +35,8 @@ _POWER_OFF = 0x4321FEDC
 #: ``mount``: MS_BIND (linux/mount.h).
 _BIND = 4096
 _CHUNK = 1 << 16
+#: Open files of a process, as systemd allows; a client of a test has a thousand connections.
+_OPEN_FILES = 1 << 19
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,6 +45,7 @@ def main() -> None:
     try:
         task = json.loads(Path(os.environ["TASK"]).read_text())
         prepare(task["kept"])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
         status = interact(task) if task["interactive"] else run(task)
         Path(task["status"]).write_text(str(status))
     except Exception as error:  # noqa: BLE001  its last words; there is nobody to raise it to
