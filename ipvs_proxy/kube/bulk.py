@@ -44,14 +44,17 @@ class Socket(Protocol):
 async def read(content: Content, connection: Socket | None, *, is_bulk: Callable[[], bool]) -> AsyncIterator[bytes]:
     """Yield the pieces of a body as they come, in large ones for as long as ``is_bulk`` says so.
 
-    Raises what reading raises.
+    Raises what reading raises; ``ConnectionError`` for a connection that was closed from this side.
     """
     while True:
         piece = None
-        if connection is not None and is_bulk() and reports_at_once():
-            piece = await _read_much(content, connection)
-        if piece is None:
-            piece = await content.readany()
+        try:
+            if connection is not None and is_bulk() and reports_at_once():
+                piece = await _read_much(content, connection)
+            if piece is None:
+                piece = await content.readany()
+        except RuntimeError as error:  # how aiohttp says so
+            raise ConnectionError(str(error)) from error
         if not piece:
             return
         yield piece

@@ -19,7 +19,7 @@ import ssl
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -92,6 +92,8 @@ class Client:
         self._lock = asyncio.Lock()
         #: Becomes false for good when a request has failed with the media type and succeeded without it.
         self._is_lean = True
+        #: The answers that are still coming.
+        self._answers: set[aiohttp.ClientResponse] = set()
 
     @asynccontextmanager
     async def get(self, path: str, query: Mapping[str, str], *, inactivity: float) -> AsyncIterator[Response]:
@@ -122,11 +124,12 @@ class Client:
                 log.info("managed_fields_are_sent", reason=f"HTTP {refusal} for Accept: {LEAN_JSON}")
             yield Response(response)
 
-    def _get(
+    @asynccontextmanager
+    async def _get(
         self, path: str, query: Mapping[str, str], inactivity: float, accept: str
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         access = self._access
-        return self._session.get(
+        async with self._session.get(
             access.host + path,
             params=dict(query),
             headers=_headers(access) | {"Accept": accept},
@@ -134,7 +137,12 @@ class Client:
             proxy=access.proxy,
             server_hostname=access.server_name,
             allow_redirects=False,
-        )
+        ) as response:
+            self._answers.add(response)
+            try:
+                yield response
+            finally:
+                self._answers.discard(response)
 
     async def send(self, method: Literal["POST", "PATCH"], path: str, body: bytes) -> Reply:
         """Create an object, or change fields of one with a merge patch (RFC 7386).
@@ -213,6 +221,9 @@ class Client:
         if changed:
             old, self._session = self._session, _session(access, self.peers)
             log.info("api_session_renewed", server=access.host)
+            # A connection that is closed from this side tells nobody who reads from it.
+            for response in self._answers:
+                response.content.set_exception(aiohttp.ClientConnectionError("the API session was renewed"))
             # Closing the session itself would make requests that are being sent fail with an AssertionError.
             if old.connector is not None:
                 await old.connector.close()

@@ -57,7 +57,7 @@ _FIRST_RANK = (True, True, True)
 
 #: Returns the one object for each state. The bound is far above what is alive at a time; beyond it, a state is merely
 #: made and decided about once more.
-state_of = lru_cache(maxsize=65_536)(State)
+state_of = lru_cache(maxsize=8_192)(State)
 
 #: The endpoints of one port: each address and port with its state.
 Endpoints = dict[RealServerKey, State]

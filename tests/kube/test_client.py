@@ -397,6 +397,38 @@ async def test_it_is_known_where_connections_lead_before_they_are_there(tmp_path
         assert there in client.peers.known()
 
 
+@pytest.mark.parametrize("is_bulk", [True, False], ids=["a list", "a watch"])
+@pytest.mark.parametrize("encrypted", [True, False], ids=["TLS", "plain"])
+async def test_an_answer_that_is_still_coming_ends_when_the_session_is_renewed(
+    tmp_path: Path, certificates: Path, is_bulk: bool, encrypted: bool
+) -> None:
+    tls = server_tls(certificates, "first") if encrypted else None
+    scheme = "https" if encrypted else "http"
+    authority = {"certificate-authority": str(certificates / "first.crt")} if encrypted else {}
+    async with serving(tls) as server, serving(tls) as successor:
+
+        async def begin(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(b"first")
+            await asyncio.sleep(30)
+            return response
+
+        server.answer = begin
+        path = write_kubeconfig(tmp_path / "config", f"{scheme}://127.0.0.1:{server.port}", {"token": "x"}, **authority)
+        async with connected(path) as client, client.get("/api/v1/services", {}, inactivity=20) as response:
+            pieces = response.chunks(is_bulk=lambda: is_bulk)
+            assert await anext(pieces) == b"first"
+            following = asyncio.ensure_future(anext(pieces))
+            await asyncio.sleep(0.03)
+            url = f"{scheme}://127.0.0.1:{successor.port}"
+            write_kubeconfig(path, url, {"token": "x"}, **authority, **{"tls-server-name": "api.example"})
+            await client.reauthenticate()
+            with pytest.raises((aiohttp.ClientError, ConnectionError)):
+                await asyncio.wait_for(following, 5)
+            assert await fetch(client) == b"hello"
+
+
 async def test_a_client_certificate_in_the_kubeconfig_is_used_and_leaves_no_file(
     tmp_path: Path, certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
