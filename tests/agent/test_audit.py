@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 from msgspec import structs
 
 from ipvs_proxy.agent.sync.audit import IPV6_EVERY, audit_for_ever, follow_for_ever
+from ipvs_proxy.kernel.dataplane import Failure
 from ipvs_proxy.kernel.ipvs.records import ListDifference
 from ipvs_proxy.kernel.links.monitor import LinkChange, LinkEvent
-from ipvs_proxy.plan.tables import ACTIVE, DRAINING, RealServerKey, SetEntry, VirtualServer, VirtualServerKey
+from ipvs_proxy.plan.tables import ACTIVE, DRAINING, Operation, RealServerKey, SetEntry, VirtualServer, VirtualServerKey
 from tests.support.clock import Clock
 from tests.support.failing import failing
 from tests.support.fake_dataplane import FakeDataplane
@@ -261,8 +263,8 @@ async def test_addresses_of_which_some_have_routes_are_read_in_each_round(plane:
     ("event", "doubtful"),
     [
         (LinkEvent(LinkChange.ADDRESS_ADDED, packed("10.96.9.9")), True),
-        (LinkEvent(LinkChange.ADDRESS_ADDED, VIP.address), False),
-        (LinkEvent(LinkChange.ADDRESS_REMOVED, packed("10.96.9.9")), False),
+        (LinkEvent(LinkChange.ADDRESS_ADDED, VIP.address), True),
+        (LinkEvent(LinkChange.ADDRESS_REMOVED, packed("10.96.9.9")), True),
         (LinkEvent(LinkChange.ADDRESS_REMOVED, VIP.address), True),
         (LinkEvent(LinkChange.LINK_ADDED), True),
         (LinkEvent(LinkChange.LINK_REMOVED), True),
@@ -278,6 +280,28 @@ async def test_addresses_are_read_once_after_an_event_that_makes_them_doubtful(
         await rig.audit.run_once()
         await rig.audit.handle_events([event])
         assert [await reads_addresses(rig) for _ in range(2)] == [doubtful, False]
+
+
+async def test_an_address_that_goes_while_its_service_is_being_written_is_back(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, loop, apply = packed("10.97.0.7"), asyncio.get_running_loop(), plane.apply
+    async with running(plane, WEB, SLICE) as rig, listening(rig, [asyncio.Event()]):
+
+        def interfere(operations: Sequence[Operation]) -> list[Failure]:
+            failures = apply(operations)
+            if new in plane.kernel.addresses:
+                monkeypatch.setattr(plane, "apply", apply)
+                plane.kernel.addresses.remove(new)
+                events = [LinkEvent(change, new) for change in (LinkChange.ADDRESS_ADDED, LinkChange.ADDRESS_REMOVED)]
+                asyncio.run_coroutine_threadsafe(rig.audit.handle_events(events), loop)
+                time.sleep(0.05)  # what has been written is not recorded yet
+            return failures
+
+        monkeypatch.setattr(plane, "apply", interfere)
+        rig.add(service("b", cluster_ip="10.97.0.7"), endpoint_slice(endpoint("10.244.0.1"), name="b-x", of="b"))
+        await rig.until(lambda: plane.apply == apply)
+        await rig.until(lambda: new in plane.kernel.addresses)
 
 
 async def test_addresses_are_read_where_the_link_was_missing(

@@ -94,7 +94,7 @@ def with_one(key: VirtualServerKey) -> VirtualServer:
         (("-D", "-t", "10.96.0.3:80"), [THREE], [THREE]),
         (("-C",), [ONE, TWO, THREE, SIX], [ONE, TWO, THREE, SIX]),
         (("-e", "-t", "10.96.0.1:80", "-r", "10.0.0.1:8080", "-m", "-w", "3"), [], [ONE]),
-        (("-d", "-t", "10.96.0.1:80", "-r", "10.0.0.1:8080"), [], [ONE]),
+        (("-d", "-t", "10.96.0.1:80", "-r", "10.0.0.1:8080"), [ONE], [ONE]),
         (("-a", "-t", "[fd00::1]:80", "-r", "[fd01::2]:8080", "-m"), [], [SIX]),
         (("-E", "-t", "[fd00::1]:80", "-s", "wlc"), [SIX], []),
         (("-D", "-t", "[fd00::1]:80"), [SIX], [SIX]),
@@ -144,6 +144,18 @@ def test_what_is_not_known_is_listed_with_its_real_servers(comparison, ipv6):
     expected = {foreign, mark_key(MARK, Family.IPV4)} | ({virtual("fd00::9")} if ipv6 else set())
     assert (differing, set(unknown)) == ([], expected), "a mark that is not ours is left out"
     assert unknown[foreign].real_servers == {real("192.0.2.2", 53): RealServer(2)}
+
+
+def test_a_real_server_of_the_other_family_is_found(comparison, ipv6):
+    """IPVS's older interface leaves it out of the real servers, but counts it."""
+    with closing(Ipvs()) as ipvs:
+        known = VirtualServer(ONE, "rr", real_servers={real("10.244.0.1"): ACTIVE})
+        ipvs.apply(
+            [VirtualServerOperation(Verb.ADD, known), RealServerOperation(Verb.ADD, ONE, real("10.244.0.1"), ACTIVE)]
+        )
+    assert comparison.compare_list({ONE: known}, ipv6=ipv6).differing == []
+    run("ipvsadm", "-a", "-t", "10.96.0.1:80", "-r", "[fd00::7]:80", "-i")
+    assert comparison.compare_list({ONE: known}, ipv6=ipv6).differing == [ONE]
 
 
 def test_a_round_takes_a_system_call_for_each_virtual_server_and_few_for_the_list(comparison, traffic):

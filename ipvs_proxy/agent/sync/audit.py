@@ -136,27 +136,25 @@ class Audit:
     async def handle_events(self, events: Collection[LinkEvent]) -> None:
         """Repair what rtnetlink tells of, at once; with the first ones (LOST), it has begun to tell of everything.
 
-        Our own writes are told of too: what the mirror does not expect to be there is no news. Additions are left to
-        the next round. Whoever deletes the link may have cleared IPVS away before, as kube-proxy does at each start in
-        nftables mode: virtual servers come back before the addresses, which would lead to the node's own ports.
+        Our own writes are told of too: what the mirror does not expect to be there, once they are recorded, is no news.
+        After any change the next round reads the addresses; additions are left to it. Whoever deletes the link may have
+        cleared IPVS away before, as kube-proxy does at each start in nftables mode: virtual servers come back before
+        the addresses, which would lead to the node's own ports.
 
         Raises as ``run_once`` does.
         """
-        expected, changes = self._writer.actual.addresses, {event.change for event in events}
-        if LinkChange.LOST in changes:
-            self._listens = self._doubts_addresses = True
-        if LinkChange.LINK_ADDED in changes or any(
-            event.change is LinkChange.ADDRESS_ADDED and not self._is_wanted(event.address) for event in events
-        ):
-            self._doubts_addresses = True
+        changes = {event.change for event in events}
+        removed = {event.address for event in events if event.change is LinkChange.ADDRESS_REMOVED}
+        self._listens = self._listens or LinkChange.LOST in changes
+        self._doubts_addresses = self._doubts_addresses or changes != {LinkChange.HOST_ADDRESSES_CHANGED}
         try:
             if LinkChange.LINK_REMOVED in changes:
                 await self._audit_list()
         finally:
-            if changes & {LinkChange.LINK_REMOVED, LinkChange.LOST} or any(
-                event.change is LinkChange.ADDRESS_REMOVED and event.address in expected for event in events
-            ):
+            if changes & {LinkChange.LINK_REMOVED, LinkChange.LOST}:
                 await self._writer.correct(self._correct_addresses)
+            elif removed:
+                await self._writer.correct(partial(self._correct_removed, removed))
 
     def stop_listening(self) -> None:
         """Note that rtnetlink's events are not heard any more: every round reads the addresses."""
@@ -190,6 +188,12 @@ class Audit:
         mirror.forget(TableKeys(addresses=unwanted))
         self._report("addresses", [text_of(address) for address in wrong - unwanted])
         return TableKeys(addresses=wrong - unwanted)
+
+    async def _correct_removed(self, removed: Collection[bytes], mirror: Mirror) -> TableKeys:
+        """Correct the mirror of the addresses if it has some of those that were removed."""
+        if mirror.tables.addresses.isdisjoint(removed):
+            return TableKeys()
+        return await self._correct_addresses(mirror)
 
     def _is_wanted(self, address: bytes) -> bool:
         return address in self._writer.desired.addresses

@@ -48,23 +48,28 @@ class Comparison:
 
         """
         present: set[VirtualServerKey] = set()
+        wrong: set[VirtualServerKey] = set()
         unknown: dict[VirtualServerKey, VirtualServer] = {}
 
-        def take(key: tuple[bytes, int, int, int], settings: Settings) -> None:
+        def take(key: tuple[bytes, int, int, int], settings: Settings, number: int | None) -> None:
             # A plain tuple equals the named one that is the key.
             server = known.get(key)  # type: ignore[call-overload]
             if server is None:
                 found = VirtualServer(VirtualServerKey(*key), *settings)
                 unknown[found.key] = found
-            elif server.settings == settings:
+            elif server.settings == settings and number in (None, len(server.real_servers)):
                 present.add(server.key)
+            else:
+                wrong.add(server.key)
 
-        whole = ipv6 or not self._list_ipv4(take)
+        # Also where netlink lists all: only this one has the number of real servers.
+        has_ipv4 = self._list_ipv4(take)
+        whole = ipv6 or not has_ipv4
         if whole:
             self._ipvs.stream_list(take)
         for key, server in unknown.items():
             server.real_servers.update(self._ipvs.read_real_servers(key))
-        missing = (key for key in known if key not in present)
+        missing = (key for key in known if key not in present or key in wrong)
         return ListDifference([key for key in missing if whole or len(key.address) == _IPV4], unknown, whole)
 
     def differing(self, servers: Iterable[VirtualServer]) -> list[VirtualServerKey]:
@@ -82,13 +87,13 @@ class Comparison:
         ]
 
     def _list_ipv4(self, take: TakeListed) -> bool:
-        """Hand over key and settings of all virtual servers of IPv4; return whether that was possible."""
+        """Hand over what is listed of all virtual servers of IPv4; return whether that was possible."""
         look = self._quick_look()
         if look is None:
             return False
         try:
-            for key, settings in look.list():
-                take(key, settings)
+            for key, settings, number in look.list():
+                take(key, settings, number)
         except OSError:
             return False
         return True

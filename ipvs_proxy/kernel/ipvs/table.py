@@ -49,8 +49,9 @@ READ_ATTEMPTS: Final = 5
 PROBE_ADDRESS: Final = bytes((198, 51, 100, 0))
 _PROBE_PORTS: Final = range(20000, 20100)
 
-#: Takes key and settings of a virtual server; the key may be a plain tuple.
-TakeListed = Callable[[tuple[bytes, int, int, int], Settings], None]
+#: Takes key and settings of a virtual server, and the number of its real servers if that was told; the key may be a
+#: plain tuple.
+TakeListed = Callable[[tuple[bytes, int, int, int], Settings, int | None], None]
 
 
 class Ipvs:
@@ -104,9 +105,9 @@ class Ipvs:
         def read(payload: bytes) -> None:
             listed = decode.decode_listed(payload)
             if listed is not None:
-                take(*listed)
+                take(*listed, None)
             elif isinstance(found := decode.decode_virtual_server(payload), VirtualServer):
-                take(found.key, found.settings)
+                take(found.key, found.settings, None)
 
         # IPVS never says that its table changed during a dump, so the result says nothing.
         self._socket.stream(encode.encode_dump_virtual_servers(family_id=self._family_id), read)

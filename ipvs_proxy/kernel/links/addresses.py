@@ -32,7 +32,7 @@ from ipvs_proxy.kernel.links.codec import (
     encode_route,
 )
 from ipvs_proxy.kernel.links.placement import MOST_ADDRESSES, Place, Placement
-from ipvs_proxy.netlink.errors import MissingPiece, Unusable
+from ipvs_proxy.netlink.errors import UNKNOWN, MissingPiece, Unusable
 from ipvs_proxy.netlink.socket import NETLINK_ROUTE, MessageCounts, NetlinkSocket
 from ipvs_proxy.netlink.wire import Request
 from ipvs_proxy.plan.node_addresses import SERVICE_LINK, is_confined
@@ -150,8 +150,9 @@ class Addresses:
                     # A kernel without strict checks returns the addresses of all links.
                     if ifindex == found.ifindex and not is_confined(address):
                         addresses.add(address)
-            # Nobody but an agent makes such routes: where this one knows of none, there are none.
-            if found.ifindex != self._ifindex or self._placement.routes:
+            # Nobody but an agent makes such routes, when the link is full: otherwise, where this one knows of none,
+            # there are none.
+            if found.ifindex != self._ifindex or self._placement.routes or len(addresses) >= self._most:
                 routes = self._read_routes(found.ifindex)
         except OSError as error:
             if error.errno == ENODEV:  # gone since we looked
@@ -175,6 +176,7 @@ class Addresses:
             return [error.errno or EINVAL] * len(operations)
         if found is None:
             return [ENODEV] * len(operations)
+        had_addresses = bool(self._placement.addresses)
         results = [EINVAL] * len(operations)
         sent: list[tuple[int, Place]] = []
         requests: list[Request] = []
@@ -189,11 +191,24 @@ class Addresses:
                 results[index] = 0
                 self._placement.note(operation.address, place, present=operation.verb is Verb.ADD)
         for (index, place), code in zip(sent, self._socket.execute(requests), strict=True):
-            results[index] = results[index] or (EADDRNOTAVAIL if code == ESRCH else code)
-            verb, address = operations[index].verb, operations[index].address
-            if code not in {0, EEXIST, ESRCH, EADDRNOTAVAIL}:
-                self._placement.note(address, place, present=verb is Verb.DELETE)
+            is_fault = code not in {0, EEXIST, ESRCH, EADDRNOTAVAIL}
+            if is_fault or not results[index]:
+                results[index] = EADDRNOTAVAIL if code == ESRCH else code
+            if is_fault:
+                # What may be there is taken to be there, so that it is deleted.
+                present = code == UNKNOWN or operations[index].verb is Verb.DELETE
+                self._placement.note(operations[index].address, place, present=present)
+        if had_addresses and not self._placement.addresses:
+            self._restore_routes(found.ifindex)
         return results
+
+    def _restore_routes(self, ifindex: int) -> None:
+        """Add all routes again: with the last IPv4 address of a link, the kernel removes them (``fib_disable_ip``).
+
+        What is refused is found missing by the next read.
+        """
+        operations = [AddressOperation(Verb.ADD, address) for address in self._placement.routes]
+        self._socket.execute([encode_route(operation, ifindex=ifindex) for operation in operations])
 
     def _read_routes(self, ifindex: int) -> set[bytes]:
         """Read the addresses that have a route of ours to the link."""
