@@ -26,7 +26,16 @@ from ipvs_proxy.plan import roles
 from ipvs_proxy.plan.fragment import Fragment, ServiceName
 from ipvs_proxy.plan.reasons import Reason
 from ipvs_proxy.plan.table_keys import TableKeys
-from ipvs_proxy.plan.tables import RealServerKey, Record, Role, SetEntry, VirtualServer, VirtualServerKey, family_of
+from ipvs_proxy.plan.tables import (
+    Family,
+    RealServerKey,
+    Record,
+    Role,
+    SetEntry,
+    VirtualServer,
+    VirtualServerKey,
+    family_of,
+)
 
 T = TypeVar("T")
 #: A member of a set, with its role.
@@ -242,20 +251,22 @@ def _count(counter: Counter[T], before: tuple[T, ...], after: tuple[T, ...], tou
 def _divide(name: ServiceName, fragment: Fragment) -> tuple[dict[VirtualServerKey, _Claim], _Contribution]:
     """Return what a fragment claims, with the members that go with each virtual server, and what else it asks for."""
     servers = fragment.virtual_servers
-    node_ports = {
-        (family_of(key.address), key.protocol, key.port): key
-        for key, (_, reason) in servers.items()
-        if reason is Reason.NODE_PORT
-    }
+    node_ports: dict[tuple[Family, int, int], list[VirtualServerKey]] = {}
+    for node_port, (_, reason) in servers.items():
+        if reason is Reason.NODE_PORT:
+            at = family_of(node_port.address), node_port.protocol, node_port.port
+            node_ports.setdefault(at, []).append(node_port)
     members: dict[tuple[bytes, int, int, int], list[Member]] = {}
     others: list[Member] = []
     for member in fragment.entries:
         role, entry = member
         # Equal to the ``VirtualServerKey``, which takes five times as long to make.
-        key: tuple[bytes, int, int, int] | None = (*entry[:3], 0)
-        if not entry.address and role in _NODE_PORTS:
-            key = node_ports.get((*_NODE_PORTS[role], entry.port))
-        if key is not None and key in servers:
+        key: tuple[bytes, int, int, int] = (*entry[:3], 0)
+        # One without an address goes with each address of the node, any of which another Service may have.
+        if not entry.address and role in _NODE_PORTS and (keys := node_ports.get((*_NODE_PORTS[role], entry.port))):
+            for node_port in keys:
+                members.setdefault(node_port, []).append(member)
+        elif key in servers:
             members.setdefault(key, []).append(member)
         else:
             others.append(member)

@@ -84,6 +84,24 @@ def test_one_node_port_of_two_protocols_is_two_virtual_servers() -> None:
     assert not fragment.omissions
 
 
+@pytest.mark.parametrize("taken", [NODE, "192.0.2.9"])
+def test_a_node_port_that_another_service_has_at_one_address_is_one_at_the_others(taken: str) -> None:
+    """Members without an address are about all of the node's: they stay until the last one is lost."""
+    older = structs.replace(service("older", cluster_ip="10.96.0.11", age=100, ports=[ServicePort(30080, "x")]))
+    older = structs.replace(older, spec=structs.replace(older.spec, external_ips=[taken]))
+    desired = DesiredTables()
+    wanted = planned(made(A))
+    desired.replace(wanted.name, wanted)
+    members = {member for member in desired.entries if not member[1].address and member[1].port == 30080}
+    assert members
+    thief = plan_service(older, [], HERE, Marks())
+    desired.replace(thief.name, thief)
+    assert desired.owners[virtual(taken, 30080)] == thief.name, "the older one wins"
+    assert members <= desired.entries.keys()
+    desired.replace(wanted.name, None)
+    assert not members & desired.entries.keys()
+
+
 def test_a_port_and_the_node_port_of_another_meet_at_an_external_ip_of_the_node() -> None:
     fragment = planned(made(ServicePort(30081, "a"), ServicePort(80, "b", "TCP", 30081), external_ips=[NODE]))
     assert servers(fragment, NODE, 30081) == {real("10.0.0.1"), real("10.0.0.2")}
