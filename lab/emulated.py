@@ -26,8 +26,9 @@ from typing import IO
 from lab.native import Guest
 from lab.packages import install
 
-#: The kernel, the emulator, and the programs with which virtme-ng makes an initial file system.
-PACKAGES = ("linux-image-amd64", "qemu-system-x86", "busybox-static", "udev", "zstd", "cpio")
+#: The kernel, the emulator, and the programs with which virtme-ng finds out the kernel's version and makes an initial
+#: file system.
+PACKAGES = ("linux-image-amd64", "qemu-system-x86", "busybox-static", "udev", "zstd", "cpio", "file")
 PATH = "/tmp/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Parts of the checkout and of the virtual environment that the guest does not need. With RING_WITH_API=1 it also gets
 #: the models of the Kubernetes API. Of what was downloaded, tests of the ring need Helm alone.
