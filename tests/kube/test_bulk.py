@@ -51,6 +51,7 @@ async def answering(answer: Answer, certificates: Path | None = None) -> AsyncIt
         server_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         server_tls.load_cert_chain(certificates / "api-leaf.crt", certificates / "api-leaf.key")
         client_tls = ssl.create_default_context(cafile=certificates / "api.crt")
+        client_tls.verify_flags &= ~ssl.VERIFY_X509_STRICT  # as the client
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_tls)
     scheme, port = "https" if server_tls else "http", server.sockets[0].getsockname()[1]
     async with (
