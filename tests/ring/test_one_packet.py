@@ -82,13 +82,16 @@ def udp(family: str) -> socket.socket:
     return socket.socket(socket.AF_INET6 if family == "IPv6" else socket.AF_INET, socket.SOCK_DGRAM)
 
 
-def send(net: Topology, place: str, address: str, family: str) -> Counter[str]:
-    """Send packets from one socket, each after the answer to the one before; count the answers by their source."""
+def send(net: Topology, place: str, address: str, family: str, patience: float | None = None) -> Counter[str]:
+    """Send packets from one socket, each after the answer to the one before; count the answers by their source.
+
+    Without ``patience`` in seconds, an answer is waited for as long as tells that there is none.
+    """
     answers: Counter[str] = Counter()
     with net.inside(place):
         client = udp(family)
     with client:
-        client.settimeout(silence(net))
+        client.settimeout(patience or silence(net))
         for _ in range(PACKETS):
             client.sendto(b"line", (address, PORTS["UDP"]))
             try:
@@ -116,7 +119,7 @@ def test_a_client_that_keeps_its_address_reaches_all_endpoints_and_they_answer_a
 ) -> None:
     client, address = ("pod3", vips_of(NUMBER)[family]) if place == "pod" else ("client", KEEPING[family])
     arrived.clear()
-    answers = send(net, client, address, family)
+    answers = send(net, client, address, family, patience=10.0)
     assert Counter(arrived) == {(pod, ADDRESSES[client][family]): PACKETS // 2 for pod in PODS}
     assert answers == {ADDRESSES[pod][family]: PACKETS // 2 for pod in PODS}
 
