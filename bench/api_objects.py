@@ -247,6 +247,10 @@ _CONDITIONS = {
 }
 
 
+#: The labels by which a Service selects its pods.
+_SELECTED = ("app.kubernetes.io/instance", "app.kubernetes.io/name")
+
+
 def _service(shape: Shape, index: int, source: random.Random) -> Json:
     name, namespace = f"application-{index}", f"team-{index % 200}"
     labels = {
@@ -259,28 +263,8 @@ def _service(shape: Shape, index: int, source: random.Random) -> Json:
     if _each(shape.other_proxy_every, index + 1):
         labels["service.kubernetes.io/service-proxy-name"] = "mesh"
     annotations = {"meta.helm.sh/release-name": name, "meta.helm.sh/release-namespace": namespace}
-    ports: list[Json] = [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}]
-    if _each(shape.two_ports_every, index):
-        ports.append({"name": "metrics", "protocol": "TCP", "port": 9090, "targetPort": 9090})
-    headless = _each(shape.headless_every, index + 2)
-    balanced = not headless and _each(shape.load_balancer_every, index + 3)
-    address = "None" if headless else _address(FIRST_VIP + index)
-    selector = {"app.kubernetes.io/instance": name, "app.kubernetes.io/name": name}
-    spec: Json = {
-        "ports": ports,
-        "selector": selector,
-        "clusterIP": address,
-        "clusterIPs": [address],
-        "type": "LoadBalancer" if balanced else "ClusterIP",
-        "sessionAffinity": "None",
-        "ipFamilies": ["IPv4"],
-        "ipFamilyPolicy": "SingleStack",
-        "internalTrafficPolicy": "Cluster",
-    }
-    if balanced:
-        spec |= {"externalTrafficPolicy": "Cluster", "allocateLoadBalancerNodePorts": True}
-        for offset, port in enumerate(ports):
-            port["nodePort"] = 30000 + (index + offset) % 2768
+    spec = _service_spec(shape, index, {label: labels[label] for label in _SELECTED})
+    balanced = spec["type"] == "LoadBalancer"
     service: Json = {
         "metadata": {
             "name": name,
@@ -299,6 +283,31 @@ def _service(shape: Shape, index: int, source: random.Random) -> Json:
     }
     service["metadata"]["managedFields"] = managed.of_service(service, time=CREATED)
     return service
+
+
+def _service_spec(shape: Shape, index: int, selector: dict[str, str]) -> Json:
+    ports: list[Json] = [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080}]
+    if _each(shape.two_ports_every, index):
+        ports.append({"name": "metrics", "protocol": "TCP", "port": 9090, "targetPort": 9090})
+    headless = _each(shape.headless_every, index + 2)
+    balanced = not headless and _each(shape.load_balancer_every, index + 3)
+    address = "None" if headless else _address(FIRST_VIP + index)
+    spec: Json = {
+        "ports": ports,
+        "selector": selector,
+        "clusterIP": address,
+        "clusterIPs": [address],
+        "type": "LoadBalancer" if balanced else "ClusterIP",
+        "sessionAffinity": "None",
+        "ipFamilies": ["IPv4"],
+        "ipFamilyPolicy": "SingleStack",
+        "internalTrafficPolicy": "Cluster",
+    }
+    if balanced:
+        spec |= {"externalTrafficPolicy": "Cluster", "allocateLoadBalancerNodePorts": True}
+        for offset, port in enumerate(ports):
+            port["nodePort"] = 30000 + (index + offset) % 2768
+    return spec
 
 
 def _endpoint(metadata: Json, source: random.Random, *, number: int, nodes: int, hints: bool) -> Json:

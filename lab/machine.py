@@ -80,13 +80,11 @@ def running(
     """Run a command in a guest, with the checkout as its directory; kill both at the end.
 
     ``environment`` is added to the guest's. ``shared`` is a directory that this guest and others may write.
-    ``processors`` are the emulated machine's, where two take 1.5 times the time of one for the same work; as a program
-    Linux has one. ``interactive`` gives the command a terminal.
+    ``processors`` are the emulated machine's; as a program Linux has one. ``interactive`` gives the command a terminal.
     """
     told = {name: os.environ.get(name, "") for name in ("REQUIRE_RING", "RING_PACKET_FILTER")}
     told |= {"RING_IMAGE": str(CHECKOUT / "dist/rootfs")} | dict(environment or {})
-    has_iptables = machine.kind != "native" or told["RING_PACKET_FILTER"] != "nftables"
-    told["RING_WITHOUT_IPTABLES"] = "" if has_iptables else "1"
+    told["RING_WITHOUT_IPTABLES"] = "1" * (machine.kind == "native" and told["RING_PACKET_FILTER"] == "nftables")
     with native.scratch_directory() as scratch:
         if machine.kind == "native":
             native.allow_many_mappings()
@@ -98,7 +96,7 @@ def running(
                 scratch=scratch,
                 shared=shared,
                 interactive=interactive,
-                has_iptables=has_iptables,
+                has_iptables=not told["RING_WITHOUT_IPTABLES"],
                 output=output,
             )
         elif machine.kind == "stock":

@@ -9,18 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from lab import manifests
 from lab.agent import eventually, running_agent
-from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.manifests import PORTS, TARGET_PORTS
 from lab.packet_filter import IPTABLES, NFTABLES
-from lab.topology import ADDRESSES, FAMILIES, Topology, servers, topology
+from lab.topology import FAMILIES, Topology, servers, topology
 from lab.witness import assert_as_planned
+from tests.ring.web_service import PODS, VIPS, set_endpoints, write_objects
 from tests.support.confined import capabilities_of_the_chart
 
 #: Seen from here; in a virtual machine it is the host's.
 IMAGE = Path(os.environ.get("RING_IMAGE") or Path(__file__).parents[2] / "dist/rootfs")
-VIPS = {"IPv4": "10.96.0.50", "IPv6": "fd00:10:96::50"}
-PODS = ("pod1", "pod2")
 #: What the kubelet does for a container of the chart: the root, what is mounted into it, and the rights.
 CONTAINER = """\
 set -e
@@ -43,15 +41,7 @@ def net() -> Iterator[Topology]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    manifests.write(tmp_path, "node", manifests.node())
-    manifests.write(tmp_path, "service", manifests.service("web", *VIPS.values()))
-    set_endpoints(tmp_path, *PODS)
-    return tmp_path
-
-
-def set_endpoints(directory: Path, *pods: str) -> None:
-    endpoints = [endpoint(ADDRESSES[pod][family]) for pod in pods for family in FAMILIES]
-    manifests.write(directory, "slices", *manifests.slices("web", endpoints))
+    return write_objects(tmp_path)
 
 
 def container(directory: Path, capabilities: list[str]) -> tuple[str, ...]:

@@ -10,18 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from lab import manifests
 from lab.agent import eventually, running_agent
-from lab.manifests import PORTS, TARGET_PORTS, endpoint
+from lab.manifests import PORTS, TARGET_PORTS
 from lab.packet_filter import CHOSEN, IPTABLES, NFTABLES
-from lab.topology import ADDRESSES, CLUSTER_CIDR, FAMILIES, Topology, servers, topology
+from lab.topology import CLUSTER_CIDR, FAMILIES, Topology, servers, topology
 from lab.witness import assert_as_planned
 from tests.ring.kube_proxy import ipvs_proxy
+from tests.ring.web_service import PODS, VIPS, set_endpoints, write_objects
 from tests.support.confined import capabilities_of_the_chart, confined
 
 GIVEN = capabilities_of_the_chart(CHOSEN)
-VIPS = {"IPv4": "10.96.0.70", "IPv6": "fd00:10:96::70"}
-PODS = ("pod1", "pod2")
 
 
 @pytest.fixture
@@ -32,15 +30,7 @@ def net() -> Iterator[Topology]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    manifests.write(tmp_path, "node", manifests.node())
-    manifests.write(tmp_path, "service", manifests.service("web", *VIPS.values()))
-    set_endpoints(tmp_path, *PODS)
-    return tmp_path
-
-
-def set_endpoints(directory: Path, *pods: str) -> None:
-    endpoints = [endpoint(ADDRESSES[pod][family]) for pod in pods for family in FAMILIES]
-    manifests.write(directory, "slices", *manifests.slices("web", endpoints))
+    return write_objects(tmp_path)
 
 
 def break_rules(net: Topology) -> None:

@@ -14,7 +14,7 @@ from lab.topology import ADDRESSES, Topology, server, servers, topology
 from lab.witness import addresses, assert_as_planned, routed
 from tests.ring.kube_proxy import ipvs_proxy
 from tests.ring.troubles import answers_arp
-from tests.ring.web_service import PODS, VIPS, set_endpoints
+from tests.ring.web_service import PODS, VIPS, write_objects
 
 VIP4 = VIPS["IPv4"]
 GONE = "10.96.9.9"
@@ -35,10 +35,7 @@ def net() -> Iterator[Topology]:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    manifests.write(tmp_path, "node", manifests.node())
-    manifests.write(tmp_path, "service", manifests.service("web", *VIPS.values()))
-    set_endpoints(tmp_path, *PODS)
-    return tmp_path
+    return write_objects(tmp_path)
 
 
 def answers(net: Topology) -> bool:

@@ -16,6 +16,14 @@ PODS = ("pod1", "pod2", "pod3")
 VIPS = {"IPv4": "10.96.0.30", "IPv6": "fd00:10:96::30"}
 
 
+def write_objects(directory: Path) -> Path:
+    """Write the Node, the Service and its slices; return the directory."""
+    manifests.write(directory, "node", manifests.node())
+    manifests.write(directory, "service", manifests.service("web", *VIPS.values()))
+    set_endpoints(directory, *PODS)
+    return directory
+
+
 def set_endpoints(directory: Path, *pods: str, **conditions: dict[str, bool]) -> None:
     """Write the slices of the Service; ``conditions`` by pod, ready otherwise."""
     endpoints: list[dict[str, Any]] = [
