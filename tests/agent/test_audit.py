@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from errno import EIO
 
 import pytest
 from msgspec import structs
@@ -199,20 +200,20 @@ async def test_whatever_somebody_changes_and_whenever_it_is_repaired_within_a_pe
         assert sum(audits.rig.repairs.values()) == (2 if drift is service_leaked else 1), "it is told once"
 
 
-async def test_a_look_that_fails_ends_its_round_and_the_next_one_finds_what_was_left(
+async def test_a_look_that_fails_fails_its_round_and_the_next_one_finds_what_was_left(
     plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with auditing(plane, monkeypatch) as audits:
-        first, *_, last = audits.rig.writer.actual.virtual_servers
-        is_repaired = [weight_changed(plane, key) for key in (first, last)]
+        keys = list(audits.rig.writer.actual.virtual_servers)
+        is_repaired = [weight_changed(plane, key) for key in (keys[0], keys[2 * PIECE], keys[-1])]
         monkeypatch.setattr(plane, "differing", failing(plane.differing, 3))
         await audits.go_on(59.0)
-        assert [check() for check in is_repaired] == [True, False]
+        assert [check() for check in is_repaired] == [True, False, True]
         assert [kind for kind, _ in audits.rounds] == ["begun"]
         await audits.go_on(89.0)
-        assert [check() for check in is_repaired] == [True, True]
+        assert [check() for check in is_repaired] == [True, True, True]
         assert [kind for kind, _ in audits.rounds] == ["begun", "begun", "finished"]
-        assert audits.rig.repairs == {"ipvs": 2}
+        assert audits.rig.repairs == {"ipvs": 3}
 
 
 @asynccontextmanager
@@ -377,6 +378,29 @@ def forget(rig: Rig, key: RealServerKey) -> None:
     known = rig.writer.actual.virtual_servers[VIP]
     others = {other: one for other, one in known.real_servers.items() if other != key}
     rig.writer.actual.virtual_servers[VIP] = structs.replace(known, real_servers=others)
+
+
+async def test_a_virtual_server_that_cannot_be_read_keeps_no_others_from_repair(
+    plane: FakeDataplane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ipvs_proxy.agent.sync.audit.LOOKED_AT_ONCE", 1)
+    others = [service(f"a{number}", cluster_ip=f"10.97.0.{number}") for number in (1, 2)]
+    pods = [endpoint_slice(endpoint("10.244.0.1"), name=f"a{number}-x", of=f"a{number}") for number in (1, 2)]
+    differing = plane.differing
+
+    def fails_for_the_first(servers: Iterable[VirtualServer]) -> list[VirtualServerKey]:
+        (server,) = servers
+        if server.key == next(iter(plane.kernel.virtual_servers)):
+            raise OSError(EIO, "the kernel does not say")
+        return differing([server])
+
+    async with running(plane, WEB, SLICE, *others, *pods) as rig:
+        monkeypatch.setattr(plane, "differing", fails_for_the_first)
+        *_, last = plane.kernel.virtual_servers.values()
+        last.real_servers.clear()
+        with pytest.raises(OSError, match="the kernel does not say"):
+            await rig.audit.run_once()
+        assert plane.kernel.virtual_servers[last.key].real_servers
 
 
 async def test_plans_are_compared_again_after_any_change(plane: FakeDataplane) -> None:

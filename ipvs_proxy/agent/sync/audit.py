@@ -130,8 +130,10 @@ class Audit:
             await self._writer.forget_unwanted(unwanted)
             raise
         await self._writer.write(unwanted)
-        await self._audit_real_servers(pace)
+        fault = await self._audit_real_servers(pace)
         await self.unsettled.write()
+        if fault is not None:
+            raise fault
 
     async def handle_events(self, events: Collection[LinkEvent]) -> None:
         """Repair what rtnetlink tells of, at once; with the first ones (LOST), it has begun to tell of everything.
@@ -210,14 +212,21 @@ class Audit:
         self._lists += 1
         return self._reader.compare_list(snapshot(self._writer.actual.virtual_servers), ipv6=ipv6)
 
-    async def _audit_real_servers(self, pace: Pace) -> None:
-        """Compare the real servers of all virtual servers that are known now."""
-        keys = list(self._writer.actual.virtual_servers)
+    async def _audit_real_servers(self, pace: Pace) -> Exception | None:
+        """Compare the real servers of all virtual servers that are known now; return the first fault.
+
+        The others are looked at all the same: one that fails in every round must not keep them from it.
+        """
+        keys, fault = list(self._writer.actual.virtual_servers), None
         for start in range(0, len(keys), LOOKED_AT_ONCE):
             await pace(start / len(keys))
-            async with self._one_read:
-                suspects = await asyncio.to_thread(self._differing, keys[start : start + LOOKED_AT_ONCE])
-            await self._confirm(suspects)
+            try:
+                async with self._one_read:
+                    suspects = await asyncio.to_thread(self._differing, keys[start : start + LOOKED_AT_ONCE])
+                await self._confirm(suspects)
+            except FAULTS as error:
+                fault = fault or error
+        return fault
 
     def _differing(self, keys: Sequence[VirtualServerKey]) -> list[VirtualServerKey]:
         known = self._writer.actual.virtual_servers
