@@ -184,12 +184,12 @@ def test_routes_of_others_are_none_of_ours(position, value):
 
 def test_a_dump_of_routes_gives_ours():
     ours = [
-        codec.encode_route(AddressOperation(Verb.ADD, bytes((10, 96, 0, last))), ifindex=7).payload for last in range(9)
+        codec.encode_route(AddressOperation(Verb.ADD, bytes((10, 97, 0, last))), ifindex=7).payload for last in range(9)
     ]
     flagged = [bytes((*payload[:8], 1, *payload[9:])) for payload in ours[6:]]
     others = [route(5, 2), codec.encode_route(AddressOperation(Verb.ADD, VIP), ifindex=8).payload, route(4, 254)]
     dump = [others[0], *ours[:3], *others, *ours[3:6], *flagged]
-    assert codec.decode_routes(dump, ifindex=7) == {bytes((10, 96, 0, last)) for last in range(9)}
+    assert codec.decode_routes(dump, ifindex=7) == {bytes((10, 97, 0, last)) for last in range(9)}
     assert codec.decode_routes(others, ifindex=7) == set()
 
 
