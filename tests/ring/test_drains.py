@@ -51,7 +51,10 @@ def write(directory: Path, name: str, vips: dict[str, str], *pods: str, drain: s
 
 
 def served(net: Topology, address: str, count: int) -> bool:
-    return len([weight for weight in weights(net, address, 80).values() if weight]) == count
+    """Return whether so many real servers get connections. The address comes last."""
+    return (
+        address in addresses(net) and len([weight for weight in weights(net, address, 80).values() if weight]) == count
+    )
 
 
 def reaches_end(connection: socket.socket) -> bool:
