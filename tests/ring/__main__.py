@@ -50,6 +50,7 @@ BOTH = tuple(
         "lifecycle",
         "kinds",
         "every_address",
+        "one_way",
         "traffic",
         "firewall",
         "marks_of_others",

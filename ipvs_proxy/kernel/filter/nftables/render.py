@@ -160,7 +160,7 @@ class _Chains:
             "unserved": self._unserved(),
             "source-ranges": self._source_ranges(),
             "firewall": self._firewall(),
-            "own-firewall": self._firewall()[:2],
+            "own-firewall": self._own_firewall(),
             "marks-end": self._marks_end(),
             "own-marks-end": (*self._marks_end()[:1], *self._marks_end()[-1:]),
             "input-marks-end": (_TAKE_OFF,) if self._settings.has_marks else (),
@@ -266,6 +266,15 @@ class _Chains:
             f"ct state new {self._to(roles.NO_ENDPOINT).replace('th', 'tcp')} reject with tcp reset",
             f"ct state new {self._to(roles.NO_ENDPOINT)} {self._reject}",
         )
+
+    def _own_firewall(self) -> tuple[str, ...]:
+        """Return what the node's own packets may not reach: with a mark they reach all endpoints.
+
+        Only the first packet of a connection has that mark, as it is given in a nat chain, but all are new until there
+        is an answer.
+        """
+        unmarked = f"{self._service} != {self._set(roles.INTERNAL)}"
+        return (self._firewall()[0], f"ct state new {self._to(roles.NO_LOCAL)} {unmarked} drop")
 
     def _marks_end(self) -> tuple[str, ...]:
         """Return the rules that take marks off, or ask for masquerading instead, as in ``iptables.render``."""
