@@ -41,10 +41,14 @@ class Socket(Protocol):
         """Set an option."""
 
 
-async def read(content: Content, connection: Socket | None, *, is_bulk: Callable[[], bool]) -> AsyncIterator[bytes]:
+async def read(
+    content: Content, connection: Socket | None, *, inactivity: float, is_bulk: Callable[[], bool]
+) -> AsyncIterator[bytes]:
     """Yield the pieces of a body as they come, in large ones for as long as ``is_bulk`` says so.
 
-    Raises what reading raises; ``ConnectionError`` for a connection that was closed from this side.
+    Raises what reading raises; ``ConnectionError`` for a connection that was closed from this side, ``TimeoutError``
+    if nothing comes for ``inactivity`` seconds. aiohttp's own limit ends with the connection, and where something that
+    is not HTTP has ended that, nobody who reads the body is told.
     """
     while True:
         piece = None
@@ -52,12 +56,22 @@ async def read(content: Content, connection: Socket | None, *, is_bulk: Callable
             if connection is not None and is_bulk() and reports_at_once():
                 piece = await _read_much(content, connection)
             if piece is None:
-                piece = await content.readany()
+                piece = await _read_some(content, inactivity)
         except RuntimeError as error:  # how aiohttp says so
             raise ConnectionError(str(error)) from error
         if not piece:
             return
         yield piece
+
+
+async def _read_some(content: Content, inactivity: float) -> bytes:
+    try:
+        async with asyncio.timeout(inactivity) as limit:
+            return await content.readany()
+    except TimeoutError:
+        if limit.expired():
+            raise TimeoutError(f"nothing came for {inactivity:g} s") from None
+        raise
 
 
 async def _read_much(content: Content, connection: Socket) -> bytes | None:

@@ -115,14 +115,14 @@ class Client:
         if self._is_lean:
             async with self._get(path, query, inactivity, LEAN_JSON) as response:
                 if response.status not in _NOT_ACCEPTABLE:
-                    yield Response(response)
+                    yield Response(response, inactivity=inactivity)
                     return
                 refusal = response.status
         async with self._get(path, query, inactivity, JSON) as response:
             if self._is_lean and response.status == HTTPStatus.OK:
                 self._is_lean = False
                 log.info("managed_fields_are_sent", reason=f"HTTP {refusal} for Accept: {LEAN_JSON}")
-            yield Response(response)
+            yield Response(response, inactivity=inactivity)
 
     @asynccontextmanager
     async def _get(
@@ -182,7 +182,9 @@ class Client:
             server_hostname=access.server_name,
             allow_redirects=False,
         ) as response:
-            return Reply(response.status, (await read(response, MESSAGE_SIZE)).decode(errors="replace"))
+            return Reply(
+                response.status, (await read(response.content.iter_any(), MESSAGE_SIZE)).decode(errors="replace")
+            )
 
     async def reauthenticate(self) -> None:
         """Read the configuration again after the server refused the credentials.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from typing import NamedTuple
 
 import aiohttp
@@ -11,10 +11,14 @@ from ipvs_proxy.kube import bulk
 
 
 class Response:
-    """One response of the API server: its status, headers and body."""
+    """One response of the API server: its status, headers and body.
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    Reading the body fails with ``TimeoutError`` if nothing comes for ``inactivity`` seconds.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, *, inactivity: float) -> None:
         self._response = response
+        self._inactivity = inactivity
         self.status: int = response.status
         self.headers: Mapping[str, str] = response.headers
 
@@ -23,12 +27,15 @@ class Response:
         connection = self._response.connection
         transport = connection.transport if connection else None
         return bulk.read(
-            self._response.content, transport.get_extra_info("socket") if transport else None, is_bulk=is_bulk
+            self._response.content,
+            transport.get_extra_info("socket") if transport else None,
+            inactivity=self._inactivity,
+            is_bulk=is_bulk,
         )
 
     async def read(self, limit: int) -> bytes:
         """Return at most the first ``limit`` bytes of the body, decompressed."""
-        return await read(self._response, limit)
+        return await read(self.chunks(), limit)
 
 
 class Reply(NamedTuple):
@@ -38,10 +45,10 @@ class Reply(NamedTuple):
     text: str
 
 
-async def read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return at most the first ``limit`` bytes of a response's body, decompressed."""
+async def read(chunks: AsyncIterable[bytes], limit: int) -> bytes:
+    """Return at most the first ``limit`` bytes of a body."""
     body = bytearray()
-    async for chunk in response.content.iter_any():
+    async for chunk in chunks:
         body += chunk
         if len(body) >= limit:
             break

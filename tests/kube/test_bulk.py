@@ -88,7 +88,7 @@ async def test_what_drips_is_read_in_large_pieces_until_the_list_has_come(
 
     async with answering(drip, certificates if encrypted else None) as response, asyncio.timeout(20):
         connection = connection_of(response)
-        async for piece in bulk.read(response.content, connection, is_bulk=lambda: sum(sizes) < listed):
+        async for piece in bulk.read(response.content, connection, inactivity=60, is_bulk=lambda: sum(sizes) < listed):
             sizes.append(len(piece))
             if sum(sizes) == WHOLE:
                 break
@@ -108,7 +108,7 @@ async def test_little_is_not_waited_with(certificates: Path, encrypted: bool) ->
         writer.write(chunk(b"second"))
 
     async with answering(answer, certificates if encrypted else None) as response, asyncio.timeout(20):
-        pieces = bulk.read(response.content, connection_of(response), is_bulk=lambda: True)
+        pieces = bulk.read(response.content, connection_of(response), inactivity=60, is_bulk=lambda: True)
         assert [await anext(pieces), await anext(pieces)] == [b"first", b"second"]
 
 
@@ -154,7 +154,7 @@ class Connection:
 
 async def test_the_connection_is_as_it_was_whenever_a_piece_is_handed_on() -> None:
     connection = Connection()
-    pieces = bulk.read(Content(b"a", b"b"), connection, is_bulk=lambda: True)
+    pieces = bulk.read(Content(b"a", b"b"), connection, inactivity=60, is_bulk=lambda: True)
     async for _ in pieces:
         assert connection.marks[-1] == 1
     assert connection.marks == [bulk.ENOUGH, 1] * 3
@@ -163,7 +163,7 @@ async def test_the_connection_is_as_it_was_whenever_a_piece_is_handed_on() -> No
 @pytest.mark.parametrize("fault", [TimeoutError("no byte for 150 s"), ConnectionResetError()])
 async def test_a_fault_is_raised_and_the_connection_left_as_it_was(fault: Exception) -> None:
     connection = Connection()
-    pieces = bulk.read(Content(b"a", fault), connection, is_bulk=lambda: True)
+    pieces = bulk.read(Content(b"a", fault), connection, inactivity=60, is_bulk=lambda: True)
     assert await anext(pieces) == b"a"
     with pytest.raises(type(fault)) as raised:
         await anext(pieces)
@@ -171,15 +171,26 @@ async def test_a_fault_is_raised_and_the_connection_left_as_it_was(fault: Except
     assert connection.marks == [bulk.ENOUGH, 1] * 2
 
 
-async def test_who_is_cancelled_leaves_the_connection_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent:
-        async def readany(self) -> bytes:
-            await asyncio.Event().wait()
-            return b""
+class Silent:
+    """Nothing comes and nobody tells, as after aiohttp has closed a connection on which something else than HTTP came."""
 
+    async def readany(self) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+
+@pytest.mark.parametrize("is_bulk", [True, False], ids=["list", "watch"])
+async def test_silence_ends_after_the_longest_that_is_allowed(is_bulk: bool) -> None:
+    pieces = bulk.read(Silent(), Connection(), inactivity=0.02, is_bulk=lambda: is_bulk)
+    with pytest.raises(TimeoutError, match=r"nothing came for 0\.02 s"):
+        async with asyncio.timeout(5):
+            await anext(pieces)
+
+
+async def test_who_is_cancelled_leaves_the_connection_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk, "PATIENCE", 30.0)
     connection = Connection()
-    waiting = asyncio.ensure_future(anext(bulk.read(Silent(), connection, is_bulk=lambda: True)))
+    waiting = asyncio.ensure_future(anext(bulk.read(Silent(), connection, inactivity=60, is_bulk=lambda: True)))
     await asyncio.sleep(0)
     assert connection.marks == [bulk.ENOUGH]
     waiting.cancel()
@@ -189,7 +200,7 @@ async def test_who_is_cancelled_leaves_the_connection_as_it_was(monkeypatch: pyt
 
 @pytest.mark.parametrize("connection", [None, Connection(is_closed=True)], ids=["none", "closed"])
 async def test_without_the_socket_the_body_comes_all_the_same(connection: Connection | None) -> None:
-    pieces = bulk.read(Content(b"a", b"b"), connection, is_bulk=lambda: True)
+    pieces = bulk.read(Content(b"a", b"b"), connection, inactivity=60, is_bulk=lambda: True)
     assert [piece async for piece in pieces] == [b"a", b"b"]
 
 
@@ -201,7 +212,9 @@ async def test_a_kernel_that_would_keep_the_rest_to_itself_is_not_asked(
     bulk.reports_at_once.cache_clear()
     connection = Connection()
     try:
-        assert [piece async for piece in bulk.read(Content(b"a"), connection, is_bulk=lambda: True)] == [b"a"]
+        assert [piece async for piece in bulk.read(Content(b"a"), connection, inactivity=60, is_bulk=lambda: True)] == [
+            b"a"
+        ]
     finally:
         bulk.reports_at_once.cache_clear()
     assert connection.marks == marks
