@@ -269,7 +269,7 @@ class Agent:
         report_refused_health_check(self._emit, metadata, port, error)
 
     def _audited(self) -> None:
-        if not self.writer.retries:
+        if not self.writer.retries.is_held_up():
             self._health.updated()
 
     def _health_check_addresses(self, family: Family) -> list[str] | None:

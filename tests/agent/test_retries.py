@@ -65,3 +65,31 @@ def test_keys_of_all_tables_come_back_as_what_they_are() -> None:
     touched = TableKeys({A}, {packed("10.96.0.1")}, {("KUBE-CLUSTER-IP", SetEntry(packed("10.96.0.1"), 6, 80))})
     queue.failed(touched, 0.0)
     assert queue.take_due(FIRST_DELAY) == touched
+
+
+def test_changes_of_what_is_refused_add_no_retries() -> None:
+    queue = RetryQueue()
+    for second in range(100):
+        queue.settled(keys(A), failing=keys(A))
+        queue.failed(keys(A), float(second))
+    now, retries = 100.0, 0
+    while (due := queue.next_due()) is not None and due < 100.0 + 10 * LONGEST_DELAY:
+        now = max(now, due)
+        assert queue.take_due(now).virtual_servers == {A}
+        queue.failed(keys(A), now)
+        retries += 1
+    assert retries <= 11, f"{retries} retries in the time of 10"
+
+
+def test_what_is_refused_for_what_it_asks_holds_nothing_up() -> None:
+    queue = RetryQueue()
+    queue.failed(keys(A), 0.0, refused={A})
+    assert not queue.is_held_up()
+    queue.failed(keys(B), 0.0)
+    assert queue.is_held_up(), "another one waits, which is not"
+    queue.settled(keys(B), failing=keys())
+    assert not queue.is_held_up()
+    queue.failed(keys(A), 1.0)
+    assert queue.is_held_up(), "now it fails for another reason"
+    queue.settled(keys(A), failing=keys())
+    assert not queue.is_held_up()

@@ -39,6 +39,7 @@ from ipvs_proxy.plan import ownership
 from ipvs_proxy.plan.table_keys import TableKeys
 from ipvs_proxy.plan.tables import Family, VirtualServer, VirtualServerKey, text_of
 from ipvs_proxy.snapshots import snapshot
+from ipvs_proxy.state.services import member_text
 
 log = structlog.get_logger(__name__)
 
@@ -176,7 +177,9 @@ class Audit:
             self._doubts_addresses = True
             raise
         self._report("addresses", [text_of(address) for address in touched.addresses])
-        self._report("sets", [f"{self._writer.name_of_role(role)} {entry}" for role, entry in touched.entries])
+        self._report(
+            "sets", [f"{self._writer.name_of_role(role)} {member_text(entry)}" for role, entry in touched.entries]
+        )
         unwanted.addresses = {address for address in touched.addresses if not self._is_wanted(address)}
         unwanted.entries = {entry for entry in touched.entries if entry not in self._writer.desired.entries}
         return TableKeys(addresses=touched.addresses - unwanted.addresses, entries=touched.entries - unwanted.entries)

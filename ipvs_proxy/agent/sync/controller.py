@@ -217,7 +217,7 @@ class Controller:
         return done
 
     def _report(self, services: list[ServiceName], *, operations: int, seconds: float) -> None:
-        self._recorder.synced(seconds=seconds, complete=not self.writer.retries)
+        self._recorder.synced(seconds=seconds, complete=not self.writer.retries.is_held_up())
         if self.started.is_set() and operations:
             log.info(
                 "programmed",

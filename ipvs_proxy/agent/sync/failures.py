@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from errno import EINVAL
 from typing import Final
 
 import structlog
@@ -15,14 +16,32 @@ from ipvs_proxy.plan.tables import (
     Operation,
     RealServerOperation,
     SetEntryOperation,
+    VirtualServerKey,
     VirtualServerOperation,
     text_of,
 )
+from ipvs_proxy.state.services import member_text
 
 log = structlog.get_logger(__name__)
 
 #: Failures of one write that are logged one by one.
 LOGGED: Final = 10
+
+
+def refused_servers(failures: Sequence[Failure]) -> set[VirtualServerKey]:
+    """Return the virtual servers that lack nothing but real servers whose address the kernel refuses.
+
+    IPVS takes no real server at a broadcast address (``__ip_vs_new_dest`` in ip_vs_ctl.c), but the API takes such an
+    endpoint, on which every tenant can decide.
+    """
+    refused, others = set[VirtualServerKey](), set[VirtualServerKey]()
+    for failure in failures:
+        match failure.operation:
+            case RealServerOperation(_, key, _, _):
+                (refused if failure.code == EINVAL else others).add(key)
+            case VirtualServerOperation(_, server):
+                others.add(server.key)
+    return refused - others
 
 
 def log_failures(failures: Sequence[Failure], delay: float, name_of_role: NameOfRole) -> None:
@@ -46,4 +65,4 @@ def describe(operation: Operation, name_of_role: NameOfRole) -> dict[str, str]:
         case AddressOperation(_, address):
             return fields | {"address": text_of(address)}
         case SetEntryOperation(_, role, entry):
-            return fields | {"set": name_of_role(role), "entry": str(entry)}
+            return fields | {"set": name_of_role(role), "entry": member_text(entry)}

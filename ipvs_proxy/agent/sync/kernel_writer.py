@@ -27,7 +27,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from ipvs_proxy.agent.sync.failures import log_failures
+from ipvs_proxy.agent.sync.failures import log_failures, refused_servers
 from ipvs_proxy.agent.sync.kernel_access import KernelThread, WritableTables
 from ipvs_proxy.agent.sync.mirror import Mirror
 from ipvs_proxy.agent.sync.retries import RetryQueue
@@ -383,7 +383,7 @@ class KernelWriter:
             await self._mirror.reread_failed(failing)
         except (OSError, ValueError) as error:
             log.error("read_after_failure_failed", error=str(error))
-        delay = self.retries.failed(failing, self._clock())
+        delay = self.retries.failed(failing, self._clock(), refused=refused_servers(failures))
         self._retry_soon.set()
         log_failures(failures, delay, self._kernel.name_of_role)
 

@@ -2,11 +2,15 @@
 
 An object that the kernel refused is tried again by itself, with a delay that doubles; the others do not wait for it.
 The clock is passed in.
+
+Invariant: each object has one time at which it is due, the one of its last failure. Its owner may change it as often as
+they like: what they make the kernel refuse costs one attempt for each change, and none of them adds to the retries.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Collection
 from itertools import count, islice
 
 from ipvs_proxy.pacing import Backoff
@@ -24,6 +28,10 @@ class RetryQueue:
 
     def __init__(self) -> None:
         self._attempts: dict[Key, int] = {}
+        #: When each is due; an older time in the heap means nothing.
+        self._due: dict[Key, float] = {}
+        #: Those that fail only because of what they ask for.
+        self._refused: set[Key] = set()
         self._heap: list[tuple[float, int, Key]] = []
         self._order = count()
 
@@ -37,15 +45,24 @@ class RetryQueue:
         """Return at most ``limit`` of the keys. Safe in any thread."""
         return list(islice(snapshot(self._attempts), limit))
 
-    def failed(self, touched: TableKeys, now: float) -> float:
-        """Note failures at ``now`` (seconds of a monotonic clock); return the longest delay until a retry."""
+    def is_held_up(self) -> bool:
+        """Return whether something waits that is not refused for what it asks for."""
+        return len(self._attempts) > len(self._refused)
+
+    def failed(self, touched: TableKeys, now: float, *, refused: Collection[Key] = ()) -> float:
+        """Note failures at ``now`` (seconds of a monotonic clock); return the longest delay until a retry.
+
+        ``refused`` are those of them that the kernel refuses for what they ask for: the agent is well all the same.
+        """
         longest = 0.0
         for key in _keys(touched):
             attempts = self._attempts.get(key, 0)
             self._attempts[key] = attempts + 1
             delay = BACKOFF.delay(attempts)
             longest = max(longest, delay)
+            self._due[key] = now + delay
             heapq.heappush(self._heap, (now + delay, next(self._order), key))
+            (self._refused.add if key in refused else self._refused.discard)(key)
         return longest
 
     def settled(self, touched: TableKeys, failing: TableKeys) -> None:
@@ -53,10 +70,12 @@ class RetryQueue:
         if self._attempts:
             for key in set(_keys(touched)).difference(_keys(failing)):
                 self._attempts.pop(key, None)
+                self._due.pop(key, None)
+                self._refused.discard(key)
 
     def next_due(self) -> float | None:
         """Return the time at which something is due, ``None`` if nothing is."""
-        while self._heap and self._heap[0][2] not in self._attempts:
+        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
@@ -65,6 +84,7 @@ class RetryQueue:
         touched = TableKeys()
         while (due := self.next_due()) is not None and due <= now:
             key = heapq.heappop(self._heap)[2]
+            del self._due[key]
             if isinstance(key, VirtualServerKey):
                 touched.virtual_servers.add(key)
             elif isinstance(key, bytes):
