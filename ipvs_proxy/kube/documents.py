@@ -64,7 +64,9 @@ _INT: Final = "tag:yaml.org,2002:int"
 _FLOAT: Final = "tag:yaml.org,2002:float"
 _TIMESTAMP: Final = "tag:yaml.org,2002:timestamp"
 _BINARY: Final = "tag:yaml.org,2002:binary"
-_DROPPED: Final = (_INT, _FLOAT, _TIMESTAMP)
+#: A plain "=" has a tag of its own, for which PyYAML has no constructor: it is text.
+_VALUE: Final = "tag:yaml.org,2002:value"
+_DROPPED: Final = (_INT, _FLOAT, _TIMESTAMP, _VALUE)
 #: Tags that are refused like any unknown tag.
 _NOT_JSON: Final = frozenset(f"tag:yaml.org,2002:{name}" for name in ("set", "omap", "pairs"))
 #: Numbers of a plausible length, without those in base 60. Anything else is a string.

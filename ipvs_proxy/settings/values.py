@@ -85,7 +85,7 @@ class Kind(Generic[T_co]):
         refuse_control_characters(value)
         if self.in_file is not object and type(value) is not self.in_file:
             raise ValueError(f"must be {_TYPES[self.in_file]}, not {type_of(value)}")
-        if isinstance(value, list):
+        if self.in_file is list and isinstance(value, list):
             for index, element in enumerate(value):
                 if type(element) is not str:
                     raise ValueError(f"element {index} must be text, not {type_of(element)}")

@@ -102,6 +102,13 @@ def test_an_endpoint_slice_without_names_of_ports_is_joined_to_a_port_without_na
     assert served(plan_of(content(text))) == {"10.96.1.1:80/TCP": 1}
 
 
+def test_a_plain_equals_sign_is_text() -> None:
+    text = (CASES / "14-nulls-from-charts.yaml").read_text()
+    assert served(plan_of(content(f"{text}\n---\nkind: CustomResourceDefinition\nenum: [=, '!=']\n"))) == served(
+        plan_of(content(text))
+    )
+
+
 BASE: dict[str, Any] = {
     document["kind"]: document
     for document in yaml.safe_load_all((CASES / "13-dns-tcp-udp-one-ip.yaml").read_text())

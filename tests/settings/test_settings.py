@@ -234,6 +234,12 @@ def test_flags_without_effect_are_accepted_and_named(tmp_path: Path) -> None:
     assert notes == (("settings_without_effect", {"settings": ["--kube-api-qps", "--vmodule"]}),)
 
 
+def test_what_has_no_effect_may_be_of_any_type(tmp_path: Path) -> None:
+    text = "logging: {vmodule: [{filePattern: proxier, verbosity: 5}]}"
+    notes = effective({}, read_file(write(tmp_path, text))[0]).notes
+    assert notes == (("settings_without_effect", {"settings": [f"{KIND}.logging.vmodule"]}),)
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
