@@ -271,10 +271,10 @@ class _Chains:
         """Return what the node's own packets may not reach: with a mark they reach all endpoints.
 
         Only the first packet of a connection has that mark, as it is given in a nat chain, but all are new until there
-        is an answer.
+        is an answer. So a connection whose first packet has passed goes on. (Linux before 6.5 takes no map as a set,
+        so the rule cannot ask for what is in that of the marks.)
         """
-        unmarked = f"{self._service} != {self._set(roles.INTERNAL)}"
-        return (self._firewall()[0], f"ct state new {self._to(roles.NO_LOCAL)} {unmarked} drop")
+        return (self._firewall()[0], f"{_NOT_OURS} ct state new ct status ! confirmed {self._to(roles.NO_LOCAL)} drop")
 
     def _marks_end(self) -> tuple[str, ...]:
         """Return the rules that take marks off, or ask for masquerading instead, as in ``iptables.render``."""
