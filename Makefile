@@ -25,7 +25,7 @@ IMAGE_SOURCES := $(shell find ipvs_proxy -name __pycache__ -prune -o -type f -pr
 .PHONY: help setup demo test test-stock pure lint docs bench chart image lock release
 help:
 	@echo "make demo    a client, a node and three pods on this host: requests through a ClusterIP, a pod that goes away"
-	@echo "make test    all tests; those that need a kernel with IPVS run in one that it builds once (10 to 20 minutes), if this one has none"
+	@echo "make test    all tests; those that need a kernel with IPVS run in one that it builds once (5 to 20 minutes), if this one has none"
 	@echo "make pure    those tests that need neither such a kernel nor the image"
 	@echo "make test-stock   the kernel ring once more, in Debian's stock kernel (in an emulated machine, slow)"
 	@echo "make lint    style, types and the layers"
