@@ -22,7 +22,7 @@ def test_all_reach_an_endpoint_elsewhere_with_policy_local(tmp_path: Path, place
     service = manifests.service(
         "log", VIP, protocols=("UDP",), type="LoadBalancer", externalTrafficPolicy="Local", ingress=[OUTSIDE]
     )
-    slices = manifests.slices("log", [endpoint(ADDRESSES["pod4"]["IPv4"])], ("UDP",))
+    slices = manifests.slices("log", [endpoint(ADDRESSES["pod4"]["IPv4"], "peer")], ("UDP",))
     manifests.write(tmp_path, "log", service, *slices)
     with topology() as net:
         with net.inside("pod4"):
